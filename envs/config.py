@@ -1,0 +1,45 @@
+"""Config sections of the world: which environment, and how its tools are served."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+IsolationLevel = Literal["namespaces", "landlock", "seccomp"]
+
+
+class Section(BaseModel):
+    """A config section: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EnvConfig(Section):
+    """`[env]`: where tasks come from."""
+
+    name: Literal["catalog", "toolhop"] = "catalog"
+    """`catalog`: the built-in unfamiliar tools; `toolhop`: a file in ToolHop's format."""
+    path: str = ""
+    """Data file of `toolhop`; empty for the dozen tasks that ship with the project."""
+    heldout_percent: int = Field(20, ge=0, le=100)
+    """`toolhop`: share of tasks, by hash of their id, that form the held-out split."""
+
+
+class ToolServerConfig(Section):
+    """`[tools]`: the tool servers that this run starts."""
+
+    required_isolation: IsolationLevel = "landlock"
+    """Weakest isolation the server may start with; it always takes the strongest the kernel gives."""
+    call_timeout_s: float = Field(5.0, gt=0)
+    """Wall seconds for one tool call; running over is an observation, not a failure."""
+    session_cpu_s: int = Field(20, gt=0)
+    """CPU seconds for one session."""
+    session_memory_mib: int = Field(512, gt=0)
+    """Address space of one session's process."""
+    reply_limit_bytes: int = Field(65_536, gt=0)
+    """Longest text that one call may answer; the rest is cut and the answer says so."""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """Deadline of the client for one request; running over is an infrastructure failure."""
+    max_sessions: int = Field(2_048, gt=0)
+    """Sessions open at once on one server; more are refused with 503."""
+    session_idle_s: float = Field(600.0, gt=0)
+    """A session without a call for so long is closed."""

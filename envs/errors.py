@@ -1,0 +1,107 @@
+"""The exception tree.
+
+TrialrunError
+├── ConfigError            exit 2   a recipe, override or combination that cannot work
+│   ├── TemplateError      exit 2   a chat template that cannot extend its own prefix
+│   └── DataFileError      exit 2   a task or data file with a wrong or missing field
+├── MissingError           exit 3   a path, run, episode or server that is not there
+├── PolicyError                     the model's own mistake: becomes an observation, never a crash
+├── EpisodeError                    an episode that contradicts itself
+├── StoreError                      a run directory that cannot be read or written
+├── InfraError                      the world failed; the policy is not to blame
+│   ├── ToolServerError             the tool server is unreachable, restarted or refused
+│   ├── SandboxError                the sandboxed child could not be made or died
+│   ├── EngineError                 the inference engine failed; its worker must be replaced
+│   ├── LearnerError                a learner rank failed or its ranks disagree
+│   └── WeightSyncError             a weight push missed its deadline or its handshake
+├── DeadlineError                   a wait on the outside ran out of time
+└── IsolationError         exit 1   the kernel cannot give the isolation that was required
+"""
+
+from enum import StrEnum
+
+
+class TrialrunError(Exception):
+    """Root of every error this project raises on purpose; picklable, `exit_code` is the CLI's."""
+
+    exit_code = 1
+
+
+class ConfigError(TrialrunError):
+    exit_code = 2
+
+
+class TemplateError(ConfigError):
+    pass
+
+
+class DataFileError(ConfigError):
+    pass
+
+
+class MissingError(TrialrunError):
+    exit_code = 3
+
+
+class PolicyErrorKind(StrEnum):
+    """What a policy can do wrong in one turn."""
+
+    MALFORMED_JSON = "malformed_json"
+    UNCLOSED_TAG = "unclosed_tag"
+    UNKNOWN_TOOL = "unknown_tool"
+    WRONG_ARGUMENTS = "wrong_arguments"
+    TOO_LONG = "too_long"
+    TOO_MANY_CALLS = "too_many_calls"
+    NO_ACTION = "no_action"
+
+
+class PolicyError(TrialrunError):
+    """A turn that cannot be acted on; `kind` is recorded, the message is shown to the policy."""
+
+    def __init__(self, kind: PolicyErrorKind, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class EpisodeError(TrialrunError):
+    pass
+
+
+class StoreError(TrialrunError):
+    pass
+
+
+class InfraError(TrialrunError):
+    pass
+
+
+class ToolServerError(InfraError):
+    pass
+
+
+class SandboxError(InfraError):
+    pass
+
+
+class EngineError(InfraError):
+    pass
+
+
+class LearnerError(InfraError):
+    pass
+
+
+class WeightSyncError(InfraError):
+    pass
+
+
+class DeadlineError(TrialrunError):
+    pass
+
+
+class IsolationError(TrialrunError):
+    pass

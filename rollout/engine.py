@@ -1,0 +1,85 @@
+"""The engine Protocol: token ids in, token ids out, with logprobs and policy versions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from envs.errors import EpisodeError
+from envs.messages import Message
+from rollout.weights import WeightManifest
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample one turn. `seed` None lets the engine draw; temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a turn continues: `token_ids` is the truth; `messages` is for engines that read text."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens from index `start` on were sampled with policy `version`."""
+
+    start: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled turn, its end-of-turn token included; `logprobs` are of the distribution sampled from."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    spans: tuple[VersionSpan, ...]
+    """Starts count from the completion's first token; the first span starts at 0."""
+    finish_reason: FinishReason
+    queue_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.logprobs):
+            raise EpisodeError(
+                f"expected one logprob per token, found {len(self.token_ids)} tokens and "
+                f"{len(self.logprobs)} logprobs"
+            )
+        if self.token_ids and (not self.spans or self.spans[0].start != 0):
+            raise EpisodeError(f"expected version spans that start at token 0, found {self.spans}")
+
+
+class Engine(Protocol):
+    """Something that continues prompts with a versioned policy."""
+
+    @property
+    def version(self) -> int:
+        """Policy version of the weights that the next token is sampled with."""
+        ...
+
+    async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
+        """Continue `prompt`. Raises EngineError when the engine cannot go on."""
+        ...
+
+    async def load(self, manifest: WeightManifest) -> None:
+        """Take the weights of `manifest`; requests in flight continue with them. Raises WeightSyncError."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop between two scheduler steps; requests are kept."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def close(self) -> None: ...
