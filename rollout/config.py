@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from envs.config import Section
 
@@ -42,7 +42,7 @@ class PhaseBudget(Section):
     """What one phase may use up."""
 
     calls: int = Field(8, ge=0)
-    """Tool calls."""
+    """Tool calls; 0 blocks them (trials blocked is the fair baseline of evaluation)."""
     turns: int = Field(12, ge=1)
     """Completions, those without a call included."""
     tokens: int = Field(1024, ge=1)
@@ -78,9 +78,3 @@ class EpisodeConfig(Section):
     """Taken from the reward when any turn was malformed."""
     trial_call_cost: float = Field(0.0, ge=0)
     """Taken from the reward per trial call."""
-
-    @model_validator(mode="after")
-    def _trials_have_calls(self) -> "EpisodeConfig":
-        if self.mode != "direct" and self.trial.calls == 0:
-            raise ValueError("mode needs trials but episode.trial.calls is 0: set it to 1 or more, or mode to 'direct'")
-        return self

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import xxhash
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
@@ -59,3 +61,8 @@ class WeightManifest:
     transport: str
     path: str
     checksum: str
+
+
+def checksum(buffer: memoryview) -> str:
+    """Return the 64-bit xxh3 hash of `buffer` in hexadecimal."""
+    return xxhash.xxh3_64_hexdigest(buffer)
