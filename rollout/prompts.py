@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from envs.errors import PolicyError
 from envs.messages import Message
 from envs.tasks import Task
-from envs.tools import AnswerStatus, ToolAnswer
+from envs.tools import AnswerStatus, ToolAnswer, ToolSpec
 from rollout.episode import Mode
 
 
@@ -97,11 +97,14 @@ class HermesPrompts:
 
 
 class CompactPrompts:
-    """The shortest wording: a line per tool, one word per event."""
+    """The shortest wording: a numbered line per tool, one word per event."""
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
-        lines = [f"{tool.name}: {tool.description}" for tool in task.tool_set.tools]
+        lines = [
+            f"{number}. {tool.name}({', '.join(_arguments(tool))}): {tool.description}"
+            for number, tool in enumerate(task.tool_set.tools, start=1)
+        ]
         return [Message("system", "\n".join([mode, *lines])), Message("user", task.question)]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
@@ -129,6 +132,11 @@ class CompactPrompts:
 def make_prompts(wording: Literal["hermes", "compact"], *, wrap_answers: bool) -> Prompts:
     """Return the wording of that name; `wrap_answers` where the chat template does not mark tool answers."""
     return CompactPrompts() if wording == "compact" else HermesPrompts(wrap_answers=wrap_answers)
+
+
+def _arguments(tool: ToolSpec) -> list[str]:
+    properties = tool.parameters.get("properties")
+    return list(properties) if isinstance(properties, dict) else []
 
 
 def _labelled(answer: ToolAnswer) -> str:
