@@ -203,12 +203,8 @@ class Install:
         """Leave a .venv with a working pip: the one that is there where it can be kept."""
         stamp = read_stamp(STAMP)
         moved = stamp is not None and stamp.place != self.wanted.place
-        if (
-            VENV.exists()
-            and not MARKER.exists()
-            and not moved
-            and _works([str(PYTHON), "-m", "pip"])
-        ):
+        kept = not MARKER.exists() and not moved
+        if kept and _works([str(PYTHON), "-m", "pip"]):
             return
         if importlib.util.find_spec("ensurepip") is None:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -234,17 +230,8 @@ class Install:
         sync = [*uv, "sync", *target, *places, str(self.lock_file)]
         _run("install the pinned packages", sync, environ)
         # The build needs setuptools only, which the lock holds: nothing is fetched for it.
-        editable = [
-            *uv,
-            "install",
-            "--quiet",
-            *target,
-            "--no-deps",
-            "--no-build-isolation",
-            "-e",
-            ".",
-        ]
-        _run("install the command `trialrun`", editable, environ)
+        editable = [*uv, "install", "--quiet", *target, "--no-deps", "--no-build-isolation"]
+        _run("install the command `trialrun`", [*editable, "-e", "."], environ)
         _check_torch(self.device)
 
 
