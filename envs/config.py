@@ -20,7 +20,7 @@ class EnvConfig(Section):
     """`catalog`: the built-in unfamiliar tools; `toolhop`: a file in ToolHop's format."""
     path: str = ""
     """Data file of `toolhop`; empty for the dozen tasks that ship with the project."""
-    heldout_percent: int = Field(20, ge=0, le=100)
+    heldout_percent: int = Field(default=20, ge=0, le=100)
     """`toolhop`: share of tasks, by hash of their id, that form the held-out split."""
 
 
@@ -29,17 +29,17 @@ class ToolServerConfig(Section):
 
     required_isolation: IsolationLevel = "landlock"
     """Weakest isolation the server may start with; it always takes the strongest the kernel gives."""
-    call_timeout_s: float = Field(5.0, gt=0)
+    call_timeout_s: float = Field(default=5.0, gt=0)
     """Wall seconds for one tool call; running over is an observation, not a failure."""
-    session_cpu_s: int = Field(20, gt=0)
+    session_cpu_s: int = Field(default=20, gt=0)
     """CPU seconds for one session."""
-    session_memory_mib: int = Field(512, gt=0)
+    session_memory_mib: int = Field(default=512, gt=0)
     """Address space of one session's process."""
-    reply_limit_bytes: int = Field(65_536, gt=0)
+    reply_limit_bytes: int = Field(default=65_536, gt=0)
     """Longest text that one call may answer; the rest is cut and the answer says so."""
-    request_timeout_s: float = Field(30.0, gt=0)
+    request_timeout_s: float = Field(default=30.0, gt=0)
     """Deadline of the client for one request; running over is an infrastructure failure."""
-    max_sessions: int = Field(2_048, gt=0)
+    max_sessions: int = Field(default=2_048, gt=0)
     """Sessions open at once on one server; more are refused with 503."""
-    session_idle_s: float = Field(600.0, gt=0)
+    session_idle_s: float = Field(default=600.0, gt=0)
     """A session without a call for so long is closed."""
