@@ -21,7 +21,7 @@ class TensorSlot:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """What a receiver accepts: tensors in Hugging Face names, in order, and the buffer they fill."""
+    """What a receiver accepts: tensors in Hugging Face names, in order, in one buffer."""
 
     slots: tuple[TensorSlot, ...]
 
@@ -61,6 +61,8 @@ class WeightManifest:
     transport: str
     path: str
     checksum: str
+    handles: str = ""
+    """`cuda_ipc`: the sender's device buffers, one handle per slot, pickled, in base64."""
 
 
 def checksum(buffer: memoryview) -> str:
