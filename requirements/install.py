@@ -217,7 +217,7 @@ class Install:
     def _install(self) -> None:
         lock = self.lock_file.read_text()
         pip = [str(PYTHON), "-m", "pip"]
-        pip_install = [*pip, "install", "--quiet", "--disable-pip-version-check"]
+        pip_install = [*pip, "install", "-qq", "--disable-pip-version-check"]
         _run("install uv", [*pip_install, f"uv=={locked_version(lock, 'uv')}"])
         settings = read_pip_settings(pip)
         environ = uv_environment(settings, os.environ)
@@ -291,14 +291,17 @@ def _works(command: Sequence[str]) -> bool:
 
 
 def _run(what: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+    """Run one step; what it writes is passed on, less uv's list of every package."""
     started = time.monotonic()
     print(f"setup: {what} ...", flush=True)
-    finished = subprocess.run(
-        command, cwd=ROOT, env=None if environ is None else dict(environ), check=False
-    )
-    if finished.returncode != 0:
+    env = None if environ is None else dict(environ)
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            if not line.startswith((" + ", " - ", " ~ ")):
+                print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode != 0:
         raise SetupError(
-            f"could not {what} (exit code {finished.returncode}); what it said is above. Where a "
+            f"could not {what} (exit code {process.returncode}); what it said is above. Where a "
             "host could not be reached, see `pip config list`; then run the same command again"
         )
     print(f"setup: {what}: {time.monotonic() - started:.1f} s", flush=True)
