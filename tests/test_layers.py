@@ -33,7 +33,7 @@ ROLLOUT_CONTRACTS = frozenset(
 _ROLLOUT = "jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
 _LEARNER = "deepspeed gguf numpy pyarrow pydantic safetensors tokenizers torch transformers xxhash"
 THIRD_PARTY = {
-    "envs": frozenset("fastapi httpx msgpack pydantic starlette uvicorn".split()),
+    "envs": frozenset({"fastapi", "httpx", "msgpack", "pydantic", "starlette", "uvicorn"}),
     "rollout": frozenset(_ROLLOUT.split()),
     "learner": frozenset(_LEARNER.split()),
 }
