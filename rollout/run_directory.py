@@ -1,0 +1,217 @@
+"""The run directory, as the one process that runs writes it.
+
+    run.json        what the run is                     manifest.jsonl  who wrote, which segments
+    config.toml     the resolved recipe                 control.jsonl   who scaled, paused, resumed
+    ledger/         what became of every episode        index/          one narrow row per episode
+    episodes/       the episodes, whole                 annotations/    what the learner computed
+    metrics/        one row per step                    checkpoints/    filled by the learner
+
+Everything either grows at its end, one write per entry, or is replaced as a whole, so that a kill
+at any point leaves a directory that can be read. A kill of the process loses nothing that was
+acknowledged; a loss of power may lose what came after the last `sync`. The lock works between
+processes of one node, and between nodes only on file systems whose flock does.
+"""
+
+import fcntl
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from envs.errors import StoreError
+from rollout.episode import Outcome
+from rollout.episode_schema import EPISODE_SCHEMA
+from rollout.journal import Journal, one_line, replace_file
+from rollout.ledger import Ledger
+from rollout.run_layout import RunInfo, RunLayout, existing_run, read_run_info
+from rollout.run_reader import RunReader
+from rollout.segments import SegmentWriter
+
+SEGMENT_BYTES = 64 * 2**20
+"""A segment that has grown beyond this is left and a new one begun."""
+
+
+class ControlEvent(BaseModel):
+    """Somebody asked something of a running job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: float
+    """Unix seconds."""
+    actor: str
+    action: str
+    detail: str = ""
+
+
+class RunDirectory:
+    """The writer of a run directory; made by `create` or `open`, ended by `close`; one thread."""
+
+    def __init__(self, layout: RunLayout, lock: int, segment_bytes: int) -> None:
+        self.layout = layout
+        self._lock = lock
+        self._segment_bytes = segment_bytes
+        self.run = read_run_info(layout)
+        self.ledger = Ledger(layout.ledger)
+        self._manifest = Journal(layout.manifest)
+        self._metrics = Journal(layout.metrics)
+        self._control = Journal(layout.control)
+        self._segment: SegmentWriter | None = None
+        self._note({"event": "opened", "pid": os.getpid()})
+
+    @classmethod
+    def create(
+        cls, path: Path, config_toml: str, run: RunInfo, segment_bytes: int = SEGMENT_BYTES
+    ) -> Self:
+        """Begin a run in a new or empty folder. Raises StoreError where it is not."""
+        layout = RunLayout(path)
+        if layout.run_json.exists():
+            raise StoreError(
+                f"expected a new folder, found the run {read_run_info(layout).run} in {path}: "
+                "resume it, or choose another folder"
+            )
+        _make_folder(path)
+        ours = {folder.name for folder in layout.folders} | {"config.toml", ".lock"}
+        foreign = sorted({item.name for item in path.iterdir()} - ours)
+        if foreign:
+            raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
+        with ExitStack() as undo:
+            lock = _lock(layout)
+            undo.callback(os.close, lock)
+            for folder in layout.folders:
+                _make_folder(folder)
+            replace_file(layout.config_toml, config_toml.encode())
+            replace_file(layout.run_json, run.model_dump_json(indent=2).encode())
+            directory = cls(layout, lock, segment_bytes)
+            undo.pop_all()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path, segment_bytes: int = SEGMENT_BYTES) -> Self:
+        """Write on in an existing run. Raises MissingError, StoreError if another writes."""
+        layout = existing_run(path)
+        with ExitStack() as undo:
+            lock = _lock(layout)
+            undo.callback(os.close, lock)
+            directory = cls(layout, lock, segment_bytes)
+            undo.pop_all()
+        return directory
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.layout.root
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Store finished episodes; once this returns, a kill cannot take them.
+
+        Raises StoreError, storing none of them, when the disk does not take them or the
+        batch is not in EPISODE_SCHEMA.
+        """
+        if not batch.schema.equals(EPISODE_SCHEMA, check_metadata=True):
+            raise StoreError(
+                f"expected a batch in EPISODE_SCHEMA, found columns {batch.schema.names}"
+            )
+        if len(batch) == 0:
+            return
+        if self._segment is None or self._segment.nbytes >= self._segment_bytes:
+            self._segment = self._next_segment()
+        self._segment.append(batch)
+
+    def annotate(self, step: int, table: pa.Table) -> None:
+        """Store what the learner computed at `step`; a step trained again replaces its table."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        replace_file(self.layout.annotations(step), memoryview(sink.getvalue()))
+
+    def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the row of `step`; numbers that are not finite are stored as null."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.append([one_line({"step": step, **row})], f"the metrics of step {step}")
+
+    def record_control(self, event: ControlEvent) -> None:
+        """Note who asked what of the running job."""
+        self._control.append([event.model_dump_json()], f"the control event {event.action}")
+
+    def recover(self, step: int) -> None:
+        """Go back to the checkpoint of `step` (-1: none) and square the ledger with the store.
+
+        Afterwards `ledger.ready_groups()` wait to be trained and `ledger.open_leases()` to be
+        leased again.
+        """
+        self.ledger.roll_back(step)
+        stored: dict[str, dict[int, bool]] = defaultdict(dict)
+        for row in RunReader(self.path).episodes():
+            stored[row.episode][row.attempt] = Outcome(row.outcome).counts
+        self.ledger.reconcile(stored)
+        self._note({"event": "recovered", "step": step})
+
+    def sync(self) -> None:
+        """Force everything so far to the disk: at the end of a step, before its checkpoint."""
+        if self._segment is not None:
+            self._segment.sync()
+        for journal in (self.ledger, self._metrics, self._control, self._manifest):
+            journal.sync()
+
+    def close(self) -> None:
+        """Sync, and let another process write."""
+        self.sync()
+        if self._segment is not None:
+            self._segment.close()
+        for journal in (self.ledger, self._metrics, self._control, self._manifest):
+            journal.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _next_segment(self) -> SegmentWriter:
+        if self._segment is not None:
+            self._segment.sync()
+            self._segment.close()
+        names = self.layout.segments()
+        name = f"{int(names[-1]) + 1 if names else 1:06d}"
+        segment = SegmentWriter(self.layout.episodes, self.layout.index, name)
+        self._note({"event": "segment", "segment": name})
+        return segment
+
+    def _note(self, event: Mapping[str, str | int]) -> None:
+        self._manifest.append([one_line(event)], f"the note {event}")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"could not make the folder {path}: {error.strerror}") from error
+
+
+def _lock(layout: RunLayout) -> int:
+    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        writer = os.pread(fd, 64, 0).decode().strip() or "unknown"
+        os.close(fd)
+        raise StoreError(
+            f"{layout.root}: expected no other writer, found process {writer}: "
+            "stop it or wait for it"
+        ) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd

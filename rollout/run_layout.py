@@ -1,0 +1,119 @@
+"""Where things lie in a run directory, and what its `run.json` says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from envs.errors import MissingError, StoreError
+
+LAYOUT_VERSION = 1
+
+
+class RunInfo(BaseModel):
+    """`run.json`: what a run is; written once."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    """Id of the run, as in every episode's lease."""
+    seed: int
+    created_at: float
+    """Unix seconds."""
+    command: str = ""
+    """What was typed."""
+    versions: dict[str, str] = {}
+    """Package versions that the run was started with."""
+    layout_version: int = LAYOUT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """Paths in the run directory at `root`."""
+
+    root: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def config_toml(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def manifest(self) -> Path:
+        """Journal of the directory itself: who opened it, which segments were started."""
+        return self.root / "manifest.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger" / "events.jsonl"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def episodes(self) -> Path:
+        return self.root / "episodes"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics" / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def control(self) -> Path:
+        """Journal of who scaled, paused and resumed the run."""
+        return self.root / "control.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one writer; contains its process id."""
+        return self.root / ".lock"
+
+    def annotations(self, step: int) -> Path:
+        """What the learner computed at `step`, as an Arrow file."""
+        return self.root / "annotations" / f"step-{step:08d}.arrow"
+
+    def segments(self) -> list[str]:
+        """Names of the segments, oldest first."""
+        return sorted(path.stem for path in self.episodes.glob("*.arrows"))
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that every run directory has."""
+        names = ("ledger", "index", "episodes", "annotations", "metrics", "checkpoints")
+        return tuple(self.root / name for name in names)
+
+
+def existing_run(path: Path) -> RunLayout:
+    """Return the layout of the run at `path`. Raises MissingError where there is none."""
+    layout = RunLayout(path)
+    if not path.is_dir():
+        raise MissingError(f"expected a run directory, found nothing at {path}: check the path")
+    if not layout.run_json.exists():
+        raise MissingError(
+            f"expected a run directory, found no run.json in {path}: name the folder that holds it"
+        )
+    return layout
+
+
+def read_run_info(layout: RunLayout) -> RunInfo:
+    """Return what `run.json` says. Raises StoreError where it is damaged or too new."""
+    try:
+        run = RunInfo.model_validate_json(layout.run_json.read_bytes())
+    except ValidationError as error:
+        raise StoreError(
+            f"{layout.run_json}: expected a run's description, found {error}"
+        ) from error
+    if run.layout_version > LAYOUT_VERSION:
+        raise StoreError(
+            f"{layout.run_json}: expected layout {LAYOUT_VERSION} or older, found "
+            f"{run.layout_version}: it was written by a newer trialrun; read it with that one"
+        )
+    return run
