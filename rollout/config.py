@@ -74,6 +74,8 @@ class EpisodeConfig(Section):
     """Nucleus sampling; training refuses less than 1."""
     top_k: int = Field(0, ge=0)
     """Truncation to the k likeliest tokens; 0 is off, training refuses more."""
+    seeded: bool = True
+    """Derive a seed for every turn, so that an episode can be drawn again; false lets the engine draw."""
     malformed_penalty: float = Field(0.1, ge=0)
     """Taken from the reward when any turn was malformed."""
     trial_call_cost: float = Field(0.0, ge=0)

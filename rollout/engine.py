@@ -29,6 +29,8 @@ class Prompt:
     request_id: str
     token_ids: Sequence[int]
     messages: Sequence[Message]
+    seed: int = 0
+    """The episode's seed, the same for all its turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,10 @@ class Engine(Protocol):
     @property
     def version(self) -> int:
         """Policy version of the weights that the next token is sampled with."""
+        ...
+
+    async def start(self) -> None:
+        """Make ready to sample. Raises EngineError."""
         ...
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:

@@ -10,7 +10,7 @@ from rollout.template import ChatTemplate
 from rollout.weights import WeightManifest
 
 Reply = Callable[[Sequence[Message], int], str]
-"""From the conversation so far and a seed to the text of the next turn."""
+"""From the conversation so far and the episode's seed to the text of the next turn."""
 
 
 class ScriptedEngine:
@@ -25,8 +25,10 @@ class ScriptedEngine:
     def version(self) -> int:
         return self._version
 
+    async def start(self) -> None: ...
+
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
-        text = self._reply(prompt.messages, params.seed or 0)
+        text = self._reply(prompt.messages, prompt.seed)
         ids = [*self._template.encode(text), self._template.eos_token_id]
         cut = ids[: params.max_tokens]
         return Completion(

@@ -1,0 +1,238 @@
+"""The configuration of a run: sections of every package, a TOML recipe, and overrides."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from envs.config import EnvConfig, Section, ToolServerConfig
+from envs.errors import ConfigError, MissingError
+from learner.config import LearnerConfig, SftConfig, check_sampling_for_training
+from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RunSection(Section):
+    """`[run]`: what to do, where to write it, and for how long."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run; its directory is `dir/name`."""
+    dir: str = "runs"
+    """Folder of run directories."""
+    models_dir: str = "models"
+    """Folder where built and converted models are kept between runs."""
+    seed: int = Field(0, ge=0)
+    """Everything random is derived from it."""
+    steps: int = Field(100, ge=0)
+    """Learner steps."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Steps between checkpoints; a resumed run repeats at most so many."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+
+
+class RolloutsSection(Section):
+    """`[rollouts]`: the fleet of rollout workers and how groups are collected."""
+
+    workers: int = Field(2, ge=1)
+    """Rollout workers, each with an engine of its own."""
+    episodes_per_worker: int = Field(128, ge=1)
+    """Episodes that a worker runs at once."""
+    groups_per_step: int = Field(8, ge=1)
+    """Groups that one learner step consumes."""
+    group_size: int = Field(8, ge=2)
+    """Episodes of one group."""
+    max_staleness: int = Field(1, ge=0)
+    """Policy versions by which a token may lag behind the learner; 0 is strictly on-policy."""
+    max_refills: int = Field(8, ge=0)
+    """Groups without variance that one step may replace by new ones; further ones are trained as they are."""
+    max_attempts: int = Field(3, ge=1)
+    """Tries of one episode when the world fails it; the group then goes on without it."""
+    episode_timeout_s: float = Field(300.0, gt=0)
+    """Deadline for one episode, from lease to answer; over it the worker is replaced."""
+    pool_timeout_s: float = Field(900.0, gt=0)
+    """How long a lease waits for a healthy worker before the run fails."""
+    ping_timeout_s: float = Field(60.0, gt=0)
+    """A worker that does not answer for so long is replaced."""
+
+
+class ClusterSection(Section):
+    """`[cluster]`: what Ray reserves for each actor."""
+
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs of a rollout worker."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs of a rollout worker; 0 runs vLLM on the CPU."""
+    cpus_per_rank: float = Field(1.0, gt=0)
+    """CPUs of a learner rank."""
+    gpus_per_rank: float = Field(0.0, ge=0)
+    """GPUs of a learner rank; 0 trains on the CPU."""
+    transport: Literal["shm", "cuda_ipc"] = "shm"
+    """How weights reach the engines: shared memory of the node, or CUDA IPC where learner and engine
+    share a GPU."""
+    shm_dir: str = "/dev/shm"
+    """Memory-backed folder of the `shm` transport."""
+    learner_timeout_s: float = Field(1800.0, gt=0)
+    """Deadline for one learner step, push or checkpoint."""
+
+
+class EvalSection(Section):
+    """`[eval]`: which tasks, how often."""
+
+    split: str = Field("heldout", pattern="^(train|validation|heldout|all)$")
+    """Tasks to evaluate on; `all` is every task of a file."""
+    tasks: int = Field(128, ge=0)
+    """Number of tasks; 0 is all there are."""
+    samples: int = Field(1, ge=1)
+    """Episodes per task."""
+    seed: int = Field(0, ge=0)
+    """Draw of the tasks, mixed with the run's seed."""
+
+
+class TeacherSection(Section):
+    """`[teacher]`: scripted episodes for SFT."""
+
+    episodes: int = Field(2000, ge=1)
+    """Episodes to play; only successes are kept."""
+    concurrency: int = Field(64, ge=1)
+    """Episodes played at once."""
+
+
+class RunConfig(Section):
+    """Everything a run is made of; `config.toml` in its directory is this, resolved."""
+
+    run: RunSection = RunSection()
+    model: ModelConfig = ModelConfig()
+    env: EnvConfig = EnvConfig()
+    tools: ToolServerConfig = ToolServerConfig()
+    engine: EngineConfig = EngineConfig()
+    episode: EpisodeConfig = EpisodeConfig()
+    cluster: ClusterSection = ClusterSection()
+    rollouts: RolloutsSection = RolloutsSection()
+    teacher: TeacherSection = TeacherSection()
+    sft: SftConfig = SftConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _turns_fit_the_model(self) -> Self:
+        if self.episode.max_tokens_per_turn >= self.model.max_model_len:
+            raise ValueError(
+                f"episode.max_tokens_per_turn ({self.episode.max_tokens_per_turn}) must be below "
+                f"model.max_model_len ({self.model.max_model_len})"
+            )
+        if self.engine.tensor_parallel_size > 1 and self.cluster.gpus_per_worker < self.engine.tensor_parallel_size:
+            raise ValueError(
+                f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many GPUs per worker: "
+                f"set cluster.gpus_per_worker (now {self.cluster.gpus_per_worker:g})"
+            )
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return Path(self.run.dir) / self.run.name
+
+    def check_trainable(self) -> None:
+        """Refuse what evaluation may do but training may not. Raises ConfigError."""
+        check_sampling_for_training(self.episode)
+        if not self.episode.seeded and self.run.seed:
+            raise ConfigError("expected episode.seeded = true where run.seed is set: an unseeded run ignores the seed")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
+
+    Raises ConfigError for broken TOML, an unknown key or an impossible value; MissingError when
+    there is no such recipe.
+    """
+    tree = _read(_locate(recipe))
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, recipe)) from None
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the resolved configuration as TOML text."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def _locate(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml" or "/" in recipe:
+        if not path.is_file():
+            raise MissingError(f"no recipe file {recipe}; shipped recipes are: {', '.join(recipe_names())}")
+        return path
+    shipped = RECIPES / f"{recipe}.toml"
+    if not shipped.is_file():
+        raise MissingError(
+            f"no recipe called {recipe!r}; shipped recipes are: {', '.join(recipe_names())}; "
+            "a file of your own ends in .toml"
+        )
+    return shipped
+
+
+def _read(path: Path) -> dict[str, JsonValue]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _override(tree: dict[str, JsonValue], override: str) -> None:
+    key, found, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not found or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example run.seed=3")
+    table = tree
+    for part in parts[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r}: {part} is a value, not a section")
+        table = inner
+    table[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> JsonValue:
+    """Read `text` as a TOML value; what is none is a string as it stands."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: ValidationError, recipe: str) -> str:
+    lines = [f"recipe {recipe}:"]
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key; {_known_keys(fault['loc'])}")
+        else:
+            lines.append(f"  {key or 'config'}: {fault['msg'].removeprefix('Value error, ')}{_found(fault['input'])}")
+    return "\n".join(lines)
+
+
+def _found(value: object) -> str:
+    return "" if isinstance(value, dict | Section) else f" (found {value!r})"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    model: type[Section] = RunConfig
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Section):
+            break
+        model = field.annotation
+    return f"known keys are: {', '.join(sorted(model.model_fields))}"

@@ -1,0 +1,144 @@
+"""A training job while it runs: run directory, learner, pool and rollouts, opened and closed together."""
+
+import asyncio
+import shlex
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+
+from cluster.actors import EnginePlan, RayWorker
+from cluster.config import RunConfig, to_toml
+from cluster.environments import make_environment
+from cluster.learner_group import LearnerGroup, LearnerPlan
+from cluster.pool import PoolTiming, RolloutPool
+from cluster.rollout_worker import WorkerSpec
+from cluster.rollouts import Group, Rollouts
+from cluster.task_stream import TaskStream
+from learner.pretrained import resolve_model
+from learner.report import StepReport
+from rollout.ledger_state import DropReason
+from rollout.run_directory import RunDirectory
+from rollout.run_layout import RunInfo
+from rollout.template import ChatTemplate
+
+STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
+
+_CONTRIBUTED = {DropReason.TRUNCATED}
+"""Reasons to leave an episode out of the loss though its reward was in the baseline: it counts as trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the loop works with."""
+
+    config: RunConfig
+    run: RunDirectory
+    pool: RolloutPool
+    rollouts: Rollouts
+    learner: LearnerGroup
+    first_step: int
+    """Number of the step to begin with; steps count from 1, step s makes policy version s."""
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint of `step`."""
+        return self.run.layout.checkpoints / f"{step:06d}"
+
+    def trained(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
+        """Record what became of every episode of `step`; comes before its checkpoint."""
+        dropped = {episode: DropReason(reason) for episode, reason in report.dropped}
+        for reason in set(dropped.values()) - _CONTRIBUTED:
+            self.run.ledger.drop([e for e in dropped if dropped[e] is reason], reason)
+        left = [episode for group in groups for episode in group.episodes]
+        gone = {episode for episode, reason in dropped.items() if reason not in _CONTRIBUTED}
+        self.run.ledger.train(step, [episode for episode in left if episode not in gone])
+        if report.annotations is not None:
+            self.run.annotate(step, report.annotations)
+        self.run.sync()
+
+
+def table_of(groups: Sequence[Group]) -> pa.Table:
+    """Return the episodes of all groups as one table."""
+    return pa.Table.from_batches([group.batch for group in groups])
+
+
+def new_run(path: Path, config: RunConfig) -> RunDirectory:
+    """Create the run directory at `path`. Raises StoreError where one is already."""
+    info = RunInfo(
+        run=config.run.name,
+        seed=config.run.seed,
+        created_at=time.time(),
+        command=shlex.join(sys.argv),
+        versions={name: version(name) for name in STACK},
+    )
+    return RunDirectory.create(path, to_toml(config), info)
+
+
+def find_model(config: RunConfig) -> Path:
+    """Return the folder of the model that the recipe names, building it if need be; refuses a bad template."""
+    path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
+    ChatTemplate.load(path)
+    return path
+
+
+def make_pool(config: RunConfig, model: Path) -> RolloutPool:
+    """Return a pool of Ray workers that serve `model`; `resize` starts it."""
+    section = config.cluster
+    spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
+    gpu = section.gpus_per_worker > 0
+    plan = EnginePlan(config.model, config.engine, config.run.seed & 0x7FFFFFFF, gpu, section.transport)
+    timing = PoolTiming(start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s)
+
+    def spawn(name: str) -> RayWorker:
+        return RayWorker(name, spec, plan, section.cpus_per_worker, section.gpus_per_worker)
+
+    return RolloutPool(spawn, config.rollouts, timing)
+
+
+@asynccontextmanager
+async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
+    """Start everything that training needs; with `resume`, from the newest whole checkpoint of the run.
+
+    Raises StoreError where the run exists and `resume` is not set, MissingError where it does not and is.
+    """
+    model = find_model(config)
+    stream = TaskStream(make_environment(config.env), "train", config.run.seed)
+    run = RunDirectory.open(config.path) if resume else new_run(config.path, config)
+    with run:
+        checkpoint = newest_checkpoint(run.layout.checkpoints)
+        done = int(checkpoint.name) if checkpoint else 0
+        if resume:
+            run.recover(done)
+        pool, learner = make_pool(config, model), LearnerGroup(LearnerPlan(config, str(model)))
+        try:
+            pool.resize(config.rollouts.workers)
+            await asyncio.gather(learner.start(), pool.wait_healthy())
+            rollouts = Rollouts(pool, stream, run, config)
+            try:
+                await _begin(Job(config, run, pool, rollouts, learner, done + 1), checkpoint)
+                yield Job(config, run, pool, rollouts, learner, done + 1)
+            finally:
+                await rollouts.close()
+        finally:
+            await pool.close()
+            await learner.close()
+
+
+async def _begin(job: Job, checkpoint: Path | None) -> None:
+    done = job.first_step - 1
+    if checkpoint is not None:
+        await job.learner.load(checkpoint)
+        await job.pool.load(await job.learner.publish(done))
+    job.rollouts.resume_open_leases()
+    job.rollouts.start(done)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the whole checkpoint of the highest step in `folder`."""
+    whole = [path for path in folder.iterdir() if path.name.isdigit() and (path / "complete").exists()]
+    return max(whole, default=None)

@@ -1,0 +1,124 @@
+"""The learner as the loop sees it: its ranks as one, every wait with a deadline."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.actors import LearnerActor
+from cluster.config import RunConfig
+from envs.errors import LearnerError, TrialrunError
+from learner.config import SftConfig
+from learner.report import StepReport
+from learner.trainer import TrainerSetup
+from rollout.weights import WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerPlan:
+    """What the ranks are started with; `sft` makes them imitate instead of reinforce."""
+
+    config: RunConfig
+    model_path: str
+    sft: SftConfig | None = None
+
+
+class LearnerGroup:
+    """All ranks of the learner."""
+
+    def __init__(self, plan: LearnerPlan) -> None:
+        section = plan.config.cluster
+        self._plan = plan
+        self._gpu = section.gpus_per_rank > 0
+        self._timeout_s = section.learner_timeout_s
+        remote = ray.remote(num_cpus=section.cpus_per_rank, num_gpus=section.gpus_per_rank)(LearnerActor)
+        options = remote.options(runtime_env={"env_vars": learner_environment(gpu=self._gpu)})
+        self._ranks: list[Any] = [
+            options.remote(section.transport, section.shm_dir) for _ in range(plan.config.learner.ranks)
+        ]
+
+    async def start(self) -> None:
+        """Load the model on every rank; they meet at rank 0's node. Raises LearnerError."""
+        address, port = (await self._each([self._ranks[0].rendezvous.remote()], "rendezvous"))[0]
+        setups = [self._setup(rank, address, port) for rank in range(len(self._ranks))]
+        pairs = zip(self._ranks, setups, strict=True)
+        await self._each([rank.start.remote(setup) for rank, setup in pairs], "start")
+
+    async def step(self, table: pa.Table) -> StepReport:
+        """Make one reinforcement-learning step on the episodes of `table`. Raises LearnerError."""
+        return (await self._all("rl_step", ray.put(table)))[0]
+
+    async def sft(self, table: pa.Table, seed: int) -> list[dict[str, float]]:
+        """Imitate the episodes of `table`; returns metrics per optimizer step."""
+        return (await self._all("sft", ray.put(table), seed))[0]
+
+    async def publish(self, version: int) -> WeightManifest:
+        """Publish the current weights as `version`."""
+        return (await self._all("publish", version))[0]
+
+    async def save(self, path: Path, step: int) -> None:
+        await self._all("save", str(path), step)
+
+    async def load(self, path: Path) -> int:
+        """Take up a checkpoint; returns its step."""
+        return (await self._all("load", str(path)))[0]
+
+    async def export(self, path: Path) -> None:
+        """Write the weights as a Hugging Face folder."""
+        await self._all("export", str(path))
+
+    async def logprobs(self, table: pa.Table) -> list[Any]:
+        """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
+        return (await self._all("logprobs", ray.put(table)))[0]
+
+    async def close(self) -> None:
+        """Let the ranks free what they hold, then end them."""
+        try:
+            await self._all("close")
+        except (LearnerError, TrialrunError):
+            pass
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return await self._each([getattr(rank, method).remote(*arguments) for rank in self._ranks], method)
+
+    async def _each(self, refs: list[Any], method: str) -> list[Any]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return list(await asyncio.gather(*refs))
+        except TimeoutError:
+            raise LearnerError(f"learner {method}: expected an end within {self._timeout_s:g} s, found none") from None
+        except RayTaskError as error:
+            if isinstance(error.cause, TrialrunError):
+                raise error.cause from None
+            raise LearnerError(f"learner {method}: {error.cause!r}") from error
+        except RayError as error:
+            raise LearnerError(
+                f"a learner rank died in {method}: {str(error).splitlines()[0]}; continue with --resume"
+            ) from error
+
+
+    def _setup(self, rank: int, address: str, port: int) -> TrainerSetup:
+        config, world = self._plan.config, len(self._ranks)
+        return TrainerSetup(
+            rank,
+            world,
+            address,
+            port,
+            self._plan.model_path,
+            config.model,
+            config.learner,
+            self._plan.sft,
+            "cuda" if self._gpu else "cpu",
+        )
+
+
+def learner_environment(*, gpu: bool) -> dict[str, str]:
+    """Return the variables of a learner rank's process."""
+    shared = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cuda" if gpu else "cpu"}
+    return shared if gpu else shared | {"OMP_NUM_THREADS": "1"}

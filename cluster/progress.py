@@ -1,0 +1,42 @@
+"""What a person sees while a command runs: rich on a terminal, plain lines elsewhere."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+
+_SHOWN = (
+    ("answer_mean", "success", ".2f"),
+    ("reward_mean", "reward", ".2f"),
+    ("trial_calls", "trials", ".1f"),
+    ("entropy", "entropy", ".2f"),
+    ("grad_norm", "grad", ".2f"),
+    ("mismatch_kl", "kl", ".1e"),
+    ("dlogp_max", "|dlogp|max", ".1e"),
+    ("staleness_max", "stale", ".0f"),
+    ("collect_s", "collect", ".1fs"),
+    ("learn_s", "learn", ".1fs"),
+    ("push_s", "push", ".2fs"),
+)
+
+
+class Progress:
+    """Prints to standard error, so that standard output stays a command's result."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+
+    def say(self, text: str) -> None:
+        """Print one line about what happens next."""
+        self._console.print(f"[bold]{escape(text)}[/]" if self._console.is_terminal else escape(text))
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Print one line about a finished step."""
+        parts = [f"{label} {_number(metrics[key], form)}" for key, label, form in _SHOWN if key in metrics]
+        width = len(str(steps))
+        self._console.print(f"step {step:>{width}}/{steps}  " + "  ".join(parts), soft_wrap=True)
+
+
+def _number(value: float, form: str) -> str:
+    suffix = "s" if form.endswith("s") else ""
+    return f"{value:{form.removesuffix('s')}}{suffix}"

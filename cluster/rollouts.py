@@ -1,0 +1,218 @@
+"""Groups of episodes for the learner: leased to the pool, bounded in staleness, recorded as they end."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.config import RunConfig
+from cluster.player import Affinity, Player
+from cluster.pool import RolloutPool
+from cluster.task_stream import TaskStream
+from envs.errors import InfraError
+from envs.seeds import stable_hash
+from envs.tasks import Task
+from rollout.episode import Lease
+from rollout.ledger_state import DropReason, LedgerState, State
+from rollout.run_directory import RunDirectory
+from rollout.run_reader import RunReader
+from rollout.weights import WeightManifest
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The episodes of one task that count, ready to be trained on."""
+
+    name: str
+    batch: pa.RecordBatch
+    planned_step: int | None = None
+    """Set when a resumed run trains the group again at the step that trained it before."""
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """Shape (episodes,), float32."""
+        return self.batch["reward"].to_numpy(zero_copy_only=False)
+
+    @property
+    def episodes(self) -> list[str]:
+        return self.batch["episode"].to_pylist()
+
+    @property
+    def oldest_version(self) -> int:
+        """Oldest policy version of any sampled token."""
+        return int(pc.min(self.batch["oldest_version"]).as_py())
+
+    @property
+    def varies(self) -> bool:
+        """Whether rewards differ: without, no advantage is other than zero."""
+        return bool(np.ptp(self.rewards) > 1e-6)
+
+
+class Rollouts:
+    """Keeps the pool busy and hands out groups.
+
+    A group may start while fewer than (version + 1 + max_staleness) * groups_per_step groups were
+    started, dropped ones not counted: this bounds staleness by construction, and max_staleness = 0
+    makes the run strictly on-policy.
+    """
+
+    def __init__(self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig) -> None:
+        self._pool = pool
+        self._player = Player(pool, run, config.rollouts, config.episode)
+        self._stream = stream
+        self._run = run
+        self._config = config
+        self._section = config.rollouts
+        self._version = 0
+        self._playing: set[asyncio.Task[None]] = set()
+        self._ready: deque[Group] = deque()
+        self._started = 0
+        self._next_index = 0
+        self._arrived = asyncio.Event()
+        self._restore()
+
+    async def collect(self, count: int) -> list[Group]:
+        """Return `count` groups fresh enough for the next step, replacing useless ones within the bound."""
+        groups: list[Group] = []
+        refills = 0
+        while len(groups) < count:
+            group = await self._next_group()
+            if group.planned_step is not None:
+                groups.append(group)
+            elif self._version - group.oldest_version > self._section.max_staleness:
+                self._drop(group.episodes, DropReason.STALE)
+            elif not group.varies and refills < self._section.max_refills:
+                refills += 1
+                self._drop(group.episodes, DropReason.ZERO_VARIANCE)
+            else:
+                groups.append(group)
+        return groups
+
+    async def load(self, manifest: WeightManifest) -> None:
+        """Push weights to the pool and admit the groups that the new version allows."""
+        await self._pool.load(manifest)
+        self._version = manifest.version
+        self._admit()
+
+    def start(self, version: int) -> None:
+        """Begin to play, the pool's policy being `version`."""
+        self._version = version
+        self._started += version * self._section.groups_per_step
+        self._admit()
+
+    async def close(self) -> None:
+        """Cancel what is in flight; its leases stay open in the ledger for a resumed run, or end as cancelled."""
+        for playing in self._playing:
+            playing.cancel()
+        await asyncio.gather(*self._playing, return_exceptions=True)
+
+    def abandon(self) -> None:
+        """End what no step will consume: open leases as cancelled, finished groups as surplus."""
+        ledger = self._run.ledger
+        open_episodes = [lease.episode for lease in ledger.open_leases()]
+        if open_episodes:
+            ledger.drop(open_episodes, DropReason.CANCELLED)
+        surplus = [episode for group in ledger.ready_groups() for episode in group.episodes]
+        if surplus:
+            ledger.drop(surplus, DropReason.SURPLUS)
+
+    # Admission
+
+    def _admit(self) -> None:
+        allowed = (self._version + 1 + self._section.max_staleness) * self._section.groups_per_step
+        while self._started < allowed:
+            index = self._next_index
+            self._next_index += 1
+            self._launch(self._lease_group(index), self._stream[index])
+
+    def _launch(self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch] = ()) -> None:
+        self._started += 1
+        playing = asyncio.create_task(self._play_group(leases, task, stored))
+        self._playing.add(playing)
+        playing.add_done_callback(lambda _: self._arrived.set())
+
+    def _lease_group(self, index: int) -> list[Lease]:
+        seed, run = self._config.run.seed, self._run.run.run
+        group, task = f"g{index:06d}", self._stream[index]
+        leases = [
+            Lease(run, f"{group}-{i:02d}", group, task.id, i, 0, stable_hash(seed, group, task.id, i))
+            for i in range(self._section.group_size)
+        ]
+        self._run.ledger.lease(leases)
+        return leases
+
+    def _drop(self, episodes: Sequence[str], reason: DropReason) -> None:
+        if episodes:
+            self._run.ledger.drop(episodes, reason)
+        self._started -= 1
+        self._admit()
+
+    async def _next_group(self) -> Group:
+        while not self._ready:
+            self._arrived.clear()
+            for playing in [task for task in self._playing if task.done()]:
+                self._playing.discard(playing)
+                playing.result()
+            if self._ready:
+                break
+            if not self._playing:
+                raise InfraError("nothing is in flight and no group is ready: the admission bound is exhausted")
+            await self._arrived.wait()
+        return self._ready.popleft()
+
+    # One group, one episode
+
+    async def _play_group(self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch]) -> None:
+        near = Affinity()
+        try:
+            async with asyncio.TaskGroup() as group:
+                playing = [group.create_task(self._player.play(lease, task, near)) for lease in leases]
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        played = [episode.result() for episode in playing]
+        batches = [*stored, *(batch for batch in played if batch is not None)]
+        name = leases[0].group
+        if sum(batch.num_rows for batch in batches) < 2:
+            episodes = [episode for batch in batches for episode in batch["episode"].to_pylist()]
+            self._drop(episodes, DropReason.INFRA_FAILED)
+        else:
+            self._ready.append(Group(name, pa.concat_batches(batches)))
+        self._arrived.set()
+
+    # Resume
+
+    def _restore(self) -> None:
+        """Take up what the ledger left: finished groups are ready, open leases are played again."""
+        ledger = self._run.ledger
+        if not ledger.groups:
+            return
+        self._next_index = 1 + max(int(group[1:]) for group in ledger.groups)
+        reader = RunReader(self._run.path)
+        for ready in ledger.ready_groups():
+            self._ready.append(Group(ready.group, reader.group(ready.group), ready.planned_step))
+            self._started += 1
+
+    def resume_open_leases(self) -> None:
+        """Lease again what was in flight when the run was killed, keeping finished samples of its groups."""
+        ledger, reader = self._run.ledger, RunReader(self._run.path)
+        open_groups: dict[str, list[Lease]] = {}
+        for lease in ledger.open_leases():
+            open_groups.setdefault(lease.group, []).append(lease)
+        kept = {group: _finished(reader, ledger, group) for group in open_groups}
+        for group, leases in open_groups.items():
+            again = [ledger.re_lease(lease.episode, "the run was resumed") for lease in leases]
+            self._launch(again, self._stream[int(group[1:])], kept.get(group, []))
+
+
+def _finished(reader: RunReader, ledger: LedgerState, group: str) -> list[pa.RecordBatch]:
+    states = [ledger.entries[episode].state for episode in ledger.groups[group]]
+    return [reader.group(group)] if State.FINISHED in states else []
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    """Return the first plain exception inside `errors`."""
+    inner = errors.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

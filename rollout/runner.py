@@ -1,0 +1,343 @@
+"""The episode runner: trial, experience, execution, answer."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, PolicyErrorKind
+from envs.messages import Message
+from envs.seeds import stable_hash
+from envs.tasks import Score, Task
+from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolService, ToolSession
+from rollout.config import EpisodeConfig, PhaseBudget
+from rollout.engine import Engine, Prompt, SamplingParams
+from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.parser import ParsedTurn, arguments_text, parse_turn
+from rollout.prompts import make_prompts
+from rollout.template import ChatTemplate
+from rollout.trajectory import Trajectory
+
+Stage = Literal["trial", "execution"]
+
+LONG_TEXT = 4_000
+"""Characters from which a text is tokenised off the event loop; a thread costs more below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who runs the episodes, as they record it."""
+
+    worker: str
+    source: str = "policy"
+    tool_server: str = ""
+    max_model_len: int = 1024
+
+
+class _Ended(Exception):
+    """The episode is over, on the policy's account."""
+
+    def __init__(self, outcome: Outcome, error: str = "") -> None:
+        super().__init__(outcome, error)
+        self.outcome = outcome
+        self.error = error
+
+
+class EpisodeRunner:
+    """Runs any number of episodes at once on one event loop, against one engine and one tool service."""
+
+    def __init__(self, engine: Engine, tools: ToolService, template: ChatTemplate, identity: Identity) -> None:
+        self._engine = engine
+        self._tools = tools
+        self._template = template
+        self._identity = identity
+
+    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
+        """Play one episode to a typed outcome.
+
+        Raises EngineError, for then the worker is broken and the lease goes elsewhere; cancellation
+        of the calling asyncio task passes through too. Whatever else fails is an outcome.
+        """
+        run = _Run(self._engine, self._tools, self._template, self._identity, _Assignment(lease, task, config))
+        return await run.play()
+
+
+@dataclass(frozen=True, slots=True)
+class _Assignment:
+    lease: Lease
+    task: Task
+    config: EpisodeConfig
+
+
+class _Run:
+    """One episode in progress."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tools: ToolService,
+        template: ChatTemplate,
+        identity: Identity,
+        assignment: _Assignment,
+    ) -> None:
+        self._engine = engine
+        self._tools = tools
+        self._template = template
+        self._identity = identity
+        self._lease, self._task, self._config = assignment.lease, assignment.task, assignment.config
+        self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
+        self._trajectory = Trajectory()
+        self._stage: Stage = "execution" if self._config.mode == "direct" else "trial"
+        self._sessions: dict[Stage, ToolSession] = {}
+        self._used: dict[Stage, int] = {"trial": 0, "execution": 0}
+        self._turns: dict[Stage, int] = {"trial": 0, "execution": 0}
+        self._seconds: dict[Stage, float] = {"trial": 0.0, "execution": 0.0}
+        self._executed: list[ToolCall] = []
+        self._faults = 0
+        self._answer = ""
+        self._score = Score(0.0)
+        self._isolation = ""
+
+    async def play(self) -> Episode:
+        started_at, start = time.time(), time.monotonic()
+        outcome, error = Outcome.ANSWERED, ""
+        try:
+            await self._open()
+            while True:
+                await self._timed_turn()
+        except _Ended as end:
+            outcome, error = end.outcome, end.error
+        except (DeadlineError, TimeoutError) as cause:
+            outcome, error = Outcome.DEADLINE, str(cause) or "a phase ran out of seconds"
+        except EngineError:
+            raise
+        except InfraError as cause:
+            outcome, error = Outcome.INFRA_FAILED, f"{type(cause).__name__}: {cause}"
+        except Exception as cause:
+            outcome, error = Outcome.INFRA_FAILED, f"defect: {type(cause).__name__}: {cause}"
+        finally:
+            await self._close_sessions()
+        return self._episode(outcome, error, started_at, time.monotonic() - start)
+
+    # The turn
+
+    async def _open(self) -> None:
+        config = self._config
+        messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
+        ids = await asyncio.to_thread(self._template.prompt, messages)
+        self._trajectory.append_world(ids, Phase.PROMPT, messages)
+
+    async def _timed_turn(self) -> None:
+        stage, start = self._stage, time.monotonic()
+        left = self._budget(stage).seconds - self._seconds[stage]
+        async with asyncio.timeout(max(left, 0.0)):
+            await self._turn()
+        self._seconds[stage] += time.monotonic() - start
+
+    async def _turn(self) -> None:
+        limit = self._token_limit()
+        if limit <= 0 or self._turns[self._stage] >= self._budget(self._stage).turns:
+            await self._out_of_budget(limit)
+            return
+        text, finish = await self._sample(limit)
+        try:
+            parsed = self._parse(text, finish)
+        except PolicyError as error:
+            self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
+            self._faults += 1
+            if self._faults >= self._config.max_policy_errors:
+                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {error.message}") from None
+            await self._observe([self._prompts.fault(error)])
+            return
+        await self._act(parsed)
+
+    async def _sample(self, limit: int) -> tuple[str, str]:
+        config, lease, trajectory = self._config, self._lease, self._trajectory
+        index = len(trajectory.turns)
+        seed = stable_hash(lease.seed, index) & 0x7FFFFFFF if config.seeded else None
+        params = SamplingParams(limit, config.temperature, config.top_p, config.top_k, seed)
+        request = f"{lease.episode}.{lease.attempt}.{index}"
+        prompt = Prompt(request, trajectory.token_ids_T, trajectory.messages, lease.seed)
+        start = time.monotonic()
+        completion = await self._engine.sample(prompt, params)
+        trajectory.generate_s += time.monotonic() - start
+        text = self._template.decode(completion.token_ids)
+        trajectory.append_completion(completion, self._phase(), text)
+        self._turns[self._stage] += 1
+        return text, completion.finish_reason
+
+    def _parse(self, text: str, finish: str) -> ParsedTurn:
+        try:
+            parsed = parse_turn(text, self._task.tool_set, self._config.max_calls_per_turn)
+        except PolicyError as error:
+            if finish == "length" and error.kind is PolicyErrorKind.UNCLOSED_TAG:
+                raise PolicyError(PolicyErrorKind.TOO_LONG, "the turn was cut at its token limit") from None
+            raise
+        stage, free = self._stage, self._config.mode == "free"
+        useful = parsed.calls or (
+            parsed.experience is not None
+            if stage == "trial"
+            else parsed.answer is not None or (parsed.back_to_trial and free)
+        )
+        if not useful:
+            kind = PolicyErrorKind.TOO_LONG if finish == "length" else PolicyErrorKind.NO_ACTION
+            raise PolicyError(kind, self._prompts.expected(stage))
+        return parsed
+
+    async def _act(self, parsed: ParsedTurn) -> None:
+        if parsed.calls:
+            await self._call(parsed.calls)
+        elif self._stage == "trial":
+            self._trajectory.settle_turn(Phase.EXPERIENCE)
+            await self._enter("execution")
+        elif parsed.answer is not None:
+            self._answer = parsed.answer
+            self._score = self._task.scorer.score(parsed.answer)
+            raise _Ended(Outcome.ANSWERED)
+        else:
+            await self._enter("trial")
+
+    # Tools
+
+    async def _call(self, calls: Sequence[ToolCall]) -> None:
+        stage = self._stage
+        left = self._budget(stage).calls - self._used[stage]
+        if left <= 0:
+            used_up = self._prompts.trials_used_up if stage == "trial" else self._prompts.calls_used_up
+            await self._observe([used_up()])
+            return
+        granted = list(calls[:left])
+        self._used[stage] += len(granted)
+        start = time.monotonic()
+        session = await self._session(stage)
+        answers = await session.call(granted)
+        self._trajectory.tool_s += time.monotonic() - start
+        self._trajectory.settle_turn(self._phase(), calls=self._records(granted, answers))
+        for answer in answers:
+            if answer.status is AnswerStatus.INFRA_ERROR:
+                raise _Ended(Outcome.INFRA_FAILED, answer.text)
+        if stage == "execution":
+            self._executed.extend(granted)
+        await self._observe(self._prompts.answers(answers))
+
+    def _records(self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]) -> list[CallRecord]:
+        return [
+            CallRecord(
+                call.name,
+                arguments_text(call.arguments),
+                answer.status,
+                answer.text,
+                answer.seconds,
+                answer.cpu_seconds,
+                self._stage,
+            )
+            for call, answer in zip(calls, answers, strict=True)
+        ]
+
+    async def _session(self, stage: Stage) -> ToolSession:
+        session = self._sessions.get(stage)
+        if session is None:
+            session = await self._tools.open(self._task.tool_set, self._lease.seed, stage)
+            self._sessions[stage] = session
+            self._isolation = session.isolation
+            if stage == "trial" and self._executed:
+                await session.call(self._executed)
+        return session
+
+    async def _enter(self, stage: Stage) -> None:
+        """Change phase; a trial session is thrown away, a new one replays the execution so far."""
+        trial = self._sessions.pop("trial", None)
+        if trial is not None:
+            await trial.close()
+        self._stage = stage
+        start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
+        await self._observe([start()])
+
+    async def _close_sessions(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    # Budgets and bookkeeping
+
+    def _budget(self, stage: Stage) -> PhaseBudget:
+        return self._config.trial if stage == "trial" else self._config.execution
+
+    def _phase(self) -> Phase:
+        return Phase.TRIAL if self._stage == "trial" else Phase.EXECUTION
+
+    def _token_limit(self) -> int:
+        phases = (Phase.TRIAL, Phase.EXPERIENCE) if self._stage == "trial" else (Phase.EXECUTION,)
+        left = self._budget(self._stage).tokens - self._trajectory.sampled_in(phases)
+        room = self._identity.max_model_len - len(self._trajectory.token_ids_T)
+        return min(left, room, self._config.max_tokens_per_turn)
+
+    async def _out_of_budget(self, limit: int) -> None:
+        room = self._identity.max_model_len - len(self._trajectory.token_ids_T)
+        if self._stage == "trial" and room > 0:
+            await self._enter("execution")
+            return
+        spent = "tokens" if limit <= 0 else "turns"
+        raise _Ended(Outcome.TRUNCATED, f"out of {spent} in the {self._stage} phase")
+
+    async def _observe(self, messages: Sequence[Message]) -> None:
+        ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
+        if sum(len(message.content) for message in messages) < LONG_TEXT:
+            ids = self._template.continuation(messages, turn_ended=ended)
+        else:
+            ids = await asyncio.to_thread(self._template.continuation, messages, turn_ended=ended)
+        self._trajectory.append_world(ids, Phase.OBSERVATION, messages)
+
+    def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
+        if not outcome.counts:
+            return None, {}
+        malformed = -self._config.malformed_penalty if self._faults else 0.0
+        trial_cost = -self._config.trial_call_cost * self._used["trial"]
+        parts = {
+            **self._score.parts,
+            "answer": self._score.reward,
+            "malformed": malformed,
+            "trial_cost": trial_cost,
+        }
+        return self._score.reward + malformed + trial_cost, parts
+
+    def _episode(self, outcome: Outcome, error: str, started_at: float, wall_s: float) -> Episode:
+        task, config, trajectory = self._task, self._config, self._trajectory
+        reward, parts = self._reward(outcome)
+        return Episode(
+            lease=self._lease,
+            environment=task.environment,
+            split=task.split,
+            mode=config.mode,
+            outcome=outcome,
+            error=error,
+            reward=reward,
+            reward_parts=parts,
+            answer=self._answer,
+            question=task.question,
+            tags=task.tags,
+            token_ids_T=tuple(trajectory.token_ids_T),
+            phases_T=tuple(trajectory.phases_T),
+            logprobs_T=tuple(trajectory.logprobs_T),
+            spans=tuple(trajectory.spans),
+            turns=tuple(trajectory.turns),
+            messages=tuple(trajectory.messages),
+            sampling=Sampling(config.temperature, config.top_p, config.top_k, self._lease.seed),
+            timings=Timings(
+                started_at, wall_s, trajectory.queue_s, trajectory.generate_s, trajectory.tool_s
+            ),
+            source=self._identity.source,
+            worker=self._identity.worker,
+            tool_server=self._identity.tool_server,
+            isolation=self._isolation,
+            extra={key: float(value) for key, value in self._counts().items()},
+        )
+
+    def _counts(self) -> dict[str, int]:
+        calls = [call for turn in self._trajectory.turns for call in turn.calls]
+        return {
+            "trial_calls": self._used["trial"],
+            "execution_calls": self._used["execution"],
+            "tool_errors": sum(call.status is not AnswerStatus.OK for call in calls),
+            "policy_errors": self._faults,
+        }

@@ -1,0 +1,59 @@
+"""An episode while it grows: token ids, phases and logprobs that are only ever appended to."""
+
+import math
+from collections.abc import Sequence
+from itertools import repeat
+
+from envs.messages import Message
+from rollout.engine import Completion, VersionSpan
+from rollout.episode import CallRecord, Phase, Turn
+
+
+class Trajectory:
+    """Append-only record of one episode's tokens, turns and messages."""
+
+    def __init__(self) -> None:
+        self.token_ids_T: list[int] = []
+        self.phases_T: list[int] = []
+        self.logprobs_T: list[float] = []
+        self.spans: list[VersionSpan] = []
+        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
+        self.queue_s = 0.0
+        self.generate_s = 0.0
+        self.tool_s = 0.0
+
+    def append_world(self, token_ids: Sequence[int], phase: Phase, messages: Sequence[Message]) -> None:
+        """Append tokens that the policy did not sample: the prompt or an observation."""
+        self.token_ids_T.extend(token_ids)
+        self.phases_T.extend(repeat(int(phase), len(token_ids)))
+        self.logprobs_T.extend(repeat(math.nan, len(token_ids)))
+        self.messages.extend(messages)
+
+    def append_completion(self, completion: Completion, phase: Phase, text: str) -> None:
+        """Append what the policy sampled; `phase` may still be corrected once the turn is parsed."""
+        start = len(self.token_ids_T)
+        for span in completion.spans:
+            if not self.spans or self.spans[-1].version != span.version:
+                self.spans.append(VersionSpan(start + span.start, span.version))
+        self.token_ids_T.extend(completion.token_ids)
+        self.phases_T.extend(repeat(int(phase), len(completion.token_ids)))
+        self.logprobs_T.extend(completion.logprobs)
+        self.messages.append(Message("assistant", text))
+        self.queue_s += completion.queue_s
+        end = len(self.token_ids_T)
+        self.turns.append(Turn(phase, start, end, text, completion.finish_reason, ""))
+
+    def settle_turn(
+        self, phase: Phase, *, policy_error: str = "", calls: Sequence[CallRecord] = ()
+    ) -> None:
+        """Say what came of the last completion: its phase, its fault, its calls."""
+        turn = self.turns[-1]
+        self.phases_T[turn.start : turn.end] = repeat(int(phase), turn.end - turn.start)
+        self.turns[-1] = Turn(
+            phase, turn.start, turn.end, turn.text, turn.finish_reason, policy_error, tuple(calls)
+        )
+
+    def sampled_in(self, phases: Sequence[Phase]) -> int:
+        """Number of tokens sampled in `phases`."""
+        return sum(turn.end - turn.start for turn in self.turns if turn.phase in phases)

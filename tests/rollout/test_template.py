@@ -1,0 +1,53 @@
+from collections.abc import Callable
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from envs.errors import TemplateError
+from envs.messages import Message
+from rollout.template import ChatTemplate
+
+MakeTokenizer = Callable[[str | None], PreTrainedTokenizerFast]
+Edit = Callable[[str], str | None]
+ASK = [Message("system", "s"), Message("user", "q")]
+
+
+def test_continuation_extends_the_prompt_as_the_template_would(template: ChatTemplate) -> None:
+    answer, result = Message("assistant", "call"), Message("tool", "42 <b>é</b>")
+    sampled = [*template.encode("call"), template.eos_token_id]
+    grown = template.prompt(ASK) + sampled + template.continuation([result], turn_ended=True)
+    assert grown == template.prompt([*ASK, answer, result])
+
+
+def test_a_cut_turn_is_closed_before_the_observation(template: ChatTemplate) -> None:
+    result = Message("tool", "no")
+    grown = template.prompt(ASK) + template.encode("cut") + template.continuation([result], turn_ended=False)
+    assert grown == template.prompt([*ASK, Message("assistant", "cut"), result])
+
+
+def test_decode_leaves_only_the_end_of_turn_out(template: ChatTemplate) -> None:
+    ids = [*template.encode("a <tool_call> é"), template.eos_token_id]
+    assert template.decode(ids) == "a <tool_call> é"
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda t: t.replace("{% for", "{{ messages|length }}{% for"), "cannot extend its own prefix"),
+        (lambda t: t.replace("{{ m.role }}", "{{ loop.revindex }}{{ m.role }}"), "cannot extend"),
+        (lambda t: t.replace("<|im_end|>", ""), "does not end an assistant turn"),
+        (lambda t: "{{ raise_exception('only users') }}", "refuses a system, user, assistant, tool"),
+        (lambda t: None, "no chat template"),
+    ],
+)
+def test_a_template_that_would_drift_is_refused(
+    chatml: str, tokenizer_with: MakeTokenizer, edit: Edit, reason: str
+) -> None:
+    with pytest.raises(TemplateError, match=reason):
+        ChatTemplate(tokenizer_with(edit(chatml)))
+
+
+def test_it_knows_whether_tool_answers_are_marked(chatml: str, tokenizer_with: MakeTokenizer) -> None:
+    mark = "{% if m.role == 'tool' %}<tool_response>{% endif %}{{ m.content }}"
+    assert ChatTemplate(tokenizer_with(chatml.replace("{{ m.content }}", mark))).wraps_answers
+    assert not ChatTemplate(tokenizer_with(chatml)).wraps_answers
