@@ -24,7 +24,7 @@ _CUDA_LINKED = ("torchvision", "torchaudio", "torchcodec")
 _COLOURS: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 MEMORY_GIB = 6.0
-"""Two vLLM workers, one learner rank and the head with the tiny model, measured, and some air."""
+"""Two vLLM workers, a learner rank and the head with the tiny model, and as much again."""
 SHARED_MEMORY_GIB = 1.0
 """Two weight buffers of SmolLM2-135M and Ray's smallest object store."""
 DISK_GIB = 5.0
@@ -43,14 +43,14 @@ class Finding:
 
 
 def run_doctor(as_json: bool, model: str | None) -> int:
-    """Examine this machine and print what was found. Returns 1 where something is missing, else 0."""
+"""Two vLLM workers, a learner rank and the head with the tiny model, and some air."""
     findings = examine(model)
     write_findings(findings, as_json=as_json, stream=sys.stdout)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
 
 
 def examine(model: str | None = None) -> list[Finding]:
-    """Look at this machine, the installed stack and, where one is given, a model's chat template."""
+    """Look at this machine, the installed stack and the chat template of the model folder `model`."""
     machine = read_machine(Path.cwd(), tuple(RAY_PORTS))
     versions = installed_versions()
     findings = [check_python(machine)]
@@ -98,7 +98,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def pinned_versions() -> dict[str, str]:
-    """Return the exact versions that the installed trialrun asks for; empty where it is not there."""
+    """Return the exact versions that the installed trialrun asks for; empty without trialrun."""
     try:
         lines = importlib.metadata.requires("trialrun") or []
     except importlib.metadata.PackageNotFoundError:
@@ -186,13 +186,15 @@ def check_gpus(machine: Machine) -> Finding:
 
 def check_sizes(machine: Machine) -> list[Finding]:
     """Processors, memory, shared memory, disk."""
-    few_cpus = "the demo wants 2 CPUs: it will take about twice as long"
+    cpus = Finding("CPUs", "ok", str(machine.cpus))
+    if machine.cpus < 2:
+        advice = "nothing, but the demo was timed on 2 and will take about twice as long"
+        cpus = Finding("CPUs", "warn", str(machine.cpus), advice)
+    one_worker = "trialrun train ... --set rollouts.workers=1"
     small_shm = "docker run --shm-size=4g ..., or mount -o remount,size=4G /dev/shm"
     return [
-        Finding("CPUs", "ok" if machine.cpus >= 2 else "warn", str(machine.cpus))
-        if machine.cpus >= 2
-        else Finding("CPUs", "warn", str(machine.cpus), few_cpus),
-        _size("memory", machine.free_memory_gib, MEMORY_GIB, "--set rollouts.workers=1"),
+        cpus,
+        _size("memory", machine.free_memory_gib, MEMORY_GIB, one_worker),
         _size("/dev/shm", machine.shared_memory_gib, SHARED_MEMORY_GIB, small_shm),
         _size("disk", machine.free_disk_gib, DISK_GIB, "start from a folder on a larger disk"),
     ]

@@ -83,7 +83,7 @@ def read_machine(folder: Path, ports: Sequence[int]) -> Machine:
 
 
 def memory_limit(cgroup: Path) -> int:
-    """Return the bytes that this container may use, version 2 or 1; a huge number without a limit."""
+    """Return the bytes that this container may use (cgroup 2 or 1), huge without a limit."""
     for name in _CGROUP_LIMITS:
         try:
             text = (cgroup / name).read_text().strip()
