@@ -43,14 +43,14 @@ class Finding:
 
 
 def run_doctor(as_json: bool, model: str | None) -> int:
-"""Two vLLM workers, a learner rank and the head with the tiny model, and some air."""
+    """Print what this machine has; return 1 where something is missing, else 0."""
     findings = examine(model)
     write_findings(findings, as_json=as_json, stream=sys.stdout)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
 
 
 def examine(model: str | None = None) -> list[Finding]:
-    """Look at this machine, the installed stack and the chat template of the model folder `model`."""
+    """Look at this machine, the installed stack and the chat template in folder `model`."""
     machine = read_machine(Path.cwd(), tuple(RAY_PORTS))
     versions = installed_versions()
     findings = [check_python(machine)]
