@@ -1,0 +1,257 @@
+"""Sandboxed sessions as the tool server sees them: a pool of children and what they answer."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from envs.config import IsolationLevel, ToolServerConfig
+from envs.errors import SandboxError
+from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit, Zygote
+from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolSet
+
+_IDLE_CHILDREN = 8
+_RESTARTED = "the tool's state starts again from the beginning"
+
+
+class _Reply(BaseModel):
+    """A child's frame; whatever does not validate as one ends the child."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    number: int
+    status: str = Field(pattern="^(ok|tool_error)$")
+    text: str
+    truncated: bool
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    cpu_seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _Start(BaseModel):
+    sources: tuple[str, ...]
+    functions: tuple[str, ...]
+    seed: int
+    cpu_s: int
+
+
+class _Request(BaseModel):
+    number: int
+    tool: int
+    arguments: JsonObject
+
+
+class SandboxPool:
+    """Idle children ready to become sessions, forked by a zygote that is replaced when it dies."""
+
+    def __init__(self, config: ToolServerConfig, strongest: IsolationLevel = "namespaces") -> None:
+        self._config = config
+        self._strongest: IsolationLevel = strongest
+        self._zygote: Zygote | None = None
+        self._idle: deque[Child] = deque()
+        self._starting = asyncio.Lock()
+        self._refill: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def config(self) -> ToolServerConfig:
+        return self._config
+
+    @property
+    def isolation(self) -> str:
+        """Achieved level; empty while no zygote lives."""
+        return self._zygote.level if self._zygote and self._zygote.alive else ""
+
+    @property
+    def zygote_pid(self) -> int | None:
+        return self._zygote.pid if self._zygote else None
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    async def start(self) -> None:
+        """Start the zygote. Raises IsolationError below the required level, SandboxError on failure."""
+        await self._living_zygote()
+        self._top_up()
+
+    async def acquire(self) -> Child:
+        """Return a fresh child, never used before. Raises SandboxError."""
+        try:
+            while self._idle:
+                child = self._idle.popleft()
+                if child.alive:
+                    return child
+                child.kill()
+            return await (await self._living_zygote()).spawn()
+        finally:
+            self._top_up()
+
+    async def close(self) -> None:
+        """End the zygote and with it every child."""
+        self._closed = True
+        if self._refill:
+            self._refill.cancel()
+            await asyncio.gather(self._refill, return_exceptions=True)
+        for child in self._idle:
+            child.kill()
+        self._idle.clear()
+        if self._zygote:
+            await self._zygote.close()
+
+    async def _living_zygote(self) -> Zygote:
+        async with self._starting:
+            if self._closed:
+                raise SandboxError("the sandbox is closed; open a session on another tool server")
+            if self._zygote is None or not self._zygote.alive:
+                if self._zygote:
+                    await self._zygote.close()
+                self._zygote = await Zygote.start(self._config, self._strongest)
+            return self._zygote
+
+    def _top_up(self) -> None:
+        if not self._closed and (self._refill is None or self._refill.done()):
+            self._refill = asyncio.create_task(self._fill())
+
+    async def _fill(self) -> None:
+        with contextlib.suppress(
+            SandboxError
+        ):  # the next acquire meets the same failure and says so
+            while len(self._idle) < _IDLE_CHILDREN:
+                self._idle.append(await (await self._living_zygote()).spawn())
+
+
+class SandboxSession:
+    """Live tools in one child; after a child's end the next call starts from the initial state.
+
+    Calls run one after the other. The session is lost, and says so as INFRA_ERROR, when its child
+    ended through no fault of a tool.
+    """
+
+    def __init__(self, pool: SandboxPool, tool_set: ToolSet, seed: int) -> None:
+        self._pool = pool
+        self._tool_set = tool_set
+        self._seed = seed
+        self._indices: dict[str, int] = {}
+        for index, tool in enumerate(tool_set.tools):
+            self._indices.setdefault(tool.name, index)
+        self._child: Child | None = None
+        self._cpu_spent = 0.0
+        self._number = 0
+        self._lost = ""
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Take a child for the session. Raises SandboxError."""
+        cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
+        child = await self._pool.acquire()
+        child.tell(
+            _Start(
+                sources=self._tool_set.sources,
+                functions=self._tool_set.functions,
+                seed=self._seed,
+                cpu_s=max(1, round(cpu_left)),
+            ).model_dump_json()
+        )
+        self._child = child
+
+    async def call(self, name: str, arguments: JsonObject) -> ToolAnswer:
+        """Run one call to its end, its time limit or its child's death."""
+        async with self._turn:
+            if self._lost:
+                return _answer(AnswerStatus.INFRA_ERROR, self._lost)
+            if name not in self._indices:
+                known = ", ".join(self._indices) or "none"
+                return _answer(AnswerStatus.TOOL_ERROR, f"unknown tool {name!r}; known: {known}")
+            if self._cpu_spent >= self._pool.config.session_cpu_s:
+                return self._out_of_cpu()
+            try:
+                return await self._ask(name, arguments)
+            except SandboxError as error:
+                self._lost = str(error)
+                return _answer(AnswerStatus.INFRA_ERROR, self._lost)
+
+    def close(self) -> None:
+        """Kill the child; a call in flight answers INFRA_ERROR."""
+        self._lost = "the session was closed"
+        if self._child:
+            self._child.kill()
+            self._child = None
+
+    async def _ask(self, name: str, arguments: JsonObject) -> ToolAnswer:
+        if self._child is None:
+            await self.start()
+        child = self._child
+        if child is None:
+            raise SandboxError("the session was closed")
+        self._number += 1
+        request = _Request(number=self._number, tool=self._indices[name], arguments=arguments)
+        timeout_s = self._pool.config.call_timeout_s
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                frame = await child.ask(request.model_dump_json())
+        except TimeoutError:
+            await self._end(child)
+            text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"
+            return _answer(AnswerStatus.TIMEOUT, text, timeout_s)
+        except (ChildGone, ChildSpoke) as fault:
+            return await self._after_end(child, fault, time.monotonic() - began)
+        elapsed = time.monotonic() - began
+        return await self._checked(child, frame, elapsed)
+
+    async def _checked(self, child: Child, frame: bytes, elapsed: float) -> ToolAnswer:
+        try:
+            reply = _Reply.model_validate_json(frame)
+            if reply.number != self._number or len(reply.text.encode()) > self._limit:
+                raise ValueError("wrong number or too long")
+        except ValueError:  # ValidationError is one
+            return await self._after_end(child, ChildSpoke("a malformed answer"), elapsed)
+        return ToolAnswer(
+            status=AnswerStatus(reply.status),
+            text=reply.text,
+            seconds=min(reply.seconds, elapsed),
+            cpu_seconds=min(reply.cpu_seconds, elapsed),
+            truncated=reply.truncated,
+        )
+
+    async def _after_end(
+        self, child: Child, fault: ChildGone | ChildSpoke, elapsed: float
+    ) -> ToolAnswer:
+        ended = await self._end(child)
+        if self._lost:
+            return _answer(AnswerStatus.INFRA_ERROR, self._lost, elapsed)
+        if isinstance(fault, ChildSpoke):
+            text = f"the tool broke its connection ({fault}); {_RESTARTED}"
+            return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
+        if ended is None:
+            raise SandboxError("the sandbox's fork server died; open a new session")
+        if self._cpu_spent >= self._pool.config.session_cpu_s:
+            return self._out_of_cpu(elapsed)
+        if ended.killed:
+            raise SandboxError("the system killed the session's process; open a new session")
+        text = f"the tool ended its own process ({ended}); {_RESTARTED}"
+        return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
+
+    @property
+    def _limit(self) -> int:
+        return self._pool.config.reply_limit_bytes
+
+    def _out_of_cpu(self, elapsed: float = 0.0) -> ToolAnswer:
+        limit_s = self._pool.config.session_cpu_s
+        text = f"the session used up its {limit_s} CPU seconds; no tool answers any more"
+        return _answer(AnswerStatus.TIMEOUT, text, elapsed)
+
+    async def _end(self, child: Child) -> Exit | None:
+        """Kill `child`, book its CPU time, and return how it ended (None: nobody knows)."""
+        self._child = None
+        child.kill()
+        ended = await child.ended()
+        if ended:
+            self._cpu_spent += ended.cpu_s
+        return ended
+
+
+def _answer(status: AnswerStatus, text: str, seconds: float = 0.0) -> ToolAnswer:
+    return ToolAnswer(status=status, text=text, seconds=seconds)

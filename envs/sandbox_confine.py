@@ -1,0 +1,199 @@
+"""Lock-down of the calling process: namespaces, privileges, Landlock and seccomp.
+
+Standard library only, for it runs where nothing else is installed. Steps that fail raise OSError
+naming the call. Sources: landlock(7), seccomp(2), user_namespaces(7), capabilities(7).
+"""
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+import sys
+
+from envs.errors import IsolationError
+from envs.sandbox_syscalls import AUDIT_ARCHES, PIVOT_ROOT_NUMBERS, SECCOMP_NUMBERS, Rule
+
+NOBODY = 65_534
+_NAMESPACES = {
+    "mount": 0x0002_0000,
+    "uts": 0x0400_0000,
+    "ipc": 0x0800_0000,
+    "pid": 0x2000_0000,
+    "net": 0x4000_0000,
+}
+_NEW_USER = 0x1000_0000
+_MS_REC_PRIVATE = 0x4000 | 0x4_0000
+_MS_EMPTY_ROOT = 0x1 | 0x2 | 0x4 | 0x8  # read-only, no setuid, no devices, no exec
+_MNT_DETACH = 2
+_LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 446, 1
+_PR_PDEATHSIG, _PR_DUMPABLE, _PR_CAPBSET_DROP, _PR_NO_NEW_PRIVS = 1, 4, 24, 38
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_RET_ALLOW, _RET_KILL, _RET_EPERM = 0x7FFF_0000, 0x8000_0000, 0x0005_0001
+_X32_BIT = 0x4000_0000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check_platform() -> str:
+    """Return the machine's name. Raises IsolationError where the sandbox cannot work at all."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in AUDIT_ARCHES:
+        raise IsolationError(
+            f"expected Linux on {' or '.join(AUDIT_ARCHES)}, found {sys.platform} on {machine}; "
+            "run the tool server in a Linux container or on another machine"
+        )
+    return machine
+
+
+def _checked(name: str, result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def _syscall(name: str, number: int, *arguments: int | bytes | None) -> int:
+    values = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments]
+    return _checked(name, _libc.syscall(ctypes.c_long(number), *values))
+
+
+def _prctl(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    _checked(f"prctl({option})", _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))
+
+
+def unshare_namespaces() -> None:
+    """Enter new mount, UTS, IPC, network and (for the next fork) PID namespaces.
+
+    Root tries without a user namespace first, so that its uid can be dropped for real.
+    """
+    flags = sum(_NAMESPACES.values())
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0 and _libc.unshare(flags) == 0:
+        return
+    _checked("unshare", _libc.unshare(flags | _NEW_USER))
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{NOBODY} {uid} 1"),
+        ("gid_map", f"{NOBODY} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def empty_root() -> None:
+    """Replace the file system by an empty read-only tmpfs; needs a mount namespace of one's own."""
+    private = ctypes.c_ulong(_MS_REC_PRIVATE)
+    _checked("mount private", _libc.mount(b"none", b"/", None, private, None))
+    flags = ctypes.c_ulong(_MS_EMPTY_ROOT)
+    options = b"size=4k,nr_inodes=1,mode=555"
+    _checked("mount tmpfs", _libc.mount(b"none", b"/tmp", b"tmpfs", flags, options))
+    os.chdir("/tmp")
+    _syscall("pivot_root", PIVOT_ROOT_NUMBERS[check_platform()], b".", b".")
+    _checked("umount2", _libc.umount2(b".", _MNT_DETACH))
+    os.chdir("/")
+
+
+def namespaces_refusal() -> str:
+    """Return why this kernel gives no namespaces, or empty; tried out in a throwaway process."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare_namespaces()
+            empty_root()
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        refusal = file.read().decode()
+    os.waitpid(pid, 0)
+    return refusal
+
+
+def drop_privileges() -> None:
+    """Give up uid 0 and every capability for good; nothing that is executed later regains them."""
+    for capability in range(64):
+        _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _checked("capset", _libc.capset(header, bytes(24)))
+    _prctl(_PR_NO_NEW_PRIVS, 1)
+    _prctl(_PR_DUMPABLE, 0)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies; a change of uid undoes it."""
+    _prctl(_PR_PDEATHSIG, signal.SIGKILL)
+
+
+def landlock_version() -> int:
+    """Return the kernel's Landlock ABI version, 0 where it has none."""
+    null = ctypes.c_char_p(None)
+    number = ctypes.c_long(_LANDLOCK_CREATE)
+    version = _libc.syscall(number, null, ctypes.c_long(0), ctypes.c_long(_LANDLOCK_VERSION))
+    return max(0, version)
+
+
+def restrict_landlock() -> None:
+    """Deny every file, TCP, abstract-socket and cross-domain signal access that Landlock knows."""
+    version = landlock_version()
+    file_bits = (1 << 13) - 1
+    for since, bit in ((2, 13), (3, 14), (5, 15)):
+        file_bits |= (version >= since) << bit
+    net_bits = 0b11 if version >= 4 else 0
+    scope_bits = 0b11 if version >= 6 else 0
+    fields = [file_bits] + [net_bits] * (version >= 4) + [scope_bits] * (version >= 6)
+    attributes = struct.pack(f"{len(fields)}Q", *fields)
+    name = "landlock_create_ruleset"
+    ruleset = _syscall(name, _LANDLOCK_CREATE, attributes, len(attributes), 0)
+    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
+    os.close(ruleset)
+
+
+def _instruction(code: int, true: int, false: int, value: int) -> bytes:
+    return struct.pack("HBBI", code, true, false, value)
+
+
+def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
+    """Return a seccomp program: `rules` are allowed, other calls fail with EPERM.
+
+    A call through another gate (i386's `int 0x80`, x32) kills the process: its numbers differ.
+    """
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    program = [
+        _instruction(load, 0, 0, 4),
+        _instruction(equal, 1, 0, AUDIT_ARCHES[machine]),
+        _instruction(give, 0, 0, _RET_KILL),
+        _instruction(load, 0, 0, 0),
+        _instruction(at_least, 0, 1, _X32_BIT),
+        _instruction(give, 0, 0, _RET_KILL),
+    ]
+    for rule in rules.values():
+        number = rule.number(machine)
+        if number is None:
+            continue
+        if rule.argument is None:
+            program += [_instruction(equal, 0, 1, number), _instruction(give, 0, 0, _RET_ALLOW)]
+            continue
+        program += [
+            _instruction(equal, 0, 4, number),
+            _instruction(load, 0, 0, 16 + 8 * rule.argument),
+            _instruction(any_bit, 1, 0, rule.clear_bits),
+            _instruction(give, 0, 0, _RET_ALLOW),
+            _instruction(give, 0, 0, _RET_EPERM),
+        ]
+    return b"".join([*program, _instruction(give, 0, 0, _RET_EPERM)])
+
+
+def install_filter(program: bytes) -> None:
+    """Bind `program` to this process and its children; a filter can only be added to, never undone."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    _syscall("seccomp", SECCOMP_NUMBERS[check_platform()], 1, 0, header)

@@ -1,0 +1,104 @@
+"""System calls that sandboxed processes may make, by name and machine; all others are refused.
+
+Numbers are from the kernel's `asm/unistd_64.h` and `asm-generic/unistd.h`. None is given where a
+machine lacks the call.
+"""
+
+from dataclasses import dataclass
+
+CLONE_NEW_FLAGS = 0x7E02_0080
+"""Every flag of `clone` that makes a namespace."""
+PROT_EXEC = 0x4
+
+AUDIT_ARCHES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277}
+PIVOT_ROOT_NUMBERS = {"x86_64": 155, "aarch64": 41}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One allowed call: `clear_bits` of its argument number `argument` must all be zero."""
+
+    x86_64: int | None
+    aarch64: int | None
+    argument: int | None = None
+    clear_bits: int = 0
+
+    def number(self, machine: str) -> int | None:
+        """Return the call's number on `machine`, a key of AUDIT_ARCHES."""
+        return self.x86_64 if machine == "x86_64" else self.aarch64
+
+
+LEAF_RULES = {
+    "read": Rule(0, 63),
+    "write": Rule(1, 64),
+    "readv": Rule(19, 65),
+    "writev": Rule(20, 66),
+    "close": Rule(3, 57),
+    "lseek": Rule(8, 62),
+    "dup": Rule(32, 23),
+    "mmap": Rule(9, 222, argument=2, clear_bits=PROT_EXEC),
+    "mprotect": Rule(10, 226, argument=2, clear_bits=PROT_EXEC),
+    "munmap": Rule(11, 215),
+    "mremap": Rule(25, 216),
+    "madvise": Rule(28, 233),
+    "brk": Rule(12, 214),
+    "rt_sigaction": Rule(13, 134),
+    "rt_sigprocmask": Rule(14, 135),
+    "rt_sigreturn": Rule(15, 139),
+    "sigaltstack": Rule(131, 132),
+    "futex": Rule(202, 98),
+    "getpid": Rule(39, 172),
+    "gettid": Rule(186, 178),
+    "getuid": Rule(102, 174),
+    "geteuid": Rule(107, 175),
+    "getgid": Rule(104, 176),
+    "getegid": Rule(108, 177),
+    "getrandom": Rule(318, 278),
+    "clock_gettime": Rule(228, 113),
+    "clock_getres": Rule(229, 114),
+    "clock_nanosleep": Rule(230, 115),
+    "nanosleep": Rule(35, 101),
+    "gettimeofday": Rule(96, 169),
+    "time": Rule(201, None),
+    "times": Rule(100, 153),
+    "getrusage": Rule(98, 165),
+    "poll": Rule(7, None),
+    "ppoll": Rule(271, 73),
+    "select": Rule(23, None),
+    "pselect6": Rule(270, 72),
+    "prlimit64": Rule(302, 261, argument=0, clear_bits=0xFFFF_FFFF),
+    "sched_yield": Rule(24, 124),
+    "restart_syscall": Rule(219, 128),
+    "exit": Rule(60, 93),
+    "exit_group": Rule(231, 94),
+}
+"""What a session child may do: compute, sleep, and talk over descriptors that it already has.
+
+No path, socket, process, thread or signal calls, and no new executable memory.
+"""
+
+ZYGOTE_RULES = LEAF_RULES | {
+    "mmap": Rule(9, 222),
+    "mprotect": Rule(10, 226),
+    "clone": Rule(56, 220, argument=0, clear_bits=CLONE_NEW_FLAGS),
+    "fork": Rule(57, None),
+    "wait4": Rule(61, 260),
+    "pidfd_open": Rule(434, 434),
+    "kill": Rule(62, 129),
+    "socketpair": Rule(53, 199),
+    "sendmsg": Rule(46, 211),
+    "recvmsg": Rule(47, 212),
+    "sendto": Rule(44, 206),
+    "recvfrom": Rule(45, 207),
+    "fcntl": Rule(72, 25),
+    "ioctl": Rule(16, 29),
+    "dup2": Rule(33, None),
+    "dup3": Rule(292, 24),
+    "prctl": Rule(157, 167),
+    "seccomp": Rule(317, 277),
+    "set_robust_list": Rule(273, 99),
+    "rseq": Rule(334, 293),
+    "set_tid_address": Rule(218, 96),
+}
+"""What the zygote needs on top, to fork children, hand out their sockets and reap them."""
