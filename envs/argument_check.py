@@ -1,7 +1,7 @@
 """Check of a call's arguments against its tool's JSON schema, as far as the schema makes sense.
 
-Data sets carry sloppy schemas: keywords and types that are not understood are ignored, and keys that
-a schema does not mention are allowed unless `additionalProperties` is exactly false.
+Data sets carry sloppy schemas: keywords and types that are not understood are ignored, and keys
+that a schema does not mention are allowed unless `additionalProperties` is exactly false.
 """
 
 import json

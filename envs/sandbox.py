@@ -5,12 +5,12 @@ import contextlib
 import time
 from collections import deque
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from envs.config import IsolationLevel, ToolServerConfig
-from envs.errors import SandboxError
+from envs.errors import IsolationError, SandboxError
 from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit, Zygote
-from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolSet
+from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
 _IDLE_CHILDREN = 8
 _RESTARTED = "the tool's state starts again from the beginning"
@@ -39,7 +39,7 @@ class _Start(BaseModel):
 class _Request(BaseModel):
     number: int
     tool: int
-    arguments: JsonObject
+    arguments: str
 
 
 class SandboxPool:
@@ -72,12 +72,12 @@ class SandboxPool:
         return len(self._idle)
 
     async def start(self) -> None:
-        """Start the zygote. Raises IsolationError below the required level, SandboxError on failure."""
+        """Start the zygote. Raises IsolationError (below the required level) or SandboxError."""
         await self._living_zygote()
         self._top_up()
 
     async def acquire(self) -> Child:
-        """Return a fresh child, never used before. Raises SandboxError."""
+        """Return a fresh child, never used before. Raises SandboxError or IsolationError."""
         try:
             while self._idle:
                 child = self._idle.popleft()
@@ -115,9 +115,8 @@ class SandboxPool:
             self._refill = asyncio.create_task(self._fill())
 
     async def _fill(self) -> None:
-        with contextlib.suppress(
-            SandboxError
-        ):  # the next acquire meets the same failure and says so
+        # the next acquire meets the same failure and says so
+        with contextlib.suppress(SandboxError, IsolationError):
             while len(self._idle) < _IDLE_CHILDREN:
                 self._idle.append(await (await self._living_zygote()).spawn())
 
@@ -143,9 +142,12 @@ class SandboxSession:
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        """Take a child for the session. Raises SandboxError."""
+        """Take a child for the session. Raises SandboxError or IsolationError."""
         cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
         child = await self._pool.acquire()
+        if self._lost:  # closed in the meantime
+            child.kill()
+            raise SandboxError(self._lost)
         child.tell(
             _Start(
                 sources=self._tool_set.sources,
@@ -156,8 +158,11 @@ class SandboxSession:
         )
         self._child = child
 
-    async def call(self, name: str, arguments: JsonObject) -> ToolAnswer:
-        """Run one call to its end, its time limit or its child's death."""
+    async def call(self, name: str, arguments: str) -> ToolAnswer:
+        """Run one call to its end, its time limit or its child's death.
+
+        `arguments` is the JSON text of an object; only the child parses it.
+        """
         async with self._turn:
             if self._lost:
                 return _answer(AnswerStatus.INFRA_ERROR, self._lost)
@@ -168,7 +173,7 @@ class SandboxSession:
                 return self._out_of_cpu()
             try:
                 return await self._ask(name, arguments)
-            except SandboxError as error:
+            except (SandboxError, IsolationError) as error:
                 self._lost = str(error)
                 return _answer(AnswerStatus.INFRA_ERROR, self._lost)
 
@@ -179,7 +184,7 @@ class SandboxSession:
             self._child.kill()
             self._child = None
 
-    async def _ask(self, name: str, arguments: JsonObject) -> ToolAnswer:
+    async def _ask(self, name: str, arguments: str) -> ToolAnswer:
         if self._child is None:
             await self.start()
         child = self._child

@@ -78,9 +78,10 @@ class SessionChild:
 
     def _answer(self, request: dict) -> None:
         started, cpu_started = time.monotonic(), time.process_time()
-        # BaseException: a tool that calls sys.exit is a tool that failed, not the end of its session
+        # BaseException: a tool that calls sys.exit has failed, but its session goes on
         try:
-            text, status = as_text(self._tool(request["tool"])(**request["arguments"])), "ok"
+            arguments = json.loads(request["arguments"])
+            text, status = as_text(self._tool(request["tool"])(**arguments)), "ok"
         except BaseException as error:
             text, status = error_text(error), "tool_error"
         text, truncated = cut(text, self._reply_limit)

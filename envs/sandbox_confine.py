@@ -193,7 +193,7 @@ def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
 
 
 def install_filter(program: bytes) -> None:
-    """Bind `program` to this process and its children; a filter can only be added to, never undone."""
+    """Bind `program` to this process and its children for good; a later filter only narrows it."""
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     _syscall("seccomp", SECCOMP_NUMBERS[check_platform()], 1, 0, header)

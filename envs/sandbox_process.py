@@ -1,4 +1,4 @@
-"""The server's ends of the sandbox's processes: the zygote it starts and the children it is handed."""
+"""The server's ends of the sandbox's processes: the zygote, and the children it hands out."""
 
 import asyncio
 import contextlib
@@ -239,14 +239,21 @@ class Zygote:
         try:
             self._control.send(b"fork")
             async with asyncio.timeout(_SPAWN_S):
-                descriptor, pidfd, exit_ = await asyncio.shield(spawn)
+                descriptor, pidfd, exit_ = await spawn
         except TimeoutError as error:
             raise SandboxError(f"no child was forked within {_SPAWN_S:g} s") from error
         except OSError as error:
             raise SandboxError(f"the sandbox's fork server takes no requests: {error}") from error
         frames = _Frames(self._reply_limit)
-        await loop.create_unix_connection(lambda: frames, sock=socket.socket(fileno=descriptor))
-        return Child(pidfd, frames, exit_)
+        child = Child(pidfd, frames, exit_)
+        connection = socket.socket(fileno=descriptor)
+        try:
+            await loop.create_unix_connection(lambda: frames, sock=connection)
+        except (OSError, asyncio.CancelledError):
+            child.kill()
+            connection.close()
+            raise
+        return child
 
     async def close(self) -> None:
         """Hang up, which ends the zygote and its children, and reap it."""
@@ -277,7 +284,7 @@ class Zygote:
         if message.kind == "child":
             exit_ = self._exits[message.pid] = asyncio.get_running_loop().create_future()
             if len(descriptors) == 2 and not spawn.done():
-                spawn.set_result((*descriptors, exit_))
+                spawn.set_result((descriptors[0], descriptors[1], exit_))
                 return
         for descriptor in descriptors:
             os.close(descriptor)

@@ -93,6 +93,7 @@ ZYGOTE_RULES = LEAF_RULES | {
     "recvfrom": Rule(45, 207),
     "fcntl": Rule(72, 25),
     "ioctl": Rule(16, 29),
+    "close_range": Rule(436, 436),
     "dup2": Rule(33, None),
     "dup3": Rule(292, 24),
     "prctl": Rule(157, 167),

@@ -1,6 +1,7 @@
-"""The tool server's client: sessions over HTTP, with what falls due in one tick sent as one request."""
+"""The tool server's client: what falls due in one tick of the loop is sent as one request."""
 
 import asyncio
+import json
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
@@ -20,13 +21,14 @@ from envs.tool_wire import (
     OpenItem,
     OpenRequest,
     OpenResponse,
+    WireCall,
     WireError,
     encode,
 )
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
 _KEEP_ALIVE_S = 300.0
-_CONNECTIONS = 64
+_CONNECTIONS = 128
 _CONNECT_RETRIES = 1
 
 
@@ -123,7 +125,7 @@ class ToolClient:
         return self._address
 
     async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> RemoteSession:
-        """Open a session in the tool set's initial state. Raises ToolServerError or DeadlineError."""
+        """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
         reply: asyncio.Future[RemoteSession] = self._future()
         item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose)
         self._opens.append(_Open(item, tool_set, reply))
@@ -133,8 +135,11 @@ class ToolClient:
         """Run `calls` of one session in order. Raises ToolServerError or DeadlineError."""
         if not calls:
             return []
+        wire_calls = tuple(
+            WireCall(name=call.name, arguments=json.dumps(call.arguments)) for call in calls
+        )
         reply: asyncio.Future[list[ToolAnswer]] = self._future()
-        self._calls.append(_Call(CallItem(session=session_id, calls=tuple(calls)), reply))
+        self._calls.append(_Call(CallItem(session=session_id, calls=wire_calls), reply))
         return await reply
 
     async def close_session(self, session_id: str) -> None:
@@ -224,7 +229,7 @@ class ToolClient:
         for entry, opened in zip(opens, sessions, strict=True):
             if entry.reply.done():  # its episode was cancelled: nobody else would close the session
                 if opened.id:
-                    self._closes.append(_Close(opened.id, self._future()))
+                    await self._post("/sessions/close", CloseRequest(ids=(opened.id,)))
             elif opened.error:
                 entry.reply.set_exception(self._error(opened.error))
             else:

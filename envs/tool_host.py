@@ -3,11 +3,11 @@
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
 from envs.config import IsolationLevel, ToolServerConfig
-from envs.errors import SandboxError
+from envs.errors import IsolationError, SandboxError
 from envs.sandbox import SandboxPool, SandboxSession
 from envs.tool_wire import CallItem, CallResult, Health, OpenedSession, OpenItem, WireError
 from envs.tools import ToolAnswer, ToolSet
@@ -30,6 +30,7 @@ class ToolHost:
         self._pool = SandboxPool(config, strongest)
         self._entries: dict[str, _Entry] = {}
         self._opening = 0
+        self._running: set[asyncio.Task[ToolAnswer]] = set()
         self._tool_sets: OrderedDict[str, ToolSet] = OrderedDict()
 
     async def start(self) -> None:
@@ -66,7 +67,7 @@ class ToolHost:
         self._opening += 1
         try:
             await session.start()
-        except SandboxError as error:
+        except (SandboxError, IsolationError) as error:
             return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
         finally:
             self._opening -= 1
@@ -91,11 +92,18 @@ class ToolHost:
         entry.calls_running += 1
         try:
             for call in item.calls:
-                answers.append(await entry.session.call(call.name, call.arguments))
+                answers.append(await self._run(entry.session.call(call.name, call.arguments)))
         finally:
             entry.calls_running -= 1
             entry.used_at = _now()
         return CallResult(index=index, answers=tuple(answers))
+
+    async def _run(self, call: Coroutine[None, None, ToolAnswer]) -> ToolAnswer:
+        """Finish `call` even when the client hangs up: the session goes on in a known state."""
+        task = asyncio.create_task(call)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
 
     def close(self, session_ids: Sequence[str]) -> int:
         """End sessions; return how many of them were open."""
@@ -122,7 +130,7 @@ class ToolHost:
         try:
             await self._pool.start()
             status = "ok"
-        except SandboxError:
+        except (SandboxError, IsolationError):
             status = "failed"
         return Health(
             status=status,

@@ -1,6 +1,7 @@
 """The tool server: sandboxed tool sessions over HTTP.
 
-    python -m envs.tool_server --uds PATH | --host 127.0.0.1 --port N [--token T] [--config-json JSON]
+    python -m envs.tool_server --uds PATH [--config-json JSON]
+    python -m envs.tool_server --host 127.0.0.1 --port N [--token T] [--config-json JSON]
 
 Prints `ready <address>` when it serves. Routes: POST /sessions, POST /calls, POST /sessions/close,
 DELETE /sessions/{id}, GET /health; bodies as in `envs/tool_wire.py`.
@@ -25,7 +26,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from envs.config import ToolServerConfig
-from envs.errors import ConfigError, SandboxError, TrialrunError
+from envs.errors import ConfigError, TrialrunError
 from envs.tool_host import ToolHost, unknown_session
 from envs.tool_wire import (
     MSGPACK,

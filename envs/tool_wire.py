@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
+from envs.tools import SessionPurpose, ToolAnswer, ToolSet
 
 MSGPACK = "application/msgpack"
 ErrorKind = Literal[
@@ -76,11 +76,22 @@ class OpenResponse(Wire):
     sessions: tuple[OpenedSession, ...]
 
 
+class WireCall(Wire):
+    """A call of one tool by name.
+
+    `arguments` is the JSON text of an object; the server passes it on to the sandbox unread, so
+    numbers and strings that msgpack cannot hold arrive as they were written.
+    """
+
+    name: str
+    arguments: str
+
+
 class CallItem(Wire):
     """Calls of one session, run in order."""
 
     session: str
-    calls: tuple[ToolCall, ...] = Field(min_length=1)
+    calls: tuple[WireCall, ...] = Field(min_length=1)
 
 
 class CallRequest(Wire):
@@ -131,7 +142,9 @@ def encode(message: BaseModel, *, as_json: bool = False) -> bytes:
     """Return the body of `message`: msgpack, or JSON."""
     if as_json:
         return message.model_dump_json().encode()
-    return msgpack.packb(message.model_dump(mode="json"))
+    body = msgpack.packb(message.model_dump(mode="json"))
+    assert body is not None  # None only with a packer of one's own
+    return body
 
 
 def decode(model: type[WireT], body: bytes, *, as_json: bool = False) -> WireT:
