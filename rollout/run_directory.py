@@ -77,8 +77,9 @@ class RunDirectory:
                 "resume it, or choose another folder"
             )
         _make_folder(path)
-        ours = {folder.name for folder in layout.folders} | {"config.toml", ".lock"}
-        foreign = sorted({item.name for item in path.iterdir()} - ours)
+        ours = {folder.name for folder in layout.folders} | {"config.toml"}
+        names = {item.name for item in path.iterdir() if not item.name.startswith(".")}
+        foreign = sorted(names - ours)
         if foreign:
             raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
         with ExitStack() as undo:

@@ -8,7 +8,7 @@ that prints it with markup must escape it first.
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from envs.messages import Message
 from envs.tools import AnswerStatus
@@ -43,12 +43,16 @@ _MODES = {
     "free": "may go back to trials",
 }
 _CALL_BLOCK = re.compile(r"<tool_call>.*?</tool_call>", re.DOTALL)
+_TAG = re.compile(r"</?(?:experience|answer)>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def render(episode: Episode) -> str:
     """Return `episode` as lines of plain text, at most about 100 columns wide."""
-    lines = [*_heading(episode), "", "Question", *_block(episode.question)]
+    lines = [*_heading(episode)]
+    for message in takewhile(lambda message: message.role == "system", episode.messages):
+        lines += ["", "Instructions", *_block(message.content)]
+    lines += ["", "Question", *_block(episode.question)]
     told = _told(episode)
     numbered = list(enumerate(episode.turns, start=1))
     for phase, turns in groupby(numbered, key=lambda pair: pair[1].phase):
@@ -75,7 +79,7 @@ def _heading(episode: Episode) -> Iterator[str]:
 
 def _turn(number: int, turn: Turn, told: Sequence[Message]) -> Iterator[str]:
     cut = ", cut off at its token limit" if turn.finish_reason == "length" else ""
-    text = turn.text if turn.policy_error else _CALL_BLOCK.sub("", turn.text)
+    text = turn.text if turn.policy_error else _TAG.sub("", _CALL_BLOCK.sub("", turn.text))
     yield f"  Turn {number} ({turn.end - turn.start} tokens{cut})"
     if text.strip():
         yield from _block(text.strip())

@@ -63,7 +63,7 @@ def episodes(draw: st.DrawFn) -> Episode:
         return tuple(draw(st.lists(values, min_size=length, max_size=length)))
 
     return Episode(
-        lease=Lease(*(draw(TEXT) for _ in range(4)), draw(INT32), draw(INT32), draw(INT64)),
+        lease=draw(st.builds(Lease, TEXT, TEXT, TEXT, TEXT, INT32, INT32, INT64)),
         environment=draw(TEXT),
         split=draw(TEXT),
         mode=draw(st.sampled_from(["direct", "trial", "free"])),
