@@ -72,6 +72,11 @@ class VllmEngine:
     def version(self) -> int:
         return self._version
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that vLLM has taken and not finished."""
+        return self._live().get_num_unfinished_requests()
+
     @cached_property
     def layout(self) -> WeightLayout:
         """What `load` accepts: the tensors of the model's checkpoint, in the engine's dtype."""
