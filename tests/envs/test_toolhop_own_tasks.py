@@ -1,29 +1,19 @@
 """Each of the dozen tasks that ship with the project is solvable, by the chain of calls here."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from envs.config import EnvConfig
+from envs.argument_check import check_arguments
+from envs.config import EnvConfig, ToolServerConfig
+from envs.tool_client import ToolClient
+from envs.tool_process import ToolServerProcess
 from envs.toolhop import OWN_TASKS, ToolHopEnvironment
-from envs.tools import JsonObject, ToolSet
+from envs.tools import AnswerStatus, JsonObject, ToolCall, ToolSet
 
-RUN_CALLS = """
-import contextlib, io, json, sys
-request = json.load(sys.stdin)
-for call in request:
-    try:
-        scope = {"__name__": "tool"}
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(call["source"], scope)
-            value = scope[call["function"]](**call["arguments"])
-        print(json.dumps(value))
-    except Exception as error:
-        print(json.dumps(f"{type(error).__name__}: {error}"))
-"""
+CONFIG = ToolServerConfig(required_isolation="seccomp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +40,7 @@ CHAINS: dict[int, list[Hop]] = {
             {"place": "Oskar Skerry", "event": "first_lit"},
             "1871",
         ),
-        Hop("reverse_digits", {"number": 1871}, {"number": "1871"}, "1781"),
+        Hop("reverse_digits", None, {"number": "1871"}, "1781"),
     ],
     9202: [
         Hop(
@@ -235,26 +225,27 @@ CHAINS: dict[int, list[Hop]] = {
 ENTRIES = {entry["id"]: entry for entry in json.loads(OWN_TASKS.read_text(encoding="utf-8"))}
 
 
-def run_calls(tool_set: ToolSet, calls: list[tuple[str, JsonObject]]) -> list[str]:
-    """Run the calls in one interpreter of their own; one JSON text per call."""
-    names = [spec.name for spec in tool_set.tools]
-    request = [
-        {
-            "source": tool_set.sources[names.index(name)],
-            "function": tool_set.functions[names.index(name)],
-            "arguments": arguments,
-        }
-        for name, arguments in calls
-    ]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", RUN_CALLS],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    return done.stdout.splitlines()
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ToolServerProcess(CONFIG) as server:
+        yield server.address
+
+
+async def run_calls(
+    address: str, tool_set: ToolSet, calls: list[tuple[str, JsonObject]]
+) -> list[str]:
+    """Run the calls in one sandboxed session; their texts."""
+    for name, arguments in calls:
+        spec = tool_set.find(name)
+        assert spec is not None
+        assert check_arguments(spec, arguments) is None
+    client = ToolClient(address, CONFIG)
+    session = await client.open(tool_set, 1, "execution")
+    answers = await session.call([ToolCall(name=name, arguments=args) for name, args in calls])
+    await session.close()
+    await client.close()
+    assert {answer.status for answer in answers} <= {AnswerStatus.OK, AnswerStatus.TOOL_ERROR}
+    return [answer.text for answer in answers]
 
 
 def test_every_task_has_a_chain() -> None:
@@ -263,14 +254,14 @@ def test_every_task_has_a_chain() -> None:
 
 
 @pytest.mark.parametrize("identity", sorted(CHAINS))
-def test_task_is_solvable_and_needs_its_quirks_learnt(identity: int) -> None:
+async def test_task_is_solvable_and_needs_its_quirks_learnt(address: str, identity: int) -> None:
     environment = ToolHopEnvironment(EnvConfig(name="toolhop"))
     task = next(t for t in environment.all_tasks() if t.id == f"toolhop-{identity}")
     chain, entry = CHAINS[identity], ENTRIES[identity]
     calls = [(hop.tool, hop.works) for hop in chain]
     naive = [(hop.tool, hop.naive) for hop in chain if hop.naive is not None]
 
-    answers = run_calls(task.tool_set, calls + naive)
+    answers = await run_calls(address, task.tool_set, calls + naive)
 
     for hop, answer in zip(chain, answers, strict=False):
         assert hop.value in answer
@@ -278,5 +269,5 @@ def test_task_is_solvable_and_needs_its_quirks_learnt(identity: int) -> None:
     for hop, answer in zip(misled, answers[len(chain) :], strict=True):
         assert hop.value not in answer
     assert set(entry["sub_task"].values()) <= {hop.value for hop in chain}
-    assert task.scorer.score(answers[len(chain) - 1].strip('"')).reward == 1.0
+    assert task.scorer.score(answers[len(chain) - 1]).reward == 1.0
     assert chain[-1].value == entry["answer"]
