@@ -113,6 +113,7 @@ class _Buffer:
         self._file: BinaryIO = path.open("xb+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.stat()  # a publisher that started at the same moment may just have removed it
             # takes the pages now: running out of memory is an error here, a SIGBUS later
             os.posix_fallocate(self._file.fileno(), 0, max(nbytes, 1))
             self._map = mmap.mmap(self._file.fileno(), max(nbytes, 1))
