@@ -28,7 +28,7 @@ class ToolServerConfig(Section):
     """`[tools]`: the tool servers that this run starts."""
 
     required_isolation: IsolationLevel = "landlock"
-    """Weakest isolation the server may start with; it always takes the strongest the kernel gives."""
+    """Weakest isolation the server may start with; it takes the strongest the kernel gives."""
     call_timeout_s: float = Field(default=5.0, gt=0)
     """Wall seconds for one tool call; running over is an observation, not a failure."""
     session_cpu_s: int = Field(default=20, gt=0)
