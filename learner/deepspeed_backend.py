@@ -1,0 +1,225 @@
+"""The DeepSpeed backend: ZeRO 0 to 3 over one process per rank; the only importer of deepspeed."""
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from envs.errors import ConfigError, LearnerError
+from learner.backend import RankPlace
+from learner.config import OptimizerSection
+from learner.optimizers import build_optimizer
+from learner.packing import Pack
+from learner.policy import PREFIX, PolicyModule, load_policy
+
+_TAG = "state"
+_PERSISTENT_ELEMENTS = 10_000  # smaller parameters (norms) stay whole on every rank under ZeRO 3
+
+
+class DeepSpeedBackend:
+    """One rank. Implements learner.backend.Backend."""
+
+    def __init__(
+        self,
+        place: RankPlace,
+        model_path: str,
+        dtype: str,
+        config: OptimizerSection,
+        *,
+        reference: bool = False,
+    ) -> None:
+        _refuse_impossible(dtype, config)
+        self.rank, self.world_size = place.rank, place.world_size
+        self._config = config
+        self._device = torch.device("cuda:0" if place.device == "cuda" else "cpu")
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        _join(place, config.collective_timeout_s)
+        module = load_policy(model_path, self._dtype, self._device)
+        if config.activation_checkpointing:
+            module.policy.gradient_checkpointing_enable({"use_reentrant": False})
+        self.fingerprint = _fingerprint(module)
+        self._reference = (
+            load_policy(model_path, self._dtype, self._device).eval() if reference else None
+        )
+        embeddings = [
+            parameter
+            for layer in (
+                module.policy.get_input_embeddings(),
+                module.policy.get_output_embeddings(),
+            )
+            for parameter in layer.parameters()
+        ]
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(module, embeddings, config),
+            config=_engine_config(dtype, config, place.world_size),
+        )
+        self._module = module
+        self._plain = _is_plain(dtype, config)
+        self._rates = [group["lr"] for group in self._engine.optimizer.param_groups]
+
+    def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        self._engine.train()
+        return self._engine(pack.to(self._device))
+
+    def score(self, pack: Pack, *, reference: bool = False) -> tuple[Tensor, Tensor]:
+        if reference and self._reference is None:
+            raise LearnerError("expected a backend made with reference=True, found one without")
+        self._engine.eval()
+        with torch.no_grad():
+            return (self._reference if reference else self._engine)(pack.to(self._device))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        # DeepSpeed averages over ranks; NaN, unlike an exception, reaches every rank with the gradients.
+        factor = float(self.world_size) if torch.isfinite(loss) else math.nan
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * factor)
+        if not last:
+            self._engine.step()
+
+    def step(self, lr_scale: float) -> float:
+        for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * lr_scale
+        norm = self._clip_and_step() if self._plain else self._sharded_step()
+        if not math.isfinite(norm):
+            raise LearnerError(
+                "expected finite logits, losses and gradients on every rank, found NaN or infinity: "
+                "the step was skipped and the weights are as before"
+            )
+        return norm
+
+    def _sharded_step(self) -> float:
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm() or math.nan)
+        return math.inf if getattr(self._engine.optimizer, "overflow", False) else norm
+
+    def _clip_and_step(self) -> float:
+        # ZeRO 0 in float32 runs torch's optimizer as it is: DeepSpeed would clip, but not stop at NaN.
+        limit = self._config.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
+        if math.isfinite(norm):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return norm
+
+    def gather(self, value: Any) -> list[Any]:
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        named = [
+            (name.removeprefix(PREFIX), parameter)
+            for name, parameter in self._module.named_parameters()
+        ]
+        for _, members in groupby(named, key=lambda item: _layer_of(item[0])):
+            layer = list(members)
+            with self._whole([parameter for _, parameter in layer]):
+                for name, parameter in layer:
+                    yield name, parameter.detach()
+
+    def save(self, path: Path) -> None:
+        self._engine.save_checkpoint(str(path), tag=_TAG)
+
+    def load(self, path: Path) -> None:
+        found, _ = self._engine.load_checkpoint(str(path), tag=_TAG)
+        if found is None:
+            raise LearnerError(f"expected a DeepSpeed checkpoint in {path}, found none")
+
+    def close(self) -> None:
+        # The process group lives as long as the process: DeepSpeed keeps groups of its own beside it.
+        self._engine.destroy()
+
+    def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        if self._config.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(parameters)
+
+
+def _refuse_impossible(dtype: str, config: OptimizerSection) -> None:
+    if dtype == "float16":
+        raise ConfigError(
+            "expected model.dtype float32 or bfloat16 in the learner, found float16: its gradients underflow"
+        )
+    if config.optimizer == "muon" and dtype != "float32":
+        raise ConfigError(
+            f"expected model.dtype = 'float32' with optimizer = 'muon', found {dtype}: DeepSpeed flattens "
+            f"the matrices of low-precision models"
+        )
+
+
+def _join(place: RankPlace, timeout_s: float) -> None:
+    """Enter the process group; torch and DeepSpeed read the place of a rank from the environment."""
+    if dist.is_initialized():
+        if (dist.get_rank(), dist.get_world_size()) != (place.rank, place.world_size):
+            raise LearnerError(
+                f"expected this process to stay rank {dist.get_rank()} of {dist.get_world_size()}, found "
+                f"rank {place.rank} of {place.world_size}: a new group of ranks needs new processes"
+            )
+        return
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.update(
+        MASTER_ADDR=place.master_addr,
+        MASTER_PORT=str(place.master_port),
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_RANK="0",
+    )
+    deepspeed.init_distributed(
+        dist_backend="nccl" if place.device == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=timeout_s),
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+
+
+def _engine_config(dtype: str, config: OptimizerSection, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration; the boundary of accumulation is set by hand, so its counts are 1."""
+    plain = _is_plain(dtype, config)
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": 0.0 if plain else config.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+        },
+        "steps_per_print": None,
+    }
+
+
+def _is_plain(dtype: str, config: OptimizerSection) -> bool:
+    return config.zero_stage == 0 and dtype == "float32"
+
+
+def _fingerprint(module: PolicyModule) -> str:
+    lines = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in module.named_parameters()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _layer_of(name: str) -> str:
+    """Return the name up to its layer number, so that a layer is gathered in one go."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[: number + 1])

@@ -1,0 +1,139 @@
+"""What a step of reinforcement learning reports: metrics, and what the learner computed per episode."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.batch import EpisodeBatch
+from learner.losses import mismatch
+from learner.packing import Pack
+from learner.selection import Selection
+
+ANNOTATION_SCHEMA = pa.schema(
+    {
+        "episode": pa.string(),
+        "advantage": pa.float32(),
+        "dropped": pa.string(),
+        "loss_positions": pa.list_(pa.int32()),
+        "trainer_logprobs": pa.list_(pa.float32()),
+        "entropies": pa.list_(pa.float32()),
+    }
+)
+"""`dropped` is empty for a trained episode; the lists run over its tokens under loss, else they are empty."""
+
+
+@dataclass(slots=True)
+class Scores:
+    """What ranks collect during a step over its N tokens; NaN where this rank scored nothing.
+
+    `logprobs_N` are of the weights at the start of the step, at the sampling temperature.
+    """
+
+    logprobs_N: NDArray[np.float32]
+    entropies_N: NDArray[np.float32]
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped: int = 0
+    masked: int = 0
+    grad_norms: list[float] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, tokens: int) -> "Scores":
+        """Return scores of nothing."""
+        return cls(np.full(tokens, np.nan, np.float32), np.full(tokens, np.nan, np.float32))
+
+    def record(self, packed: Pack, logprobs_P: Tensor, entropies_P: Tensor) -> None:
+        """Note what the model said about the predicted tokens of a pack."""
+        self.logprobs_N[packed.sources_P] = logprobs_P.detach().cpu().numpy()
+        self.entropies_N[packed.sources_P] = entropies_P.detach().cpu().numpy()
+
+    @classmethod
+    def merge(cls, ranks: "Sequence[Scores]") -> "Scores":
+        """Combine what all ranks collected; each token was scored by one of them."""
+        merged = cls.empty(len(ranks[0].logprobs_N))
+        for scores in ranks:
+            scored_N = ~np.isnan(scores.logprobs_N)
+            merged.logprobs_N[scored_N] = scores.logprobs_N[scored_N]
+            merged.entropies_N[scored_N] = scores.entropies_N[scored_N]
+            merged.loss += scores.loss
+            merged.kl += scores.kl
+            merged.clipped += scores.clipped
+            merged.masked += scores.masked
+        merged.grad_norms = ranks[0].grad_norms
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """`annotations` (ANNOTATION_SCHEMA, one row per episode) come from rank 0 only; `dropped` are
+    (episode, reason) of all that were left out."""
+
+    metrics: dict[str, float]
+    annotations: pa.Table | None
+    dropped: list[tuple[str, str]]
+
+
+def step_metrics(
+    batch: EpisodeBatch, selection: Selection, scores: Scores, seconds: float
+) -> dict[str, float]:
+    """Return the metrics of a step, the same on every rank; means are per token under loss.
+
+    A step that trained on nothing reports zeros, and its `reward_mean` all the same.
+    """
+    trained_N = ~np.isnan(scores.logprobs_N)
+    tokens = int(trained_N.sum())
+    updates = max(len(scores.grad_norms), 1)
+    gap = mismatch(scores.logprobs_N[trained_N], batch.logprobs_N[trained_N])
+    rewards = batch.rewards_B[np.isfinite(batch.rewards_B)]
+    sequence_tokens = int(batch.lengths_B[list(selection.kept)].sum())
+    metrics = {
+        "loss": scores.loss / updates,
+        "grad_norm": float(np.mean(scores.grad_norms)) if scores.grad_norms else 0.0,
+        "reward_mean": float(rewards.mean()) if len(rewards) else math.nan,
+        "episodes": float(len(batch)),
+        "trained_episodes": float(len(selection.kept)),
+        "tokens": float(tokens),
+        "sequence_tokens": float(sequence_tokens),
+        "entropy": float(scores.entropies_N[trained_N].mean()) if tokens else 0.0,
+        "clip_fraction": scores.clipped / (updates * tokens) if tokens else 0.0,
+        "masked_fraction": scores.masked / (updates * tokens) if tokens else 0.0,
+        "reference_kl": scores.kl / updates,
+        "mismatch_kl": gap.kl,
+        "dlogp_mean": gap.mean,
+        "dlogp_p99": gap.p99,
+        "dlogp_max": gap.max,
+        "optimizer_steps": float(len(scores.grad_norms)),
+        "seconds": seconds,
+        "tokens_per_s": sequence_tokens / seconds,
+    }
+    reasons = Counter(reason for reason in selection.reasons_B if reason)
+    metrics["dropped"] = float(reasons.total())
+    return metrics | {f"dropped_{reason}": float(count) for reason, count in reasons.items()}
+
+
+def annotate(batch: EpisodeBatch, selection: Selection, scores: Scores) -> pa.Table:
+    """Return one row per episode of `batch`, in its order."""
+    trained_N = ~np.isnan(scores.logprobs_N)
+    counts_N1 = np.concatenate([[0], np.cumsum(trained_N)])
+    offsets = pa.array(counts_N1[batch.offsets], pa.int32())
+    positions_N = np.arange(len(trained_N)) - np.repeat(batch.offsets[:-1], batch.lengths_B)
+    advantages_B = selection.advantages_B
+    return pa.table(
+        [
+            pa.array(batch.episodes_B),
+            pa.array(advantages_B, pa.float32(), mask=np.isnan(advantages_B)),
+            pa.array(selection.reasons_B, pa.string()),
+            pa.ListArray.from_arrays(offsets, pa.array(positions_N[trained_N], pa.int32())),
+            pa.ListArray.from_arrays(offsets, pa.array(scores.logprobs_N[trained_N], pa.float32())),
+            pa.ListArray.from_arrays(
+                offsets, pa.array(scores.entropies_N[trained_N], pa.float32())
+            ),
+        ],
+        schema=ANNOTATION_SCHEMA,
+    )

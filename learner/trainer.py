@@ -1,0 +1,304 @@
+"""One rank of the learner: reinforcement-learning steps, SFT, logprobs, checkpoints, export. No Ray."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.errors import ConfigError
+from envs.seeds import stable_hash
+from learner.backend import Backend, RankPlace
+from learner.batch import EpisodeBatch, phase_weights, predictable, read_episodes
+from learner.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
+from learner.config import LearnerConfig, SftConfig
+from learner.deepspeed_backend import DeepSpeedBackend
+from learner.export import export_model
+from learner.losses import Aggregation, aggregation_weights
+from learner.objective import Targets, pack_loss
+from learner.packing import Pack, pack, share_of_rank
+from learner.report import Scores, StepReport, annotate, step_metrics
+from learner.schedule import rl_scale, sft_scale, warmup
+from learner.selection import Selection, select
+from rollout.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSetup:
+    """All that one rank needs to start; `sft` makes it a trainer for SFT, with that section's optimizer.
+
+    Rank 0 listens on `master_addr:master_port`; `device` is `cpu` or `cuda`. A process stays the same
+    rank of the same group for life.
+    """
+
+    rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    model_path: str
+    model: ModelConfig
+    learner: LearnerConfig
+    sft: SftConfig | None = None
+    device: str = "cpu"
+
+
+class Trainer:
+    """One rank. Every rank calls the same methods with the same arguments, in the same order."""
+
+    def __init__(self, setup: TrainerSetup) -> None:
+        self.setup = setup
+        self._config = setup.learner
+        self._optimizer = setup.sft or setup.learner
+        self._backend: Backend = DeepSpeedBackend(
+            RankPlace(
+                setup.rank, setup.world_size, setup.master_addr, setup.master_port, setup.device
+            ),
+            setup.model_path,
+            setup.model.dtype,
+            self._optimizer,
+            reference=setup.sft is None and setup.learner.kl_coef > 0,
+        )
+        self._optimizer_steps = 0
+
+    def rl_step(self, table: pa.Table) -> StepReport:
+        """Train on the episodes of `table` (EPISODE_SCHEMA); each rank takes its share.
+
+        Raises LearnerError, with weights as before, when anything is not finite.
+        """
+        if self.setup.sft is not None:
+            raise ConfigError(
+                "expected a trainer without an [sft] section for rl_step, found one with it"
+            )
+        started = time.perf_counter()
+        batch = read_episodes(table)
+        selection = select(batch, self._config)
+        scores = Scores.empty(len(batch.token_ids_N))
+        parts = _minibatches(batch, selection.kept, self._config.minibatches)
+        proximal_N = None
+        if len(parts) * self._config.ppo_epochs > 1:
+            scores = self._score(batch, selection.kept, selection.weights_N > 0)
+            proximal_N = scores.logprobs_N.copy()
+        for _ in range(self._config.ppo_epochs):
+            for part in parts:
+                self._update(batch, selection, part, scores, proximal_N)
+        merged = Scores.merge(self._backend.gather(scores))
+        metrics = step_metrics(batch, selection, merged, time.perf_counter() - started)
+        metrics["lr"] = self._config.lr * rl_scale(self._config, max(self._optimizer_steps - 1, 0))
+        return StepReport(
+            metrics=metrics,
+            annotations=annotate(batch, selection, merged) if self._backend.rank == 0 else None,
+            dropped=[
+                (episode, reason)
+                for episode, reason in zip(batch.episodes_B, selection.reasons_B, strict=True)
+                if reason
+            ],
+        )
+
+    def sft(self, table: pa.Table, seed: int = 0) -> Iterator[dict[str, float]]:
+        """Train on all of `table` for the configured epochs; yield the metrics of each optimizer step."""
+        config = self._sft_config()
+        batch = read_episodes(table)
+        weights_N = phase_weights(batch, config.phase_weights)
+        steps = [
+            indices
+            for epoch in range(config.epochs)
+            for indices in _sft_batches(batch, config.batch_tokens, stable_hash(seed, "sft", epoch))
+        ]
+        for step, indices in enumerate(steps):
+            metrics = self._imitate(batch, indices, weights_N, sft_scale(config, step, len(steps)))
+            yield metrics | {"step": float(step), "steps": float(len(steps))}
+
+    def sft_step(self, table: pa.Table) -> dict[str, float]:
+        """Make one optimizer step on all episodes of `table`, at the rate after warm-up."""
+        config = self._sft_config()
+        batch = read_episodes(table)
+        weights_N = phase_weights(batch, config.phase_weights)
+        scale = warmup(self._optimizer_steps, config.warmup_steps)
+        return self._imitate(batch, range(len(batch)), weights_N, scale)
+
+    def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
+        """Return per episode the logprob of every token under the loss mask, NaN elsewhere; on every rank.
+
+        At the episode's sampling temperature; 1 for greedy ones.
+        """
+        batch = read_episodes(table)
+        scores = self._score(batch, range(len(batch)), predictable(batch))
+        return [scores.logprobs_N[batch.rows(index)] for index in range(len(batch))]
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (Hugging Face name, whole tensor), each valid until the next; every rank must exhaust it."""
+        return self._backend.named_weights()
+
+    def save(self, path: str | Path, step: int) -> None:
+        """Write a checkpoint that `load` resumes from bit for bit; an older one at `path` is replaced."""
+        save_checkpoint(self._backend, Path(path), self._record(step))
+
+    def load(self, path: str | Path) -> int:
+        """Take up a checkpoint and return the step it was saved at.
+
+        Raises MissingError, LearnerError (unfinished) or ConfigError (another model, ranks or stage).
+        """
+        record = load_checkpoint(self._backend, Path(path), self._record(0))
+        self._optimizer_steps = record.optimizer_steps
+        return record.step
+
+    def export(self, path: str | Path) -> None:
+        """Write a Hugging Face folder: safetensors, configuration, tokenizer."""
+        export_model(self._backend, Path(self.setup.model_path), Path(path))
+
+    def close(self) -> None:
+        """Free the engine; the process group lives until the process ends."""
+        self._backend.close()
+
+    def _update(
+        self,
+        batch: EpisodeBatch,
+        selection: Selection,
+        part: Sequence[int],
+        scores: Scores,
+        proximal_N: NDArray[np.float32] | None,
+    ) -> None:
+        """Make one optimizer step on the episodes of `part`; what it sees goes into `scores`."""
+        targets = _targets(batch, selection, part, proximal_N, self._config)
+        packs = self._packs(batch, part, selection.weights_N > 0)
+        for index, packed in enumerate(packs):
+            logprobs_P, entropies_P = self._backend.forward(packed)
+            reference_P = self._reference(packed)
+            share = pack_loss(packed, logprobs_P, reference_P, targets, self._config)
+            self._backend.backward(share.loss, last=index == len(packs) - 1)
+            scores.loss += float(share.loss.detach())
+            scores.kl += share.kl
+            scores.clipped += share.clipped
+            scores.masked += share.masked
+            if proximal_N is None:
+                scores.record(packed, logprobs_P, entropies_P)
+        scores.grad_norms.append(self._step(rl_scale(self._config, self._optimizer_steps)))
+
+    def _imitate(
+        self,
+        batch: EpisodeBatch,
+        indices: Sequence[int],
+        weights_N: NDArray[np.float32],
+        scale: float,
+    ) -> dict[str, float]:
+        started = time.perf_counter()
+        loss_N = _aggregate(batch, indices, weights_N, "token_mean", 1)
+        packs = self._packs(batch, indices, loss_N > 0)
+        loss = 0.0
+        for index, packed in enumerate(packs):
+            logprobs_P, _ = self._backend.forward(packed)
+            weights_P = torch.from_numpy(loss_N[packed.sources_P]).to(logprobs_P.device)
+            share = -(weights_P * logprobs_P).sum()
+            self._backend.backward(share, last=index == len(packs) - 1)
+            loss += float(share.detach())
+        norm = self._step(scale)
+        seconds = time.perf_counter() - started
+        tokens = int(batch.lengths_B[list(indices)].sum())
+        return {
+            "loss": sum(self._backend.gather(loss)),
+            "grad_norm": norm,
+            "lr": self._optimizer.lr * scale,
+            "tokens": float((loss_N > 0).sum()),
+            "sequence_tokens": float(tokens),
+            "seconds": seconds,
+            "tokens_per_s": tokens / seconds,
+        }
+
+    def _score(
+        self, batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_]
+    ) -> Scores:
+        """Return logprobs and entropies of the present weights over all ranks' episodes."""
+        scores = Scores.empty(len(batch.token_ids_N))
+        for packed in self._packs(batch, indices, loss_N):
+            scores.record(packed, *self._backend.score(packed))
+        return Scores.merge(self._backend.gather(scores))
+
+    def _reference(self, packed: Pack) -> Tensor | None:
+        return self._backend.score(packed, reference=True)[0] if self._config.kl_coef else None
+
+    def _packs(
+        self, batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_]
+    ) -> list[Pack]:
+        limit = self._optimizer.micro_batch_tokens
+        share = share_of_rank(batch, indices, self._backend.world_size, self._backend.rank, limit)
+        return [pack(batch, episodes, loss_N) for episodes in share]
+
+    def _step(self, lr_scale: float) -> float:
+        norm = self._backend.step(lr_scale)
+        self._optimizer_steps += 1
+        return norm
+
+    def _sft_config(self) -> SftConfig:
+        if self.setup.sft is None:
+            raise ConfigError(
+                "expected a trainer with an [sft] section for SFT, found one without it"
+            )
+        return self.setup.sft
+
+    def _record(self, step: int) -> CheckpointRecord:
+        return CheckpointRecord(
+            step=step,
+            optimizer_steps=self._optimizer_steps,
+            fingerprint=self._backend.fingerprint,
+            world_size=self._backend.world_size,
+            zero_stage=self._optimizer.zero_stage,
+            optimizer=self._optimizer.optimizer,
+        )
+
+
+def _targets(
+    batch: EpisodeBatch,
+    selection: Selection,
+    part: Sequence[int],
+    proximal_N: NDArray[np.float32] | None,
+    config: LearnerConfig,
+) -> Targets:
+    return Targets(
+        advantages_N=np.repeat(selection.advantages_B, batch.lengths_B),
+        weights_N=_aggregate(
+            batch, part, selection.weights_N, config.aggregation, config.constant_length
+        ),
+        behaviour_N=batch.logprobs_N,
+        proximal_N=proximal_N,
+    )
+
+
+def _aggregate(
+    batch: EpisodeBatch,
+    indices: Sequence[int],
+    weights_N: NDArray[np.float32],
+    aggregation: Aggregation,
+    constant_length: int,
+) -> NDArray[np.float32]:
+    """Return aggregated weights over the batch's tokens, 0 for episodes outside `indices`."""
+    rows = [batch.rows(index) for index in indices]
+    shares = aggregation_weights([weights_N[row] for row in rows], aggregation, constant_length)
+    aggregated_N = np.zeros_like(weights_N)
+    for row, share in zip(rows, shares, strict=True):
+        aggregated_N[row] = share
+    return aggregated_N
+
+
+def _minibatches(batch: EpisodeBatch, kept: Sequence[int], count: int) -> list[list[int]]:
+    """Split episodes into at most `count` parts of like length, whatever the number of ranks."""
+    by_length = sorted(kept, key=lambda index: (-int(batch.lengths_B[index]), index))
+    return [part for part in (by_length[start::count] for start in range(count)) if part]
+
+
+def _sft_batches(batch: EpisodeBatch, limit: int, seed: int) -> list[list[int]]:
+    """Deal episodes in a random order into steps of at most `limit` tokens; a longer one stands alone."""
+    steps: list[list[int]] = []
+    space = 0
+    for index in np.random.default_rng(seed).permutation(len(batch)).tolist():
+        length = int(batch.lengths_B[index])
+        if length > space:
+            steps.append([])
+            space = limit
+        steps[-1].append(index)
+        space -= length
+    return steps
