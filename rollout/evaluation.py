@@ -88,7 +88,7 @@ class EvalSummary:
     """Those turns by kind."""
     sampled_tokens: int
     wall_s: float
-    """From the first episode's start to the last one's end, in seconds."""
+    """Seconds that the evaluation took."""
     tokens_per_s: float | None
     """Sampled tokens over `wall_s`; tokens of prompts and observations are left out."""
 
@@ -97,8 +97,12 @@ class EvalSummary:
         return cast(JsonObject, asdict(self))
 
 
-def summarise(episodes: Iterable[Episode | EvalRow]) -> EvalSummary:
-    """Summarise any number of episodes, none included."""
+def summarise(episodes: Iterable[Episode | EvalRow], wall_s: float | None = None) -> EvalSummary:
+    """Summarise any number of episodes, none included.
+
+    `wall_s` is how long the evaluation took; None takes the span that the episodes record, which is
+    only as good as the agreement of their workers' clocks.
+    """
     rows = [row if isinstance(row, EvalRow) else EvalRow.of(row) for row in episodes]
     counted = [row for row in rows if row.outcome.counts]
     lost = Counter(row.error or row.outcome.value for row in rows if not row.outcome.counts)
@@ -108,8 +112,10 @@ def summarise(episodes: Iterable[Episode | EvalRow]) -> EvalSummary:
     trial_calls = sum(row.trial_calls for row in counted)
     calls = trial_calls + sum(row.execution_calls for row in counted)
     tokens = sum(row.sampled_tokens for row in rows)
-    started = min((row.started_at for row in rows), default=0.0)
-    wall_s = max((row.ended_at for row in rows), default=0.0) - started
+    if wall_s is None:
+        wall_s = max((row.ended_at for row in rows), default=0.0) - min(
+            (row.started_at for row in rows), default=0.0
+        )
     return EvalSummary(
         tasks=len({row.task for row in rows}),
         episodes=len(rows),

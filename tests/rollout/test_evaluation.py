@@ -113,13 +113,14 @@ def test_calls_rates_and_faults_are_over_episodes_that_count() -> None:
 
 
 def test_tokens_per_second_is_over_the_whole_span() -> None:
-    summary = summarise(
-        [
-            row("a", Outcome.ANSWERED, sampled_tokens=300, started_at=10.0, ended_at=14.0),
-            row("b", Outcome.INFRA_FAILED, sampled_tokens=100, started_at=12.0, ended_at=20.0),
-        ]
-    )
+    rows = [
+        row("a", Outcome.ANSWERED, sampled_tokens=300, started_at=10.0, ended_at=14.0),
+        row("b", Outcome.INFRA_FAILED, sampled_tokens=100, started_at=12.0, ended_at=20.0),
+    ]
+    summary = summarise(rows)
     assert (summary.sampled_tokens, summary.wall_s, summary.tokens_per_s) == (400, 10.0, 40.0)
+    timed = summarise(rows, wall_s=16.0)
+    assert (timed.wall_s, timed.tokens_per_s) == (16.0, 25.0)
 
 
 def test_nothing_counted_leaves_ratios_open() -> None:
