@@ -82,7 +82,9 @@ class RolloutActor:
 class RayWorker:
     """WorkerClient of one RolloutActor."""
 
-    def __init__(self, name: str, spec: WorkerSpec, plan: EnginePlan, cpus: float, gpus: float) -> None:
+    def __init__(
+        self, name: str, spec: WorkerSpec, plan: EnginePlan, cpus: float, gpus: float
+    ) -> None:
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=4096)(RolloutActor)
         environment = {"env_vars": engine_environment(gpu=plan.gpu)}
         self._actor: Any = remote.options(runtime_env=environment).remote(name, spec, plan)

@@ -125,7 +125,10 @@ class RunConfig(Section):
                 f"episode.max_tokens_per_turn ({self.episode.max_tokens_per_turn}) must be below "
                 f"model.max_model_len ({self.model.max_model_len})"
             )
-        if self.engine.tensor_parallel_size > 1 and self.cluster.gpus_per_worker < self.engine.tensor_parallel_size:
+        if (
+            self.engine.tensor_parallel_size > 1
+            and self.cluster.gpus_per_worker < self.engine.tensor_parallel_size
+        ):
             raise ValueError(
                 f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many GPUs per worker: "
                 f"set cluster.gpus_per_worker (now {self.cluster.gpus_per_worker:g})"
@@ -141,7 +144,9 @@ class RunConfig(Section):
         """Refuse what evaluation may do but training may not. Raises ConfigError."""
         check_sampling_for_training(self.episode)
         if not self.episode.seeded and self.run.seed:
-            raise ConfigError("expected episode.seeded = true where run.seed is set: an unseeded run ignores the seed")
+            raise ConfigError(
+                "expected episode.seeded = true where run.seed is set: an unseeded run ignores the seed"
+            )
 
 
 def recipe_names() -> list[str]:
@@ -173,7 +178,9 @@ def _locate(recipe: str) -> Path:
     path = Path(recipe)
     if path.suffix == ".toml" or "/" in recipe:
         if not path.is_file():
-            raise MissingError(f"no recipe file {recipe}; shipped recipes are: {', '.join(recipe_names())}")
+            raise MissingError(
+                f"no recipe file {recipe}; shipped recipes are: {', '.join(recipe_names())}"
+            )
         return path
     shipped = RECIPES / f"{recipe}.toml"
     if not shipped.is_file():
@@ -220,7 +227,9 @@ def _explain(error: ValidationError, recipe: str) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key; {_known_keys(fault['loc'])}")
         else:
-            lines.append(f"  {key or 'config'}: {fault['msg'].removeprefix('Value error, ')}{_found(fault['input'])}")
+            lines.append(
+                f"  {key or 'config'}: {fault['msg'].removeprefix('Value error, ')}{_found(fault['input'])}"
+            )
     return "\n".join(lines)
 
 
@@ -232,7 +241,11 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     model: type[Section] = RunConfig
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Section):
+        if (
+            field is None
+            or not isinstance(field.annotation, type)
+            or not issubclass(field.annotation, Section)
+        ):
             break
         model = field.annotation
     return f"known keys are: {', '.join(sorted(model.model_fields))}"

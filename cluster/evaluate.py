@@ -25,14 +25,18 @@ def eval_tasks(config: RunConfig) -> Sequence[Task]:
     environment = make_environment(config.env)
     if section.split == "all":
         if not isinstance(environment, ToolHopEnvironment):
-            raise ConfigError(f"eval.split = 'all' needs a file of tasks; {environment.name} makes them: name a split")
+            raise ConfigError(
+                f"eval.split = 'all' needs a file of tasks; {environment.name} makes them: name a split"
+            )
         tasks = environment.all_tasks()
         return tasks[: section.tasks] if section.tasks else tasks
     seed = stable_hash(config.run.seed, "eval", section.seed)
     return environment.tasks(section.split, seed, section.tasks or None)
 
 
-async def evaluate(config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]) -> EvalSummary:
+async def evaluate(
+    config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]
+) -> EvalSummary:
     """Play `eval.samples` episodes of every task on the pool; all are stored in `run`, none is trained on."""
     player = Player(pool, run, config.rollouts, config.episode)
     began = time.monotonic()
@@ -46,12 +50,22 @@ async def evaluate(config: RunConfig, pool: RolloutPool, run: RunDirectory, task
 
 async def _play_task(config: RunConfig, player: Player, run: RunDirectory, task: Task) -> None:
     leases = [
-        Lease(run.run.run, f"{task.id}-{i:02d}", task.id, task.id, i, 0, stable_hash(config.run.seed, "eval", task.id, i))
+        Lease(
+            run.run.run,
+            f"{task.id}-{i:02d}",
+            task.id,
+            task.id,
+            i,
+            0,
+            stable_hash(config.run.seed, "eval", task.id, i),
+        )
         for i in range(config.eval.samples)
     ]
     run.ledger.lease(leases)
     near = Affinity()
     batches = await asyncio.gather(*(player.play(lease, task, near) for lease in leases))
-    played = [lease.episode for lease, batch in zip(leases, batches, strict=True) if batch is not None]
+    played = [
+        lease.episode for lease, batch in zip(leases, batches, strict=True) if batch is not None
+    ]
     if played:
         run.ledger.drop(played, DropReason.EVALUATED)

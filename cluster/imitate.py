@@ -10,7 +10,9 @@ from envs.errors import ConfigError
 from rollout.run_reader import RunReader
 
 
-async def imitate(config: RunConfig, model: Path, table: pa.Table, out: Path) -> list[dict[str, float]]:
+async def imitate(
+    config: RunConfig, model: Path, table: pa.Table, out: Path
+) -> list[dict[str, float]]:
     """Train the model on the policy turns of `table` and export it to `out`; returns metrics per step."""
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:

@@ -91,8 +91,12 @@ def make_pool(config: RunConfig, model: Path) -> RolloutPool:
     section = config.cluster
     spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
     gpu = section.gpus_per_worker > 0
-    plan = EnginePlan(config.model, config.engine, config.run.seed & 0x7FFFFFFF, gpu, section.transport)
-    timing = PoolTiming(start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s)
+    plan = EnginePlan(
+        config.model, config.engine, config.run.seed & 0x7FFFFFFF, gpu, section.transport
+    )
+    timing = PoolTiming(
+        start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
+    )
 
     def spawn(name: str) -> RayWorker:
         return RayWorker(name, spec, plan, section.cpus_per_worker, section.gpus_per_worker)
@@ -140,5 +144,7 @@ async def _begin(job: Job, checkpoint: Path | None) -> None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the whole checkpoint of the highest step in `folder`."""
-    whole = [path for path in folder.iterdir() if path.name.isdigit() and (path / "complete").exists()]
+    whole = [
+        path for path in folder.iterdir() if path.name.isdigit() and (path / "complete").exists()
+    ]
     return max(whole, default=None)

@@ -35,10 +35,13 @@ class LearnerGroup:
         self._plan = plan
         self._gpu = section.gpus_per_rank > 0
         self._timeout_s = section.learner_timeout_s
-        remote = ray.remote(num_cpus=section.cpus_per_rank, num_gpus=section.gpus_per_rank)(LearnerActor)
+        remote = ray.remote(num_cpus=section.cpus_per_rank, num_gpus=section.gpus_per_rank)(
+            LearnerActor
+        )
         options = remote.options(runtime_env={"env_vars": learner_environment(gpu=self._gpu)})
         self._ranks: list[Any] = [
-            options.remote(section.transport, section.shm_dir) for _ in range(plan.config.learner.ranks)
+            options.remote(section.transport, section.shm_dir)
+            for _ in range(plan.config.learner.ranks)
         ]
 
     async def start(self) -> None:
@@ -85,14 +88,18 @@ class LearnerGroup:
             ray.kill(rank)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return await self._each([getattr(rank, method).remote(*arguments) for rank in self._ranks], method)
+        return await self._each(
+            [getattr(rank, method).remote(*arguments) for rank in self._ranks], method
+        )
 
     async def _each(self, refs: list[Any], method: str) -> list[Any]:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return list(await asyncio.gather(*refs))
         except TimeoutError:
-            raise LearnerError(f"learner {method}: expected an end within {self._timeout_s:g} s, found none") from None
+            raise LearnerError(
+                f"learner {method}: expected an end within {self._timeout_s:g} s, found none"
+            ) from None
         except RayTaskError as error:
             if isinstance(error.cause, TrialrunError):
                 raise error.cause from None
@@ -101,7 +108,6 @@ class LearnerGroup:
             raise LearnerError(
                 f"a learner rank died in {method}: {str(error).splitlines()[0]}; continue with --resume"
             ) from error
-
 
     def _setup(self, rank: int, address: str, port: int) -> TrainerSetup:
         config, world = self._plan.config, len(self._ranks)

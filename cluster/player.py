@@ -50,7 +50,9 @@ class Player:
             except WorkerLost as error:
                 losses += 1
                 if losses > MAX_LOSSES:
-                    raise InfraError(f"episode {lease.episode} lost {losses} workers: {error}") from error
+                    raise InfraError(
+                        f"episode {lease.episode} lost {losses} workers: {error}"
+                    ) from error
                 lease = ledger.re_lease(lease.episode, f"worker lost: {error}"[:200])
                 continue
             self._run.append(batch)

@@ -82,7 +82,9 @@ class PoolTiming:
 class RolloutPool:
     """Runs leases on healthy workers and keeps as many of them as desired."""
 
-    def __init__(self, spawn: Callable[[str], WorkerClient], section: RolloutsSection, timing: PoolTiming) -> None:
+    def __init__(
+        self, spawn: Callable[[str], WorkerClient], section: RolloutsSection, timing: PoolTiming
+    ) -> None:
         self._spawn = spawn
         self._section = section
         self._timing = timing
@@ -118,9 +120,13 @@ class RolloutPool:
 
     async def wait_healthy(self, count: int = 1) -> None:
         """Wait until `count` workers are healthy. Raises DeadlineError, or what keeps them from starting."""
-        await self._until(lambda: self._healthy_count() >= count, f"{count} healthy rollout workers")
+        await self._until(
+            lambda: self._healthy_count() >= count, f"{count} healthy rollout workers"
+        )
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = "") -> tuple[pa.RecordBatch, str]:
+    async def run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
         """Run `lease` on a healthy worker, `prefer` if it has room; returns the episode and the worker's name.
 
         Raises WorkerLost when the worker died or overran the deadline.
@@ -131,7 +137,9 @@ class RolloutPool:
             async with asyncio.timeout(self._section.episode_timeout_s):
                 return await worker.client.run(lease, task, config), worker.name
         except TimeoutError:
-            reason = f"{worker.name} overran {self._section.episode_timeout_s:g} s on {lease.episode}"
+            reason = (
+                f"{worker.name} overran {self._section.episode_timeout_s:g} s on {lease.episode}"
+            )
             self._fail(worker, reason)
             raise WorkerLost(reason) from None
         except (WorkerLost, EngineError) as error:
@@ -185,7 +193,9 @@ class RolloutPool:
                 break
             self.losses += 1
             failures += not healthy
-            logger.warning("%s lost after %.0f s: %s", name, time.monotonic() - began, worker.failure)
+            logger.warning(
+                "%s lost after %.0f s: %s", name, time.monotonic() - began, worker.failure
+            )
             if failures >= MAX_START_FAILURES:
                 self._fatal = InfraError(f"no rollout worker starts: {worker.failure}")
             await self._notify()
@@ -245,11 +255,18 @@ class RolloutPool:
     async def _acquire(self, prefer: str) -> Worker:
         await self._until(lambda: self._free() != [], "a healthy rollout worker")
         free = self._free()
-        return next((worker for worker in free if worker.name == prefer), min(free, key=lambda worker: worker.running))
+        return next(
+            (worker for worker in free if worker.name == prefer),
+            min(free, key=lambda worker: worker.running),
+        )
 
     def _free(self) -> list[Worker]:
         room = self._section.episodes_per_worker
-        return [worker for worker in self.workers if worker.state is WorkerState.HEALTHY and worker.running < room]
+        return [
+            worker
+            for worker in self.workers
+            if worker.state is WorkerState.HEALTHY and worker.running < room
+        ]
 
     def _healthy_count(self) -> int:
         return sum(worker.state is WorkerState.HEALTHY for worker in self.workers)

@@ -28,11 +28,17 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line about what happens next."""
-        self._console.print(f"[bold]{escape(text)}[/]" if self._console.is_terminal else escape(text))
+        self._console.print(
+            f"[bold]{escape(text)}[/]" if self._console.is_terminal else escape(text)
+        )
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Print one line about a finished step."""
-        parts = [f"{label} {_number(metrics[key], form)}" for key, label, form in _SHOWN if key in metrics]
+        parts = [
+            f"{label} {_number(metrics[key], form)}"
+            for key, label, form in _SHOWN
+            if key in metrics
+        ]
         width = len(str(steps))
         self._console.print(f"step {step:>{width}}/{steps}  " + "  ".join(parts), soft_wrap=True)
 

@@ -29,7 +29,10 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             raise MissingError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
     else:
         section = config.cluster
-        wanted = config.rollouts.workers * section.cpus_per_worker + config.learner.ranks * section.cpus_per_rank
+        wanted = (
+            config.rollouts.workers * section.cpus_per_worker
+            + config.learner.ranks * section.cpus_per_rank
+        )
         ray.init(
             num_cpus=max(psutil.cpu_count() or 1, int(wanted) + 2),
             include_dashboard=False,

@@ -71,7 +71,9 @@ class WorkerSpec:
 class RolloutWorker:
     """Runs leased episodes, any number at once, on one event loop."""
 
-    def __init__(self, name: str, spec: WorkerSpec, make_engine: Callable[[ChatTemplate], Engine]) -> None:
+    def __init__(
+        self, name: str, spec: WorkerSpec, make_engine: Callable[[ChatTemplate], Engine]
+    ) -> None:
         self._name = name
         self._spec = spec
         self._make_engine = make_engine
@@ -86,7 +88,9 @@ class RolloutWorker:
         await self._tools.start()
         self._engine = self._make_engine(template)
         await self._engine.start()
-        identity = Identity(self._name, tool_server=f"local:{self._name}", max_model_len=self._spec.max_model_len)
+        identity = Identity(
+            self._name, tool_server=f"local:{self._name}", max_model_len=self._spec.max_model_len
+        )
         self._runner = EpisodeRunner(self._engine, self._tools, template, identity)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:

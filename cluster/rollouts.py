@@ -22,6 +22,7 @@ from rollout.run_directory import RunDirectory
 from rollout.run_reader import RunReader
 from rollout.weights import WeightManifest
 
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The episodes of one task that count, ready to be trained on."""
@@ -59,7 +60,9 @@ class Rollouts:
     makes the run strictly on-policy.
     """
 
-    def __init__(self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig) -> None:
+    def __init__(
+        self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig
+    ) -> None:
         self._pool = pool
         self._player = Player(pool, run, config.rollouts, config.episode)
         self._stream = stream
@@ -128,7 +131,9 @@ class Rollouts:
             self._next_index += 1
             self._launch(self._lease_group(index), self._stream[index])
 
-    def _launch(self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch] = ()) -> None:
+    def _launch(
+        self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch] = ()
+    ) -> None:
         self._started += 1
         playing = asyncio.create_task(self._play_group(leases, task, stored))
         self._playing.add(playing)
@@ -138,7 +143,9 @@ class Rollouts:
         seed, run = self._config.run.seed, self._run.run.run
         group, task = f"g{index:06d}", self._stream[index]
         leases = [
-            Lease(run, f"{group}-{i:02d}", group, task.id, i, 0, stable_hash(seed, group, task.id, i))
+            Lease(
+                run, f"{group}-{i:02d}", group, task.id, i, 0, stable_hash(seed, group, task.id, i)
+            )
             for i in range(self._section.group_size)
         ]
         self._run.ledger.lease(leases)
@@ -159,17 +166,23 @@ class Rollouts:
             if self._ready:
                 break
             if not self._playing:
-                raise InfraError("nothing is in flight and no group is ready: the admission bound is exhausted")
+                raise InfraError(
+                    "nothing is in flight and no group is ready: the admission bound is exhausted"
+                )
             await self._arrived.wait()
         return self._ready.popleft()
 
     # One group, one episode
 
-    async def _play_group(self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch]) -> None:
+    async def _play_group(
+        self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch]
+    ) -> None:
         near = Affinity()
         try:
             async with asyncio.TaskGroup() as group:
-                playing = [group.create_task(self._player.play(lease, task, near)) for lease in leases]
+                playing = [
+                    group.create_task(self._player.play(lease, task, near)) for lease in leases
+                ]
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         played = [episode.result() for episode in playing]

@@ -43,7 +43,9 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     try:
         identity = Identity("teacher", "teacher", "local:teacher", config.model.max_model_len)
         runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
-        stream = TaskStream(make_environment(config.env), "train", stable_hash(config.run.seed, "teacher"))
+        stream = TaskStream(
+            make_environment(config.env), "train", stable_hash(config.run.seed, "teacher")
+        )
         with new_run(run_path, config) as run:
             classroom = _Classroom(config, runner, stream, run)
             episodes = await classroom.play_all(trial_calls)
@@ -51,14 +53,18 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
         await tools.close()
     kept = [episode for episode in episodes if episode.reward_parts.get("answer", 0.0) >= 1.0]
     if not kept:
-        raise ConfigError(f"none of {len(episodes)} teacher episodes succeeded; look at them: trialrun episodes {run_path}")
+        raise ConfigError(
+            f"none of {len(episodes)} teacher episodes succeeded; look at them: trialrun episodes {run_path}"
+        )
     return Lesson(pa.Table.from_batches([to_batch(kept)]), len(episodes))
 
 
 class _Classroom:
     """Plays teacher episodes a bounded number at a time."""
 
-    def __init__(self, config: RunConfig, runner: EpisodeRunner, stream: TaskStream, run: RunDirectory) -> None:
+    def __init__(
+        self, config: RunConfig, runner: EpisodeRunner, stream: TaskStream, run: RunDirectory
+    ) -> None:
         self._config = config
         self._runner = runner
         self._stream = stream
@@ -79,9 +85,13 @@ class _Classroom:
             group = f"t{index:06d}"
             seed = stable_hash(self._config.run.seed, "teacher", group, task.id)
             lease = Lease(self._run.run.run, f"{group}-00", group, task.id, 0, 0, seed)
-            budget = config.trial.model_copy(update={"calls": trial_calls(seed, config.trial.calls)})
+            budget = config.trial.model_copy(
+                update={"calls": trial_calls(seed, config.trial.calls)}
+            )
             self._run.ledger.lease([lease])
-            episode = await self._runner.run(lease, task, config.model_copy(update={"trial": budget}))
+            episode = await self._runner.run(
+                lease, task, config.model_copy(update={"trial": budget})
+            )
             self._run.append(to_batch([episode]))
             reason = DropReason.EVALUATED if episode.outcome.counts else DropReason.INFRA_FAILED
             if episode.outcome.counts:

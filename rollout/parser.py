@@ -29,7 +29,12 @@ class ParsedTurn:
     @property
     def empty(self) -> bool:
         """Whether nothing in the turn can be acted on."""
-        return not self.calls and self.experience is None and self.answer is None and not self.back_to_trial
+        return (
+            not self.calls
+            and self.experience is None
+            and self.answer is None
+            and not self.back_to_trial
+        )
 
 
 def parse_turn(text: str, tool_set: ToolSet, max_calls: int) -> ParsedTurn:
@@ -38,7 +43,8 @@ def parse_turn(text: str, tool_set: ToolSet, max_calls: int) -> ParsedTurn:
     calls = tuple(_call(body, tool_set) for tag, body in blocks if tag == "tool_call")
     if len(calls) > max_calls:
         raise PolicyError(
-            PolicyErrorKind.TOO_MANY_CALLS, f"{len(calls)} tool calls in one turn: at most {max_calls}"
+            PolicyErrorKind.TOO_MANY_CALLS,
+            f"{len(calls)} tool calls in one turn: at most {max_calls}",
         )
     found: dict[str, str] = {}
     for tag, body in blocks:
@@ -67,13 +73,16 @@ def _call(body: str, tool_set: ToolSet) -> ToolCall:
     value = _json(body)
     if not isinstance(value, dict) or set(value) - {"name", "arguments"} or "name" not in value:
         raise PolicyError(
-            PolicyErrorKind.WRONG_ARGUMENTS, 'a tool call is {"name": ..., "arguments": {...}} and nothing else'
+            PolicyErrorKind.WRONG_ARGUMENTS,
+            'a tool call is {"name": ..., "arguments": {...}} and nothing else',
         )
     name, arguments = value["name"], value.get("arguments", {})
     tool = tool_set.find(name) if isinstance(name, str) else None
     if tool is None:
         names = ", ".join(tool.name for tool in tool_set.tools)
-        raise PolicyError(PolicyErrorKind.UNKNOWN_TOOL, f"no tool {_short(name)}; tools are: {names}")
+        raise PolicyError(
+            PolicyErrorKind.UNKNOWN_TOOL, f"no tool {_short(name)}; tools are: {names}"
+        )
     if not isinstance(arguments, dict):
         raise PolicyError(PolicyErrorKind.WRONG_ARGUMENTS, "arguments must be a JSON object")
     fault = check_arguments(tool, arguments)
@@ -89,9 +98,13 @@ def _json(body: str) -> JsonValue:
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "not plain JSON"
-        raise PolicyError(PolicyErrorKind.MALFORMED_JSON, f"tool call is not valid JSON: {reason}") from None
+        raise PolicyError(
+            PolicyErrorKind.MALFORMED_JSON, f"tool call is not valid JSON: {reason}"
+        ) from None
     if _depth(value) > MAX_DEPTH:
-        raise PolicyError(PolicyErrorKind.MALFORMED_JSON, f"tool call is nested deeper than {MAX_DEPTH}")
+        raise PolicyError(
+            PolicyErrorKind.MALFORMED_JSON, f"tool call is nested deeper than {MAX_DEPTH}"
+        )
     return value
 
 

@@ -58,7 +58,9 @@ class HermesPrompts:
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         lines = (
-            json.dumps({"type": "function", "function": tool.model_dump(mode="json")}, ensure_ascii=False)
+            json.dumps(
+                {"type": "function", "function": tool.model_dump(mode="json")}, ensure_ascii=False
+            )
             for tool in task.tool_set.tools
         )
         parts = [_FORMAT.format(tools="\n".join(lines))]
@@ -76,10 +78,15 @@ class HermesPrompts:
         return Message("tool", self._wrapped(f"error: {error.message}"))
 
     def trials_used_up(self) -> Message:
-        return Message("tool", self._wrapped("No trial calls are left. Write <experience>...</experience> now."))
+        return Message(
+            "tool",
+            self._wrapped("No trial calls are left. Write <experience>...</experience> now."),
+        )
 
     def calls_used_up(self) -> Message:
-        return Message("tool", self._wrapped("No tool calls are left. Write <answer>...</answer> now."))
+        return Message(
+            "tool", self._wrapped("No tool calls are left. Write <answer>...</answer> now.")
+        )
 
     def execution_start(self) -> Message:
         return Message("user", "The trial phase is over. Now solve the task.")

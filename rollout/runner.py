@@ -47,7 +47,9 @@ class _Ended(Exception):
 class EpisodeRunner:
     """Runs any number of episodes at once on one event loop, against one engine and one tool service."""
 
-    def __init__(self, engine: Engine, tools: ToolService, template: ChatTemplate, identity: Identity) -> None:
+    def __init__(
+        self, engine: Engine, tools: ToolService, template: ChatTemplate, identity: Identity
+    ) -> None:
         self._engine = engine
         self._tools = tools
         self._template = template
@@ -59,7 +61,13 @@ class EpisodeRunner:
         Raises EngineError, for then the worker is broken and the lease goes elsewhere; cancellation
         of the calling asyncio task passes through too. Whatever else fails is an outcome.
         """
-        run = _Run(self._engine, self._tools, self._template, self._identity, _Assignment(lease, task, config))
+        run = _Run(
+            self._engine,
+            self._tools,
+            self._template,
+            self._identity,
+            _Assignment(lease, task, config),
+        )
         return await run.play()
 
 
@@ -172,7 +180,9 @@ class _Run:
             parsed = parse_turn(text, self._task.tool_set, self._config.max_calls_per_turn)
         except PolicyError as error:
             if finish == "length" and error.kind is PolicyErrorKind.UNCLOSED_TAG:
-                raise PolicyError(PolicyErrorKind.TOO_LONG, "the turn was cut at its token limit") from None
+                raise PolicyError(
+                    PolicyErrorKind.TOO_LONG, "the turn was cut at its token limit"
+                ) from None
             raise
         stage, free = self._stage, self._config.mode == "free"
         useful = parsed.calls or (
@@ -204,7 +214,9 @@ class _Run:
         stage = self._stage
         left = self._budget(stage).calls - self._used[stage]
         if left <= 0:
-            used_up = self._prompts.trials_used_up if stage == "trial" else self._prompts.calls_used_up
+            used_up = (
+                self._prompts.trials_used_up if stage == "trial" else self._prompts.calls_used_up
+            )
             await self._observe([used_up()])
             return
         granted = list(calls[:left])
@@ -221,7 +233,9 @@ class _Run:
             self._executed.extend(granted)
         await self._observe(self._prompts.answers(answers))
 
-    def _records(self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]) -> list[CallRecord]:
+    def _records(
+        self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]
+    ) -> list[CallRecord]:
         return [
             CallRecord(
                 call.name,

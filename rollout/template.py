@@ -26,19 +26,27 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         if tokenizer.chat_template is None:
-            raise TemplateError("the tokenizer has no chat template: set `chat_template` in tokenizer_config.json")
+            raise TemplateError(
+                "the tokenizer has no chat template: set `chat_template` in tokenizer_config.json"
+            )
         if tokenizer.eos_token is None or tokenizer.eos_token_id is None:
-            raise TemplateError("the tokenizer has no eos_token: it must be the token that ends a turn")
+            raise TemplateError(
+                "the tokenizer has no eos_token: it must be the token that ends a turn"
+            )
         self._eos = str(tokenizer.eos_token)
         self.eos_token_id = int(tokenizer.eos_token_id)
         self._base, self._after_answer = self._check()
-        self.wraps_answers = "<tool_response>" in self._render(self._dialogue(_PROBES[0]), open_turn=True)
+        self.wraps_answers = "<tool_response>" in self._render(
+            self._dialogue(_PROBES[0]), open_turn=True
+        )
 
     @classmethod
     def load(cls, model_path: Path) -> "ChatTemplate":
         """Load the tokenizer in folder `model_path`. Raises MissingError, TemplateError."""
         if not (model_path / "tokenizer_config.json").is_file():
-            raise MissingError(f"no tokenizer in {model_path}: expected tokenizer_config.json there")
+            raise MissingError(
+                f"no tokenizer in {model_path}: expected tokenizer_config.json there"
+            )
         return cls(AutoTokenizer.from_pretrained(model_path))
 
     @property
@@ -55,7 +63,11 @@ class ChatTemplate:
         ids = list(token_ids)
         if ids and ids[-1] == self.eos_token_id:
             ids.pop()
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation, up to where the policy's first turn begins."""
@@ -71,12 +83,19 @@ class ChatTemplate:
         return self.encode(text if turn_ended else self._eos + text)
 
     def _dialogue(self, messages: Sequence[Message]) -> list[Message]:
-        return [Message("system", "PROBE-SYSTEM"), Message("user", "PROBE"), Message("assistant", _PROBE_ANSWER), *messages]
+        return [
+            Message("system", "PROBE-SYSTEM"),
+            Message("user", "PROBE"),
+            Message("assistant", _PROBE_ANSWER),
+            *messages,
+        ]
 
     def _render(self, messages: Sequence[Message], *, open_turn: bool) -> str:
         rows = [{"role": message.role, "content": message.content} for message in messages]
         return str(
-            self._tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=open_turn)
+            self._tokenizer.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=open_turn
+            )
         )
 
     def _check(self) -> tuple[str, str]:

@@ -61,7 +61,11 @@ def task() -> Task:
         ToolSpec(
             name=name,
             description=f"{name} a number",
-            parameters={"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+            parameters={
+                "type": "object",
+                "properties": {"x": {"type": "integer"}},
+                "required": ["x"],
+            },
         )
         for name in ("double", "halve")
     )

@@ -29,11 +29,26 @@ def test_calls_experience_answer_and_way_back(task: Task) -> None:
         ("<tool_call>" + "[" * 50 + "]" * 50 + "</tool_call>", PolicyErrorKind.MALFORMED_JSON),
         ("<tool_call>" + "9" * 5_000 + "</tool_call>", PolicyErrorKind.MALFORMED_JSON),
         ("<tool_call>[]</tool_call>", PolicyErrorKind.WRONG_ARGUMENTS),
-        ('<tool_call>{"name": "double", "arguments": 3}</tool_call>', PolicyErrorKind.WRONG_ARGUMENTS),
-        ('<tool_call>{"name": "double", "arguments": {}}</tool_call>', PolicyErrorKind.WRONG_ARGUMENTS),
-        ('<tool_call>{"name": "double", "arguments": {"x": "1"}}</tool_call>', PolicyErrorKind.WRONG_ARGUMENTS),
-        ('<tool_call>{"name": "triple", "arguments": {}}</tool_call>', PolicyErrorKind.UNKNOWN_TOOL),
-        ('<tool_call>{"name": ["double"], "arguments": {}}</tool_call>', PolicyErrorKind.UNKNOWN_TOOL),
+        (
+            '<tool_call>{"name": "double", "arguments": 3}</tool_call>',
+            PolicyErrorKind.WRONG_ARGUMENTS,
+        ),
+        (
+            '<tool_call>{"name": "double", "arguments": {}}</tool_call>',
+            PolicyErrorKind.WRONG_ARGUMENTS,
+        ),
+        (
+            '<tool_call>{"name": "double", "arguments": {"x": "1"}}</tool_call>',
+            PolicyErrorKind.WRONG_ARGUMENTS,
+        ),
+        (
+            '<tool_call>{"name": "triple", "arguments": {}}</tool_call>',
+            PolicyErrorKind.UNKNOWN_TOOL,
+        ),
+        (
+            '<tool_call>{"name": ["double"], "arguments": {}}</tool_call>',
+            PolicyErrorKind.UNKNOWN_TOOL,
+        ),
         (CALL * 5, PolicyErrorKind.TOO_MANY_CALLS),
     ],
 )

@@ -17,6 +17,8 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
+UNIT = Identity("unit", max_model_len=8_192)
+LONG = PhaseBudget(tokens=20_000)
 LEASE = Lease("run", "e1", "g1", "task-1", 0, 0, 7)
 
 
@@ -44,7 +46,7 @@ async def play(
 ) -> tuple[Episode, ScriptedTools]:
     tools = ScriptedTools(arithmetic)
     engine = ScriptedEngine(script(*turns), template)
-    runner = EpisodeRunner(engine, tools, template, Identity("unit", max_model_len=8_192))
+    runner = EpisodeRunner(engine, tools, template, UNIT)
     return await runner.run(LEASE, task, config or EpisodeConfig()), tools
 
 
@@ -66,7 +68,9 @@ async def test_trial_experience_execution_answer(template: ChatTemplate, task: T
     assert episode.reward == 1.0
     assert [session.purpose for session in tools.sessions] == ["trial", "execution"]
     assert all(session.closed for session in tools.sessions)
-    assert [c.result for c in episode.calls] == ["2 after 0", "42 after 0"], "execution starts clean"
+    assert [c.result for c in episode.calls] == ["2 after 0", "42 after 0"], (
+        "execution starts clean"
+    )
     assert [turn.phase for turn in episode.turns] == [
         Phase.TRIAL,
         Phase.EXPERIENCE,
@@ -76,21 +80,34 @@ async def test_trial_experience_execution_answer(template: ChatTemplate, task: T
     assert text_of(template, episode, Phase.EXPERIENCE) == "<experience>double doubles</experience>"
     assert "2 after 0" in text_of(template, episode, Phase.OBSERVATION)
     assert sum(episode.loss_mask_T) == sum(turn.end - turn.start for turn in episode.turns)
-    assert template.decode(episode.token_ids_T) + "<|im_end|>" == template.decode(
-        template.prompt(episode.messages[:-1])
-    ) + "<answer>42</answer><|im_end|>", "the ids are those of the conversation"
+    assert (
+        template.decode(episode.token_ids_T) + "<|im_end|>"
+        == template.decode(template.prompt(episode.messages[:-1])) + "<answer>42</answer><|im_end|>"
+    ), "the ids are those of the conversation"
 
 
 async def test_direct_mode_has_no_trials(template: ChatTemplate, task: Task) -> None:
     config = EpisodeConfig(mode="direct")
-    episode, tools = await play(template, task, call("double", 21), "<answer>42</answer>", config=config)
+    episode, tools = await play(
+        template, task, call("double", 21), "<answer>42</answer>", config=config
+    )
     assert (episode.reward, episode.extra["trial_calls"]) == (1.0, 0.0)
     assert [session.purpose for session in tools.sessions] == ["execution"]
 
 
-async def test_free_mode_returns_to_a_trial_of_the_state_so_far(template: ChatTemplate, task: Task) -> None:
-    turns = ("<experience>-</experience>", call("double", 1), "<trial/>", call("halve", 8), "<experience>-</experience>")
-    episode, tools = await play(template, task, *turns, "<answer>42</answer>", config=EpisodeConfig(mode="free"))
+async def test_free_mode_returns_to_a_trial_of_the_state_so_far(
+    template: ChatTemplate, task: Task
+) -> None:
+    turns = (
+        "<experience>-</experience>",
+        call("double", 1),
+        "<trial/>",
+        call("halve", 8),
+        "<experience>-</experience>",
+    )
+    episode, tools = await play(
+        template, task, *turns, "<answer>42</answer>", config=EpisodeConfig(mode="free")
+    )
     assert episode.reward == 1.0
     assert episode.calls[-1].result == "4 after 1", "the new trial replayed the execution"
     assert [len(session.calls) for session in tools.sessions] == [1, 2]
@@ -98,7 +115,12 @@ async def test_free_mode_returns_to_a_trial_of_the_state_so_far(template: ChatTe
 
 async def test_blocked_trials_answer_without_a_session(template: ChatTemplate, task: Task) -> None:
     config = EpisodeConfig(trial=PhaseBudget(calls=0))
-    turns = (call("double", 1), "<experience>-</experience>", call("double", 21), "<answer>42</answer>")
+    turns = (
+        call("double", 1),
+        "<experience>-</experience>",
+        call("double", 21),
+        "<answer>42</answer>",
+    )
     episode, tools = await play(template, task, *turns, config=config)
     assert episode.reward == 1.0
     assert [session.purpose for session in tools.sessions] == ["execution"]
@@ -110,15 +132,31 @@ async def test_blocked_trials_answer_without_a_session(template: ChatTemplate, t
     [
         (("hm",), EpisodeConfig(), Outcome.POLICY_ERROR),
         ((call("double", 1),), EpisodeConfig(mode="direct"), Outcome.TRUNCATED),
-        (("<experience>-</experience>", "<experience>-</experience>"), EpisodeConfig(), Outcome.POLICY_ERROR),
+        (
+            ("<experience>-</experience>", "<experience>-</experience>"),
+            EpisodeConfig(),
+            Outcome.POLICY_ERROR,
+        ),
         ((call("double", 1), "<answer>1</answer>"), EpisodeConfig(), Outcome.POLICY_ERROR),
-        ((call("double", 1) * 9,), EpisodeConfig(mode="direct"), Outcome.POLICY_ERROR),
+        (
+            (call("double", 1) * 9,),
+            EpisodeConfig(mode="direct", max_tokens_per_turn=900, execution=LONG),
+            Outcome.POLICY_ERROR,
+        ),
         (("x" * 900,), EpisodeConfig(max_tokens_per_turn=5), Outcome.POLICY_ERROR),
-        (("<answer>42</answer>",), EpisodeConfig(mode="direct", execution=PhaseBudget(tokens=3)), Outcome.TRUNCATED),
+        (
+            ("<answer>42</answer>",),
+            EpisodeConfig(mode="direct", execution=PhaseBudget(tokens=3)),
+            Outcome.TRUNCATED,
+        ),
     ],
 )
 async def test_a_policy_that_gets_nowhere_ends_typed(
-    template: ChatTemplate, task: Task, turns: tuple[str, ...], config: EpisodeConfig, outcome: Outcome
+    template: ChatTemplate,
+    task: Task,
+    turns: tuple[str, ...],
+    config: EpisodeConfig,
+    outcome: Outcome,
 ) -> None:
     episode, _ = await play(template, task, *turns, config=config)
     assert episode.outcome is outcome, episode.error
@@ -126,7 +164,9 @@ async def test_a_policy_that_gets_nowhere_ends_typed(
     assert episode.error
 
 
-async def test_a_fault_is_an_observation_and_costs_the_penalty(template: ChatTemplate, task: Task) -> None:
+async def test_a_fault_is_an_observation_and_costs_the_penalty(
+    template: ChatTemplate, task: Task
+) -> None:
     config = EpisodeConfig(mode="direct", malformed_penalty=0.25)
     episode, _ = await play(template, task, call("triple", 1), "<answer>42</answer>", config=config)
     assert episode.reward == 0.75
@@ -155,14 +195,14 @@ async def test_the_worlds_failures_carry_no_reward(
     template: ChatTemplate, task: Task, error: Exception, outcome: Outcome
 ) -> None:
     engine = FailingEngine(error)
-    runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, Identity("unit"))  # type: ignore[arg-type]
+    runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, UNIT)  # type: ignore[arg-type]
     episode = await runner.run(LEASE, task, EpisodeConfig())
     assert (episode.outcome, episode.reward) == (outcome, None)
 
 
 async def test_a_broken_engine_is_the_workers_exception(template: ChatTemplate, task: Task) -> None:
     engine = FailingEngine(EngineError("engine died"))
-    runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, Identity("unit"))  # type: ignore[arg-type]
+    runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, UNIT)  # type: ignore[arg-type]
     with pytest.raises(EngineError):
         await runner.run(LEASE, task, EpisodeConfig())
 
@@ -174,34 +214,42 @@ async def test_a_phase_out_of_seconds_is_a_deadline(template: ChatTemplate, task
             return await super().sample(prompt, params)
 
     config = EpisodeConfig(trial=PhaseBudget(seconds=0.05))
-    runner = EpisodeRunner(Stuck(script("x"), template), ScriptedTools(arithmetic), template, Identity("unit"))
+    runner = EpisodeRunner(Stuck(script("x"), template), ScriptedTools(arithmetic), template, UNIT)
     episode = await runner.run(LEASE, task, config)
     assert (episode.outcome, episode.reward) == (Outcome.DEADLINE, None)
 
 
-async def test_an_infrastructure_error_of_a_tool_ends_the_episode(template: ChatTemplate, task: Task) -> None:
+async def test_an_infrastructure_error_of_a_tool_ends_the_episode(
+    template: ChatTemplate, task: Task
+) -> None:
     def broken(made: ToolCall, before: list[ToolCall]) -> ToolAnswer:
         return ToolAnswer(status=AnswerStatus.INFRA_ERROR, text="child died", seconds=0.0)
 
     engine = ScriptedEngine(script(call("double", 1)), template)
-    episode = await EpisodeRunner(engine, ScriptedTools(broken), template, Identity("unit")).run(
+    episode = await EpisodeRunner(engine, ScriptedTools(broken), template, UNIT).run(
         LEASE, task, EpisodeConfig()
     )
     assert (episode.outcome, episode.reward, len(episode.calls)) == (Outcome.INFRA_FAILED, None, 1)
 
 
-async def test_a_scorer_that_fails_is_a_defect_not_a_zero(template: ChatTemplate, task: Task) -> None:
+async def test_a_scorer_that_fails_is_a_defect_not_a_zero(
+    template: ChatTemplate, task: Task
+) -> None:
     class Broken:
         def score(self, answer: str) -> Score:
             raise KeyError(answer)
 
     config = EpisodeConfig(mode="direct")
-    episode, _ = await play(template, replace(task, scorer=Broken()), "<answer>42</answer>", config=config)
+    episode, _ = await play(
+        template, replace(task, scorer=Broken()), "<answer>42</answer>", config=config
+    )
     assert (episode.outcome, episode.reward) == (Outcome.INFRA_FAILED, None)
     assert "defect: KeyError" in episode.error
 
 
-async def test_cancellation_passes_through_and_closes_sessions(template: ChatTemplate, task: Task) -> None:
+async def test_cancellation_passes_through_and_closes_sessions(
+    template: ChatTemplate, task: Task
+) -> None:
     tools = ScriptedTools(arithmetic)
     reached = asyncio.Event()
 
@@ -212,7 +260,7 @@ async def test_cancellation_passes_through_and_closes_sessions(template: ChatTem
                 await asyncio.Event().wait()
             return await super().sample(prompt, params)
 
-    runner = EpisodeRunner(Waits(script(call("double", 1)), template), tools, template, Identity("unit"))
+    runner = EpisodeRunner(Waits(script(call("double", 1)), template), tools, template, UNIT)
     running = asyncio.create_task(runner.run(LEASE, task, EpisodeConfig()))
     await reached.wait()
     running.cancel()
@@ -221,28 +269,42 @@ async def test_cancellation_passes_through_and_closes_sessions(template: ChatTem
     assert [session.closed for session in tools.sessions] == [True]
 
 
-async def test_spans_follow_a_push_within_and_between_turns(template: ChatTemplate, task: Task) -> None:
+async def test_spans_follow_a_push_within_and_between_turns(
+    template: ChatTemplate, task: Task
+) -> None:
     class Pushed(ScriptedEngine):
         async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
             done = await super().sample(prompt, params)
-            spans = (VersionSpan(0, 4), VersionSpan(5, 5)) if len(prompt.messages) == 2 else (VersionSpan(0, 5),)
-            return Completion(done.token_ids, (-0.5,) * len(done.token_ids), spans, done.finish_reason)
+            spans = (
+                (VersionSpan(0, 4), VersionSpan(5, 5))
+                if len(prompt.messages) == 2
+                else (VersionSpan(0, 5),)
+            )
+            return Completion(
+                done.token_ids, (-0.5,) * len(done.token_ids), spans, done.finish_reason
+            )
 
     engine = Pushed(script(call("double", 21), "<answer>42</answer>"), template)
-    runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, Identity("unit", max_model_len=8_192))
+    runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, UNIT)
     episode = await runner.run(LEASE, task, EpisodeConfig(mode="direct"))
     first = episode.turns[0].start
     assert episode.spans == (VersionSpan(first, 4), VersionSpan(first + 5, 5))
     assert episode.oldest_version == 4
     masked = [lp for lp, own in zip(episode.logprobs_T, episode.loss_mask_T, strict=True) if own]
     assert set(masked) == {-0.5}
-    assert all(math.isnan(lp) for lp, own in zip(episode.logprobs_T, episode.loss_mask_T, strict=True) if not own)
+    assert all(
+        math.isnan(lp)
+        for lp, own in zip(episode.logprobs_T, episode.loss_mask_T, strict=True)
+        if not own
+    )
 
 
 async def test_hundreds_of_episodes_share_one_loop(template: ChatTemplate, task: Task) -> None:
     tools = ScriptedTools(arithmetic)
-    engine = ScriptedEngine(script(call("double", 1), "<experience>-</experience>", "<answer>42</answer>"), template)
-    runner = EpisodeRunner(engine, tools, template, Identity("unit", max_model_len=8_192))
+    engine = ScriptedEngine(
+        script(call("double", 1), "<experience>-</experience>", "<answer>42</answer>"), template
+    )
+    runner = EpisodeRunner(engine, tools, template, UNIT)
     leases = [Lease("run", f"e{i}", "g", "task-1", i, 0, i) for i in range(200)]
     episodes = await asyncio.gather(*(runner.run(lease, task, EpisodeConfig()) for lease in leases))
     assert {episode.reward for episode in episodes} == {1.0}

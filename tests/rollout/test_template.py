@@ -21,7 +21,11 @@ def test_continuation_extends_the_prompt_as_the_template_would(template: ChatTem
 
 def test_a_cut_turn_is_closed_before_the_observation(template: ChatTemplate) -> None:
     result = Message("tool", "no")
-    grown = template.prompt(ASK) + template.encode("cut") + template.continuation([result], turn_ended=False)
+    grown = (
+        template.prompt(ASK)
+        + template.encode("cut")
+        + template.continuation([result], turn_ended=False)
+    )
     assert grown == template.prompt([*ASK, Message("assistant", "cut"), result])
 
 
@@ -33,10 +37,16 @@ def test_decode_leaves_only_the_end_of_turn_out(template: ChatTemplate) -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda t: t.replace("{% for", "{{ messages|length }}{% for"), "cannot extend its own prefix"),
+        (
+            lambda t: t.replace("{% for", "{{ messages|length }}{% for"),
+            "cannot extend its own prefix",
+        ),
         (lambda t: t.replace("{{ m.role }}", "{{ loop.revindex }}{{ m.role }}"), "cannot extend"),
         (lambda t: t.replace("<|im_end|>", ""), "does not end an assistant turn"),
-        (lambda t: "{{ raise_exception('only users') }}", "refuses a system, user, assistant, tool"),
+        (
+            lambda t: "{{ raise_exception('only users') }}",
+            "refuses a system, user, assistant, tool",
+        ),
         (lambda t: None, "no chat template"),
     ],
 )
@@ -47,7 +57,9 @@ def test_a_template_that_would_drift_is_refused(
         ChatTemplate(tokenizer_with(edit(chatml)))
 
 
-def test_it_knows_whether_tool_answers_are_marked(chatml: str, tokenizer_with: MakeTokenizer) -> None:
+def test_it_knows_whether_tool_answers_are_marked(
+    chatml: str, tokenizer_with: MakeTokenizer
+) -> None:
     mark = "{% if m.role == 'tool' %}<tool_response>{% endif %}{{ m.content }}"
     assert ChatTemplate(tokenizer_with(chatml.replace("{{ m.content }}", mark))).wraps_answers
     assert not ChatTemplate(tokenizer_with(chatml)).wraps_answers

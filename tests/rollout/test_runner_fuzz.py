@@ -1,0 +1,143 @@
+"""Ten thousand malformed completions leave the runner with typed outcomes and no exception."""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import count
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from envs.errors import ToolServerError, PolicyErrorKind
+from envs.messages import Message
+from envs.scripted_tools import ScriptedTools
+from envs.tasks import Task
+from envs.tools import AnswerStatus, ToolAnswer, ToolCall
+from rollout.config import EpisodeConfig, PhaseBudget
+from rollout.episode import Lease, Outcome
+from rollout.runner import EpisodeRunner, Identity
+from rollout.scripted_engine import ScriptedEngine
+from rollout.template import ChatTemplate
+
+EXAMPLES, TURNS = 500, 20
+"""500 examples of 20 completions: 10,000."""
+
+PIECES = (
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        "<experience>",
+        "</experience>",
+        "<answer>",
+        "</answer>",
+        "<trial/>",
+    ),
+    *("<tool_call", "</answer", "<|im_end|>", "<|im_start|>tool\n", "<tool_response>", "</think>"),
+    *('{"name": "double", "arguments": {"x": 1}}', '{"name": "halve", "arguments": {"x": "1"}}'),
+    *(
+        '{"name": "triple", "arguments": {}}',
+        '{"name": "double"}',
+        '{"name": ',
+        '"arguments": ',
+        "{",
+        "}",
+        "[",
+        "]",
+    ),
+    *(
+        '"x"',
+        ":",
+        ",",
+        "1e999",
+        "-0",
+        "NaN",
+        "Infinity",
+        "null",
+        "true",
+        "9" * 400,
+        "[" * 300,
+        '{"x":' * 40,
+    ),
+    *(
+        "\\ud800",
+        "\\u0000",
+        "\x00",
+        "\ufeff",
+        "\u202e",
+        "é",
+        "\U0001f600",
+        "\r\n",
+        " ",
+        "x" * 300,
+        "'",
+        '"',
+        "\\",
+    ),
+)
+whole_calls = st.sampled_from(PIECES).map(lambda body: f"<tool_call>{body}</tool_call>")
+completions = st.lists(st.sampled_from(PIECES) | whole_calls | st.text(max_size=3), max_size=7).map(
+    "".join
+)
+
+
+def answer(call: ToolCall, before: list[ToolCall]) -> ToolAnswer:
+    return ToolAnswer(status=AnswerStatus.OK, text=repr(call.arguments), seconds=0.0)
+
+
+completions_seen = count()
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize=True,
+)
+@given(
+    turns=st.lists(completions, min_size=TURNS, max_size=TURNS),
+    mode=st.sampled_from(["direct", "trial", "free"]),
+)
+def test_malformed_completions(
+    template: ChatTemplate, task: Task, turns: list[str], mode: str
+) -> None:
+    left = list(turns)
+
+    def reply(messages: Sequence[Message], seed: int) -> str:
+        if not left:
+            raise ToolServerError("the script is over")
+        next(completions_seen)
+        return left.pop()
+
+    async def play_all() -> None:
+        tools = ScriptedTools(answer)
+        runner = EpisodeRunner(
+            ScriptedEngine(reply, template),
+            tools,
+            template,
+            Identity("fuzz", max_model_len=100_000),
+        )
+        budget = PhaseBudget(turns=TURNS // 2, tokens=50_000)
+        config = EpisodeConfig.model_validate(
+            {
+                "mode": mode,
+                "trial": budget,
+                "execution": budget,
+                "max_policy_errors": 10,
+                "max_tokens_per_turn": 2_000,
+            }
+        )
+        while left:
+            episode = await runner.run(Lease("run", "e", "g", task.id, 0, 0, 1), task, config)
+            over = episode.error == "ToolServerError: the script is over"
+            assert episode.outcome.counts or (over and episode.outcome is Outcome.INFRA_FAILED), (
+                episode.error
+            )
+            kinds = {turn.policy_error for turn in episode.turns} - {""}
+            assert kinds <= set(PolicyErrorKind)
+            assert all(session.closed for session in tools.sessions)
+
+    asyncio.run(play_all())
+
+
+def test_ten_thousand_were_played() -> None:
+    assert next(completions_seen) >= EXAMPLES * TURNS
