@@ -1,0 +1,27 @@
+"""Tool names: two syllables each, split so that no name of one split occurs in another."""
+
+from functools import cache
+
+from envs.seeds import stable_hash
+from envs.tasks import Split
+
+SYLLABLES: tuple[str, ...] = tuple(
+    consonant + vowel for consonant in "bdfklmprtz" for vowel in "aeiou"
+)
+_VALIDATION_PERCENT = 10
+_HELDOUT_PERCENT = 20
+
+
+def split_of(name: str) -> Split:
+    """Return the split that owns `name`; depends on nothing but the name."""
+    bucket = stable_hash("catalog name", name) % 100
+    if bucket < _HELDOUT_PERCENT:
+        return "heldout"
+    return "validation" if bucket < _HELDOUT_PERCENT + _VALIDATION_PERCENT else "train"
+
+
+@cache
+def names_of(split: Split) -> tuple[str, ...]:
+    """Return every name that `split` owns, in alphabetical order."""
+    pairs = (first + second for first in SYLLABLES for second in SYLLABLES if first != second)
+    return tuple(sorted(name for name in pairs if split_of(name) == split))

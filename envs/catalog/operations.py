@@ -1,0 +1,56 @@
+"""The hidden operations of catalog tools: each rearranges the characters of a short string."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A rearrangement: the result is the concatenation of `pieces` of the text."""
+
+    name: str
+    pieces: tuple[slice, ...]
+
+    def apply(self, text: str) -> str:
+        """Return what a tool with this operation answers to `text`."""
+        return "".join(text[piece] for piece in self.pieces)
+
+    @property
+    def expression(self) -> str:
+        """The same as Python source, over a variable called `text`."""
+        return " + ".join(f"text[{_bounds(piece)}]" for piece in self.pieces)
+
+
+def _bounds(piece: slice) -> str:
+    step = "" if piece.step is None else f":{piece.step}"
+    start = "" if piece.start is None else piece.start
+    stop = "" if piece.stop is None else piece.stop
+    return f"{start}:{stop}{step}"
+
+
+_ALL = slice(None)
+_FIRST, _REST = slice(None, 1), slice(1, None)
+_LAST, _FRONT = slice(-1, None), slice(None, -1)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("reverse", (slice(None, None, -1),)),
+    Operation("rotate-left", (_REST, _FIRST)),
+    Operation("rotate-right", (_LAST, _FRONT)),
+    Operation("drop-first", (_REST,)),
+    Operation("drop-last", (_FRONT,)),
+    Operation("double-first", (_FIRST, _ALL)),
+    Operation("double-last", (_ALL, _LAST)),
+)
+
+
+def recognise(text: str, result: str) -> Operation | None:
+    """Return the operation that turns `text` into `result`; unique where all characters differ."""
+    return next((op for op in OPERATIONS if op.apply(text) == result), None)
+
+
+def named(name: str, operations: Sequence[Operation] = OPERATIONS) -> Operation:
+    """Return the operation called `name`. Raises KeyError where there is none."""
+    for operation in operations:
+        if operation.name == name:
+            return operation
+    raise KeyError(name)
