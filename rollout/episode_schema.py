@@ -98,6 +98,7 @@ EPISODE_SCHEMA = pa.schema(
     metadata={VERSION_KEY: str(EPISODE_VERSION).encode()},
 )
 
+_TYPES = {field.name: field.type for field in EPISODE_SCHEMA}
 _SAMPLED_P = np.array([phase.sampled for phase in Phase])
 _MIGRATIONS: dict[int, Callable[[pa.RecordBatch], pa.RecordBatch]] = {}
 """From version v to v + 1, by v; version 1 is the first, so there are none yet."""
@@ -159,19 +160,37 @@ def upgrade(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
+def to_wire(batch: pa.RecordBatch) -> pa.Buffer:
+    """Return `batch` with its schema in one buffer, which crosses processes without being pickled.
+
+    A record batch itself is pickled buffer by buffer, some hundred of them for an episode.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue()
+
+
+def from_wire(buffer: pa.Buffer) -> pa.RecordBatch:
+    """Return what `to_wire` was given, in the present version; its columns lie in `buffer`."""
+    with pa.ipc.open_stream(buffer) as stream:
+        return upgrade(stream.read_next_batch())
+
+
 def to_batch(episodes: Sequence[Episode]) -> pa.RecordBatch:
     """Return one row per episode in EPISODE_SCHEMA; token columns are built by numpy."""
     columns: dict[str, pa.Array] = {}
     for attribute, names in (
         ("lease", _LEASE),
-        ("", (*_PLAIN, *_SOURCE, "reward", "oldest_version")),
+        ("", (*_PLAIN, *_SOURCE, "reward")),
         ("sampling", _SAMPLING),
         ("timings", _TIMINGS),
     ):
         rows = [getattr(episode, attribute) for episode in episodes] if attribute else episodes
         for name in names:
-            columns[name] = pa.array(map(attrgetter(name), rows), EPISODE_SCHEMA.field(name).type)
-    columns["sample_seed"] = pa.array((e.sampling.seed for e in episodes), pa.int64())
+            columns[name] = pa.array(list(map(attrgetter(name), rows)), _TYPES[name])
+    columns["sample_seed"] = pa.array([e.sampling.seed for e in episodes], pa.int64())
+    columns["oldest_version"] = pa.array([e.oldest_version for e in episodes], _INT)
     columns |= _token_columns(episodes)
     columns["spans"] = _lists([e.spans for e in episodes], lambda spans: _structs(spans, SPAN_TYPE))
     columns["messages"] = _lists(
@@ -179,9 +198,7 @@ def to_batch(episodes: Sequence[Episode]) -> pa.RecordBatch:
     )
     columns["turns"] = _lists([e.turns for e in episodes], _turns)
     for name in ("reward_parts", "tags", "extra"):
-        columns[name] = pa.array(
-            [list(getattr(e, name).items()) for e in episodes], EPISODE_SCHEMA.field(name).type
-        )
+        columns[name] = pa.array([list(getattr(e, name).items()) for e in episodes], _TYPES[name])
     return pa.RecordBatch.from_arrays(
         [columns[name] for name in EPISODE_SCHEMA.names], schema=EPISODE_SCHEMA
     )
@@ -266,7 +283,7 @@ def _offsets(rows: Iterable[Sequence[Any]]) -> npt.NDArray[np.int32]:
 
 
 def _fields(items: Sequence[Any], names: Sequence[str], kind: pa.StructType) -> list[pa.Array]:
-    return [pa.array(map(attrgetter(name), items), kind.field(name).type) for name in names]
+    return [pa.array(list(map(attrgetter(name), items)), kind.field(name).type) for name in names]
 
 
 def _structs(items: Sequence[Any], kind: pa.StructType) -> pa.Array:
