@@ -13,6 +13,7 @@ from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit, Zygote
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
 _IDLE_CHILDREN = 8
+_GRACE_S = 0.5
 _RESTARTED = "the tool's state starts again from the beginning"
 
 
@@ -224,7 +225,8 @@ class SandboxSession:
     async def _after_end(
         self, child: Child, fault: ChildGone | ChildSpoke, elapsed: float
     ) -> ToolAnswer:
-        ended = await self._end(child)
+        grace_s = _GRACE_S if isinstance(fault, ChildGone) else 0.0
+        ended = await self._end(child, grace_s)
         if self._lost:
             return _answer(AnswerStatus.INFRA_ERROR, self._lost, elapsed)
         if isinstance(fault, ChildSpoke):
@@ -234,9 +236,10 @@ class SandboxSession:
             raise SandboxError("the sandbox's fork server died; open a new session")
         if self._cpu_spent >= self._pool.config.session_cpu_s:
             return self._out_of_cpu(elapsed)
-        if ended.killed:
+        if ended.killed and not child.stopped:
             raise SandboxError("the system killed the session's process; open a new session")
-        text = f"the tool ended its own process ({ended}); {_RESTARTED}"
+        how = "closed its connection" if child.stopped else str(ended)
+        text = f"the tool ended its own process ({how}); {_RESTARTED}"
         return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
 
     @property
@@ -248,11 +251,15 @@ class SandboxSession:
         text = f"the session used up its {limit_s} CPU seconds; no tool answers any more"
         return _answer(AnswerStatus.TIMEOUT, text, elapsed)
 
-    async def _end(self, child: Child) -> Exit | None:
-        """Kill `child`, book its CPU time, and return how it ended (None: nobody knows)."""
+    async def _end(self, child: Child, grace_s: float = 0.0) -> Exit | None:
+        """Kill `child` if it does not end by itself within `grace_s`, and book its CPU time.
+
+        Returns how it ended, None when nobody knows because the zygote died.
+        """
         self._child = None
+        ended = await child.ended(grace_s) if grace_s else None
         child.kill()
-        ended = await child.ended()
+        ended = ended or await child.ended()
         if ended:
             self._cpu_spent += ended.cpu_s
         return ended

@@ -121,6 +121,8 @@ class Child:
     def __init__(self, pidfd: int, frames: _Frames, exit_: asyncio.Future[Exit]) -> None:
         self._pidfd = pidfd
         self._frames = frames
+        self.stopped = False
+        """Whether the server ended it, rather than a tool or the system."""
         self._exit = exit_
 
     @property
@@ -143,6 +145,7 @@ class Child:
         """End the process now; harmless when it has ended or was killed before."""
         if self._pidfd < 0:
             return
+        self.stopped = not self._exit.done()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         os.close(self._pidfd)
@@ -150,10 +153,10 @@ class Child:
         if self._frames.transport:
             self._frames.transport.abort()
 
-    async def ended(self) -> Exit | None:
-        """Return how the process ended, as the zygote saw it; None when the zygote is gone."""
+    async def ended(self, wait_s: float = _EXIT_S) -> Exit | None:
+        """Return how the process ended, as the zygote saw it; None when that is not known."""
         try:
-            async with asyncio.timeout(_EXIT_S):
+            async with asyncio.timeout(wait_s):
                 return await asyncio.shield(self._exit)
         except (TimeoutError, SandboxError):
             return None

@@ -36,7 +36,6 @@ LEAF_RULES = {
     "writev": Rule(20, 66),
     "close": Rule(3, 57),
     "lseek": Rule(8, 62),
-    "dup": Rule(32, 23),
     "mmap": Rule(9, 222, argument=2, clear_bits=PROT_EXEC),
     "mprotect": Rule(10, 226, argument=2, clear_bits=PROT_EXEC),
     "munmap": Rule(11, 215),

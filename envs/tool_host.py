@@ -55,15 +55,18 @@ class ToolHost:
         """Return the digests of `items` whose content must be sent (again)."""
         return sorted({item.digest for item in items} - self._tool_sets.keys())
 
-    async def open(self, item: OpenItem) -> OpenedSession:
-        """Open a session on a remembered tool set."""
+    def tool_set(self, digest: str) -> ToolSet:
+        """Return a remembered set; KeyError where `unknown_digests` would name it."""
+        self._tool_sets.move_to_end(digest)
+        return self._tool_sets[digest]
+
+    async def open(self, tool_set: ToolSet, seed: int) -> OpenedSession:
+        """Open a session in the initial state of `tool_set`."""
         if len(self._entries) + self._opening >= self._config.max_sessions:
             return _refused(
                 f"all {self._config.max_sessions} sessions are in use; close some or wait"
             )
-        tool_set = self._tool_sets[item.digest]
-        self._tool_sets.move_to_end(item.digest)
-        session = SandboxSession(self._pool, tool_set, item.seed)
+        session = SandboxSession(self._pool, tool_set, seed)
         self._opening += 1
         try:
             await session.start()
@@ -75,9 +78,9 @@ class ToolHost:
         self._entries[session_id] = _Entry(session, _now())
         return OpenedSession(id=session_id, isolation=self._pool.isolation)
 
-    def forget_old_tool_sets(self) -> None:
-        """Keep the most recently used tool sets only; call it when no open is under way."""
-        while len(self._tool_sets) > _CACHED_TOOL_SETS:
+    def forget_old_tool_sets(self, keep: int = _CACHED_TOOL_SETS) -> None:
+        """Keep the most recently used tool sets only."""
+        while len(self._tool_sets) > keep:
             self._tool_sets.popitem(last=False)
 
     def knows(self, session_id: str) -> bool:

@@ -14,7 +14,6 @@ import ipaddress
 import os
 import resource
 import socket
-import stat
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -75,7 +74,11 @@ class _Routes:
             raise _Refusal("bad_request", str(error)) from error
         if unknown := self._host.unknown_digests(message.sessions):
             raise _Refusal("unknown_tool_set", f"send the content of {', '.join(unknown)}")
-        opened = await asyncio.gather(*(self._host.open(item) for item in message.sessions))
+        opening = [
+            self._host.open(self._host.tool_set(item.digest), item.seed)
+            for item in message.sessions
+        ]
+        opened = await asyncio.gather(*opening)
         self._host.forget_old_tool_sets()
         _raise_common_error([session.error for session in opened])
         return _reply(request, OpenResponse(sessions=tuple(opened)))
@@ -206,14 +209,21 @@ def _raise_common_error(errors: Sequence[WireError | None]) -> None:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Listen on `path`, for this user only; a socket left there by a dead server is replaced."""
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        path.unlink()
+    """Listen on `path`, for this user only; a socket left there by a dead server is replaced.
+
+    Raises ConfigError where that cannot be, or where a living server has the path.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if path.is_socket():
+        if listener.connect_ex(str(path)) == 0:
+            listener.close()
+            raise ConfigError(f"another server listens on {path}; give another --uds")
+        path.unlink()
     mask = os.umask(0o177)
     try:
         listener.bind(str(path))
     except OSError as error:
+        listener.close()
         raise ConfigError(f"cannot listen on {path}: {error}; give another --uds") from error
     finally:
         os.umask(mask)
@@ -232,6 +242,7 @@ def bind_tcp(host: str, port: int, token: str) -> socket.socket:
     try:
         listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {error}; give another --port"
         ) from error
