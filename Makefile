@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-.PHONY: help setup demo test check lint format lock
+.PHONY: help setup demo test check types unit lint format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,8 +17,13 @@ test: setup ## every test, real vLLM, DeepSpeed and Ray included: make test ARGS
 	$(PY) -m pytest -q --durations=15 $(ARGS)
 
 check: setup lint ## lint, types, layer test and fast unit tests: under two minutes
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit
+
+types: setup ## basedpyright over the packages and the tests
 	$(PY) -m basedpyright
-	$(PY) -m pytest -q -m "not real and not gpu"
+
+unit: setup ## the tests that start neither vLLM nor DeepSpeed nor Ray
+	$(PY) -m pytest -q -m "not real and not gpu" $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(PY) -m ruff check .
