@@ -40,9 +40,10 @@ class ToolHopScorer:
     is the strict reading: equal texts once case, commas, surrounding blanks and a final full stop
     are gone, numbers equal by value.
 
-    Two differences. The script also accepts the expected answer in the last tool result when the
-    policy's next message lacks it; here the policy has to state its answer. An expected answer that
-    strips to nothing (`0`) would be found in any reply; here it has to match exactly.
+    Three differences, each of which can only lower a score. The script reads the whole last
+    message; here `answer` is what the policy marked as its answer. It also accepts the expected
+    answer in the last tool result when the message lacks it. And an expected answer that strips to
+    nothing (`0`) is found in any reply; here it has to match exactly.
     """
 
     expected: str

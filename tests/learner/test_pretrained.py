@@ -135,7 +135,11 @@ def test_smollm2_answers(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )
     inputs = tokenizer(str(prompt), return_tensors="pt", add_special_tokens=False)
-    output = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+    # vendor's Protocol of `generate` does not admit its own classes
+    generated = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        **inputs, max_new_tokens=20, do_sample=False
+    )
+    output = generated[0]
     reply = output[inputs["input_ids"].shape[1] :]
     assert answer in tokenizer.decode(reply)
     assert int(reply[-1]) == tokenizer.eos_token_id
