@@ -38,7 +38,8 @@ class ToolServerConfig(Section):
     reply_limit_bytes: int = Field(default=65_536, gt=0)
     """Longest text that one call may answer; the rest is cut and the answer says so."""
     request_timeout_s: float = Field(default=30.0, gt=0)
-    """Deadline of the client for one request; running over is an infrastructure failure."""
+    """Deadline of the client for one request, on top of the time limits of the calls in it; running
+    over is an infrastructure failure."""
     max_sessions: int = Field(default=2_048, gt=0)
     """Sessions open at once on one server; more are refused with 503."""
     session_idle_s: float = Field(default=600.0, gt=0)

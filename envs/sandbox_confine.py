@@ -119,9 +119,15 @@ def drop_privileges() -> None:
     for capability in range(64):
         _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        except PermissionError as error:
+            raise IsolationError(
+                f"expected root to be able to become uid {NOBODY}, found {error}; start the tool "
+                "server as another user, or with the capabilities SETUID and SETGID"
+            ) from error
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _checked("capset", _libc.capset(header, bytes(24)))
     _prctl(_PR_NO_NEW_PRIVS, 1)

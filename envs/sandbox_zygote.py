@@ -6,6 +6,7 @@ socket (SEQPACKET) it takes `fork` and sends JSON: `ready` or `refused` once, th
 child's socket and pidfd attached), `failed` and `exit`. It dies with the server.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -143,8 +144,8 @@ def lock_down(strongest: str, control: socket.socket) -> dict[str, object]:
     refusals: dict[str, str] = {}
     level = "seccomp"
     quiet = os.open(os.devnull, os.O_RDWR)
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # a machine short of memory takes tools first
     if strongest == "namespaces":
         refusals["namespaces"] = sandbox_confine.namespaces_refusal()
         if not refusals["namespaces"]:

@@ -88,7 +88,7 @@ class ToolClient:
 
     def __init__(self, address: str, config: ToolServerConfig, token: str = "") -> None:
         self._address = address
-        self._deadline_s = config.request_timeout_s
+        self._config = config
         limits = httpx.Limits(
             max_connections=_CONNECTIONS,
             max_keepalive_connections=_CONNECTIONS,
@@ -178,29 +178,37 @@ class ToolClient:
         if opens:
             self._send(self._send_opens(opens), [entry.reply for entry in opens])
         if calls:
-            self._send(self._send_calls(calls), [entry.reply for entry in calls])
+            longest_s = self._config.call_timeout_s * max(len(entry.item.calls) for entry in calls)
+            self._send(self._send_calls(calls), [entry.reply for entry in calls], longest_s)
         if closes:
             self._send(self._send_closes(closes), [entry.reply for entry in closes])
 
     def _send(
-        self, request: Coroutine[None, None, None], replies: Sequence[asyncio.Future]
+        self,
+        request: Coroutine[None, None, None],
+        replies: Sequence[asyncio.Future],
+        tools_s: float = 0.0,
     ) -> None:
-        task = asyncio.get_running_loop().create_task(self._guard(request, replies))
+        deadline_s = tools_s + self._config.request_timeout_s
+        task = asyncio.get_running_loop().create_task(self._guard(request, replies, deadline_s))
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
     async def _guard(
-        self, request: Coroutine[None, None, None], replies: Sequence[asyncio.Future]
+        self,
+        request: Coroutine[None, None, None],
+        replies: Sequence[asyncio.Future],
+        deadline_s: float,
     ) -> None:
         """Run one request; every waiter gets its answer or a typed error, whatever happens."""
         failure: Exception = ToolServerError(f"the client of {self._address} was closed")
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(deadline_s):
                 await request
             failure = ToolServerError(f"tool server {self._address} left an item unanswered")
         except TimeoutError:
             failure = DeadlineError(
-                f"tool server {self._address} did not answer within {self._deadline_s:g} s"
+                f"tool server {self._address} did not answer within {deadline_s:g} s"
             )
         except httpx.HTTPError as error:
             failure = ToolServerError(f"tool server {self._address}: {error!r}")
@@ -226,14 +234,16 @@ class ToolClient:
         self._check(response)
         self._known_digests |= {entry.item.digest for entry in opens}
         sessions = OpenResponse.model_validate(msgpack.unpackb(response.content)).sessions
+        orphans: list[str] = []
         for entry, opened in zip(opens, sessions, strict=True):
-            if entry.reply.done():  # its episode was cancelled: nobody else would close the session
-                if opened.id:
-                    await self._post("/sessions/close", CloseRequest(ids=(opened.id,)))
+            if entry.reply.done():  # cancelled meanwhile: nobody else would close the session
+                orphans += [opened.id] * bool(opened.id)
             elif opened.error:
                 entry.reply.set_exception(self._error(opened.error))
             else:
                 entry.reply.set_result(RemoteSession(self, opened.id, opened.isolation))
+        if orphans:
+            await self._post("/sessions/close", CloseRequest(ids=tuple(orphans)))
 
     async def _send_calls(self, calls: Sequence[_Call]) -> None:
         request = CallRequest(items=tuple(entry.item for entry in calls))

@@ -13,6 +13,7 @@ import hmac
 import ipaddress
 import os
 import resource
+import select
 import socket
 import sys
 import threading
@@ -259,11 +260,13 @@ def _address(listener: socket.socket) -> str:
 
 
 def _exit_with_parent() -> None:
-    """End this process when its standard input closes, that is when the parent is gone."""
+    """End this process when its parent dies or closes this process's standard input."""
+    poll = select.poll()
+    poll.register(os.pidfd_open(os.getppid()), select.POLLIN)
+    poll.register(0, select.POLLIN)
 
     def watch() -> None:
-        while os.read(0, 4_096):
-            pass
+        poll.poll()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -309,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--token", default="", help="bearer token; required off loopback")
     parser.add_argument("--config-json", default="{}", help="a ToolServerConfig")
-    parser.add_argument("--exit-with-parent", action="store_true", help="end when stdin closes")
+    parser.add_argument("--exit-with-parent", action="store_true", help="end when the parent does")
     options = parser.parse_args(arguments)
     if options.exit_with_parent:
         _exit_with_parent()

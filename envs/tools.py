@@ -41,14 +41,14 @@ class ToolSet(BaseModel):
     def _same_length(self) -> "ToolSet":
         if not len(self.tools) == len(self.sources) == len(self.functions):
             raise ValueError(
-                f"expected one source and one function name per tool, found {len(self.tools)} tools, "
-                f"{len(self.sources)} sources and {len(self.functions)} function names"
+                f"expected one source and one function name per tool, found {len(self.tools)} "
+                f"tools, {len(self.sources)} sources and {len(self.functions)} function names"
             )
         return self
 
     @cached_property
     def digest(self) -> str:
-        """Content hash: equal tool sets share compiled code on the server."""
+        """Content hash: equal tool sets are sent to a tool server once."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -76,7 +76,7 @@ class ToolCall(BaseModel):
 
 
 class ToolAnswer(BaseModel):
-    """What a session answers to one call: `text` is the value (JSON, or str as is) or the error message."""
+    """What a session answers to one call: `text` is the value (JSON, or str as is) or the error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -113,7 +113,7 @@ class ToolService(Protocol):
     """Where sessions come from: a tool server's client, or a replay."""
 
     async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
-        """Open a session in the tool set's initial state. Raises ToolServerError or DeadlineError."""
+        """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
         ...
 
     async def close(self) -> None: ...

@@ -166,7 +166,7 @@ async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess)
 
 
 async def test_late_answer_is_a_deadline_error(served: Served) -> None:
-    hasty = CONFIG.model_copy(update={"request_timeout_s": 0.5})
+    hasty = CONFIG.model_copy(update={"request_timeout_s": 0.3, "call_timeout_s": 0.2})
     client = ToolClient(served.address, hasty, TOKEN)
     session = await client.open(TOOLS, 1, "trial")
     with pytest.raises(DeadlineError, match="did not answer within"):
