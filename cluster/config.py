@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from envs.config import EnvConfig, Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
+from envs.tasks import Split
 from learner.config import LearnerConfig, SftConfig, check_sampling_for_training
 from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
 
@@ -19,86 +20,86 @@ RECIPES = Path(__file__).parent / "recipes"
 class RunSection(Section):
     """`[run]`: what to do, where to write it, and for how long."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run; its directory is `dir/name`."""
     dir: str = "runs"
     """Folder of run directories."""
     models_dir: str = "models"
     """Folder where built and converted models are kept between runs."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Everything random is derived from it."""
-    steps: int = Field(100, ge=0)
+    steps: int = Field(default=100, ge=0)
     """Learner steps."""
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints; a resumed run repeats at most so many."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
 
 
 class RolloutsSection(Section):
     """`[rollouts]`: the fleet of rollout workers and how groups are collected."""
 
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     """Rollout workers, each with an engine of its own."""
-    episodes_per_worker: int = Field(128, ge=1)
+    episodes_per_worker: int = Field(default=128, ge=1)
     """Episodes that a worker runs at once."""
-    groups_per_step: int = Field(8, ge=1)
+    groups_per_step: int = Field(default=8, ge=1)
     """Groups that one learner step consumes."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Episodes of one group."""
-    max_staleness: int = Field(1, ge=0)
+    max_staleness: int = Field(default=1, ge=0)
     """Policy versions by which a token may lag behind the learner; 0 is strictly on-policy."""
-    max_refills: int = Field(8, ge=0)
+    max_refills: int = Field(default=8, ge=0)
     """Groups without variance that one step may replace by new ones; further ones are trained as they are."""
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: int = Field(default=3, ge=1)
     """Tries of one episode when the world fails it; the group then goes on without it."""
-    episode_timeout_s: float = Field(300.0, gt=0)
+    episode_timeout_s: float = Field(default=300.0, gt=0)
     """Deadline for one episode, from lease to answer; over it the worker is replaced."""
-    pool_timeout_s: float = Field(900.0, gt=0)
+    pool_timeout_s: float = Field(default=900.0, gt=0)
     """How long a lease waits for a healthy worker before the run fails."""
-    ping_timeout_s: float = Field(60.0, gt=0)
+    ping_timeout_s: float = Field(default=60.0, gt=0)
     """A worker that does not answer for so long is replaced."""
 
 
 class ClusterSection(Section):
     """`[cluster]`: what Ray reserves for each actor."""
 
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs of a rollout worker."""
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs of a rollout worker; 0 runs vLLM on the CPU."""
-    cpus_per_rank: float = Field(1.0, gt=0)
+    cpus_per_rank: float = Field(default=1.0, gt=0)
     """CPUs of a learner rank."""
-    gpus_per_rank: float = Field(0.0, ge=0)
+    gpus_per_rank: float = Field(default=0.0, ge=0)
     """GPUs of a learner rank; 0 trains on the CPU."""
     transport: Literal["shm", "cuda_ipc"] = "shm"
     """How weights reach the engines: shared memory of the node, or CUDA IPC where learner and engine
     share a GPU."""
     shm_dir: str = "/dev/shm"
     """Memory-backed folder of the `shm` transport."""
-    learner_timeout_s: float = Field(1800.0, gt=0)
+    learner_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline for one learner step, push or checkpoint."""
 
 
 class EvalSection(Section):
     """`[eval]`: which tasks, how often."""
 
-    split: str = Field("heldout", pattern="^(train|validation|heldout|all)$")
+    split: Split | Literal["all"] = "heldout"
     """Tasks to evaluate on; `all` is every task of a file."""
-    tasks: int = Field(128, ge=0)
+    tasks: int = Field(default=128, ge=0)
     """Number of tasks; 0 is all there are."""
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     """Episodes per task."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Draw of the tasks, mixed with the run's seed."""
 
 
 class TeacherSection(Section):
     """`[teacher]`: scripted episodes for SFT."""
 
-    episodes: int = Field(2000, ge=1)
+    episodes: int = Field(default=2000, ge=1)
     """Episodes to play; only successes are kept."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Episodes played at once."""
 
 

@@ -12,11 +12,12 @@ from envs.errors import ConfigError
 from envs.seeds import stable_hash
 from envs.tasks import Task
 from envs.toolhop import ToolHopEnvironment
-from rollout.episode import Lease
+from rollout.episode import Episode, Lease
 from rollout.episode_schema import from_batch
 from rollout.evaluation import EvalSummary, summarise
 from rollout.ledger_state import DropReason
 from rollout.run_directory import RunDirectory
+from rollout.run_reader import RunReader
 
 
 def eval_tasks(config: RunConfig) -> Sequence[Task]:
@@ -69,3 +70,10 @@ async def _play_task(config: RunConfig, player: Player, run: RunDirectory, task:
     ]
     if played:
         run.ledger.drop(played, DropReason.EVALUATED)
+
+
+def _stored(run: RunDirectory) -> list[Episode]:
+    """Return every episode of `run` as its last attempt left it."""
+    reader = RunReader(run.path)
+    last = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
+    return from_batch(reader.batch(list(last.values())))

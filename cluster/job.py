@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.actors import EnginePlan, RayWorker
 from cluster.config import RunConfig, to_toml
+from cluster.engine_plan import EnginePlan
 from cluster.environments import make_environment
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.pool import PoolTiming, RolloutPool
+from cluster.rollout_actor import RayWorker
 from cluster.rollout_worker import WorkerSpec
 from cluster.rollouts import Group, Rollouts
 from cluster.task_stream import TaskStream
@@ -42,8 +43,21 @@ class Job:
     pool: RolloutPool
     rollouts: Rollouts
     learner: LearnerGroup
-    first_step: int
-    """Number of the step to begin with; steps count from 1, step s makes policy version s."""
+    resumed_from: Path | None
+    """Checkpoint that the run goes on from; None begins with the model as it is."""
+
+    @property
+    def steps_done(self) -> int:
+        """Steps count from 1; step s makes policy version s."""
+        return int(self.resumed_from.name) if self.resumed_from else 0
+
+    async def begin(self) -> None:
+        """Bring learner and pool to where the run stands and start to play."""
+        if self.resumed_from is not None:
+            await self.learner.load(self.resumed_from)
+            await self.pool.load(await self.learner.publish(self.steps_done))
+        self.rollouts.resume_open_leases()
+        self.rollouts.start(self.steps_done)
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint of `step`."""
@@ -83,16 +97,20 @@ def find_model(config: RunConfig) -> Path:
     """Return the folder of the model that the recipe names, building it if need be; refuses a bad template."""
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     ChatTemplate.load(path)
-    return path
+    return path.resolve()
 
 
 def make_pool(config: RunConfig, model: Path) -> RolloutPool:
     """Return a pool of Ray workers that serve `model`; `resize` starts it."""
     section = config.cluster
     spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
-    gpu = section.gpus_per_worker > 0
     plan = EnginePlan(
-        config.model, config.engine, config.run.seed & 0x7FFFFFFF, gpu, section.transport
+        str(model),
+        config.model,
+        config.engine,
+        config.run.seed & 0x7FFFFFFF,
+        section.gpus_per_worker > 0,
+        section.transport,
     )
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
@@ -115,31 +133,20 @@ async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
     run = RunDirectory.open(config.path) if resume else new_run(config.path, config)
     with run:
         checkpoint = newest_checkpoint(run.layout.checkpoints)
-        done = int(checkpoint.name) if checkpoint else 0
         if resume:
-            run.recover(done)
+            run.recover(int(checkpoint.name) if checkpoint else 0)
         pool, learner = make_pool(config, model), LearnerGroup(LearnerPlan(config, str(model)))
         try:
             pool.resize(config.rollouts.workers)
             await asyncio.gather(learner.start(), pool.wait_healthy())
             rollouts = Rollouts(pool, stream, run, config)
             try:
-                await _begin(Job(config, run, pool, rollouts, learner, done + 1), checkpoint)
-                yield Job(config, run, pool, rollouts, learner, done + 1)
+                yield Job(config, run, pool, rollouts, learner, checkpoint)
             finally:
                 await rollouts.close()
         finally:
             await pool.close()
             await learner.close()
-
-
-async def _begin(job: Job, checkpoint: Path | None) -> None:
-    done = job.first_step - 1
-    if checkpoint is not None:
-        await job.learner.load(checkpoint)
-        await job.pool.load(await job.learner.publish(done))
-    job.rollouts.resume_open_leases()
-    job.rollouts.start(done)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

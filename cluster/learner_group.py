@@ -1,6 +1,7 @@
 """The learner as the loop sees it: its ranks as one, every wait with a deadline."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.actors import LearnerActor
 from cluster.config import RunConfig
+from cluster.learner_actor import LearnerActor
 from envs.errors import LearnerError, TrialrunError
 from learner.config import SftConfig
 from learner.report import StepReport
@@ -35,10 +36,12 @@ class LearnerGroup:
         self._plan = plan
         self._gpu = section.gpus_per_rank > 0
         self._timeout_s = section.learner_timeout_s
-        remote = ray.remote(num_cpus=section.cpus_per_rank, num_gpus=section.gpus_per_rank)(
-            LearnerActor
+        remote: Any = ray.remote(LearnerActor)
+        options = remote.options(
+            num_cpus=section.cpus_per_rank,
+            num_gpus=section.gpus_per_rank,
+            runtime_env={"env_vars": learner_environment(gpu=self._gpu)},
         )
-        options = remote.options(runtime_env={"env_vars": learner_environment(gpu=self._gpu)})
         self._ranks: list[Any] = [
             options.remote(section.transport, section.shm_dir)
             for _ in range(plan.config.learner.ranks)
@@ -80,10 +83,8 @@ class LearnerGroup:
 
     async def close(self) -> None:
         """Let the ranks free what they hold, then end them."""
-        try:
+        with suppress(TrialrunError):
             await self._all("close")
-        except (LearnerError, TrialrunError):
-            pass
         for rank in self._ranks:
             ray.kill(rank)
 

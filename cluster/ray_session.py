@@ -1,5 +1,6 @@
 """Ray for the time of one command: the cluster that a job was submitted to, or one of our own."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             num_cpus=max(psutil.cpu_count() or 1, int(wanted) + 2),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
             runtime_env={"env_vars": {"RAY_DEDUP_LOGS": "0"}},
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.config import RunConfig
 from cluster.player import Affinity, Player
@@ -44,7 +43,7 @@ class Group:
     @property
     def oldest_version(self) -> int:
         """Oldest policy version of any sampled token."""
-        return int(pc.min(self.batch["oldest_version"]).as_py())
+        return int(self.batch["oldest_version"].to_numpy().min())
 
     @property
     def varies(self) -> bool:

@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from cluster.config import RunConfig
 from cluster.job import Job, open_job, table_of
@@ -16,40 +15,49 @@ from cluster.rollouts import Group
 from learner.report import StepReport
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Seconds that one step spent waiting for episodes, learning, and pushing weights."""
+class Stopwatch:
+    """Seconds between laps, by name."""
 
-    collect_s: float
-    learn_s: float
-    push_s: float
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap."""
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
 
 
 async def train(config: RunConfig, progress: Progress, *, resume: bool = False) -> Path:
-    """Train as the recipe says and export the policy; returns its Hugging Face folder.
-
-    Episodes of the next step are played while the learner works, within `rollouts.max_staleness`.
-    """
+    """Train as the recipe says and export the policy; returns its Hugging Face folder."""
     config.check_trainable()
     async with open_job(config, resume=resume) as job:
-        for step in range(job.first_step, config.run.steps + 1):
-            began = time.monotonic()
-            groups = await job.rollouts.collect(config.rollouts.groups_per_step)
-            collected = time.monotonic()
-            report = await job.learner.step(table_of(groups))
-            job.trained(step, groups, report)
-            await _checkpoint(job, step)
-            learnt = time.monotonic()
-            await job.rollouts.load(await job.learner.publish(step))
-            clock = Clock(collected - began, learnt - collected, time.monotonic() - learnt)
-            metrics = step_row(job, step, groups, report, clock)
-            job.run.record_metrics(step, metrics)
-            progress.step(step, config.run.steps, metrics)
-        await job.rollouts.close()
-        job.rollouts.abandon()
+        await reinforce(job, progress)
         exported = config.path / "model"
         await job.learner.export(exported)
         return exported
+
+
+async def reinforce(job: Job, progress: Progress) -> None:
+    """Run the remaining steps; the next groups are played while the learner works on these."""
+    section = job.config.run
+    await job.begin()
+    for step in range(job.steps_done + 1, section.steps + 1):
+        watch = Stopwatch()
+        groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
+        watch.lap("collect_s")
+        report = await job.learner.step(table_of(groups))
+        job.trained(step, groups, report)
+        await _checkpoint(job, step)
+        watch.lap("learn_s")
+        await job.rollouts.load(await job.learner.publish(step))
+        watch.lap("push_s")
+        metrics = step_row(job, step, groups, report) | watch.laps
+        job.run.record_metrics(step, metrics)
+        progress.step(step, section.steps, metrics)
+    await job.rollouts.close()
+    job.rollouts.abandon()
 
 
 async def _checkpoint(job: Job, step: int) -> None:
@@ -59,24 +67,22 @@ async def _checkpoint(job: Job, step: int) -> None:
         keep_newest(job.run.layout.checkpoints, section.keep_checkpoints)
 
 
-def step_row(
-    job: Job, step: int, groups: Sequence[Group], report: StepReport, clock: Clock
-) -> dict[str, float]:
+def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -> dict[str, float]:
     """Return the metrics of one step: the learner's, and what the episodes and the pool say."""
     table = table_of(groups)
     staleness = np.maximum(step - 1 - table["oldest_version"].to_numpy(), 0)
-    answers = pc.map_lookup(table["reward_parts"], "answer", "first").to_numpy()
-    trials = pc.map_lookup(table["extra"], "trial_calls", "first").to_numpy()
     return {
         **report.metrics,
-        "answer_mean": float(np.mean(answers)),
-        "trial_calls": float(np.mean(trials)),
+        "answer_mean": _mean_of(table["reward_parts"], "answer"),
+        "trial_calls": _mean_of(table["extra"], "trial_calls"),
         "episodes": float(table.num_rows),
         "staleness_mean": float(staleness.mean()),
         "staleness_max": float(staleness.max()),
         "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
         "worker_losses": float(job.pool.losses),
-        "collect_s": clock.collect_s,
-        "learn_s": clock.learn_s,
-        "push_s": clock.push_s,
     }
+
+
+def _mean_of(maps: pa.ChunkedArray, key: str) -> float:
+    """Return the mean of `key` over rows of string-to-number maps."""
+    return float(np.mean([dict(row)[key] for row in maps.to_pylist()]))

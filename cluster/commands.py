@@ -1,0 +1,108 @@
+"""What the commands do once their configuration stands; imports the whole stack, so the CLI loads it late."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+from cluster.config import RunConfig
+from cluster.evaluate import eval_tasks, evaluate
+from cluster.imitate import imitate, successes_of
+from cluster.job import find_model, make_pool, new_run
+from cluster.progress import Progress
+from cluster.ray_session import ray_session
+from cluster.teach import teach
+from cluster.train import train
+from envs.errors import TrialrunError
+from envs.tools import JsonObject
+
+Result = TypeVar("Result")
+
+
+def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
+    """Train, or go on training; returns where the policy is."""
+    config.check_trainable()
+    with ray_session(config):
+        exported = run_async(train(config, Progress(), resume=resume))
+    return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
+
+
+def run_sft(config: RunConfig, data: Path | None) -> JsonObject:
+    """Imitate the successes of a run directory, or of the environment's scripted teacher."""
+    progress = Progress()
+    model = find_model(config)
+    lessons = config.path / "teacher"
+    if data is None:
+        progress.say(f"playing {config.teacher.episodes} teacher episodes")
+        lesson = run_async(teach(config, model, lessons))
+        table = lesson.table
+        progress.say(f"{table.num_rows} of {lesson.played} succeeded")
+    else:
+        table = successes_of(data)
+    out = config.path / "model"
+    with ray_session(config):
+        metrics = run_async(imitate(config, model, table, out))
+    return {
+        "model": str(out),
+        "episodes": table.num_rows,
+        "steps": len(metrics),
+        "first_loss": metrics[0]["loss"],
+        "last_loss": metrics[-1]["loss"],
+    }
+
+
+def run_eval(config: RunConfig) -> JsonObject:
+    """Evaluate the recipe's model on the recipe's tasks; every episode is kept in a new run directory."""
+    progress = Progress()
+    tasks = eval_tasks(config)
+    model = find_model(config)
+    path = _next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
+    progress.say(
+        f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, episodes in {path}"
+    )
+
+    async def on_a_pool() -> JsonObject:
+        pool = make_pool(config, model)
+        pool.resize(config.rollouts.workers)
+        try:
+            await pool.wait_healthy(config.rollouts.workers)
+            with new_run(path, config) as run:
+                summary = await evaluate(config, pool, run, tasks)
+        finally:
+            await pool.close()
+        return {**summary.to_json(), "mode": config.episode.mode, "run_dir": str(path)}
+
+    with ray_session(config):
+        return run_async(on_a_pool())
+
+
+def run_async(main: Coroutine[None, None, Result]) -> Result:
+    """Run `main` to its end; SIGTERM cancels it as Ctrl-C does, so that everything is closed."""
+
+    async def cancellable() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        return asyncio.run(cancellable())
+    except BaseExceptionGroup as errors:
+        raise _leaf(errors) from errors
+    except asyncio.CancelledError:
+        raise TrialrunError(
+            "stopped by SIGTERM; what was finished is kept, go on with --resume"
+        ) from None
+
+
+def _leaf(errors: BaseExceptionGroup) -> BaseException:
+    inner = errors.exceptions[0]
+    return _leaf(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _next_free(folder: Path, name: str) -> Path:
+    number = 1
+    while (path := folder / f"{name}-{number:03d}").exists():
+        number += 1
+    return path

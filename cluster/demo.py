@@ -1,0 +1,194 @@
+"""The demonstration: a tiny model learns unfamiliar tools by trying them, on the real stack, in minutes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.commands import run_async
+from cluster.config import RunConfig
+from cluster.evaluate import eval_tasks, evaluate
+from cluster.imitate import imitate
+from cluster.job import Job, find_model, new_run, open_job
+from cluster.progress import Progress
+from cluster.ray_session import ray_session
+from cluster.teach import teach
+from cluster.train import reinforce
+from envs.errors import ConfigError
+from envs.tools import JsonObject
+from learner.model_folder import folder_weights
+from learner.publish import SharedMemoryPublisher
+from rollout.checkpoint_layout import checkpoint_layout
+from rollout.evaluation import EvalSummary
+from rollout.run_reader import EpisodeFilter, RunReader
+from rollout.transcript import render
+
+GREEDY, SAMPLED = "greedy", "T=1"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A row of the table: what it is called, and how it acts."""
+
+    name: str
+    mode: str
+    trial_calls: int | None = None
+    """None is the recipe's budget."""
+
+
+DIRECT = Policy("direct SFT", "direct")
+BLOCKED = Policy("trial SFT, trials blocked", "trial", 0)
+TRIAL = Policy("trial SFT", "trial")
+REINFORCED = Policy("trial SFT + GRPO", "trial")
+
+
+def run_demo(config: RunConfig) -> JsonObject:
+    """Run the demonstration and print its table and two episodes; returns the numbers."""
+    if config.path.exists():
+        raise ConfigError(
+            f"{config.path} exists: remove it, or choose another with --set run.name=..."
+        )
+    progress = Progress()
+    with ray_session(config):
+        results = run_async(_demonstrate(config, progress))
+    console = Console()
+    console.print(_table(results, len(eval_tasks(config))))
+    for title, text in _two_episodes(_eval_path(config, REINFORCED, SAMPLED)):
+        console.rule(title)
+        console.print(text, markup=False, highlight=False)
+    console.print(f"\nEverything is in {config.path}: try  trialrun episodes {config.path}/train")
+    return {
+        "run_dir": str(config.path),
+        "results": {f"{p.name}, {how}": s.to_json() for (p, how), s in results.items()},
+    }
+
+
+Results = Mapping[tuple[Policy, str], EvalSummary]
+
+
+async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
+    base = find_model(config)
+    progress.say(
+        "the teacher plays, and two copies of the model imitate it: one with trials, one without"
+    )
+    direct, trial = await asyncio.gather(
+        _taught(config, base, "direct", progress), _taught(config, base, "trial", progress)
+    )
+    results: dict[tuple[Policy, str], EvalSummary] = {}
+    training = _with(config, "model", path=str(trial))
+    training = _with(training, "run", dir=str(config.path), name="train")
+    async with open_job(training, resume=False) as job:
+        progress.say("held-out tools before reinforcement")
+        for policy in (BLOCKED, TRIAL):
+            results |= await _measure(config, job, policy)
+        progress.say(
+            f"{training.run.steps} steps of GRPO with {training.rollouts.workers} vLLM workers"
+        )
+        await reinforce(job, progress)
+        await job.learner.export(training.path / "model")
+        progress.say("held-out tools after reinforcement")
+        results |= await _measure(config, job, REINFORCED)
+        async with _serving(config, job, direct, training.run.steps + 1):
+            results |= await _measure(config, job, DIRECT)
+    return {
+        key: results[key]
+        for policy in (DIRECT, BLOCKED, TRIAL, REINFORCED)
+        for key in results
+        if key[0] is policy
+    }
+
+
+async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) -> Path:
+    """Return the model after SFT on teacher episodes of `mode`."""
+    config = _with(config, "episode", mode=mode)
+    lesson = await teach(config, base, config.path / f"teacher-{mode}")
+    out = config.path / f"sft-{mode}"
+    metrics = await imitate(config, base, lesson.table, out)
+    progress.say(
+        f"{mode}: imitated {lesson.table.num_rows} of {lesson.played} episodes in {len(metrics)} steps, "
+        f"loss {metrics[0]['loss']:.2f} to {metrics[-1]['loss']:.3f}"
+    )
+    return out
+
+
+@asynccontextmanager
+async def _serving(config: RunConfig, job: Job, model: Path, version: int) -> AsyncIterator[None]:
+    """Let the pool's engines serve the weights in folder `model` meanwhile."""
+    layout = checkpoint_layout(str(model), config.model.dtype)
+    publisher = SharedMemoryPublisher(Path(config.cluster.shm_dir), layout)
+    try:
+        await job.pool.load(publisher.publish(version, folder_weights(model)))
+        yield
+    finally:
+        publisher.close()
+
+
+async def _measure(
+    config: RunConfig, job: Job, policy: Policy
+) -> dict[tuple[Policy, str], EvalSummary]:
+    """Evaluate what the pool serves on held-out tools, greedy and at temperature 1."""
+    config = _with(config, "episode", mode=policy.mode)
+    if policy.trial_calls is not None:
+        trial = config.episode.trial.model_copy(update={"calls": policy.trial_calls})
+        config = _with(config, "episode", trial=trial)
+    tasks, measured = eval_tasks(config), {}
+    for how, temperature in ((GREEDY, 0.0), (SAMPLED, 1.0)):
+        setting = _with(config, "episode", temperature=temperature)
+        with new_run(_eval_path(config, policy, how), setting) as run:
+            measured[policy, how] = await evaluate(setting, job.pool, run, tasks)
+    return measured
+
+
+def _eval_path(config: RunConfig, policy: Policy, how: str) -> Path:
+    words = (
+        f"{policy.name} {how}".replace("=", "").replace("+", "").replace(",", "").lower().split()
+    )
+    return config.path / "-".join(["eval", *words])
+
+
+def _with(config: RunConfig, section: str, **changes: object) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+
+
+def _table(results: Results, tasks: int) -> Table:
+    table = Table(title=f"Right answers with held-out tools ({tasks} tasks, mean ± standard error)")
+    table.add_column("policy")
+    for column in (GREEDY, SAMPLED, "trials per episode"):
+        table.add_column(column, justify="right")
+    for policy in dict.fromkeys(policy for policy, _ in results):
+        greedy, sampled = results[policy, GREEDY], results[policy, SAMPLED]
+        table.add_row(
+            policy.name,
+            _score(greedy),
+            _score(sampled),
+            f"{sampled.trial_calls_per_episode or 0:.1f}",
+        )
+    return table
+
+
+def _score(summary: EvalSummary) -> str:
+    if summary.accuracy is None or summary.stderr is None:
+        return "-"
+    return f"{summary.accuracy:.2f} ± {summary.stderr:.2f}"
+
+
+def _two_episodes(run: Path) -> Sequence[tuple[str, str]]:
+    """Return a failure and a success with trials of the run, each whole."""
+    reader = RunReader(run)
+    episodes = [reader.episode(row.episode) for row in reader.episodes(EpisodeFilter())]
+    failed = [e for e in episodes if e.outcome.counts and e.reward_parts["answer"] < 1]
+    solved = [
+        e
+        for e in episodes
+        if e.outcome.counts and e.reward_parts["answer"] >= 1 and e.extra["trial_calls"] > 0
+    ]
+    shown = []
+    if failed:
+        shown.append(("a failure", render(failed[0])))
+    if solved:
+        shown.append(("a success", render(max(solved, key=lambda e: e.extra["trial_calls"]))))
+    return shown

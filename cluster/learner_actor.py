@@ -1,0 +1,84 @@
+"""The Ray actor of one learner rank: a thin shell around Trainer."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from learner.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
+from learner.report import StepReport
+from learner.trainer import Trainer, TrainerSetup
+from rollout.checkpoint_layout import checkpoint_layout
+from rollout.weights import WeightManifest
+
+
+class LearnerActor:
+    """Shell of one learner rank and, on rank 0, of the publisher."""
+
+    def __init__(self, transport: str, shm_dir: str) -> None:
+        self._transport = transport
+        self._shm_dir = Path(shm_dir)
+        self._trainer: Trainer | None = None
+        self._publisher: Publisher | None = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Return an address and a free port of this node, where all ranks can meet."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+
+    def start(self, setup: TrainerSetup) -> None:
+        self._trainer = Trainer(setup)
+
+    def rl_step(self, table: pa.Table) -> StepReport:
+        return self._live.rl_step(table)
+
+    def sft(self, table: pa.Table, seed: int) -> list[dict[str, float]]:
+        """Train one whole SFT; returns the metrics of every optimizer step."""
+        return list(self._live.sft(table, seed))
+
+    def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
+        return self._live.logprobs(table)
+
+    def publish(self, version: int) -> WeightManifest | None:
+        """Publish the weights as `version`; every rank takes part, rank 0 returns the manifest."""
+        named = self._live.named_weights()
+        if self._live.setup.rank != 0:
+            for _ in named:
+                pass
+            return None
+        if self._publisher is None:
+            self._publisher = self._make_publisher()
+        return self._publisher.publish(version, named)
+
+    def save(self, path: str, step: int) -> None:
+        self._live.save(path, step)
+
+    def load(self, path: str) -> int:
+        return self._live.load(path)
+
+    def export(self, path: str) -> None:
+        self._live.export(path)
+
+    def close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._trainer is not None:
+            self._trainer.close()
+
+    @property
+    def _live(self) -> Trainer:
+        assert self._trainer is not None, "start comes first"
+        return self._trainer
+
+    def _make_publisher(self) -> Publisher:
+        setup = self._live.setup
+        layout = checkpoint_layout(setup.model_path, setup.model.dtype)
+        if self._transport == "cuda_ipc":
+            return CudaIpcPublisher(torch.device("cuda", torch.cuda.current_device()), layout)
+        return SharedMemoryPublisher(self._shm_dir, layout)

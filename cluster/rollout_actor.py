@@ -1,0 +1,93 @@
+"""The Ray actor of one rollout worker, and the client through which the pool sees it."""
+
+import os
+from collections.abc import Awaitable
+from pkgutil import resolve_name
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.engine_plan import EnginePlan
+from cluster.pool import WorkerLost
+from cluster.rollout_worker import RolloutWorker, WorkerSpec
+from envs.errors import TrialrunError
+from envs.tasks import Task
+from rollout.config import EpisodeConfig
+from rollout.engine_environment import engine_environment
+from rollout.episode import Lease
+from rollout.weights import WeightManifest
+
+
+MAX_CALLS = 4096
+"""Calls that one actor serves at once; above any `rollouts.episodes_per_worker` that makes sense."""
+
+
+class RolloutActor:
+    """Shell of one RolloutWorker with a vLLM engine; its methods share one event loop."""
+
+    def __init__(self, name: str, spec: WorkerSpec, plan: EnginePlan) -> None:
+        make_engine = resolve_name(plan.factory)
+        self._worker = RolloutWorker(name, spec, lambda template: make_engine(template, plan))
+
+    async def start(self) -> int:
+        """Start all of it; returns the process id."""
+        await self._worker.start()
+        return os.getpid()
+
+    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        return await self._worker.run(lease, task, config)
+
+    async def load(self, manifest: WeightManifest) -> None:
+        await self._worker.load(manifest)
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None:
+        await self._worker.close()
+
+
+class RayWorker:
+    """WorkerClient of one RolloutActor."""
+
+    def __init__(
+        self, name: str, spec: WorkerSpec, plan: EnginePlan, cpus: float, gpus: float
+    ) -> None:
+        remote: Any = ray.remote(RolloutActor)
+        self._actor: Any = remote.options(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            max_concurrency=MAX_CALLS,
+            runtime_env={"env_vars": engine_environment(gpu=plan.gpu)},
+        ).remote(name, spec, plan)
+        self._name = name
+        self.pid = 0
+
+    async def start(self) -> None:
+        self.pid = await self._answer(self._actor.start.remote())
+
+    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        return await self._answer(self._actor.run.remote(lease, task, config))
+
+    async def load(self, manifest: WeightManifest) -> None:
+        await self._answer(self._actor.load.remote(manifest))
+
+    async def ping(self) -> None:
+        await self._answer(self._actor.ping.remote())
+
+    async def close(self) -> None:
+        await self._answer(self._actor.close.remote())
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+    async def _answer(self, ref: Awaitable[Any]) -> Any:
+        try:
+            return await ref
+        except RayTaskError as error:
+            if isinstance(error.cause, TrialrunError):
+                raise error.cause from None
+            raise WorkerLost(f"{self._name}: {error.cause!r}") from error
+        except RayError as error:
+            raise WorkerLost(f"{self._name} died: {str(error).splitlines()[0]}") from error

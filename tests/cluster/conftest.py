@@ -1,0 +1,177 @@
+"""Rollout workers without Ray or vLLM: canned episodes, and workers that die when told to."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import pytest
+
+from cluster.config import RolloutsSection
+from cluster.pool import PoolTiming, RolloutPool, WorkerLost
+from envs.errors import WeightSyncError
+from envs.tasks import Score, Split, Task
+from envs.tools import ToolSet
+from rollout.config import EpisodeConfig
+from rollout.engine import VersionSpan
+from rollout.episode import Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.episode_schema import to_batch
+from rollout.weights import WeightLayout, WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysRight:
+    def score(self, answer: str) -> Score:
+        return Score(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Environment whose tasks are numbered."""
+
+    name: str = "catalog"
+
+    def tasks(self, split: Split, seed: int, count: int | None) -> list[Task]:
+        empty = ToolSet(tools=(), sources=(), functions=())
+        return [
+            Task(f"{split}-{seed}-{i}", "catalog", split, "?", empty, AlwaysRight())
+            for i in range(count or 8)
+        ]
+
+
+def canned(lease: Lease, task: Task, version: int, worker: str) -> Episode:
+    """An answered episode of two sampled tokens; odd samples are right."""
+    return Episode(
+        lease=lease,
+        environment=task.environment,
+        split=task.split,
+        mode="trial",
+        outcome=Outcome.ANSWERED,
+        error="",
+        reward=float(lease.sample_index % 2),
+        reward_parts={"answer": float(lease.sample_index % 2)},
+        answer="",
+        question=task.question,
+        tags={},
+        token_ids_T=(1, 2, 3),
+        phases_T=(Phase.PROMPT, Phase.TRIAL, Phase.EXECUTION),
+        logprobs_T=(float("nan"), -1.0, -1.0),
+        spans=(VersionSpan(1, version),),
+        turns=(),
+        messages=(),
+        sampling=Sampling(1.0, 1.0, 0, lease.seed),
+        timings=Timings(0.0, 0.0, 0.0, 0.0, 0.0),
+        source="policy",
+        worker=worker,
+        tool_server="",
+        isolation="",
+        extra={"trial_calls": 0.0},
+    )
+
+
+Play = Callable[[Lease, Task, int, str], Episode]
+
+
+@dataclass
+class FakeWorker:
+    """WorkerClient in this process; `gate` holds episodes back, `dead` makes every call fail."""
+
+    name: str
+    fleet: "Fleet"
+    version: int = 0
+    dead: asyncio.Event = field(default_factory=asyncio.Event)
+    killed: bool = False
+    refuse_loads: int = 0
+
+    async def start(self) -> None:
+        if self.fleet.start_error is not None:
+            raise self.fleet.start_error
+
+    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        self.fleet.started.append((self.name, lease))
+        gate = asyncio.create_task(self.fleet.gate.wait())
+        death = asyncio.create_task(self.dead.wait())
+        try:
+            await asyncio.wait((gate, death), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gate.cancel()
+            death.cancel()
+        if self.dead.is_set():
+            raise WorkerLost(f"{self.name} died")
+        return to_batch([self.fleet.play(lease, task, self.version, self.name)])
+
+    async def load(self, manifest: WeightManifest) -> None:
+        if self.refuse_loads:
+            self.refuse_loads -= 1
+            raise WeightSyncError("checksum")
+        self.version = manifest.version
+
+    async def ping(self) -> None:
+        if self.dead.is_set():
+            raise WorkerLost(f"{self.name} died")
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@dataclass
+class Fleet:
+    """Every worker that a pool spawned."""
+
+    play: Play = canned
+    start_error: Exception | None = None
+    workers: list[FakeWorker] = field(default_factory=list)
+    started: list[tuple[str, Lease]] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def spawn(self, name: str) -> FakeWorker:
+        worker = FakeWorker(name, self)
+        self.workers.append(worker)
+        return worker
+
+    def pool(self, **section: float) -> RolloutPool:
+        return RolloutPool(
+            self.spawn,
+            RolloutsSection.model_validate(section),
+            PoolTiming(ping_every_s=0.01, backoff_s=0.01, start_timeout_s=5, load_timeout_s=1),
+        )
+
+
+@pytest.fixture
+async def fleet() -> Fleet:
+    made = Fleet()
+    made.gate.set()
+    return made
+
+
+def manifest(version: int) -> WeightManifest:
+    return WeightManifest(version, WeightLayout(()), "shm", "", "")
+
+
+@pytest.fixture
+def manifest_of() -> Callable[[int], WeightManifest]:
+    return manifest
+
+
+@pytest.fixture
+def numbered() -> Numbered:
+    return Numbered()
+
+
+@pytest.fixture
+def failing_first() -> Play:
+    """The first attempt of every second sample fails on the world's account."""
+
+    def play(lease: Lease, task: Task, version: int, worker: str) -> Episode:
+        episode = canned(lease, task, version, worker)
+        if lease.sample_index % 2 and lease.attempt == 0:
+            return replace(
+                episode,
+                outcome=Outcome.INFRA_FAILED,
+                reward=None,
+                reward_parts={},
+                error="no server",
+            )
+        return episode
+
+    return play
