@@ -190,7 +190,8 @@ def to_batch(episodes: Sequence[Episode]) -> pa.RecordBatch:
         for name in names:
             columns[name] = pa.array(list(map(attrgetter(name), rows)), _TYPES[name])
     columns["sample_seed"] = pa.array([e.sampling.seed for e in episodes], pa.int64())
-    columns["oldest_version"] = pa.array([e.oldest_version for e in episodes], _INT)
+    oldest = [e.spans[0].version if len(e.spans) == 1 else e.oldest_version for e in episodes]
+    columns["oldest_version"] = pa.array(oldest, _INT)
     columns |= _token_columns(episodes)
     columns["spans"] = _lists([e.spans for e in episodes], lambda spans: _structs(spans, SPAN_TYPE))
     columns["messages"] = _lists(

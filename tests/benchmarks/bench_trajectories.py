@@ -174,13 +174,13 @@ def measure(rows: int, tokens: int, rounds: int) -> list[tuple[str, ...]]:
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds of each way")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of each way")
     rounds = parser.parse_args().rounds
     # Actors must find the modules of the project and the one beside this file.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     header = ("rows", "way", "rows/s", "MB/s", "ms total", "ms worker", "ms learner", "ratio")
-    lines = [header, *measure(256, 60, rounds), *measure(64, 5_200, rounds)]
+    lines = [header, *measure(1_024, 60, rounds), *measure(64, 5_200, rounds)]
     ray.shutdown()
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
