@@ -1,4 +1,9 @@
-"""Sandboxed sessions as the tool server sees them: a pool of children and what they answer."""
+"""Sandboxed sessions as the tool server sees them: a pool of children and what they answer.
+
+Not covered: bugs of the kernel, timing side channels, and the sum over sessions of memory and CPU
+(each session is bounded alone; short of memory, the kernel ends tools first). Equal seeds and calls
+give equal answers only for tools that ask neither the clock nor `os.urandom`.
+"""
 
 import asyncio
 import contextlib

@@ -23,6 +23,7 @@ from envs.sandbox_confine import check_platform
 _START_S = 30.0
 _SPAWN_S = 10.0
 _EXIT_S = 2.0
+_SPAWNS_AT_ONCE = 32  # more would fill the control socket
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -174,6 +175,7 @@ class Zygote:
         self._spawns: deque[asyncio.Future[tuple[int, int, asyncio.Future[Exit]]]] = deque()
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._ready: asyncio.Future[_Message] = asyncio.get_running_loop().create_future()
+        self._turns = asyncio.Semaphore(_SPAWNS_AT_ONCE)
         self.level = ""
         self.refusals: dict[str, str] = {}
         self.alive = True
@@ -234,6 +236,10 @@ class Zygote:
 
     async def spawn(self) -> Child:
         """Fork a child. Raises SandboxError."""
+        async with self._turns:
+            return await self._spawn()
+
+    async def _spawn(self) -> Child:
         if not self.alive:
             raise SandboxError("the sandbox's fork server died")
         loop = asyncio.get_running_loop()

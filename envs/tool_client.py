@@ -1,9 +1,10 @@
-"""The tool server's client: what falls due in one tick of the loop is sent as one request."""
+"""The tool server's client: what falls due at one time is sent as one request."""
 
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import msgpack
@@ -28,8 +29,13 @@ from envs.tool_wire import (
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
 _KEEP_ALIVE_S = 300.0
-_CONNECTIONS = 128
+_CONNECTIONS = 256
+_PACE_S = 0.005
+"""While a request is under way, the next one gathers what falls due in so many seconds."""
 _CONNECT_RETRIES = 1
+
+
+_Request = Callable[[], Coroutine[None, None, None]]
 
 
 @dataclass(slots=True)
@@ -117,7 +123,7 @@ class ToolClient:
         self._calls: list[_Call] = []
         self._closes: list[_Close] = []
         self._flush_due = False
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: dict[asyncio.Task[None], Sequence[asyncio.Future]] = {}
         self._ended = False
 
     @property
@@ -156,9 +162,14 @@ class ToolClient:
     async def close(self) -> None:
         """Hang up; requests in flight end with ToolServerError."""
         self._ended = True
-        for task in self._requests:
+        self._flush()
+        requests = dict(self._requests)
+        for task in requests:
             task.cancel()
-        await asyncio.gather(*self._requests, return_exceptions=True)
+        await asyncio.gather(*requests, return_exceptions=True)
+        for reply in (reply for replies in requests.values() for reply in replies):
+            if not reply.done():  # its request was cancelled before it began
+                reply.set_exception(ToolServerError(f"the client of {self._address} was closed"))
         await self._http.aclose()
 
     def _future(self) -> asyncio.Future:
@@ -167,7 +178,7 @@ class ToolClient:
         loop = asyncio.get_running_loop()
         if not self._flush_due:
             self._flush_due = True
-            loop.call_soon(self._flush)
+            loop.call_later(_PACE_S if self._requests else 0, self._flush)
         return loop.create_future()
 
     def _flush(self) -> None:
@@ -176,27 +187,29 @@ class ToolClient:
         calls, self._calls = self._calls, []
         closes, self._closes = self._closes, []
         if opens:
-            self._send(self._send_opens(opens), [entry.reply for entry in opens])
+            self._send(partial(self._send_opens, opens), [entry.reply for entry in opens])
         if calls:
             longest_s = self._config.call_timeout_s * max(len(entry.item.calls) for entry in calls)
-            self._send(self._send_calls(calls), [entry.reply for entry in calls], longest_s)
+            self._send(
+                partial(self._send_calls, calls), [entry.reply for entry in calls], longest_s
+            )
         if closes:
-            self._send(self._send_closes(closes), [entry.reply for entry in closes])
+            self._send(partial(self._send_closes, closes), [entry.reply for entry in closes])
 
     def _send(
         self,
-        request: Coroutine[None, None, None],
+        request: _Request,
         replies: Sequence[asyncio.Future],
         tools_s: float = 0.0,
     ) -> None:
         deadline_s = tools_s + self._config.request_timeout_s
         task = asyncio.get_running_loop().create_task(self._guard(request, replies, deadline_s))
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        self._requests[task] = replies
+        task.add_done_callback(lambda done: self._requests.pop(done, None))
 
     async def _guard(
         self,
-        request: Coroutine[None, None, None],
+        request: _Request,
         replies: Sequence[asyncio.Future],
         deadline_s: float,
     ) -> None:
@@ -204,7 +217,7 @@ class ToolClient:
         failure: Exception = ToolServerError(f"the client of {self._address} was closed")
         try:
             async with asyncio.timeout(deadline_s):
-                await request
+                await request()
             failure = ToolServerError(f"tool server {self._address} left an item unanswered")
         except TimeoutError:
             failure = DeadlineError(

@@ -120,6 +120,6 @@ class ToolServerProcess:
             return line.removeprefix("ready ").strip()
         process.wait(_STOP_S)
         message = self.stderr()
-        if process.returncode == IsolationError.exit_code and "isolation" in message:
+        if IsolationError.__name__ in message:
             raise IsolationError(message)
         raise ToolServerError(f"the tool server ended with code {process.returncode}: {message}")

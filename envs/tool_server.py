@@ -284,7 +284,7 @@ def _serve(options: argparse.Namespace) -> None:
     settings = uvicorn.Config(
         create_app(host, options.token),
         lifespan="off",
-        log_level="critical",
+        log_level="error",
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _serve(options)
     except (TrialrunError, ValidationError) as error:
-        print(f"tool server: {error}", file=sys.stderr)
+        print(f"tool server: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, TrialrunError) else ConfigError.exit_code
     return 0
 

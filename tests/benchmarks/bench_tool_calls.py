@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.bench_tool_calls [--sessions 64] [--rounds 20]
 
-Wall times on a busy machine say little; the ratios of one run say more.
+`session open` is timed in episodes of ten calls each, `at once` as one batch that empties the
+pool of idle children. Wall times on a busy machine say little; the ratios of one run say more.
 """
 
 import argparse
@@ -30,6 +31,7 @@ TOOLS = ToolSet(
     functions=("reverse_digits",),
 )
 CALL = ToolCall(name="reverse_digits", arguments={"text": "a1b2c3"})
+_CALLS_PER_EPISODE = 10
 EXPECTED = '{"digits": "321"}'
 
 
@@ -62,6 +64,19 @@ async def measure_socket(rounds: int) -> float:
     return result
 
 
+async def median_open_ms(client: ToolClient, count: int) -> float:
+    """Return the median time to open a session, one episode of ten calls after the other."""
+    seconds = []
+    for seed in range(count):
+        began = time.perf_counter()
+        session = await client.open(TOOLS, seed, "trial")
+        seconds.append(time.perf_counter() - began)
+        for _ in range(_CALLS_PER_EPISODE):
+            await session.call([CALL])
+        await session.close()
+    return statistics.median(seconds) * 1e3
+
+
 async def round_of_calls(sessions: list[RemoteSession]) -> None:
     """Call every session once, all in one tick."""
     answers = await asyncio.gather(*(session.call([CALL]) for session in sessions))
@@ -75,7 +90,7 @@ async def measure_server(count: int, rounds: int) -> dict[str, tuple[float, floa
         client = ToolClient(server.address, config)
         sessions = [await client.open(TOOLS, 1, "trial")]
         await round_of_calls(sessions)
-        open_ms = await median_ms(rounds * 2, lambda: client.open(TOOLS, 1, "trial"))
+        open_ms = await median_open_ms(client, rounds)
         call_ms = await median_ms(rounds * 10, lambda: round_of_calls(sessions))
         began = time.perf_counter()
         opens = [client.open(TOOLS, seed, "trial") for seed in range(count)]

@@ -193,6 +193,15 @@ async def test_killed_zygote_is_an_infrastructure_error_and_is_replaced() -> Non
         await pool.acquire()
 
 
+async def test_hundreds_of_sessions_open_at_once() -> None:
+    pool = SandboxPool(ANY_KERNEL)
+    await pool.start()
+    sessions = await asyncio.gather(*(opened(pool, tool_set(COUNTER, "bump")) for _ in range(400)))
+    answers = await asyncio.gather(*(session.call("bump", "{}") for session in sessions))
+    assert [answer.text for answer in answers] == ["1"] * 400
+    await pool.close()
+
+
 async def test_child_killed_by_the_system_is_not_the_tools_fault() -> None:
     pool = SandboxPool(ANY_KERNEL, "seccomp")
     await pool.start()

@@ -16,7 +16,7 @@ from envs.tool_client import ToolClient
 from envs.tool_host import ToolHost
 from envs.tool_process import ToolServerProcess
 from envs.tool_server import bind_tcp, create_app
-from envs.tools import AnswerStatus, ToolCall, ToolSet, ToolSpec
+from envs.tools import AnswerStatus, ToolCall, ToolSession, ToolSet, ToolSpec
 
 CONFIG = ToolServerConfig(required_isolation="seccomp", call_timeout_s=5, request_timeout_s=10)
 TOKEN = "open sesame"
@@ -138,6 +138,30 @@ async def test_server_that_forgot_a_set_gets_it_again(served: Served, client: To
     session = await client.open(TOOLS, 1, "trial")
     assert (await session.call([ADD]))[0].text == "1"
     assert served.requests["/sessions"] == 3
+
+
+async def test_closing_the_client_ends_what_waits(served: Served) -> None:
+    client = ToolClient(served.address, CONFIG, TOKEN)
+    session = await client.open(TOOLS, 1, "trial")
+    running = asyncio.create_task(session.call([SPIN]))
+    await asyncio.wait([running], timeout=0.05)
+    queued = asyncio.create_task(session.call([ADD]))
+    await asyncio.sleep(0)
+    await client.close()
+    async with asyncio.timeout(2):
+        errors = await asyncio.gather(running, queued, return_exceptions=True)
+    assert {type(error) for error in errors} == {ToolServerError}
+
+
+async def test_busy_client_gathers_calls(served: Served, client: ToolClient) -> None:
+    sessions = await asyncio.gather(*(client.open(TOOLS, 1, "trial") for _ in range(20)))
+
+    async def episode(session: ToolSession) -> None:
+        for _ in range(5):
+            await session.call([ADD])
+
+    await asyncio.gather(*(episode(session) for session in sessions))
+    assert served.requests["/calls"] < 50
 
 
 async def test_wrong_token_and_closed_client(served: Served) -> None:

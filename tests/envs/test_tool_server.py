@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -207,6 +208,14 @@ def test_path_of_a_living_server_is_left_alone(
     assert main(["--uds", server.address.removeprefix("unix:")]) == 2
     assert "another server listens" in capsys.readouterr().err
     assert server.alive
+
+
+def test_machine_without_a_sandbox_exits_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert main(["--port", "0"]) == 1
+    assert "IsolationError: expected Linux on x86_64 or aarch64" in capsys.readouterr().err
 
 
 def test_taken_port_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
