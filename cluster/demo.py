@@ -105,6 +105,8 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
 async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) -> Path:
     """Return the model after SFT on teacher episodes of `mode`."""
     config = _with(config, "episode", mode=mode)
+    if mode == "direct":  # without trials about half as many succeed
+        config = _with(config, "teacher", episodes=2 * config.teacher.episodes)
     lesson = await teach(config, base, config.path / f"teacher-{mode}")
     out = config.path / f"sft-{mode}"
     metrics = await imitate(config, base, lesson.table, out)

@@ -22,6 +22,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     A local Ray is told of as many CPUs as the recipe reserves, since its actors share two cores well.
     Raises MissingError when RAY_ADDRESS leads nowhere.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
         try:
@@ -40,7 +41,6 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
-            runtime_env={"env_vars": {"RAY_DEDUP_LOGS": "0"}},
         )
     try:
         yield

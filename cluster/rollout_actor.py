@@ -3,7 +3,7 @@
 import os
 from collections.abc import Awaitable
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -17,9 +17,10 @@ from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.engine_environment import engine_environment
 from rollout.episode import Lease
+from rollout.episode_schema import from_wire, to_wire
 from rollout.weights import WeightManifest
 
-
+Answer = TypeVar("Answer")
 MAX_CALLS = 4096
 """Calls that one actor serves at once; above any `rollouts.episodes_per_worker` that makes sense."""
 
@@ -36,8 +37,9 @@ class RolloutActor:
         await self._worker.start()
         return os.getpid()
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        return await self._worker.run(lease, task, config)
+    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.Buffer:
+        """Play one episode; the batch goes as one buffer, which Ray moves without pickling."""
+        return to_wire(await self._worker.run(lease, task, config))
 
     async def load(self, manifest: WeightManifest) -> None:
         await self._worker.load(manifest)
@@ -68,7 +70,7 @@ class RayWorker:
         self.pid = await self._answer(self._actor.start.remote())
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        return await self._answer(self._actor.run.remote(lease, task, config))
+        return from_wire(await self._answer(self._actor.run.remote(lease, task, config)))
 
     async def load(self, manifest: WeightManifest) -> None:
         await self._answer(self._actor.load.remote(manifest))
@@ -82,7 +84,7 @@ class RayWorker:
     def kill(self) -> None:
         ray.kill(self._actor)
 
-    async def _answer(self, ref: Awaitable[Any]) -> Any:
+    async def _answer(self, ref: Awaitable[Answer]) -> Answer:
         try:
             return await ref
         except RayTaskError as error:

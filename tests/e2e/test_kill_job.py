@@ -1,0 +1,98 @@
+"""Kill the whole job with SIGKILL at a random moment and go on with --resume."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rollout.ledger_state import State
+from rollout.run_reader import RunReader
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+STEPS = 10
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    overrides = [
+        f"run.dir={folder}",
+        f"run.models_dir={folder / 'models'}",
+        f"run.steps={STEPS}",
+        "run.checkpoint_every=2",
+        "rollouts.workers=1",
+        "rollouts.groups_per_step=2",
+        "rollouts.group_size=4",
+        "rollouts.max_refills=0",
+        "engine.kv_cache_mib=64",
+        "learner.drop_zero_variance=false",
+    ]
+    flags = [part for override in overrides for part in ("--set", override)]
+    return [sys.executable, "-c", "from cluster.cli import main; main()", "train", "catalog", *flags, *more]
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder, *more), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        if (run / "metrics" / "metrics.jsonl").exists() and RunReader(run).ledger().last_step >= step:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    pytest.fail(f"no step {step} within the deadline")
+
+
+def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path) -> None:
+    run = tmp_path / "catalog"
+    first = start(tmp_path)
+    tree = psutil.Process(first.pid)
+    wait_for_step(run, random.Random().randint(3, 6), first)
+    family = [tree, *tree.children(recursive=True)]
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(30)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert [process.name() for process in alive if process.status() != "zombie"] == [], "nothing outlives the job"
+
+    before = RunReader(run)
+    finished = {row.episode for row in before.episodes() if row.reward is not None}
+    trained_before = before.ledger().last_step
+
+    refused = subprocess.run(command(tmp_path), cwd=ROOT, text=True, capture_output=True, timeout=120, check=False)
+    assert refused.returncode == 1
+    assert "resume it" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    second = start(tmp_path, "--resume", "--json")
+    out, errors = second.communicate(timeout=240)
+    assert second.returncode == 0, errors
+    assert json.loads(out)["steps"] == STEPS
+
+    reader = RunReader(run)
+    state = reader.ledger()
+    audit = state.audit()
+    assert audit.violations == ()
+    assert audit.states[State.LEASED] == audit.states[State.FINISHED] == 0
+    by_step: dict[int, int] = {}
+    for entry in state.entries.values():
+        if entry.state is State.TRAINED:
+            assert entry.step is not None
+            by_step[entry.step] = by_step.get(entry.step, 0) + 1
+    assert by_step == dict.fromkeys(range(1, STEPS + 1), 8), "every step trained two whole groups, each once"
+    assert trained_before >= 3
+    assert finished <= {row.episode for row in reader.episodes()}, "no finished episode was lost"
+    lost = [episode for episode in finished if state.entries[episode].state is not State.TRAINED]
+    assert lost == [], "every finished group was trained"

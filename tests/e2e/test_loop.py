@@ -1,0 +1,179 @@
+"""The whole path on the real stack: teacher, SFT, GRPO with a killed worker, evaluation, parity."""
+
+import asyncio
+import math
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.config import RunConfig, load_config
+from cluster.environments import make_environment
+from cluster.evaluate import eval_tasks, evaluate
+from cluster.imitate import imitate
+from cluster.job import Job, find_model, new_run, open_job
+from cluster.progress import Progress
+from cluster.ray_session import ray_session
+from cluster.teach import teach
+from cluster.train import reinforce
+from envs.seeds import stable_hash
+from rollout.episode import Episode, Lease
+from rollout.episode_schema import from_batch
+from rollout.evaluation import EvalSummary
+from rollout.ledger_state import State
+from rollout.run_reader import RunReader
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What one run of the whole path left behind."""
+
+    config: RunConfig
+    greedy: dict[str, list[Episode]]
+    """By worker, after the last push."""
+    summaries: dict[str, EvalSummary]
+    survivors: list[int]
+    """Processes of the killed worker that were still there at the end."""
+    losses: int
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    folder = tmp_path_factory.mktemp("loop")
+    config = load_config(
+        "catalog",
+        [
+            f"run.dir={folder}",
+            f"run.models_dir={folder / 'models'}",
+            f"run.steps={STEPS}",
+            "run.checkpoint_every=2",
+            "rollouts.max_staleness=0",
+            "rollouts.groups_per_step=4",
+            "rollouts.group_size=4",
+            "rollouts.max_refills=2",
+            "teacher.episodes=400",
+            "sft.zero_stage=0",
+            "sft.optimizer=muon",
+            "sft.lr=3e-3",
+            "sft.epochs=2",
+            "engine.kv_cache_mib=64",
+            "eval.tasks=8",
+        ],
+    )
+    with ray_session(config):
+        yield asyncio.run(play(config))
+
+
+async def play(config: RunConfig) -> Played:
+    base = find_model(config)
+    lesson = await teach(config, base, config.path.parent / "teacher")
+    taught = config.path.parent / "taught"
+    await imitate(config, base, lesson.table, taught)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(taught)})})
+    async with open_job(config, resume=False) as job:
+        await job.pool.wait_healthy(2)
+        running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
+        victims = await kill_a_worker(job)
+        await running
+        await job.learner.export(config.path / "model")
+        await job.pool.wait_healthy(2)
+        summaries = {name: await measure(config, job, name) for name in ("trial", "direct")}
+        greedy = {worker.name: await play_greedy(config, worker.client) for worker in job.pool.workers}
+        losses = job.pool.losses
+    survivors = [pid for pid in victims if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    return Played(config, greedy, summaries, survivors, losses)
+
+
+async def kill_a_worker(job: Job) -> list[int]:
+    """SIGKILL the first worker's process while it plays; returns that process and its children."""
+    while job.run.ledger.last_step < 1 or not job.pool.workers[0].running:
+        await asyncio.sleep(0.01)
+    client: Any = job.pool.workers[0].client
+    victims = [client.pid, *(child.pid for child in psutil.Process(client.pid).children(recursive=True))]
+    os.kill(client.pid, signal.SIGKILL)
+    return victims
+
+
+async def measure(config: RunConfig, job: Job, mode: str) -> EvalSummary:
+    episode = config.episode.model_copy(update={"mode": mode, "temperature": 0.0})
+    setting = config.model_copy(update={"episode": episode})
+    with new_run(config.path.parent / f"eval-{mode}", setting) as run:
+        return await evaluate(setting, job.pool, run, eval_tasks(setting))
+
+
+async def play_greedy(config: RunConfig, client: Any) -> list[Episode]:
+    tasks = make_environment(config.env).tasks("validation", 5, 4)
+    episode = config.episode.model_copy(update={"temperature": 0.0})
+    leases = [Lease("parity", f"p{i}", f"p{i}", task.id, 0, 0, stable_hash(i)) for i, task in enumerate(tasks)]
+    batches = await asyncio.gather(*(client.run(lease, task, episode) for lease, task in zip(leases, tasks, strict=True)))
+    return [from_batch(batch)[0] for batch in batches]
+
+
+def test_every_step_trained_full_groups_on_policy(played: Played) -> None:
+    rows = RunReader(played.config.path).metrics()
+    assert [row.step for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert row.values["episodes"] == 16
+        assert row.values["staleness_max"] == 0
+        assert row.values["dlogp_max"] < 1e-3, "trainer and sampler agree on unchanged weights"
+        assert abs(row.values["mismatch_kl"]) < 1e-6
+    assert any(row.values["grad_norm"] > 0 for row in rows), "something was learnt from"
+
+
+def test_a_killed_worker_costs_no_episode(played: Played) -> None:
+    state = RunReader(played.config.path).ledger()
+    audit = state.audit()
+    assert played.losses >= 1
+    assert audit.re_leases >= 1
+    assert audit.violations == ()
+    assert audit.states[State.LEASED] == audit.states[State.FINISHED] == 0
+    trained = [entry for entry in state.entries.values() if entry.state is State.TRAINED]
+    assert all(1 <= (entry.step or 0) <= STEPS for entry in trained)
+    stored = {row.episode for row in RunReader(played.config.path).episodes()}
+    assert {entry.lease.episode for entry in trained} <= stored
+    assert played.survivors == [], "the engine and the tool server die with their worker"
+
+
+def test_after_the_push_every_worker_samples_what_the_trainer_has(played: Played) -> None:
+    model = AutoModelForCausalLM.from_pretrained(played.config.path / "model", dtype=torch.float32)
+    assert len(played.greedy) == 2
+    for episodes in played.greedy.values():
+        for episode in episodes:
+            ids = torch.tensor([episode.token_ids_T])
+            with torch.no_grad():
+                best_T = model(ids).logits[0].argmax(-1)
+            for turn in episode.turns:
+                assert tuple(best_T[turn.start - 1 : turn.end - 1].tolist()) == episode.token_ids_T[turn.start : turn.end]
+            assert {span.version for span in episode.spans} == {STEPS}
+
+
+def test_weights_moved(played: Played) -> None:
+    before = AutoModelForCausalLM.from_pretrained(played.config.path.parent / "taught")
+    after = AutoModelForCausalLM.from_pretrained(played.config.path / "model")
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in pairs)
+
+
+def test_both_modes_evaluate_to_typed_outcomes_that_can_be_read_back(played: Played) -> None:
+    for mode, summary in played.summaries.items():
+        assert (summary.tasks, summary.episodes) == (8, 8)
+        assert sum(summary.outcomes.values()) == 8
+        assert set(summary.outcomes) <= {"answered", "truncated", "policy_error"}
+        assert (summary.trial_calls_per_episode == 0) == (mode == "direct")
+        reader = RunReader(played.config.path.parent / f"eval-{mode}")
+        for row in reader.episodes():
+            episode = reader.episode(row.episode)
+            assert episode.mode == mode
+            assert all(not math.isnan(lp) for lp, own in zip(episode.logprobs_T, episode.loss_mask_T, strict=True) if own)
+            assert episode.isolation in ("namespaces", "landlock", "seccomp")
