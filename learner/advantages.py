@@ -1,4 +1,4 @@
-"""Group-relative advantages: which episodes are trained on, and how much each was better than its group."""
+"""Group-relative advantages: how much better each episode was than its group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 Estimator = Literal["grpo", "grpo_no_std", "rloo"]
 
-NO_REWARD = "no-reward"
-GROUP_OF_ONE = "group-of-one"
-ZERO_VARIANCE = "zero-variance"
+NO_REWARD = "no_reward"
+GROUP_OF_ONE = "group_of_one"
+ZERO_VARIANCE = "zero_variance"
 
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """`values_B` is NaN where `reasons_B` names why the episode is left out; kept ones have an empty reason."""
+    """`values_B` is NaN where `reasons_B` says why an episode is left out; else that is empty."""
 
     values_B: NDArray[np.float32]
     reasons_B: tuple[str, ...]
@@ -33,7 +33,8 @@ def group_advantages(
     """Return r - baseline within each group, over episodes with a reward; a missing reward is NaN.
 
     `grpo` (arXiv 2402.03300, eq. 5): (r - mean) / (std + eps), std over the population;
-    `grpo_no_std` (Dr. GRPO, arXiv 2503.20783): r - mean; `rloo` (arXiv 2402.14740): r - mean of the others.
+    `grpo_no_std` (Dr. GRPO, arXiv 2503.20783): r - mean; `rloo` (arXiv 2402.14740): r - mean of
+    the others.
     """
     values_B = np.full(len(rewards_B), np.nan, dtype=np.float32)
     reasons_B = [NO_REWARD] * len(rewards_B)

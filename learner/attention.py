@@ -1,4 +1,4 @@
-"""Attention over packed episodes: causal within each, blind to the others, no mask and no padding."""
+"""Attention over packed episodes: causal within each, blind to the others, without a mask."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from envs.errors import LearnerError
 
@@ -21,13 +21,13 @@ def packed_sdpa(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend per segment: query [1, heads, T, dim] to [1, T, heads, dim]; `segment_lengths` must sum to T."""
+    """Attend per segment: [1, heads, T, dim] to [1, T, heads, dim]; `segment_lengths` sum to T."""
     lengths: tuple[int, ...] = options["segment_lengths"]
     window = options.get("sliding_window")
     if window is not None and max(lengths) > window:
         raise LearnerError(
-            f"expected sequences within the model's attention window of {window} tokens, found {max(lengths)}: "
-            f"packed attention has no sliding window"
+            f"expected sequences within the model's attention window of {window} tokens, found "
+            f"{max(lengths)}: packed attention has no sliding window"
         )
     grouped = key.shape[1] != query.shape[1]
     outputs = [
@@ -48,7 +48,7 @@ AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> str:
-    """Return the implementation a model is loaded with: flash attention where it runs, else per-segment SDPA."""
+    """Return what a model is loaded with: flash attention where it runs, else per-segment SDPA."""
     if device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available():
         return "flash_attention_2"
     return PACKED_SDPA

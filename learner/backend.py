@@ -22,7 +22,7 @@ class RankPlace:
 
 
 class Backend(Protocol):
-    """One rank of a data-parallel learner. Methods marked collective must be called by every rank."""
+    """One rank of a data-parallel learner; every rank calls what is marked collective."""
 
     @property
     def rank(self) -> int: ...
@@ -32,15 +32,15 @@ class Backend(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of parameter names, shapes and dtype: two models agree on it or cannot share a checkpoint."""
+        """Hash of parameter names, shapes and dtypes; a checkpoint fits only its own."""
         ...
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return differentiable logprobs_P and entropies_P under the current weights; collective."""
+        """Return differentiable logprobs_P, and entropies_P, of the present weights; collective."""
         ...
 
     def score(self, pack: Pack, *, reference: bool = False) -> tuple[Tensor, Tensor]:
-        """Return logprobs_P and entropies_P without a gradient, of the current or of the initial weights; collective."""
+        """As `forward` without a gradient, of the present or of the initial weights; collective."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -51,10 +51,10 @@ class Backend(Protocol):
         ...
 
     def step(self, lr_scale: float) -> float:
-        """Sum gradients over ranks, clip, move the weights; return the 2-norm before the clip; collective.
+        """Sum gradients over ranks, clip, move the weights; collective.
 
-        `lr_scale` multiplies the configured rates. Raises LearnerError, on every rank and with weights
-        untouched, when a gradient of any rank is not finite.
+        Returns the 2-norm before the clip; `lr_scale` multiplies the configured rates. Raises
+        LearnerError, on every rank and with weights untouched, when any gradient is not finite.
         """
         ...
 
@@ -65,7 +65,7 @@ class Backend(Protocol):
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (Hugging Face name, whole tensor), tied ones once, layer by layer; collective.
 
-        A tensor is only valid until the next one is asked for; every rank must exhaust the iterator.
+        A tensor is only valid until the next is asked for; every rank must exhaust the iterator.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Episodes as the learner reads them: flat token arrays and row offsets, views of the Arrow buffers."""
+"""Episodes as the learner reads them: flat token arrays and row offsets over Arrow buffers."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from rollout.episode_schema import ragged
 
 @dataclass(frozen=True, slots=True)
 class EpisodeBatch:
-    """B episodes over N tokens; episode b owns tokens `offsets[b]:offsets[b + 1]`; a missing reward is NaN."""
+    """B episodes over N tokens: b owns `offsets[b]:offsets[b + 1]`; a missing reward is NaN."""
 
     episodes_B: tuple[str, ...]
     groups_B: tuple[str, ...]

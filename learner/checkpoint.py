@@ -51,8 +51,8 @@ def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> N
 def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) -> CheckpointRecord:
     """Load the checkpoint at `path` and return its record; `expected` says who asks; collective.
 
-    Raises MissingError for no checkpoint, LearnerError for an unfinished one, ConfigError for another
-    model, optimizer, number of ranks or ZeRO stage.
+    Raises MissingError for no checkpoint, LearnerError for an unfinished one, ConfigError for
+    another model, optimizer, number of ranks or ZeRO stage.
     """
     found = read_record(path)
     for field, advice in (

@@ -58,13 +58,15 @@ class DeepSpeedBackend:
                 module.policy.get_input_embeddings(),
                 module.policy.get_output_embeddings(),
             )
+            if layer is not None
             for parameter in layer.parameters()
         ]
-        self._engine, *_ = deepspeed.initialize(
+        engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, embeddings, config),
             config=_engine_config(dtype, config, place.world_size),
         )
+        self._engine: Any = engine
         self._module = module
         self._plain = _is_plain(dtype, config)
         self._rates = [group["lr"] for group in self._engine.optimizer.param_groups]
@@ -74,14 +76,15 @@ class DeepSpeedBackend:
         return self._engine(pack.to(self._device))
 
     def score(self, pack: Pack, *, reference: bool = False) -> tuple[Tensor, Tensor]:
-        if reference and self._reference is None:
+        scorer: Any = self._reference if reference else self._engine
+        if scorer is None:
             raise LearnerError("expected a backend made with reference=True, found one without")
         self._engine.eval()
         with torch.no_grad():
-            return (self._reference if reference else self._engine)(pack.to(self._device))
+            return scorer(pack.to(self._device))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        # DeepSpeed averages over ranks; NaN, unlike an exception, reaches every rank with the gradients.
+        # DeepSpeed averages over ranks; NaN, unlike an exception, travels to every rank.
         factor = float(self.world_size) if torch.isfinite(loss) else math.nan
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * factor)
@@ -94,8 +97,8 @@ class DeepSpeedBackend:
         norm = self._clip_and_step() if self._plain else self._sharded_step()
         if not math.isfinite(norm):
             raise LearnerError(
-                "expected finite logits, losses and gradients on every rank, found NaN or infinity: "
-                "the step was skipped and the weights are as before"
+                "expected finite logits, losses and gradients on every rank, found NaN or "
+                "infinity: the step was skipped and the weights are as before"
             )
         return norm
 
@@ -105,7 +108,7 @@ class DeepSpeedBackend:
         return math.inf if getattr(self._engine.optimizer, "overflow", False) else norm
 
     def _clip_and_step(self) -> float:
-        # ZeRO 0 in float32 runs torch's optimizer as it is: DeepSpeed would clip, but not stop at NaN.
+        # ZeRO 0 in float32 runs torch's optimizer as it is: DeepSpeed would not stop at NaN.
         limit = self._config.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
         if math.isfinite(norm):
@@ -141,7 +144,7 @@ class DeepSpeedBackend:
             raise LearnerError(f"expected a DeepSpeed checkpoint in {path}, found none")
 
     def close(self) -> None:
-        # The process group lives as long as the process: DeepSpeed keeps groups of its own beside it.
+        # The process group lives as long as the process: DeepSpeed keeps its own beside it.
         self._engine.destroy()
 
     def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
@@ -153,22 +156,23 @@ class DeepSpeedBackend:
 def _refuse_impossible(dtype: str, config: OptimizerSection) -> None:
     if dtype == "float16":
         raise ConfigError(
-            "expected model.dtype float32 or bfloat16 in the learner, found float16: its gradients underflow"
+            "expected model.dtype float32 or bfloat16 in the learner, found float16: its gradients "
+            "underflow"
         )
     if config.optimizer == "muon" and dtype != "float32":
         raise ConfigError(
-            f"expected model.dtype = 'float32' with optimizer = 'muon', found {dtype}: DeepSpeed flattens "
-            f"the matrices of low-precision models"
+            f"expected model.dtype = 'float32' with optimizer = 'muon', found {dtype}: DeepSpeed "
+            f"flattens the matrices of low-precision models"
         )
 
 
 def _join(place: RankPlace, timeout_s: float) -> None:
-    """Enter the process group; torch and DeepSpeed read the place of a rank from the environment."""
+    """Enter the process group; DeepSpeed reads the place of a rank from the environment."""
     if dist.is_initialized():
         if (dist.get_rank(), dist.get_world_size()) != (place.rank, place.world_size):
             raise LearnerError(
-                f"expected this process to stay rank {dist.get_rank()} of {dist.get_world_size()}, found "
-                f"rank {place.rank} of {place.world_size}: a new group of ranks needs new processes"
+                f"expected this process to stay rank {dist.get_rank()} of {dist.get_world_size()}, "
+                f"found rank {place.rank} of {place.world_size}: new ranks need new processes"
             )
         return
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -179,6 +183,9 @@ def _join(place: RankPlace, timeout_s: float) -> None:
         WORLD_SIZE=str(place.world_size),
         LOCAL_RANK="0",
     )
+    if place.device == "cpu":
+        # Else DeepSpeed compiles a shared-memory collective for a minute, which no ZeRO stage uses.
+        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     deepspeed.init_distributed(
         dist_backend="nccl" if place.device == "cuda" else "gloo",
         auto_mpi_discovery=False,
@@ -190,7 +197,7 @@ def _join(place: RankPlace, timeout_s: float) -> None:
 
 
 def _engine_config(dtype: str, config: OptimizerSection, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration; the boundary of accumulation is set by hand, so its counts are 1."""
+    """DeepSpeed's own configuration; we set the end of accumulation, so its counts are 1."""
     plain = _is_plain(dtype, config)
     return {
         "train_micro_batch_size_per_gpu": 1,

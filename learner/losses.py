@@ -1,4 +1,4 @@
-"""Policy-gradient losses per token, their aggregation weights, and the mismatch between two sets of logprobs."""
+"""Policy-gradient losses per token, their aggregation, and the mismatch of two sets of logprobs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _MAX_LOG_RATIO = 20.0  # exp(20) is finite in float32 and far outside every clip
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Ratios outside [1 - low, 1 + high] are clipped; `dual` bounds the loss of negative advantages (0: off)."""
+    """Ratios outside [1 - low, 1 + high] are clipped; `dual`, if not 0, bounds negative gains."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ def log_ratio(logprobs_P: Tensor, old_logprobs_P: Tensor) -> Tensor:
 
 
 def token_loss(log_ratio_P: Tensor, advantages_P: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """Return PPO's clipped loss per token and which tokens the clip cut off (arXiv 1707.06347, eq. 7).
+    """Return PPO's clipped loss per token and which tokens were cut off (arXiv 1707.06347, eq. 7).
 
     Clip-higher: arXiv 2503.14476, eq. 10; dual clip: arXiv 1912.09729, eq. 5.
     """
@@ -51,7 +51,7 @@ def sequence_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return GSPO's loss, the same for every token of a sequence (arXiv 2507.18071, eq. 5 and 7).
 
-    The ratio of a sequence is the exponential of its mean log ratio; `segments_P` numbers sequences from 0.
+    Its ratio is the exponential of its mean log ratio; `segments_P` numbers sequences from 0.
     """
     count = int(segments_P.max()) + 1 if segments_P.numel() else 0
     total_S = log_ratio_P.new_zeros(count).index_add(0, segments_P, log_ratio_P)
@@ -63,7 +63,10 @@ def sequence_loss(
 def cispo_loss(
     log_ratio_P: Tensor, logprobs_P: Tensor, advantages_P: Tensor, clip: Clip
 ) -> tuple[Tensor, Tensor]:
-    """Return CISPO's loss: the clipped ratio is a constant weight, no token loses its gradient (arXiv 2506.13585)."""
+    """Return CISPO's loss (arXiv 2506.13585): the clipped ratio is a constant weight.
+
+    No token loses its gradient; the second value says where the weight was clipped.
+    """
     ratio_P = log_ratio_P.detach().exp()
     weight_P = ratio_P.clamp(1 - clip.low, 1 + clip.high)
     return -weight_P * advantages_P * logprobs_P, weight_P != ratio_P
@@ -83,7 +86,7 @@ def sequence_mask(dlogp_P: Tensor, segments_P: Tensor, limit: float) -> Tensor:
 
 
 def kl_penalty(logprobs_P: Tensor, reference_P: Tensor, estimator: KlEstimator) -> Tensor:
-    """Return a per-token estimate of KL(policy || reference) (Schulman, "Approximating KL divergence")."""
+    """Estimate KL(policy || reference) per token (Schulman, "Approximating KL divergence")."""
     difference_P = logprobs_P - reference_P
     if estimator == "k1":
         return difference_P
@@ -97,24 +100,24 @@ def aggregation_weights(
 ) -> list[NDArray[np.float32]]:
     """Return one weight per loss token so that the loss is the plain sum of weight * token loss.
 
-    `token_weights` holds one array per episode, over all ranks; so every rank divides by the same number.
+    `token_weights` holds one array per episode of all ranks, so every rank divides by one number.
     """
-    if aggregation == "token_mean":
-        total = sum(float(weights_T.sum()) for weights_T in token_weights)
-        return [weights_T / total if total > 0 else weights_T for weights_T in token_weights]
-    episodes = max(len(token_weights), 1)
-    if aggregation == "constant":
-        return [weights_T / (episodes * constant_length) for weights_T in token_weights]
     totals = [float(weights_T.sum()) for weights_T in token_weights]
+    if aggregation == "token_mean":
+        divisors = [sum(totals)] * len(totals)
+    elif aggregation == "sequence_mean":
+        divisors = [total * len(totals) for total in totals]
+    else:
+        divisors = [float(constant_length * len(totals))] * len(totals)
     return [
-        weights_T / (episodes * total) if total > 0 else weights_T
-        for weights_T, total in zip(token_weights, totals, strict=True)
+        (weights_T / (divisor or 1.0)).astype(np.float32)
+        for weights_T, divisor in zip(token_weights, divisors, strict=True)
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """How far the learner's logprobs are from the sampler's: KL in nats, the rest absolute differences."""
+    """Learner against sampler: `kl` in nats, the others absolute differences of logprobs."""
 
     kl: float
     mean: float

@@ -1,4 +1,4 @@
-"""The reinforcement-learning objective of one pack, from the losses that the configuration names."""
+"""The reinforcement-learning objective of one pack, as the configuration composes it."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Targets:
     """Constants of the loss over the N tokens of a step.
 
     `weights_N` are aggregated: the loss is their sum over token losses, on all ranks together.
-    `proximal_N` are the learner's logprobs at the start of the step, None when the step is a single update.
+    `proximal_N` are the learner's logprobs at the start of the step; None for a single update.
     """
 
     advantages_N: NDArray[np.float32]
@@ -52,7 +52,7 @@ def pack_loss(
     targets: Targets,
     config: LearnerConfig,
 ) -> PackLoss:
-    """Return the pack's share of the loss; a pack without targets gives 0 that depends on every weight."""
+    """Return the pack's share of the loss; without targets a 0 that still has a gradient."""
     if not len(pack.sources_P):
         return PackLoss(logprobs_P.sum(), 0, 0, 0.0)
     weights_P = _take(targets.weights_N, pack, logprobs_P)

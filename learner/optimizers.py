@@ -24,7 +24,9 @@ class MuonAdamW(Optimizer):
             part.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], Any] | None = None
+    ) -> None:
         """Move the parameters of both."""
         for part in self._parts:
             part.step()

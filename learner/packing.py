@@ -1,4 +1,4 @@
-"""Which rank trains on which episode, and packs: micro-batches of whole episodes without padding."""
+"""Which rank trains on which episode, and packs: whole episodes in a row, without padding."""
 
 import heapq
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def fill(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Fill bins of at most `limit` tokens, first fit over falling lengths; a longer item gets its own bin."""
+    """Fill bins of at most `limit` tokens, first fit, longest first; a longer item stands alone."""
     bins: list[list[int]] = []
     space: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -74,7 +74,7 @@ def fill(lengths: Sequence[int], limit: int) -> list[list[int]]:
 def share_of_rank(
     batch: EpisodeBatch, indices: Sequence[int], ranks: int, rank: int, limit: int
 ) -> list[list[int]]:
-    """Return the episodes of each micro-batch of `rank`; every rank gets equally many, empty ones at the end."""
+    """Return the episodes of each micro-batch of `rank`; all ranks get as many, some empty."""
     lengths = [int(batch.lengths_B[index]) for index in indices]
     bins_by_rank = [
         [
@@ -88,9 +88,9 @@ def share_of_rank(
 
 
 def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_]) -> Pack:
-    """Pack episodes; `loss_N` says which tokens of the batch are predicted, never the first of an episode.
+    """Pack episodes; `loss_N` says which tokens are predicted, never the first of an episode.
 
-    No episodes make a dummy of two tokens and no targets, which keeps a rank in step with the others.
+    No episodes make a dummy of two tokens without targets: it keeps a rank in step with the others.
     """
     if not indices:
         return _dummy()

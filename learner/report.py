@@ -1,4 +1,4 @@
-"""What a step of reinforcement learning reports: metrics, and what the learner computed per episode."""
+"""What an RL step reports: metrics, and what the learner computed per episode."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ ANNOTATION_SCHEMA = pa.schema(
         "entropies": pa.list_(pa.float32()),
     }
 )
-"""`dropped` is empty for a trained episode; the lists run over its tokens under loss, else they are empty."""
+"""`dropped` is empty for a trained episode, whose lists run over its tokens under loss."""
 
 
 @dataclass(slots=True)

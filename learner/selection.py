@@ -12,14 +12,14 @@ from rollout.episode import Outcome
 
 TRUNCATED = "truncated"
 GREEDY = "greedy"
-NO_POLICY_TOKENS = "no-policy-tokens"
+NO_POLICY_TOKENS = "no_policy_tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """`kept` are indices of trained episodes; `reasons_B` names why another is left out.
 
-    `weights_N` is the loss weight per token before aggregation, 0 on tokens without a behaviour logprob.
+    `weights_N` is the weight per token before aggregation, 0 without a behaviour logprob.
     """
 
     kept: tuple[int, ...]
@@ -29,7 +29,7 @@ class Selection:
 
 
 def select(batch: EpisodeBatch, config: LearnerConfig) -> Selection:
-    """Compute advantages over the whole step, then leave out what cannot or must not be trained on."""
+    """Compute advantages over the whole step, then leave out what must not be trained on."""
     advantages = group_advantages(
         batch.rewards_B,
         batch.groups_B,

@@ -1,4 +1,4 @@
-"""One rank of the learner: reinforcement-learning steps, SFT, logprobs, checkpoints, export. No Ray."""
+"""One rank of the learner: RL steps, SFT, logprobs, checkpoints and export, without Ray."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -30,10 +30,10 @@ from rollout.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class TrainerSetup:
-    """All that one rank needs to start; `sft` makes it a trainer for SFT, with that section's optimizer.
+    """All that one rank needs; with `sft` it is a trainer for SFT, with that section's optimizer.
 
-    Rank 0 listens on `master_addr:master_port`; `device` is `cpu` or `cuda`. A process stays the same
-    rank of the same group for life.
+    Rank 0 listens on `master_addr:master_port`; `device` is `cpu` or `cuda`. A process stays the
+    same rank of the same group for life.
     """
 
     rank: int
@@ -100,7 +100,7 @@ class Trainer:
         )
 
     def sft(self, table: pa.Table, seed: int = 0) -> Iterator[dict[str, float]]:
-        """Train on all of `table` for the configured epochs; yield the metrics of each optimizer step."""
+        """Train on `table` for the configured epochs; yield the metrics of each optimizer step."""
         config = self._sft_config()
         batch = read_episodes(table)
         weights_N = phase_weights(batch, config.phase_weights)
@@ -122,26 +122,26 @@ class Trainer:
         return self._imitate(batch, range(len(batch)), weights_N, scale)
 
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
-        """Return per episode the logprob of every token under the loss mask, NaN elsewhere; on every rank.
+        """Return per episode the logprob of each token under the loss mask, NaN elsewhere.
 
-        At the episode's sampling temperature; 1 for greedy ones.
+        At the episode's sampling temperature, 1 for greedy ones; the same on every rank.
         """
         batch = read_episodes(table)
         scores = self._score(batch, range(len(batch)), predictable(batch))
         return [scores.logprobs_N[batch.rows(index)] for index in range(len(batch))]
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (Hugging Face name, whole tensor), each valid until the next; every rank must exhaust it."""
+        """Yield (Hugging Face name, whole tensor), valid until the next; every rank exhausts it."""
         return self._backend.named_weights()
 
     def save(self, path: str | Path, step: int) -> None:
-        """Write a checkpoint that `load` resumes from bit for bit; an older one at `path` is replaced."""
+        """Write a checkpoint that `load` resumes from bit for bit; replaces an older one."""
         save_checkpoint(self._backend, Path(path), self._record(step))
 
     def load(self, path: str | Path) -> int:
         """Take up a checkpoint and return the step it was saved at.
 
-        Raises MissingError, LearnerError (unfinished) or ConfigError (another model, ranks or stage).
+        Raises MissingError, LearnerError (unfinished) or ConfigError (other model, ranks, stage).
         """
         record = load_checkpoint(self._backend, Path(path), self._record(0))
         self._optimizer_steps = record.optimizer_steps
@@ -291,7 +291,7 @@ def _minibatches(batch: EpisodeBatch, kept: Sequence[int], count: int) -> list[l
 
 
 def _sft_batches(batch: EpisodeBatch, limit: int, seed: int) -> list[list[int]]:
-    """Deal episodes in a random order into steps of at most `limit` tokens; a longer one stands alone."""
+    """Deal episodes in random order into steps of at most `limit` tokens, or one longer episode."""
     steps: list[list[int]] = []
     space = 0
     for index in np.random.default_rng(seed).permutation(len(batch)).tolist():
