@@ -282,7 +282,9 @@ class Zygote:
             return
         message = _Message.model_validate_json(body)
         if message.kind == "exit":
-            self._exits.pop(message.pid).set_result(Exit(message.code, message.cpu_s))
+            exit_ = self._exits.pop(message.pid, None)
+            if exit_:
+                exit_.set_result(Exit(message.code, message.cpu_s))
         elif message.kind in ("child", "failed"):
             self._spawned(message, descriptors)
         elif not self._ready.done():

@@ -36,6 +36,7 @@ PRELOADED = """
 
 _CHILD_SOCKET = 3
 _CHILD_DESCRIPTORS = 16
+_HIGHEST_DESCRIPTOR = 1_024
 
 
 class Zygote:
@@ -87,10 +88,15 @@ class Zygote:
             self._become_child(child_end.fileno())
         self._children.add(pid)
         child_end.close()
-        pidfd = os.pidfd_open(pid)
-        self._send({"kind": "child", "pid": pid}, server_end.fileno(), pidfd)
-        server_end.close()
-        os.close(pidfd)
+        with server_end:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError as error:  # nobody could end the child for certain
+                os.kill(pid, signal.SIGKILL)
+                self._send({"kind": "failed", "message": f"pidfd_open: {error}"})
+                return
+            self._send({"kind": "child", "pid": pid}, server_end.fileno(), pidfd)
+            os.close(pidfd)
 
     def _become_child(self, descriptor: int) -> None:
         """Never returns: whatever goes wrong, a child must not fall back into the zygote's loop."""
@@ -98,7 +104,7 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(descriptor, _CHILD_SOCKET)
-            os.closerange(_CHILD_SOCKET + 1, 1024)
+            os.closerange(_CHILD_SOCKET + 1, _HIGHEST_DESCRIPTOR)
             sandbox_confine.die_with_parent()
             for limit, value in (
                 (resource.RLIMIT_AS, self._memory_bytes),
@@ -184,7 +190,9 @@ def _fork_first_process(control: socket.socket) -> None:
 def main(argument: str) -> None:
     """Serve session children to the server at the other end of the control socket."""
     options = json.loads(argument)
-    control = socket.socket(fileno=options["control"])
+    # a low number: children close every descriptor up to _HIGHEST_DESCRIPTOR
+    control = socket.socket(fileno=os.dup(options["control"]))
+    os.close(options["control"])
     try:
         os.environ.clear()
         zones = preload()

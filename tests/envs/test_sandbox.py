@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -196,9 +197,38 @@ async def test_killed_zygote_is_an_infrastructure_error_and_is_replaced() -> Non
 async def test_hundreds_of_sessions_open_at_once() -> None:
     pool = SandboxPool(ANY_KERNEL)
     await pool.start()
-    sessions = await asyncio.gather(*(opened(pool, tool_set(COUNTER, "bump")) for _ in range(400)))
+    sessions = await asyncio.gather(*(opened(pool, tool_set(COUNTER, "bump")) for _ in range(300)))
     answers = await asyncio.gather(*(session.call("bump", "{}") for session in sessions))
-    assert [answer.text for answer in answers] == ["1"] * 400
+    assert [answer.text for answer in answers] == ["1"] * 300
+    await pool.close()
+
+
+async def test_child_has_no_descriptor_but_its_own() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    crowd = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_200)]
+    try:  # the zygote's control socket gets a high number
+        pool = SandboxPool(ANY_KERNEL)
+        await pool.start()
+    finally:
+        for descriptor in crowd:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    source = """
+import os
+def open_ones():
+    numbers = []
+    for number in range(5_000):
+        try:
+            os.write(number, b"")
+            numbers.append(number)
+        except OSError as error:
+            if error.errno != 9:
+                numbers.append(number)
+    return numbers
+"""
+    session = await opened(pool, tool_set(source, "open_ones"))
+    assert (await session.call("open_ones", "{}")).text == "[0, 1, 2, 3]"
     await pool.close()
 
 
