@@ -30,6 +30,7 @@ pytestmark = [
 
 VOCAB = 256
 MAX_LEN = 512
+LOAD_TIMEOUT_S = 6.0
 STOP = 0
 MAX_LOGPROB_DIFFERENCE = 1e-3
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
@@ -43,6 +44,8 @@ class Rig:
     publisher: SharedMemoryPublisher
     models: dict[int, LlamaForCausalLM]
     tied: bool
+    core: int
+    """Process id of vLLM's engine core."""
 
     async def sample(self, prompt: list[int], params: SamplingParams) -> Completion:
         return await self.engine.sample(Prompt(f"r{id(prompt)}", prompt, ()), params)
@@ -81,14 +84,22 @@ async def start_rig(folder: Path, *, tied: bool, clear_cache_on_load: bool) -> R
         vllm_engine.VllmSpec(
             model_path=str(folder),
             model=ModelConfig(max_model_len=MAX_LEN),
-            engine=EngineConfig(kv_cache_mib=64, load_timeout_s=60),
+            engine=EngineConfig.model_validate(
+                {"kv_cache_mib": 64, "load_timeout_s": LOAD_TIMEOUT_S}
+            ),
             stop_token_ids=(STOP,),
             seed=7,
             clear_cache_on_load=clear_cache_on_load,
         )
     )
+    others = set(psutil.Process().children())
     await engine.start()
-    return Rig(engine, SharedMemoryPublisher(folder, engine.layout), {0: model}, tied)
+    (core,) = [
+        child.pid
+        for child in set(psutil.Process().children()) - others
+        if "resource_tracker" not in " ".join(child.cmdline())
+    ]
+    return Rig(engine, SharedMemoryPublisher(folder, engine.layout), {0: model}, tied, core)
 
 
 @pytest.fixture(scope="module")
@@ -325,18 +336,34 @@ async def test_a_cancelled_task_aborts_its_request(untied: Rig) -> None:
     assert untied.engine.in_flight == 0
 
 
-async def test_a_killed_engine_process_is_an_engine_error(salted: Rig) -> None:
-    """Last of the module: the engine does not come back."""
+async def test_a_load_past_its_deadline_breaks_the_engine(untied: Rig) -> None:
+    """Last of its engine: nobody knows which weights it holds."""
     params = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
-    task = asyncio.create_task(salted.sample(prompt_of(30, seed=1200), params))
+    in_flight = asyncio.create_task(untied.sample(prompt_of(30, seed=1200), params))
+    while untied.engine.in_flight == 0:
+        await asyncio.sleep(0)
+    version = untied.engine.version
+    os.kill(untied.core, signal.SIGSTOP)
+    with pytest.raises(WeightSyncError, match=f"within {LOAD_TIMEOUT_S:g} s"):
+        await untied.push()
+    with pytest.raises(EngineError):
+        await in_flight
+    with pytest.raises(EngineError, match="replaced"):
+        await untied.sample(prompt_of(30, seed=1201), GREEDY)
+    assert untied.engine.version == version
+    os.kill(untied.core, signal.SIGKILL)
+
+
+async def test_a_killed_engine_process_is_an_engine_error(salted: Rig) -> None:
+    """Last of its engine: it does not come back."""
+    params = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
+    task = asyncio.create_task(salted.sample(prompt_of(30, seed=1300), params))
     while salted.engine.in_flight == 0:
         await asyncio.sleep(0)
-    for child in psutil.Process().children(recursive=True):
-        if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
-            os.kill(child.pid, signal.SIGKILL)
+    os.kill(salted.core, signal.SIGKILL)
     with pytest.raises(EngineError):
         await task
     with pytest.raises(EngineError, match="replaced"):
-        await salted.sample(prompt_of(30, seed=1201), GREEDY)
+        await salted.sample(prompt_of(30, seed=1301), GREEDY)
     with pytest.raises(EngineError):
         await salted.push()
