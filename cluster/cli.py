@@ -54,7 +54,9 @@ def demo(
 ) -> None:
     """Build a tiny model, teach it, reinforce it, and show what it learnt on tools it never saw."""
     config = _config("demo", [f"run.seed={seed}", *(overrides or [])], dry_run=False)
-    _report(_stack("demo").run_demo(config), as_json=as_json)
+    result = _stack("demo").run_demo(config)
+    if as_json:
+        _report(result, as_json=True)
 
 
 @app.command(epilog="Example: [bold]trialrun doctor --model models/my-model[/]")

@@ -57,7 +57,7 @@ def run_eval(config: RunConfig) -> JsonObject:
     progress = Progress()
     tasks = eval_tasks(config)
     model = find_model(config)
-    path = _next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
+    path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
     progress.say(
         f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, episodes in {path}"
     )
@@ -101,7 +101,8 @@ def _leaf(errors: BaseExceptionGroup) -> BaseException:
     return _leaf(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
-def _next_free(folder: Path, name: str) -> Path:
+def next_free(folder: Path, name: str) -> Path:
+    """Return `folder/name-NNN` with the first number that is not taken."""
     number = 1
     while (path := folder / f"{name}-{number:03d}").exists():
         number += 1

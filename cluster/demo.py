@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.commands import run_async
+from cluster.commands import next_free, run_async
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, evaluate
 from cluster.imitate import imitate
@@ -18,7 +18,6 @@ from cluster.progress import Progress
 from cluster.ray_session import ray_session
 from cluster.teach import teach
 from cluster.train import reinforce
-from envs.errors import ConfigError
 from envs.tools import JsonObject
 from learner.model_folder import folder_weights
 from learner.publish import SharedMemoryPublisher
@@ -55,7 +54,7 @@ def run_demo(config: RunConfig) -> JsonObject:
     progress = Progress()
     with ray_session(config):
         results = run_async(_demonstrate(config, progress))
-    console = Console()
+    console = Console(stderr=True)
     console.print(_table(results, len(eval_tasks(config))))
     for title, text in _two_episodes(_eval_path(config, REINFORCED, SAMPLED)):
         console.rule(title)
