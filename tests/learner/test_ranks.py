@@ -50,16 +50,15 @@ def run_world(folder: Path, world_size: int) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = str(Path(__file__).with_name("rank_main.py"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(world_size), str(port), str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stdout=(folder / f"log{world_size}.{rank}").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world_size)
-    ]
+    ranks = []
+    for rank in range(world_size):
+        command = [sys.executable, script, str(rank), str(world_size), str(port), str(folder)]
+        with (folder / f"log{world_size}.{rank}").open("w") as log:
+            ranks.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+                )
+            )
     try:
         codes = [rank.wait(timeout=DEADLINE_S) for rank in ranks]
     finally:
