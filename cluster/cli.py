@@ -1,4 +1,6 @@
-"""The command `trialrun`. Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 unreachable or not found."""
+"""The command `trialrun`. Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 unreachable or
+not found.
+"""
 
 import importlib
 import json
@@ -88,9 +90,7 @@ def sft(
     _report(_stack("commands").run_sft(config, data), as_json=as_json)
 
 
-@app.command(
-    epilog="Example: [bold]trialrun train catalog --set run.name=first --set model.path=runs/sft/model[/]"
-)
+@app.command(epilog="Example: [bold]trialrun train catalog --set model.path=runs/taught/model[/]")
 def train(
     recipe: RecipeArgument,
     resume: Annotated[
@@ -114,7 +114,7 @@ def evaluate(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Play the recipe's evaluation tasks and summarise; every episode is kept and can be read back."""
+    """Play the recipe's evaluation tasks and summarise; every episode is kept."""
     config = _config(recipe, overrides, dry_run=dry_run)
     _report(_stack("commands").run_eval(config), as_json=as_json)
 
@@ -178,7 +178,9 @@ def _config(
 
 
 def _stack(module: str) -> Any:
-    """Import a module that needs the whole stack, which takes seconds: help and bad input must not wait."""
+    """Import a module that needs the whole stack, which takes seconds: help and bad input must not
+    wait.
+    """
     os.environ.setdefault(
         "DS_ACCELERATOR", "cpu"
     )  # the driver computes nothing; unset, DeepSpeed warns

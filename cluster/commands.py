@@ -1,4 +1,6 @@
-"""What the commands do once their configuration stands; imports the whole stack, so the CLI loads it late."""
+"""What the commands do once their configuration stands; imports the whole stack, so the CLI loads
+it late.
+"""
 
 import asyncio
 import signal
@@ -53,13 +55,16 @@ def run_sft(config: RunConfig, data: Path | None) -> JsonObject:
 
 
 def run_eval(config: RunConfig) -> JsonObject:
-    """Evaluate the recipe's model on the recipe's tasks; every episode is kept in a new run directory."""
+    """Evaluate the recipe's model on the recipe's tasks; every episode is kept in a new run
+    directory.
+    """
     progress = Progress()
     tasks = eval_tasks(config)
     model = find_model(config)
     path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
     progress.say(
-        f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, episodes in {path}"
+        f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, "
+        f"episodes in {path}"
     )
 
     async def on_a_pool() -> JsonObject:

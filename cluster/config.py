@@ -50,7 +50,9 @@ class RolloutsSection(Section):
     max_staleness: int = Field(default=1, ge=0)
     """Policy versions by which a token may lag behind the learner; 0 is strictly on-policy."""
     max_refills: int = Field(default=8, ge=0)
-    """Groups without variance that one step may replace by new ones; further ones are trained as they are."""
+    """Groups without variance that one step may replace by new ones; further ones are trained as
+    they are.
+    """
     max_attempts: int = Field(default=3, ge=1)
     """Tries of one episode when the world fails it; the group then goes on without it."""
     episode_timeout_s: float = Field(default=300.0, gt=0)
@@ -73,7 +75,8 @@ class ClusterSection(Section):
     gpus_per_rank: float = Field(default=0.0, ge=0)
     """GPUs of a learner rank; 0 trains on the CPU."""
     transport: Literal["shm", "cuda_ipc"] = "shm"
-    """How weights reach the engines: shared memory of the node, or CUDA IPC where learner and engine
+    """How weights reach the engines: shared memory of the node, or CUDA IPC where learner and
+    engine
     share a GPU."""
     shm_dir: str = "/dev/shm"
     """Memory-backed folder of the `shm` transport."""
@@ -131,7 +134,8 @@ class RunConfig(Section):
             and self.cluster.gpus_per_worker < self.engine.tensor_parallel_size
         ):
             raise ValueError(
-                f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many GPUs per worker: "
+                f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many "
+                "GPUs per worker: "
                 f"set cluster.gpus_per_worker (now {self.cluster.gpus_per_worker:g})"
             )
         return self
@@ -146,7 +150,7 @@ class RunConfig(Section):
         check_sampling_for_training(self.episode)
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(
-                "expected episode.seeded = true where run.seed is set: an unseeded run ignores the seed"
+                "expected episode.seeded = true where run.seed is set: else the seed means nothing"
             )
 
 
@@ -228,9 +232,8 @@ def _explain(error: ValidationError, recipe: str) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key; {_known_keys(fault['loc'])}")
         else:
-            lines.append(
-                f"  {key or 'config'}: {fault['msg'].removeprefix('Value error, ')}{_found(fault['input'])}"
-            )
+            reason = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"  {key or 'config'}: {reason}{_found(fault['input'])}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""The demonstration: a tiny model learns unfamiliar tools by trying them, on the real stack, in minutes."""
+"""The demonstration: a tiny model learns unfamiliar tools by trying them, on the real stack, in
+minutes.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -48,9 +50,8 @@ REINFORCED = Policy("trial SFT + GRPO", "trial")
 def run_demo(config: RunConfig) -> JsonObject:
     """Run the demonstration and print its table and two episodes; returns the numbers."""
     if config.path.exists():
-        raise ConfigError(
-            f"{config.path} exists: remove it, or choose another with --set run.name=..."
-        )
+        free = next_free(Path(config.run.dir), config.run.name)
+        config = _with(config, "run", name=free.name)
     progress = Progress()
     with ray_session(config):
         results = run_async(_demonstrate(config, progress))
@@ -110,8 +111,8 @@ async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) 
     out = config.path / f"sft-{mode}"
     metrics = await imitate(config, base, lesson.table, out)
     progress.say(
-        f"{mode}: imitated {lesson.table.num_rows} of {lesson.played} episodes in {len(metrics)} steps, "
-        f"loss {metrics[0]['loss']:.2f} to {metrics[-1]['loss']:.3f}"
+        f"{mode}: imitated {lesson.table.num_rows} of {lesson.played} episodes "
+        f"in {len(metrics)} steps, loss {metrics[0]['loss']:.2f} to {metrics[-1]['loss']:.3f}"
     )
     return out
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from rollout.config import EngineConfig, ModelConfig
 
 VLLM = "cluster.vllm_factory:make_engine"
-"""The factory of real engines, by name: only the worker's own process imports vLLM, which takes seconds."""
+"""The factory of real engines, by name: only the worker's own process imports vLLM, which takes
+seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ def teacher_of(config: EnvConfig, mode: Mode) -> tuple[Reply, Callable[[int, int
     """Return the teacher's replies, and its trial budget from a seed and the full budget."""
     if config.name != "catalog":
         raise ConfigError(
-            f"environment {config.name!r} has no scripted teacher: give episodes with --data RUN_DIRECTORY"
+            f"environment {config.name!r} has no scripted teacher: "
+            "give episodes with --data RUN_DIRECTORY"
         )
     return (direct_reply if mode == "direct" else trial_reply), draw_trial_calls

@@ -21,13 +21,16 @@ from rollout.run_reader import RunReader
 
 
 def eval_tasks(config: RunConfig) -> Sequence[Task]:
-    """Return the tasks that `[eval]` names. Raises ConfigError where the environment has no such set."""
+    """Return the tasks that `[eval]` names. Raises ConfigError where the environment has no such
+    set.
+    """
     section = config.eval
     environment = make_environment(config.env)
     if section.split == "all":
         if not isinstance(environment, ToolHopEnvironment):
             raise ConfigError(
-                f"eval.split = 'all' needs a file of tasks; {environment.name} makes them: name a split"
+                f"eval.split = 'all' needs a file of tasks; "
+                f"{environment.name} makes them: name a split"
             )
         tasks = environment.all_tasks()
         return tasks[: section.tasks] if section.tasks else tasks
@@ -38,7 +41,9 @@ def eval_tasks(config: RunConfig) -> Sequence[Task]:
 async def evaluate(
     config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]
 ) -> EvalSummary:
-    """Play `eval.samples` episodes of every task on the pool; all are stored in `run`, none is trained on."""
+    """Play `eval.samples` episodes of every task on the pool; all are stored in `run`, none is
+    trained on.
+    """
     player = Player(pool, run, config.rollouts, config.episode)
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:

@@ -13,7 +13,9 @@ from rollout.run_reader import RunReader
 async def imitate(
     config: RunConfig, model: Path, table: pa.Table, out: Path
 ) -> list[dict[str, float]]:
-    """Train the model on the policy turns of `table` and export it to `out`; returns metrics per step."""
+    """Train the model on the policy turns of `table` and export it to `out`; returns metrics per
+    step.
+    """
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
         await learner.start()
@@ -25,7 +27,7 @@ async def imitate(
 
 
 def successes_of(run: Path) -> pa.Table:
-    """Return the episodes of a run directory whose answer was right. Raises ConfigError for none."""
+    """Return the episodes of a run whose answer was right. Raises ConfigError for none."""
     reader = RunReader(run)
     rows = [row for row in reader.episodes() if row.reward is not None and row.reward > 0.5]
     if not rows:

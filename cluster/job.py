@@ -1,4 +1,6 @@
-"""A training job while it runs: run directory, learner, pool and rollouts, opened and closed together."""
+"""A training job while it runs: run directory, learner, pool and rollouts, opened and closed
+together.
+"""
 
 import asyncio
 import shlex
@@ -31,7 +33,9 @@ from rollout.template import ChatTemplate
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
 
 _CONTRIBUTED = {DropReason.TRUNCATED}
-"""Reasons to leave an episode out of the loss though its reward was in the baseline: it counts as trained."""
+"""Reasons to leave an episode out of the loss though its reward was in the baseline: it counts as
+trained.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,9 @@ def new_run(path: Path, config: RunConfig) -> RunDirectory:
 
 
 def find_model(config: RunConfig) -> Path:
-    """Return the folder of the model that the recipe names, building it if need be; refuses a bad template."""
+    """Return the folder of the model that the recipe names, building it if need be; refuses a bad
+    template.
+    """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     ChatTemplate.load(path)
     return path.resolve()
@@ -124,9 +130,11 @@ def make_pool(config: RunConfig, model: Path) -> RolloutPool:
 
 @asynccontextmanager
 async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
-    """Start everything that training needs; with `resume`, from the newest whole checkpoint of the run.
+    """Start everything that training needs; with `resume`, from the newest whole checkpoint of the
+    run.
 
-    Raises StoreError where the run exists and `resume` is not set, MissingError where it does not and is.
+    Raises StoreError where the run exists and `resume` is not set, MissingError where it does not
+    and is.
     """
     model = find_model(config)
     stream = TaskStream(make_environment(config.env), "train", config.run.seed)

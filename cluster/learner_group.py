@@ -107,7 +107,8 @@ class LearnerGroup:
             raise LearnerError(f"learner {method}: {error.cause!r}") from error
         except RayError as error:
             raise LearnerError(
-                f"a learner rank died in {method}: {str(error).splitlines()[0]}; continue with --resume"
+                f"a learner rank died in {method}: {str(error).splitlines()[0]}; "
+                "continue with --resume"
             ) from error
 
     def _setup(self, rank: int, address: str, port: int) -> TrainerSetup:

@@ -1,6 +1,7 @@
 """The elastic pool of rollout workers: one supervised slot each, none waits for a dead one.
 
-STARTING → STALE → HEALTHY → DRAINING or DEAD → STARTING. Only a HEALTHY worker, whose engine holds the
+STARTING → STALE → HEALTHY → DRAINING or DEAD → STARTING. Only a HEALTHY worker, whose engine holds
+the
 pool's current weights, gets leases.
 """
 
@@ -25,7 +26,9 @@ from rollout.weights import WeightManifest
 logger = logging.getLogger("trialrun")
 
 MAX_START_FAILURES = 3
-"""Failed starts in a row, of one slot, after which the pool gives up: the fault is not a passing one."""
+"""Failed starts in a row, of one slot, after which the pool gives up: the fault is not a passing
+one.
+"""
 
 
 class WorkerLost(InfraError):
@@ -41,7 +44,7 @@ class WorkerState(StrEnum):
 
 
 class WorkerClient(Protocol):
-    """A rollout worker as the pool sees it; every call may raise, which counts as the worker's end."""
+    """A rollout worker as the pool sees it; a call that raises is the worker's end."""
 
     async def start(self) -> None: ...
 
@@ -119,7 +122,9 @@ class RolloutPool:
             del self._slots[slot]
 
     async def wait_healthy(self, count: int = 1) -> None:
-        """Wait until `count` workers are healthy. Raises DeadlineError, or what keeps them from starting."""
+        """Wait until `count` workers are healthy. Raises DeadlineError, or what keeps them from
+        starting.
+        """
         await self._until(
             lambda: self._healthy_count() >= count, f"{count} healthy rollout workers"
         )
@@ -127,7 +132,8 @@ class RolloutPool:
     async def run(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
-        """Run `lease` on a healthy worker, `prefer` if it has room; returns the episode and the worker's name.
+        """Run `lease` on a healthy worker, `prefer` if it has room; returns the episode and the
+        worker's name.
 
         Raises WorkerLost when the worker died or overran the deadline.
         """
@@ -150,7 +156,9 @@ class RolloutPool:
             await self._notify()
 
     async def load(self, manifest: WeightManifest) -> None:
-        """Push weights to every healthy worker; one that misses them is replaced, and the rest go on."""
+        """Push weights to every healthy worker; one that misses them is replaced, and the rest go
+        on.
+        """
         self._manifest = manifest
         healthy = [worker for worker in self.workers if worker.state is WorkerState.HEALTHY]
         async with asyncio.TaskGroup() as group:
@@ -281,7 +289,8 @@ class RolloutPool:
         except TimeoutError:
             states = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
             raise DeadlineError(
-                f"waited {self._section.pool_timeout_s:g} s for {what}; found {states or 'no workers'}"
+                f"waited {self._section.pool_timeout_s:g} s for {what}; "
+                f"found {states or 'no workers'}"
             ) from None
         if self._fatal is not None:
             raise self._fatal

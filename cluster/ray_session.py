@@ -17,9 +17,11 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 @contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
-    """Connect to the cluster in RAY_ADDRESS (set for submitted jobs), else start Ray on this machine.
+    """Connect to the cluster in RAY_ADDRESS (set for submitted jobs), else start Ray on this
+    machine.
 
-    A local Ray is told of as many CPUs as the recipe reserves, since its actors share two cores well.
+    A local Ray is told of as many CPUs as the recipe reserves, since its actors share two cores
+    well.
     Raises MissingError when RAY_ADDRESS leads nowhere.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

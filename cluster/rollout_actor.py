@@ -22,7 +22,7 @@ from rollout.weights import WeightManifest
 
 Answer = TypeVar("Answer")
 MAX_CALLS = 4096
-"""Calls that one actor serves at once; above any `rollouts.episodes_per_worker` that makes sense."""
+"""Calls that one actor serves at once; above any sensible `rollouts.episodes_per_worker`."""
 
 
 class RolloutActor:

@@ -82,7 +82,7 @@ class RolloutWorker:
         self._runner: EpisodeRunner | None = None
 
     async def start(self) -> None:
-        """Start the tool server, then the engine. Raises InfraError, IsolationError, TemplateError."""
+        """Start tool server and engine. Raises InfraError, IsolationError, TemplateError."""
         template = await asyncio.to_thread(ChatTemplate.load, Path(self._spec.model_path))
         self._tools = LocalTools(self._spec.tools)
         await self._tools.start()
@@ -94,7 +94,9 @@ class RolloutWorker:
         self._runner = EpisodeRunner(self._engine, self._tools, template, identity)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        """Play one episode; one row in EPISODE_SCHEMA. Raises EngineError when this worker is broken."""
+        """Play one episode; one row in EPISODE_SCHEMA. Raises EngineError when this worker is
+        broken.
+        """
         assert self._runner is not None, "start comes first"
         return to_batch([await self._runner.run(lease, task, config)])
 

@@ -1,4 +1,6 @@
-"""Groups of episodes for the learner: leased to the pool, bounded in staleness, recorded as they end."""
+"""Groups of episodes for the learner: leased to the pool, bounded in staleness, recorded as they
+end.
+"""
 
 import asyncio
 from collections import deque
@@ -77,7 +79,9 @@ class Rollouts:
         self._restore()
 
     async def collect(self, count: int) -> list[Group]:
-        """Return `count` groups fresh enough for the next step, replacing useless ones within the bound."""
+        """Return `count` groups fresh enough for the next step, replacing useless ones within the
+        bound.
+        """
         groups: list[Group] = []
         refills = 0
         while len(groups) < count:
@@ -106,7 +110,9 @@ class Rollouts:
         self._admit()
 
     async def close(self) -> None:
-        """Cancel what is in flight; its leases stay open in the ledger for a resumed run, or end as cancelled."""
+        """Cancel what is in flight; its leases stay open in the ledger for a resumed run, or end as
+        cancelled.
+        """
         for playing in self._playing:
             playing.cancel()
         await asyncio.gather(*self._playing, return_exceptions=True)
@@ -208,7 +214,9 @@ class Rollouts:
             self._started += 1
 
     def resume_open_leases(self) -> None:
-        """Lease again what was in flight when the run was killed, keeping finished samples of its groups."""
+        """Lease again what was in flight when the run was killed, keeping finished samples of its
+        groups.
+        """
         ledger, reader = self._run.ledger, RunReader(self._run.path)
         open_groups: dict[str, list[Lease]] = {}
         for lease in ledger.open_leases():

@@ -1,4 +1,4 @@
-"""The endless, repeatable sequence of training tasks: group i of a run always gets the same task."""
+"""The endless, repeatable sequence of training tasks: group i always gets the same task."""
 
 from collections.abc import Sequence
 

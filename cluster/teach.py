@@ -1,4 +1,6 @@
-"""Teacher episodes: a scripted policy plays through the same runner, against the same sandboxed tools."""
+"""Teacher episodes: a scripted policy plays through the same runner, against the same sandboxed
+tools.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -54,7 +56,8 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     kept = [episode for episode in episodes if episode.reward_parts.get("answer", 0.0) >= 1.0]
     if not kept:
         raise ConfigError(
-            f"none of {len(episodes)} teacher episodes succeeded; look at them: trialrun episodes {run_path}"
+            f"none of {len(episodes)} teacher episodes succeeded; "
+            f"look at them: trialrun episodes {run_path}"
         )
     return Lesson(pa.Table.from_batches([to_batch(kept)]), len(episodes))
 

@@ -4,6 +4,6 @@ import hashlib
 
 
 def stable_hash(*parts: str | int) -> int:
-    """Return a 63-bit integer that depends only on `parts`, on every machine and in every process."""
+    """Return a 63-bit integer that depends only on `parts`, on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -19,7 +19,7 @@ class Score:
 
 
 class Scorer(Protocol):
-    """Knows when an answer is right; picklable; stays with the rollout worker, never in a sandbox."""
+    """Knows when an answer is right; picklable; stays with the worker, never in a sandbox."""
 
     def score(self, answer: str) -> Score: ...
 

@@ -1,5 +1,6 @@
 """The DeepSpeed backend: ZeRO 0 to 3 over one process per rank; the only importer of deepspeed."""
 
+import atexit
 import hashlib
 import logging
 import math
@@ -194,6 +195,13 @@ def _join(place: RankPlace, timeout_s: float) -> None:
         rank=place.rank,
         world_size=place.world_size,
     )
+    # Threads of gloo that outlive the interpreter abort the process.
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _engine_config(dtype: str, config: OptimizerSection, world_size: int) -> dict[str, Any]:

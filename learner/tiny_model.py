@@ -1,4 +1,4 @@
-"""A language model small enough to be trained on a CPU in minutes, built from scratch in seconds."""
+"""A language model small enough to train on a CPU in minutes, built from scratch in seconds."""
 
 from pathlib import Path
 
@@ -30,6 +30,7 @@ _STRUCTURE = (
     "</answer>",
     f"({DOCUMENTED_ARGUMENT}): ",
     "error: ",
+    "error: ValueError: ",
     "needs key=",
     "use ",
     "got ",
@@ -51,13 +52,15 @@ _STRUCTURE = (
     ", ",
 )
 _CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
 def build_tiny_model(path: Path, seed: int) -> Path:
-    """Write a fresh Llama and its tokenizer into folder `path`, as Hugging Face files; return `path`.
+    """Write a fresh Llama and its tokenizer into folder `path` as Hugging Face files; return it.
 
     The same seed gives the same bytes. The weights are float32 and know nothing.
     """
@@ -105,6 +108,7 @@ def _phrases() -> list[str]:
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    vocabulary = tokenizer.get_vocab()
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -116,8 +120,8 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         max_position_embeddings=MAX_POSITIONS,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=vocabulary[_PAD],
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=vocabulary[_END],
         dtype="float32",
     )

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.errors import ConfigError
+from envs.errors import ConfigError, LearnerError
 from envs.seeds import stable_hash
 from learner.backend import Backend, RankPlace
 from learner.batch import EpisodeBatch, phase_weights, predictable, read_episodes
@@ -75,7 +75,7 @@ class Trainer:
                 "expected a trainer without an [sft] section for rl_step, found one with it"
             )
         started = time.perf_counter()
-        batch = read_episodes(table)
+        batch = self._read(table)
         selection = select(batch, self._config)
         scores = Scores.empty(len(batch.token_ids_N))
         parts = _minibatches(batch, selection.kept, self._config.minibatches)
@@ -102,7 +102,7 @@ class Trainer:
     def sft(self, table: pa.Table, seed: int = 0) -> Iterator[dict[str, float]]:
         """Train on `table` for the configured epochs; yield the metrics of each optimizer step."""
         config = self._sft_config()
-        batch = read_episodes(table)
+        batch = self._read(table)
         weights_N = phase_weights(batch, config.phase_weights)
         steps = [
             indices
@@ -116,7 +116,7 @@ class Trainer:
     def sft_step(self, table: pa.Table) -> dict[str, float]:
         """Make one optimizer step on all episodes of `table`, at the rate after warm-up."""
         config = self._sft_config()
-        batch = read_episodes(table)
+        batch = self._read(table)
         weights_N = phase_weights(batch, config.phase_weights)
         scale = warmup(self._optimizer_steps, config.warmup_steps)
         return self._imitate(batch, range(len(batch)), weights_N, scale)
@@ -126,7 +126,7 @@ class Trainer:
 
         At the episode's sampling temperature, 1 for greedy ones; the same on every rank.
         """
-        batch = read_episodes(table)
+        batch = self._read(table)
         scores = self._score(batch, range(len(batch)), predictable(batch))
         return [scores.logprobs_N[batch.rows(index)] for index in range(len(batch))]
 
@@ -154,6 +154,17 @@ class Trainer:
     def close(self) -> None:
         """Free the engine; the process group lives until the process ends."""
         self._backend.close()
+
+    def _read(self, table: pa.Table) -> EpisodeBatch:
+        """Read the table; ranks with different ones would wait for each other's shares in vain."""
+        batch = read_episodes(table)
+        key = stable_hash(len(batch.token_ids_N), *batch.episodes_B)
+        if len(set(self._backend.gather(key))) > 1:
+            raise LearnerError(
+                "expected every rank to be given the same episodes, found different tables: pass "
+                "the whole table to all of them"
+            )
+        return batch
 
     def _update(
         self,

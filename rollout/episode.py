@@ -1,4 +1,6 @@
-"""The episode: one attempt of the policy at one task, as every part of the system reads and writes it."""
+"""The episode: one attempt of the policy at one task, as every part of the system reads and writes
+it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -144,11 +146,14 @@ class Episode:
         lengths = {len(self.token_ids_T), len(self.phases_T), len(self.logprobs_T)}
         if len(lengths) != 1:
             raise EpisodeError(
-                f"expected token ids, phases and logprobs of one length, found {len(self.token_ids_T)}, "
-                f"{len(self.phases_T)} and {len(self.logprobs_T)}"
+                "expected token ids, phases and logprobs of one length, found "
+                f"{len(self.token_ids_T)}, {len(self.phases_T)} and {len(self.logprobs_T)}"
             )
         if self.outcome.counts != (self.reward is not None):
-            raise EpisodeError(f"expected a reward exactly when the policy is to blame: {self.outcome}, {self.reward}")
+            raise EpisodeError(
+                f"expected a reward exactly when the outcome counts, found {self.reward} "
+                f"with {self.outcome}"
+            )
 
     @property
     def loss_mask_T(self) -> tuple[bool, ...]:

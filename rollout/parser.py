@@ -1,4 +1,6 @@
-"""What a turn of the policy asks for: Hermes tool calls, an experience, an answer, or a way back to trials."""
+"""What a turn of the policy asks for: Hermes tool calls, an experience, an answer, or a way back to
+trials.
+"""
 
 import json
 import re
@@ -38,7 +40,7 @@ class ParsedTurn:
 
 
 def parse_turn(text: str, tool_set: ToolSet, max_calls: int) -> ParsedTurn:
-    """Read one completion. Raises PolicyError for what the policy must mend; never anything else."""
+    """Read one completion. Raises PolicyError, and nothing else, for what the policy must mend."""
     blocks = _blocks(text)
     calls = tuple(_call(body, tool_set) for tag, body in blocks if tag == "tool_call")
     if len(calls) > max_calls:

@@ -42,10 +42,13 @@ To call a tool, write a JSON object inside tags, then stop:
 
 _ANSWER = "When you know the answer, write it alone inside tags: <answer>...</answer>"
 
-_TRIAL = """The tools are unfamiliar and their documentation may be wrong or incomplete. Work in two phases.
-Phase 1, trial: call tools to learn what they really do; you have {calls} trial calls, and nothing they change lasts. \
-End the phase by writing down what you learnt: <experience>...</experience>
-Phase 2, execution: you are asked to go on; then solve the task with tool calls, correcting yourself where a call fails."""
+_TRIAL = """The tools are unfamiliar and their documentation may be wrong or incomplete. \
+Work in two phases.
+Phase 1, trial: call tools to learn what they really do; you have {calls} trial calls, \
+and nothing they change lasts. End the phase by writing down what you learnt: \
+<experience>...</experience>
+Phase 2, execution: you are asked to go on; then solve the task with tool calls, \
+correcting yourself where a call fails."""
 
 _FREE = "In phase 2 you may go back to trials by writing <trial/>."
 
@@ -137,7 +140,9 @@ class CompactPrompts:
 
 
 def make_prompts(wording: Literal["hermes", "compact"], *, wrap_answers: bool) -> Prompts:
-    """Return the wording of that name; `wrap_answers` where the chat template does not mark tool answers."""
+    """Return the wording of that name; `wrap_answers` where the chat template does not mark tool
+    answers.
+    """
     return CompactPrompts() if wording == "compact" else HermesPrompts(wrap_answers=wrap_answers)
 
 

@@ -45,7 +45,9 @@ class _Ended(Exception):
 
 
 class EpisodeRunner:
-    """Runs any number of episodes at once on one event loop, against one engine and one tool service."""
+    """Runs any number of episodes at once on one event loop, against one engine and one tool
+    service.
+    """
 
     def __init__(
         self, engine: Engine, tools: ToolService, template: ChatTemplate, identity: Identity

@@ -40,7 +40,9 @@ class ScriptedEngine:
 
     async def load(self, manifest: WeightManifest) -> None:
         if manifest.version < self._version:
-            raise WeightSyncError(f"expected a version of at least {self._version}, found {manifest.version}")
+            raise WeightSyncError(
+                f"expected a version of at least {self._version}, found {manifest.version}"
+            )
         self._version = manifest.version
 
     async def pause(self) -> None: ...

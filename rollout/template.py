@@ -19,8 +19,10 @@ _PROBES: tuple[tuple[Message, ...], ...] = (
 class ChatTemplate:
     """A tokenizer's chat template, checked to extend its own prefix.
 
-    What the policy sampled is never tokenised again: `prompt` gives the ids an episode starts with, and
-    `continuation` the ids that follow a completion, so that the ids of an episode only grow at the end.
+    What the policy sampled is never tokenised again: `prompt` gives the ids an episode starts with,
+    and
+    `continuation` the ids that follow a completion, so that the ids of an episode only grow at the
+    end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -76,7 +78,8 @@ class ChatTemplate:
     def continuation(self, messages: Sequence[Message], *, turn_ended: bool) -> list[int]:
         """Return the ids that follow a completion: `messages`, up to where the next turn begins.
 
-        `turn_ended` is whether the completion's last id is the end-of-turn token; if not, it comes first.
+        `turn_ended` is whether the completion's last id is the end-of-turn token; if not, it comes
+        first.
         """
         dialogue = self._dialogue(messages)
         text = self._after_answer + self._render(dialogue, open_turn=True)[len(self._base) :]
@@ -99,7 +102,7 @@ class ChatTemplate:
         )
 
     def _check(self) -> tuple[str, str]:
-        """Return the rendered probe dialogue and what stands after its answer's end-of-turn token."""
+        """Return the rendered probe dialogue and what follows its answer's end-of-turn token."""
         try:
             opened = self._render(self._dialogue(())[:2], open_turn=True)
             base = self._render(self._dialogue(()), open_turn=False)
@@ -110,9 +113,9 @@ class ChatTemplate:
             ) from error
         if not base.startswith(opened + _PROBE_ANSWER):
             raise TemplateError(
-                "the chat template cannot extend its own prefix: rendered with the answer, the conversation "
-                f"does not begin as it did before the answer: expected {_tail(opened)!r} then the answer, "
-                f"found {_tail(base)!r}. Choose a template that only appends."
+                "the chat template cannot extend its own prefix: rendered with the answer, "
+                f"the conversation does not begin as it did before: expected {_tail(opened)!r} "
+                f"then the answer, found {_tail(base)!r}. Choose a template that only appends."
             )
         after = base[len(opened) + len(_PROBE_ANSWER) :]
         if not after.startswith(self._eos):
@@ -123,7 +126,8 @@ class ChatTemplate:
         for text, probe in zip(longer, _PROBES, strict=True):
             if not text.startswith(base):
                 raise TemplateError(
-                    f"the chat template cannot extend its own prefix: a following {probe[0].role} message "
+                    "the chat template cannot extend its own prefix: "
+                    f"a following {probe[0].role} message "
                     "changes what was rendered before it. Choose a template that only appends."
                 )
         return base, after.removeprefix(self._eos)

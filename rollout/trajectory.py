@@ -23,7 +23,9 @@ class Trajectory:
         self.generate_s = 0.0
         self.tool_s = 0.0
 
-    def append_world(self, token_ids: Sequence[int], phase: Phase, messages: Sequence[Message]) -> None:
+    def append_world(
+        self, token_ids: Sequence[int], phase: Phase, messages: Sequence[Message]
+    ) -> None:
         """Append tokens that the policy did not sample: the prompt or an observation."""
         self.token_ids_T.extend(token_ids)
         self.phases_T.extend(repeat(int(phase), len(token_ids)))
@@ -31,7 +33,7 @@ class Trajectory:
         self.messages.extend(messages)
 
     def append_completion(self, completion: Completion, phase: Phase, text: str) -> None:
-        """Append what the policy sampled; `phase` may still be corrected once the turn is parsed."""
+        """Append what the policy sampled; `phase` may be corrected once the turn is parsed."""
         start = len(self.token_ids_T)
         for span in completion.spans:
             if not self.spans or self.spans[-1].version != span.version:

@@ -14,7 +14,7 @@ from envs.tasks import Score, Split, Task
 
 TOOLS_PER_TASK = 4
 VALUE_DIGITS = 3
-_RECURRENT_TOOLS = 48
+_RECURRENT_TOOLS = 160
 _RECURRENT_SHARE = 0.5
 
 
@@ -45,11 +45,11 @@ class CatalogEnvironment:
     def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
         """Draw `count` tasks; a longer draw starts with the shorter one.
 
-        Raises ConfigError for a split that does not exist, and for a count of None: there is no end.
+        Raises ConfigError for an unknown split, and for a count of None: there is no end.
         """
         if split not in ("train", "validation", "heldout"):
             raise ConfigError(
-                f"expected split train, validation or heldout, found {split!r}: name one of the three"
+                f"expected split train, validation or heldout, found {split!r}: name one of them"
             )
         if count is None:
             raise ConfigError("catalog draws tasks without end: say how many (a count of tasks)")

@@ -17,17 +17,17 @@ KEYS: tuple[str, ...] = ("gold", "blue", "green", "black", "white", "pink")
 """Values of the undocumented argument `key`."""
 VAGUE_DOC = "edit x"
 
-_SOURCE = '''\
+_SOURCE = """\
 def {name}(**arguments):
     if "{argument}" not in arguments:
         raise ValueError("use {argument}")
 {key_check}    text = str(arguments["{argument}"])
     return {expression}
-'''
-_KEY_CHECK = '''\
+"""
+_KEY_CHECK = """\
     if arguments.get("key") != "{key}":
         raise ValueError("needs key={key}")
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from envs.seeds import stable_hash
 from envs.tasks import Split
 
 SYLLABLES: tuple[str, ...] = tuple(
-    consonant + vowel for consonant in "bdfklmprtz" for vowel in "aeiou"
+    consonant + vowel for consonant in "bdfkmprz" for vowel in "aeiou"
 )
 _VALIDATION_PERCENT = 10
 _HELDOUT_PERCENT = 20

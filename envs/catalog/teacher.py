@@ -76,7 +76,7 @@ class _View:
 
 
 def trial_reply(messages: Sequence[Message], seed: int) -> str:
-    """Return the next turn of the trial teacher: probe in order, repair, stop when found, then execute."""
+    """Return the trial teacher's next turn: probe in order, repair, stop when found, execute."""
     view = _read(messages, executing=False)
     rng = Random(stable_hash("catalog teacher", seed, view.turns))
     return _execution_turn(view, rng) if view.executing else _trial_turn(view, rng)
@@ -92,7 +92,7 @@ def direct_reply(messages: Sequence[Message], seed: int) -> str:
 
 
 def draw_trial_calls(seed: int, full: int) -> int:
-    """Draw the trial budget of a teacher episode: mostly `full`, at times so little that it must guess."""
+    """Draw the trial budget of a teacher episode: mostly `full`, at times too small."""
     rng = Random(stable_hash("catalog teacher budget", seed))
     return min(full, rng.randint(0, SCARCE_CALLS)) if rng.random() < SCARCE else full
 
@@ -131,7 +131,7 @@ def _execution_turn(view: _View, rng: Random) -> str:
 
 
 def _guess(view: _View, rng: Random) -> _Tool:
-    """Choose among the tools not seen to do something else: by the docs, else one whose doc is vague."""
+    """Choose among the tools not seen to do something else: by the docs, else a vague one."""
     open_tools = [tool for tool in view.tools if not tool.result] or view.tools
     named = [tool for tool in open_tools if tool.doc.split()[0] == view.goal]
     vague = [tool for tool in open_tools if tool.doc.split()[0] == "edit"]
@@ -141,7 +141,8 @@ def _guess(view: _View, rng: Random) -> _Tool:
 def _read(messages: Sequence[Message], *, executing: bool) -> _View:
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     goal, value = messages[1].content.split()
-    view = _View([_Tool(number, name, doc) for number, (name, doc) in listed], goal, value, executing)
+    tools = [_Tool(number, name, doc) for number, (name, doc) in listed]
+    view = _View(tools, goal, value, executing)
     for message in messages[2:]:
         if message.role == "assistant":
             _note_turn(view, message.content)

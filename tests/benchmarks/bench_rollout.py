@@ -41,7 +41,7 @@ from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 from rollout.vllm_engine import VllmEngine, VllmSpec
 
-MAX_MODEL_LEN = 1024
+MAX_MODEL_LEN = 512
 
 
 @dataclass(frozen=True, slots=True)

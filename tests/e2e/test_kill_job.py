@@ -36,12 +36,25 @@ def command(folder: Path, *more: str) -> list[str]:
         "learner.drop_zero_variance=false",
     ]
     flags = [part for override in overrides for part in ("--set", override)]
-    return [sys.executable, "-c", "from cluster.cli import main; main()", "train", "catalog", *flags, *more]
+    return [
+        sys.executable,
+        "-c",
+        "from cluster.cli import main; main()",
+        "train",
+        "catalog",
+        *flags,
+        *more,
+    ]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder, *more), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command(folder, *more),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -49,7 +62,9 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        if (run / "metrics" / "metrics.jsonl").exists() and RunReader(run).ledger().last_step >= step:
+        if (run / "metrics" / "metrics.jsonl").exists() and RunReader(
+            run
+        ).ledger().last_step >= step:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
@@ -65,13 +80,17 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
     os.kill(first.pid, signal.SIGKILL)
     first.wait(30)
     _, alive = psutil.wait_procs(family, timeout=60)
-    assert [process.name() for process in alive if process.status() != "zombie"] == [], "nothing outlives the job"
+    assert [process.name() for process in alive if process.status() != "zombie"] == [], (
+        "nothing outlives the job"
+    )
 
     before = RunReader(run)
     finished = {row.episode for row in before.episodes() if row.reward is not None}
     trained_before = before.ledger().last_step
 
-    refused = subprocess.run(command(tmp_path), cwd=ROOT, text=True, capture_output=True, timeout=120, check=False)
+    refused = subprocess.run(
+        command(tmp_path), cwd=ROOT, text=True, capture_output=True, timeout=120, check=False
+    )
     assert refused.returncode == 1
     assert "resume it" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -91,7 +110,9 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
         if entry.state is State.TRAINED:
             assert entry.step is not None
             by_step[entry.step] = by_step.get(entry.step, 0) + 1
-    assert by_step == dict.fromkeys(range(1, STEPS + 1), 8), "every step trained two whole groups, each once"
+    assert by_step == dict.fromkeys(range(1, STEPS + 1), 8), (
+        "every step trained two whole groups, each once"
+    )
     assert trained_before >= 3
     assert finished <= {row.episode for row in reader.episodes()}, "no finished episode was lost"
     lost = [episode for episode in finished if state.entries[episode].state is not State.TRAINED]

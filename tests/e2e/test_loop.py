@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,11 +61,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             "rollouts.groups_per_step=4",
             "rollouts.group_size=4",
             "rollouts.max_refills=2",
-            "teacher.episodes=400",
+            "teacher.episodes=1500",
             "sft.zero_stage=0",
             "sft.optimizer=muon",
             "sft.lr=3e-3",
-            "sft.epochs=2",
+            "sft.epochs=3",
             "engine.kv_cache_mib=64",
             "eval.tasks=8",
         ],
@@ -80,7 +79,9 @@ async def play(config: RunConfig) -> Played:
     lesson = await teach(config, base, config.path.parent / "teacher")
     taught = config.path.parent / "taught"
     await imitate(config, base, lesson.table, taught)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(taught)})})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"path": str(taught)})}
+    )
     async with open_job(config, resume=False) as job:
         await job.pool.wait_healthy(2)
         running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
@@ -89,9 +90,15 @@ async def play(config: RunConfig) -> Played:
         await job.learner.export(config.path / "model")
         await job.pool.wait_healthy(2)
         summaries = {name: await measure(config, job, name) for name in ("trial", "direct")}
-        greedy = {worker.name: await play_greedy(config, worker.client) for worker in job.pool.workers}
+        greedy = {
+            worker.name: await play_greedy(config, worker.client) for worker in job.pool.workers
+        }
         losses = job.pool.losses
-    survivors = [pid for pid in victims if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    survivors = [
+        pid
+        for pid in victims
+        if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"
+    ]
     return Played(config, greedy, summaries, survivors, losses)
 
 
@@ -100,7 +107,10 @@ async def kill_a_worker(job: Job) -> list[int]:
     while job.run.ledger.last_step < 1 or not job.pool.workers[0].running:
         await asyncio.sleep(0.01)
     client: Any = job.pool.workers[0].client
-    victims = [client.pid, *(child.pid for child in psutil.Process(client.pid).children(recursive=True))]
+    victims = [
+        client.pid,
+        *(child.pid for child in psutil.Process(client.pid).children(recursive=True)),
+    ]
     os.kill(client.pid, signal.SIGKILL)
     return victims
 
@@ -115,8 +125,13 @@ async def measure(config: RunConfig, job: Job, mode: str) -> EvalSummary:
 async def play_greedy(config: RunConfig, client: Any) -> list[Episode]:
     tasks = make_environment(config.env).tasks("validation", 5, 4)
     episode = config.episode.model_copy(update={"temperature": 0.0})
-    leases = [Lease("parity", f"p{i}", f"p{i}", task.id, 0, 0, stable_hash(i)) for i, task in enumerate(tasks)]
-    batches = await asyncio.gather(*(client.run(lease, task, episode) for lease, task in zip(leases, tasks, strict=True)))
+    leases = [
+        Lease("parity", f"p{i}", f"p{i}", task.id, 0, 0, stable_hash(i))
+        for i, task in enumerate(tasks)
+    ]
+    batches = await asyncio.gather(
+        *(client.run(lease, task, episode) for lease, task in zip(leases, tasks, strict=True))
+    )
     return [from_batch(batch)[0] for batch in batches]
 
 
@@ -154,7 +169,10 @@ def test_after_the_push_every_worker_samples_what_the_trainer_has(played: Played
             with torch.no_grad():
                 best_T = model(ids).logits[0].argmax(-1)
             for turn in episode.turns:
-                assert tuple(best_T[turn.start - 1 : turn.end - 1].tolist()) == episode.token_ids_T[turn.start : turn.end]
+                assert (
+                    tuple(best_T[turn.start - 1 : turn.end - 1].tolist())
+                    == episode.token_ids_T[turn.start : turn.end]
+                )
             assert {span.version for span in episode.spans} == {STEPS}
 
 
@@ -175,5 +193,9 @@ def test_both_modes_evaluate_to_typed_outcomes_that_can_be_read_back(played: Pla
         for row in reader.episodes():
             episode = reader.episode(row.episode)
             assert episode.mode == mode
-            assert all(not math.isnan(lp) for lp, own in zip(episode.logprobs_T, episode.loss_mask_T, strict=True) if own)
+            assert all(
+                not math.isnan(lp)
+                for lp, own in zip(episode.logprobs_T, episode.loss_mask_T, strict=True)
+                if own
+            )
             assert episode.isolation in ("namespaces", "landlock", "seccomp")

@@ -115,6 +115,18 @@ def refusals() -> dict[str, str]:
     return found
 
 
+def disagreement() -> str:
+    """What a rank says to a table that the other ranks did not get; nothing when it is alone."""
+    one = trainer(LearnerConfig.model_validate(SMALL))
+    try:
+        one.rl_step(table("even").slice(4 * RANK, 4))
+    except LearnerError as error:
+        return str(error)
+    finally:
+        one.close()
+    return ""
+
+
 def imitate(section: OptimizerSection) -> list[dict[str, float]]:
     one = trainer(LearnerConfig(), SftConfig.model_validate(section.model_dump() | {"epochs": 2}))
     metrics = list(one.sft(table("even"), seed=7))
@@ -153,6 +165,7 @@ def main() -> None:
     found: dict[str, Any] = {f"stage{stage}": train(stage) for stage in range(4)}
     found["refusals"] = refusals()
     found["options"] = options()
+    found["disagreement"] = disagreement()
     sft = {**SMALL, "lr": 3e-3}
     found["sft"] = imitate(OptimizerSection.model_validate({**sft, "zero_stage": 1}))
     found["muon"] = imitate(

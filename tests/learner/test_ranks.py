@@ -184,6 +184,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(found: Found) -> None:
         assert refusals["nowhere"].startswith("MissingError")
 
 
+def test_ranks_with_different_tables_say_so(found: Found) -> None:
+    assert found[1][0]["disagreement"] == ""
+    for rank in found[2]:
+        assert "different tables" in rank["disagreement"]
+
+
 def test_every_objective_runs_on_every_stage(found: Found) -> None:
     for ranks in found.values():
         seen = ranks[0]["options"]

@@ -7,7 +7,7 @@ from itertools import count
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs.errors import ToolServerError, PolicyErrorKind
+from envs.errors import PolicyErrorKind, ToolServerError
 from envs.messages import Message
 from envs.scripted_tools import ScriptedTools
 from envs.tasks import Task
