@@ -73,7 +73,7 @@ class EpisodeConfig(Section):
     """Tool calls in one turn; more are a policy error."""
     max_policy_errors: int = Field(default=6, ge=1)
     """The episode ends as `policy_error` at this many faulty turns."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=2)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; training refuses less than 1."""
