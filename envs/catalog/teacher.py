@@ -18,7 +18,7 @@ from envs.seeds import stable_hash
 
 PROBE = "123"
 """The value of every trial call: one fixed text makes an operation readable from its result."""
-LAZY = 0.3
+LAZY = 0.5
 """Chance, after a trial that found something else, to stop trying and to guess."""
 FORGETFUL = 0.1
 """Chance to leave a known quirk out of the first call of the execution."""
