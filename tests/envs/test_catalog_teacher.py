@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from envs.catalog.environment import CatalogEnvironment
 from envs.catalog.teacher import SCARCE_CALLS, direct_reply, draw_trial_calls, trial_reply
@@ -56,6 +57,7 @@ def reward(task: Task, messages: Sequence[Message]) -> float:
     return task.scorer.score(answer[1] if answer else "").reward
 
 
+@cache
 def episodes(reply: Reply, trials: int, count: int = 300) -> list[tuple[Task, list[Message]]]:
     tasks = CatalogEnvironment().tasks("heldout", 11, count)
     return [(task, played(task, seed, reply, trials)) for seed, task in enumerate(tasks)]
