@@ -105,8 +105,9 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
 async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) -> Path:
     """Return the model after SFT on teacher episodes of `mode`."""
     config = _with(config, "episode", mode=mode)
-    if mode == "direct":  # without trials about half as many succeed
+    if mode == "direct":  # fewer and shorter successes: a fair baseline sees as many tokens
         config = _with(config, "teacher", episodes=2 * config.teacher.episodes)
+        config = _with(config, "sft", epochs=2 * config.sft.epochs)
     lesson = await teach(config, base, config.path / f"teacher-{mode}")
     out = config.path / f"sft-{mode}"
     metrics = await imitate(config, base, lesson.table, out)

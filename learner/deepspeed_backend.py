@@ -105,8 +105,10 @@ class DeepSpeedBackend:
 
     def _sharded_step(self) -> float:
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() or math.nan)
-        return math.inf if getattr(self._engine.optimizer, "overflow", False) else norm
+        norm = self._engine.get_global_grad_norm()
+        if norm is None or getattr(self._engine.optimizer, "overflow", False):
+            return math.inf
+        return float(norm)  # a step without any advantage has norm 0, and is a step
 
     def _clip_and_step(self) -> float:
         # ZeRO 0 in float32 runs torch's optimizer as it is: DeepSpeed would not stop at NaN.
