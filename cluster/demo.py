@@ -59,7 +59,7 @@ def run_demo(config: RunConfig) -> JsonObject:
     console.print(_table(results, len(eval_tasks(config))))
     for title, text in _two_episodes(_eval_path(config, REINFORCED, SAMPLED)):
         console.rule(title)
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"\nEverything is in {config.path}: try  trialrun episodes {config.path}/train")
     return {
         "run_dir": str(config.path),
