@@ -1,9 +1,10 @@
 """What a person sees while a command runs: rich on a terminal, plain lines elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 
 _SHOWN = (
     ("answer_mean", "success", ".2f"),
@@ -31,6 +32,12 @@ class Progress:
         self._console.print(
             f"[bold]{escape(text)}[/]" if self._console.is_terminal else escape(text)
         )
+
+    def track(self, steps: Sequence[int]) -> Iterable[int]:
+        """Go through `steps`, with a bar and the time left on a terminal."""
+        if not self._console.is_terminal:
+            return steps
+        return track(steps, "training", console=self._console, transient=True)
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Print one line about a finished step."""

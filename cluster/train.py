@@ -43,7 +43,7 @@ async def reinforce(job: Job, progress: Progress) -> None:
     """Run the remaining steps; the next groups are played while the learner works on these."""
     section = job.config.run
     await job.begin()
-    for step in range(job.steps_done + 1, section.steps + 1):
+    for step in progress.track(range(job.steps_done + 1, section.steps + 1)):
         watch = Stopwatch()
         groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
         watch.lap("collect_s")
