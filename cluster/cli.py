@@ -178,12 +178,10 @@ def _config(
 
 
 def _stack(module: str) -> Any:
-    """Import a module that needs the whole stack, which takes seconds: help and bad input must not
-    wait.
-    """
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # the driver computes nothing; unset, DeepSpeed warns
+    """Import a module that needs the whole stack; it takes seconds, which help must not wait."""
+    # The driver computes nothing: no accelerator to look for, no bars for loading a file.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         return importlib.import_module(f"cluster.{module}")
     except ImportError as error:
