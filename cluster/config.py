@@ -93,6 +93,8 @@ class EvalSection(Section):
     """Number of tasks; 0 is all there are."""
     samples: int = Field(default=1, ge=1)
     """Episodes per task."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Sampling temperature of evaluation, in place of the episode's; 0 is greedy."""
     seed: int = Field(default=0, ge=0)
     """Draw of the tasks, mixed with the run's seed."""
 

@@ -140,7 +140,7 @@ async def _measure(
         config = _with(config, "episode", trial=trial)
     tasks, measured = eval_tasks(config), {}
     for how, temperature in ((GREEDY, 0.0), (SAMPLED, 1.0)):
-        setting = _with(config, "episode", temperature=temperature)
+        setting = _with(config, "eval", temperature=temperature)
         with new_run(_eval_path(config, policy, how), setting) as run:
             measured[policy, how] = await evaluate(setting, job.pool, run, tasks)
     return measured

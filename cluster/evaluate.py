@@ -44,7 +44,8 @@ async def evaluate(
     """Play `eval.samples` episodes of every task on the pool; all are stored in `run`, none is
     trained on.
     """
-    player = Player(pool, run, config.rollouts, config.episode)
+    episode = config.episode.model_copy(update={"temperature": config.eval.temperature})
+    player = Player(pool, run, config.rollouts, episode)
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for task in tasks:

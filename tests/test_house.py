@@ -143,9 +143,12 @@ def test_install_refuses_arguments_it_does_not_know() -> None:
     assert install.main(["--please"]) == 2
 
 
+MAKE_SETS = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS")
+
+
 def _make(*arguments: str) -> list[str]:
     """Return the lines that make writes, untouched by a make that runs these tests."""
-    environ = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "ARGS")}
+    environ = {key: value for key, value in os.environ.items() if key not in MAKE_SETS}
     shown = subprocess.run(
         ["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
     )

@@ -116,7 +116,7 @@ async def kill_a_worker(job: Job) -> list[int]:
 
 
 async def measure(config: RunConfig, job: Job, mode: str) -> EvalSummary:
-    episode = config.episode.model_copy(update={"mode": mode, "temperature": 0.0})
+    episode = config.episode.model_copy(update={"mode": mode})
     setting = config.model_copy(update={"episode": episode})
     with new_run(config.path.parent / f"eval-{mode}", setting) as run:
         return await evaluate(setting, job.pool, run, eval_tasks(setting))
