@@ -7,8 +7,10 @@ from typing import Literal, Protocol
 from envs.errors import PolicyError
 from envs.messages import Message
 from envs.tasks import Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolSpec
+from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
 from rollout.episode import Mode
+
+Stage = Literal["trial", "execution"]
 
 
 class Prompts(Protocol):
@@ -28,7 +30,7 @@ class Prompts(Protocol):
 
     def trial_start(self) -> Message: ...
 
-    def expected(self, what: Literal["trial", "execution"]) -> str: ...
+    def expected(self, what: Stage, tools: ToolSet) -> str: ...
 
 
 _FORMAT = """You may call these tools. Each line is a JSON schema:
@@ -40,6 +42,7 @@ To call a tool, write a JSON object inside tags, then stop:
 {{"name": "tool-name", "arguments": {{"argument": "value"}}}}
 </tool_call>"""
 
+_EXPERIENCE = "<experience>what you learnt</experience>"
 _ANSWER = "When you know the answer, write it alone inside tags: <answer>...</answer>"
 
 _TRIAL = """The tools are unfamiliar and their documentation may be wrong or incomplete. \
@@ -72,7 +75,9 @@ class HermesPrompts:
         if mode == "free":
             parts.append(_FREE)
         parts.append(_ANSWER)
-        return [Message("system", "\n\n".join(parts)), Message("user", task.question)]
+        first = "Begin with a trial" if mode != "direct" else "Begin with a tool call"
+        question = f"{task.question}\n\n{first}, for example:\n{_example(task.tool_set)}"
+        return [Message("system", "\n\n".join(parts)), Message("user", question)]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
         return [Message("tool", self._wrapped(_labelled(answer))) for answer in answers]
@@ -97,10 +102,9 @@ class HermesPrompts:
     def trial_start(self) -> Message:
         return Message("user", "You are back in the trial phase.")
 
-    def expected(self, what: Literal["trial", "execution"]) -> str:
-        if what == "trial":
-            return "expected a <tool_call> or an <experience>"
-        return "expected a <tool_call> or an <answer>"
+    def expected(self, what: Stage, tools: ToolSet) -> str:
+        other = _EXPERIENCE if what == "trial" else "<answer>...</answer>"
+        return f"expected a tool call, for example\n{_example(tools)}\nor {other}"
 
     def _wrapped(self, text: str) -> str:
         return f"<tool_response>\n{text}\n</tool_response>" if self._wrap else text
@@ -135,7 +139,8 @@ class CompactPrompts:
     def trial_start(self) -> Message:
         return Message("user", "try")
 
-    def expected(self, what: Literal["trial", "execution"]) -> str:
+    def expected(self, what: Stage, tools: ToolSet) -> str:
+        del tools
         return what
 
 
@@ -159,3 +164,16 @@ def _labelled(answer: ToolAnswer) -> str:
             return f"error: timed out: {answer.text}"
         case _:
             return f"error: {answer.text}"
+
+
+def _example(tools: ToolSet) -> str:
+    """Return a call of the first tool as the policy should write it, its values left open."""
+    if not tools.tools:
+        return '<tool_call>\n{"name": "tool-name", "arguments": {}}\n</tool_call>'
+    first = tools.tools[0]
+    required = first.parameters.get("required")
+    names = (
+        [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    )
+    call = {"name": first.name, "arguments": dict.fromkeys(names, "...")}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"

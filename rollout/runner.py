@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, PolicyErrorKind
 from envs.messages import Message
@@ -15,11 +14,9 @@ from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
-from rollout.prompts import make_prompts
+from rollout.prompts import Stage, make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory
-
-Stage = Literal["trial", "execution"]
 
 LONG_TEXT = 4_000
 """Characters from which a text is tokenised off the event loop; a thread costs more below."""
@@ -194,7 +191,7 @@ class _Run:
         )
         if not useful:
             kind = PolicyErrorKind.TOO_LONG if finish == "length" else PolicyErrorKind.NO_ACTION
-            raise PolicyError(kind, self._prompts.expected(stage))
+            raise PolicyError(kind, self._prompts.expected(stage, self._task.tool_set))
         return parsed
 
     async def _act(self, parsed: ParsedTurn) -> None:
