@@ -31,12 +31,12 @@ class ChatTemplate:
             raise TemplateError(
                 "the tokenizer has no chat template: set `chat_template` in tokenizer_config.json"
             )
-        if tokenizer.eos_token is None or tokenizer.eos_token_id is None:
+        if not isinstance(tokenizer.eos_token_id, int):
             raise TemplateError(
                 "the tokenizer has no eos_token: it must be the token that ends a turn"
             )
         self._eos = str(tokenizer.eos_token)
-        self.eos_token_id = int(tokenizer.eos_token_id)
+        self.eos_token_id = tokenizer.eos_token_id
         self._base, self._after_answer = self._check()
         self.wraps_answers = "<tool_response>" in self._render(
             self._dialogue(_PROBES[0]), open_turn=True

@@ -5,7 +5,7 @@ from random import Random
 from typing import Literal
 
 from envs.catalog.operations import OPERATIONS, Operation
-from envs.tools import ToolSet, ToolSpec
+from envs.tools import JsonObject, ToolSet, ToolSpec
 
 QuirkKind = Literal["none", "key", "argument"]
 DocKind = Literal["vague", "true", "false"]
@@ -51,11 +51,11 @@ class Instance:
     @property
     def spec(self) -> ToolSpec:
         """What the policy is told; the schema requires nothing, for the doc may be wrong."""
-        properties = {DOCUMENTED_ARGUMENT: {"type": "string"}}
+        argument: JsonObject = {"type": "string"}
         return ToolSpec(
             name=self.name,
             description=self.doc,
-            parameters={"type": "object", "properties": dict(properties)},
+            parameters={"type": "object", "properties": {DOCUMENTED_ARGUMENT: argument}},
         )
 
     @property

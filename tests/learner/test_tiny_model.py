@@ -29,7 +29,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
-    return tokenizer.convert_ids_to_tokens(tokenizer.encode(text, add_special_tokens=False))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return [str(tokenizer.convert_ids_to_tokens(token)) for token in ids]
 
 
 def test_every_name_is_its_two_syllables_wherever_it_stands(

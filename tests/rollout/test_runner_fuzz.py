@@ -89,7 +89,7 @@ completions_seen = count()
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture),
     database=None,
     derandomize=True,
 )
