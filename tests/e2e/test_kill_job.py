@@ -22,7 +22,7 @@ from rollout.run_reader import RunReader
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 10
+STEPS = 14
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -37,6 +37,7 @@ def command(folder: Path, *more: str) -> list[str]:
         "rollouts.max_refills=0",
         "engine.kv_cache_mib=64",
         "learner.drop_zero_variance=false",
+        "episode.max_policy_errors=1",
     ]
     flags = [part for override in overrides for part in ("--set", override)]
     return [

@@ -61,7 +61,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             "rollouts.groups_per_step=4",
             "rollouts.group_size=4",
             "rollouts.max_refills=2",
-            "teacher.episodes=1500",
+            "teacher.episodes=1200",
             "sft.zero_stage=0",
             "sft.optimizer=muon",
             "sft.lr=3e-3",
