@@ -61,7 +61,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             "rollouts.groups_per_step=4",
             "rollouts.group_size=4",
             "rollouts.max_refills=2",
-            "teacher.episodes=1200",
+            "teacher.episodes=2600",
             "engine.kv_cache_mib=64",
             "eval.tasks=8",
         ],
