@@ -29,7 +29,7 @@ from rollout.evaluation import EvalSummary
 from rollout.ledger_state import State
 from rollout.run_reader import RunReader
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 STEPS = 4
 
