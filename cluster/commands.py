@@ -16,7 +16,7 @@ from cluster.progress import Progress
 from cluster.ray_session import ray_session
 from cluster.teach import teach
 from cluster.train import train
-from envs.errors import TrialrunError
+from envs.errors import TrialrunError, first_cause
 from envs.tools import JsonObject
 
 Result = TypeVar("Result")
@@ -94,16 +94,11 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
     try:
         return asyncio.run(cancellable())
     except BaseExceptionGroup as errors:
-        raise _leaf(errors) from errors
+        raise first_cause(errors) from errors
     except asyncio.CancelledError:
         raise TrialrunError(
             "stopped by SIGTERM; what was finished is kept, go on with --resume"
         ) from None
-
-
-def _leaf(errors: BaseExceptionGroup) -> BaseException:
-    inner = errors.exceptions[0]
-    return _leaf(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def next_free(folder: Path, name: str) -> Path:

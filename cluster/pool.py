@@ -104,11 +104,6 @@ class RolloutPool:
         """The workers of all slots, as they are now."""
         return [self._workers[slot] for slot in sorted(self._workers)]
 
-    @property
-    def capacity(self) -> int:
-        """Episodes that the desired number of workers runs at once."""
-        return len(self._slots) * self._section.episodes_per_worker
-
     def resize(self, desired: int) -> None:
         """Set the desired number of workers; surplus ones drain, missing ones start."""
         for slot in range(desired):

@@ -14,7 +14,7 @@ from cluster.config import RunConfig
 from cluster.player import Affinity, Player
 from cluster.pool import RolloutPool
 from cluster.task_stream import TaskStream
-from envs.errors import InfraError
+from envs.errors import InfraError, first_cause
 from envs.seeds import stable_hash
 from envs.tasks import Task
 from rollout.episode import Lease
@@ -189,7 +189,7 @@ class Rollouts:
                     group.create_task(self._player.play(lease, task, near)) for lease in leases
                 ]
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_cause(errors) from None
         played = [episode.result() for episode in playing]
         batches = [*stored, *(batch for batch in played if batch is not None)]
         name = leases[0].group
@@ -230,9 +230,3 @@ class Rollouts:
 def _finished(reader: RunReader, ledger: LedgerState, group: str) -> list[pa.RecordBatch]:
     states = [ledger.entries[episode].state for episode in ledger.groups[group]]
     return [reader.group(group)] if State.FINISHED in states else []
-
-
-def _first(errors: BaseExceptionGroup) -> BaseException:
-    """Return the first plain exception inside `errors`."""
-    inner = errors.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

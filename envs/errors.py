@@ -105,3 +105,9 @@ class DeadlineError(TrialrunError):
 
 class IsolationError(TrialrunError):
     pass
+
+
+def first_cause(errors: BaseExceptionGroup) -> BaseException:
+    """Return the first plain exception inside `errors`, which a task group raises."""
+    inner = errors.exceptions[0]
+    return first_cause(inner) if isinstance(inner, BaseExceptionGroup) else inner
