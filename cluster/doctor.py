@@ -217,7 +217,7 @@ def check_sandbox(machine: Machine) -> list[Finding]:
     if kernel.landlock:
         findings.append(Finding("sandbox: landlock", "ok", f"ABI {kernel.landlock}"))
     else:
-        advice = "--set tools.required_isolation=seccomp (or boot a kernel with lsm=landlock)"
+        advice = "--set tools.isolation.required=seccomp (or boot a kernel with lsm=landlock)"
         findings.append(Finding("sandbox: landlock", "missing", "not in this kernel", advice))
     if kernel.namespaces_refusal:
         advice = "nothing, or: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"

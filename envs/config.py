@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-IsolationLevel = Literal["namespaces", "landlock", "seccomp"]
+IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
+"""Strongest first: each level has what the weaker ones have; `none` keeps the limits alone."""
+SandboxProfile = Literal["compute", "files", "files+quota"]
 
 
 class Section(BaseModel):
@@ -24,11 +26,28 @@ class EnvConfig(Section):
     """`toolhop`: share of tasks, by hash of their id, that form the held-out split."""
 
 
+class IsolationConfig(Section):
+    """`[tools.isolation]`: what tool code may do, and how strongly it is held to that."""
+
+    required: IsolationLevel = "landlock"
+    """Weakest isolation the server may start with; it takes the strongest the kernel gives."""
+    profile: SandboxProfile = "compute"
+    """`compute`: no file system at all; `files`: a scratch folder per session; `files+quota`: each
+    session's scratch is bounded by `scratch_mib` (needs level `namespaces`).
+    """
+    imports: Literal["stdlib", "numpy"] = "stdlib"
+    """What tool code may import: parts of the standard library, or numpy as well."""
+    scratch_mib: int = Field(default=16, gt=0)
+    """Size of the scratch of one session (`files+quota`), and of its largest file (`files`)."""
+    unsafe: bool = False
+    """Allow `required = "none"`: tool code then has every right of the server's user."""
+
+
 class ToolServerConfig(Section):
     """`[tools]`: the tool servers that this run starts."""
 
-    required_isolation: IsolationLevel = "landlock"
-    """Weakest isolation the server may start with; it takes the strongest the kernel gives."""
+    isolation: IsolationConfig = IsolationConfig()
+    """How tool code is locked in."""
     call_timeout_s: float = Field(default=5.0, gt=0)
     """Wall seconds for one tool call; running over is an observation, not a failure."""
     session_cpu_s: int = Field(default=20, gt=0)

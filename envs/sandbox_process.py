@@ -207,7 +207,7 @@ class Zygote:
             )
         zygote = cls(process, ours, config.reply_limit_bytes)
         try:
-            await zygote._achieve(config.required_isolation)
+            await zygote._achieve(config.isolation.required)
         except (IsolationError, SandboxError):
             await zygote.close()
             raise
@@ -231,7 +231,7 @@ class Zygote:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.refusals.items() if why)
             raise IsolationError(
                 f"expected isolation {required}, this kernel gives {self.level} ({reasons}); allow "
-                "user namespaces or Landlock, or set tools.required_isolation to a weaker level"
+                "user namespaces or Landlock, or set tools.isolation.required to a weaker level"
             )
 
     async def spawn(self) -> Child:

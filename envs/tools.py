@@ -7,7 +7,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from envs.endpoints import Endpoint
 
 JsonObject = dict[str, JsonValue]
 SessionPurpose = Literal["trial", "execution"]
@@ -24,27 +26,39 @@ class ToolSpec(BaseModel):
 
 
 class ToolSet(BaseModel):
-    """The tools of one task with the Python source that implements them.
+    """The tools of one task, and one way to run them: Python code, an endpoint, or an adaptation.
 
-    `sources[i]` defines the function `functions[i]`, which implements `tools[i]` and is called with
-    keyword arguments. Sources are untrusted: they run only inside a sandboxed session. Nothing that
-    would give an answer away belongs here, for the sandboxed child can read all of it.
+    Code: `sources[i]` defines `functions[i]`, which implements `tools[i]` and is called with
+    keyword arguments. Equal sources are one module; `Class.method` is a method of the one object of
+    that class that a session has, made without arguments at the first call. Sources are untrusted:
+    they run only inside a sandboxed session. Nothing that would give an answer away belongs here,
+    for the sandboxed child can read all of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tools: tuple[ToolSpec, ...]
-    sources: tuple[str, ...]
-    functions: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    endpoint: Endpoint | None = None
+    adaptation: "Adaptation | None" = None
 
     @model_validator(mode="after")
-    def _same_length(self) -> "ToolSet":
-        if not len(self.tools) == len(self.sources) == len(self.functions):
+    def _one_implementation(self) -> "ToolSet":
+        other_ways = [way for way in (self.endpoint, self.adaptation) if way is not None]
+        if len(other_ways) + bool(self.sources or self.functions) > 1:
+            raise ValueError("expected sources, an endpoint or an adaptation, found more than one")
+        if not other_ways and not len(self.tools) == len(self.sources) == len(self.functions):
             raise ValueError(
                 f"expected one source and one function name per tool, found {len(self.tools)} "
                 f"tools, {len(self.sources)} sources and {len(self.functions)} function names"
             )
         return self
+
+    @property
+    def sandboxed(self) -> bool:
+        """Whether the tools are Python code, which a tool server runs."""
+        return self.endpoint is None and self.adaptation is None
 
     @cached_property
     def digest(self) -> str:
@@ -55,6 +69,44 @@ class ToolSet(BaseModel):
     def find(self, name: str) -> ToolSpec | None:
         """Return the tool called `name`; where names repeat, the first."""
         return next((tool for tool in self.tools if tool.name == name), None)
+
+
+class CallRule(BaseModel):
+    """How a call of one adapted tool becomes a call of a tool of the base set.
+
+    `parameters` maps names that the policy uses to names of the base tool; what it does not name
+    keeps its name. `types` maps the policy's parameter name to the JSON type the base tool expects.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    """Name in the base set; empty for a distractor, which answers `reply`."""
+    parameters: dict[str, str] = {}
+    types: dict[str, Literal["string", "integer", "number", "boolean"]] = {}
+    reply: str = ""
+
+
+class Adaptation(BaseModel):
+    """A base tool set under other names, shapes and weather; `rules[i]` serves `tools[i]`.
+
+    Faults and latency are drawn per call from the session's seed: the share `fault_rate` of calls
+    answers a tool error without reaching the base, and a share `slow_rate` waits `latency_s` first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: str
+    """RoTBench's name of the level, for tables (`clean`, `slight`, `medium`, `heavy`, `union`)."""
+    seed: int
+    base: ToolSet
+    rules: tuple[CallRule, ...]
+    fault_rate: float = Field(default=0.0, ge=0, le=1)
+    slow_rate: float = Field(default=0.0, ge=0, le=1)
+    latency_s: float = Field(default=0.0, ge=0)
+
+
+ToolSet.model_rebuild()
 
 
 class AnswerStatus(StrEnum):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from envs.config import ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.sandbox import SandboxPool, SandboxSession
 from envs.tool_client import RemoteSession, ToolClient
 from envs.tool_process import ToolServerProcess
@@ -54,7 +54,7 @@ def subprocess_call() -> None:
 
 async def measure_socket(rounds: int) -> float:
     """Return the median of a warm call without HTTP, in milliseconds."""
-    pool = SandboxPool(ToolServerConfig(required_isolation="seccomp"))
+    pool = SandboxPool(ToolServerConfig(isolation=IsolationConfig(required="seccomp")))
     await pool.start()
     session = SandboxSession(pool, TOOLS, seed=1)
     await session.start()
@@ -85,7 +85,7 @@ async def round_of_calls(sessions: list[RemoteSession]) -> None:
 
 async def measure_server(count: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Return (milliseconds at the median, items per second) by the name of what was measured."""
-    config = ToolServerConfig(required_isolation="seccomp")
+    config = ToolServerConfig(isolation=IsolationConfig(required="seccomp"))
     with ToolServerProcess(config) as server:
         client = ToolClient(server.address, config)
         sessions = [await client.open(TOOLS, 1, "trial")]

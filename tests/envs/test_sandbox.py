@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from envs import sandbox_confine
-from envs.config import IsolationLevel, ToolServerConfig
+from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox import SandboxPool, SandboxSession
 from envs.sandbox_child import as_text, cut, error_text
@@ -23,7 +23,7 @@ from envs.sandbox_syscalls import LEAF_RULES, ZYGOTE_RULES
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-ANY_KERNEL = ToolServerConfig(required_isolation="seccomp", call_timeout_s=10)
+ANY_KERNEL = ToolServerConfig(isolation=IsolationConfig(required="seccomp"), call_timeout_s=10)
 PROFILE = """
     json re math datetime calendar csv io binascii unicodedata itertools string collections
     statistics fractions decimal zoneinfo dataclasses heapq bisect random hashlib uuid textwrap
@@ -257,7 +257,9 @@ async def test_level_is_reported_and_a_weaker_one_than_required_refused(
     assert levels.index(pool.isolation) >= levels.index(strongest)
     await pool.close()
     if strongest != "namespaces":
-        strict = SandboxPool(ToolServerConfig(required_isolation="namespaces"), strongest)
+        strict = SandboxPool(
+            ToolServerConfig(isolation=IsolationConfig(required="namespaces")), strongest
+        )
         with pytest.raises(IsolationError, match="expected isolation namespaces"):
             await strict.start()
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from envs.config import IsolationLevel, ToolServerConfig
+from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
 from envs.sandbox import SandboxPool, SandboxSession
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
 
@@ -143,7 +143,7 @@ def expression(text: str) -> str:
 async def pool(request: pytest.FixtureRequest) -> AsyncIterator[SandboxPool]:
     strongest: IsolationLevel = request.param
     config = ToolServerConfig(
-        required_isolation="seccomp", call_timeout_s=10, session_memory_mib=384
+        isolation=IsolationConfig(required="seccomp"), call_timeout_s=10, session_memory_mib=384
     )
     pool = SandboxPool(config, strongest)
     await pool.start()
@@ -153,7 +153,9 @@ async def pool(request: pytest.FixtureRequest) -> AsyncIterator[SandboxPool]:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def hasty_pool() -> AsyncIterator[SandboxPool]:
-    config = ToolServerConfig(required_isolation="seccomp", call_timeout_s=0.3, session_cpu_s=1)
+    config = ToolServerConfig(
+        isolation=IsolationConfig(required="seccomp"), call_timeout_s=0.3, session_cpu_s=1
+    )
     pool = SandboxPool(config)
     await pool.start()
     yield pool
@@ -320,7 +322,7 @@ async def test_cpu_of_a_session_adds_up_over_restarts(hasty_pool: SandboxPool) -
 
 
 async def test_nothing_outlives_the_pool() -> None:
-    pool = SandboxPool(ToolServerConfig(required_isolation="seccomp"))
+    pool = SandboxPool(ToolServerConfig(isolation=IsolationConfig(required="seccomp")))
     await pool.start()
     children = [await pool.acquire() for _ in range(5)]
     assert all(child.alive for child in children)

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
-from envs.config import ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.errors import ConfigError, DeadlineError, ToolServerError
 from envs.tool_client import ToolClient
 from envs.tool_host import ToolHost
@@ -18,7 +18,9 @@ from envs.tool_process import ToolServerProcess
 from envs.tool_server import bind_tcp, create_app
 from envs.tools import AnswerStatus, ToolCall, ToolSession, ToolSet, ToolSpec
 
-CONFIG = ToolServerConfig(required_isolation="seccomp", call_timeout_s=5, request_timeout_s=10)
+CONFIG = ToolServerConfig(
+    isolation=IsolationConfig(required="seccomp"), call_timeout_s=5, request_timeout_s=10
+)
 TOKEN = "open sesame"
 SOURCE = """
 total = 0

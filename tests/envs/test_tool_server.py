@@ -15,7 +15,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from envs.config import ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.errors import DeadlineError, IsolationError, ToolServerError
 from envs.tool_host import ToolHost
 from envs.tool_process import ToolServerProcess
@@ -34,7 +34,10 @@ SPINNER = ToolSet(
     functions=("spin",),
 )
 CONFIG = ToolServerConfig(
-    required_isolation="seccomp", call_timeout_s=0.5, max_sessions=4, session_idle_s=600
+    isolation=IsolationConfig(required="seccomp"),
+    call_timeout_s=0.5,
+    max_sessions=4,
+    session_idle_s=600,
 )
 
 
@@ -181,7 +184,9 @@ async def test_idle_sessions_are_closed() -> None:
 
 
 async def test_weaker_isolation_than_required_refuses_to_start() -> None:
-    host = ToolHost(ToolServerConfig(required_isolation="namespaces"), strongest="seccomp")
+    host = ToolHost(
+        ToolServerConfig(isolation=IsolationConfig(required="namespaces")), strongest="seccomp"
+    )
     with pytest.raises(IsolationError, match="this kernel gives seccomp"):
         await host.start()
     await host.stop()
@@ -249,7 +254,7 @@ def test_process_that_does_not_start_in_time_is_stopped() -> None:
 def test_nothing_outlives_the_parent() -> None:
     script = (
         "from envs.tool_process import ToolServerProcess as P; from envs.config import *\n"
-        "p = P(ToolServerConfig(required_isolation='seccomp')); p.start()\n"
+        "p = P(ToolServerConfig(isolation=IsolationConfig(required='seccomp'))); p.start()\n"
         "print(p.pid, flush=True); input()"
     )
     parent = subprocess.Popen(

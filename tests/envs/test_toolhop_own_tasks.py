@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pytest
 
 from envs.argument_check import check_arguments
-from envs.config import EnvConfig, ToolServerConfig
+from envs.config import EnvConfig, IsolationConfig, ToolServerConfig
 from envs.tool_client import ToolClient
 from envs.tool_process import ToolServerProcess
 from envs.toolhop import OWN_TASKS, ToolHopEnvironment
 from envs.tools import AnswerStatus, JsonObject, ToolCall, ToolSet
 
-CONFIG = ToolServerConfig(required_isolation="seccomp")
+CONFIG = ToolServerConfig(isolation=IsolationConfig(required="seccomp"))
 
 
 @dataclass(frozen=True, slots=True)

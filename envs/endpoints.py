@@ -1,0 +1,67 @@
+"""Tools that live outside of the sandbox: where they are, and how they are reached.
+
+A worker reaches them with its own rights, so they come from the user's configuration and never over
+the wire: a tool server refuses tool sets that have an endpoint.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Endpoint(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HttpOperation(_Endpoint):
+    """How the call of one tool becomes an HTTP request (OpenAPI's terms)."""
+
+    method: Literal["get", "put", "post", "delete", "patch", "head", "options"]
+    path: str
+    """Path template below the base URL, for example `/movie/{movie_id}`."""
+    locations: dict[str, Literal["path", "query", "header", "cookie", "body"]] = {}
+    """Where each argument goes; arguments that are not named here are fields of a JSON body."""
+
+
+class HttpEndpoint(_Endpoint):
+    """A real HTTP API; `operations[i]` serves the tool set's `tools[i]`."""
+
+    kind: Literal["http"] = "http"
+    base_url: str
+    operations: tuple[HttpOperation, ...]
+    allowed_hosts: tuple[str, ...]
+    """Hosts (`host` or `host:port`) that may be spoken to, redirects included."""
+    token_variable: str = ""
+    """Environment variable with a bearer token; empty for none."""
+
+
+class McpStdioEndpoint(_Endpoint):
+    """An MCP server started as a process, one per session."""
+
+    kind: Literal["mcp-stdio"] = "mcp-stdio"
+    command: tuple[str, ...] = Field(min_length=1)
+    environment: dict[str, str] = {}
+    """Its whole environment, beside PATH and HOME."""
+
+
+class McpHttpEndpoint(_Endpoint):
+    """An MCP server behind streamable HTTP; one MCP session per tool session."""
+
+    kind: Literal["mcp-http"] = "mcp-http"
+    url: str
+    token_variable: str = ""
+    """Environment variable with a bearer token; empty for none."""
+
+
+class OpenEnvEndpoint(_Endpoint):
+    """An OpenEnv environment behind its WebSocket; one environment session per tool session."""
+
+    kind: Literal["openenv"] = "openenv"
+    url: str
+    """`http://host:port`; the route `/ws` is below it."""
+
+
+Endpoint = Annotated[
+    HttpEndpoint | McpStdioEndpoint | McpHttpEndpoint | OpenEnvEndpoint,
+    Field(discriminator="kind"),
+]
