@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
+from envs.isolation import IsolationReport
 from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit, Zygote
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
@@ -65,9 +66,15 @@ class SandboxPool:
         return self._config
 
     @property
+    def report(self) -> IsolationReport | None:
+        """What was achieved; None while no zygote lives."""
+        return self._zygote.report if self._zygote and self._zygote.alive else None
+
+    @property
     def isolation(self) -> str:
-        """Achieved level; empty while no zygote lives."""
-        return self._zygote.level if self._zygote and self._zygote.alive else ""
+        """Summary of the report; empty while no zygote lives."""
+        report = self.report
+        return report.summary if report else ""
 
     @property
     def zygote_pid(self) -> int | None:

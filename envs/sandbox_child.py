@@ -12,6 +12,8 @@ import struct
 import time
 from collections.abc import Callable
 
+CHILD_DESCRIPTORS = 16
+"""Files open at once in a session, its own socket and standard streams included."""
 _SET_TYPES = (set, frozenset)
 
 

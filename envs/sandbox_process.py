@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import signal
 import socket
 import struct
@@ -18,13 +19,16 @@ from pydantic import BaseModel
 
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
+from envs.isolation import IsolationReport, SessionLimits
+from envs.sandbox_child import CHILD_DESCRIPTORS
 from envs.sandbox_confine import check_platform
 
 _START_S = 30.0
 _SPAWN_S = 10.0
 _EXIT_S = 2.0
 _SPAWNS_AT_ONCE = 32  # more would fill the control socket
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+_HASH_SEED = 0
+_ENVIRONMENT = {"PYTHONHASHSEED": str(_HASH_SEED), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from envs.sandbox_zygote import main; main(sys.argv[2])"
@@ -60,6 +64,7 @@ class _Message(BaseModel):
     kind: str
     level: str = ""
     message: str = ""
+    landlock: int = 0
     refusals: dict[str, str] = {}
     pid: int = 0
     code: int = 0
@@ -163,6 +168,26 @@ class Child:
             return None
 
 
+def _report(config: ToolServerConfig, ready: _Message) -> IsolationReport:
+    limits = SessionLimits(
+        cpu_s=config.session_cpu_s,
+        memory_mib=config.session_memory_mib,
+        reply_bytes=config.reply_limit_bytes,
+        files=CHILD_DESCRIPTORS,
+    )
+    return IsolationReport(
+        level=cast(IsolationLevel, ready.level),
+        profile=config.isolation.profile,
+        imports=config.isolation.imports,
+        landlock=ready.landlock,
+        kernel=platform.release(),
+        machine=platform.machine(),
+        hash_seed=_HASH_SEED,
+        limits=limits,
+        refusals=ready.refusals,
+    )
+
+
 class Zygote:
     """The fork server's process and its control socket."""
 
@@ -176,8 +201,7 @@ class Zygote:
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._ready: asyncio.Future[_Message] = asyncio.get_running_loop().create_future()
         self._turns = asyncio.Semaphore(_SPAWNS_AT_ONCE)
-        self.level = ""
-        self.refusals: dict[str, str] = {}
+        self.report: IsolationReport | None = None
         self.alive = True
         asyncio.get_running_loop().add_reader(control, self._receive)
 
@@ -207,7 +231,7 @@ class Zygote:
             )
         zygote = cls(process, ours, config.reply_limit_bytes)
         try:
-            await zygote._achieve(config.isolation.required)
+            zygote.report = await zygote._achieve(config)
         except (IsolationError, SandboxError):
             await zygote.close()
             raise
@@ -217,7 +241,7 @@ class Zygote:
     def pid(self) -> int:
         return self._process.pid
 
-    async def _achieve(self, required: IsolationLevel) -> None:
+    async def _achieve(self, config: ToolServerConfig) -> IsolationReport:
         try:
             async with asyncio.timeout(_START_S):
                 ready = await self._ready
@@ -225,14 +249,17 @@ class Zygote:
             raise SandboxError(f"the sandbox was not ready within {_START_S:g} s") from error
         if ready.kind != "ready":
             raise IsolationError(f"the sandbox could not be locked down: {ready.message}")
-        self.level, self.refusals = ready.level, ready.refusals
+        report = _report(config, ready)
+        required = config.isolation.required
         levels = get_args(IsolationLevel)
-        if levels.index(self.level) > levels.index(required):
-            reasons = "; ".join(f"{name}: {why}" for name, why in self.refusals.items() if why)
+        if levels.index(report.level) > levels.index(required):
+            reasons = "; ".join(f"{name}: {why}" for name, why in ready.refusals.items())
             raise IsolationError(
-                f"expected isolation {required}, this kernel gives {self.level} ({reasons}); allow "
-                "user namespaces or Landlock, or set tools.isolation.required to a weaker level"
+                f"expected isolation {required}, this kernel gives {report.level} ({reasons}); "
+                "allow user namespaces or Landlock, or set tools.isolation.required to a weaker "
+                "level"
             )
+        return report
 
     async def spawn(self) -> Child:
         """Fork a child. Raises SandboxError."""

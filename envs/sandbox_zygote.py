@@ -20,7 +20,7 @@ import zoneinfo
 
 from envs import sandbox_confine
 from envs.errors import IsolationError
-from envs.sandbox_child import SessionChild
+from envs.sandbox_child import CHILD_DESCRIPTORS, SessionChild
 from envs.sandbox_syscalls import LEAF_RULES, ZYGOTE_RULES
 
 PRELOADED = """
@@ -35,7 +35,6 @@ PRELOADED = """
 """All that tool sources can import: no file can be read once the zygote is locked."""
 
 _CHILD_SOCKET = 3
-_CHILD_DESCRIPTORS = 16
 _HIGHEST_DESCRIPTOR = 1_024
 
 
@@ -108,7 +107,7 @@ class Zygote:
             sandbox_confine.die_with_parent()
             for limit, value in (
                 (resource.RLIMIT_AS, self._memory_bytes),
-                (resource.RLIMIT_NOFILE, _CHILD_DESCRIPTORS),
+                (resource.RLIMIT_NOFILE, CHILD_DESCRIPTORS),
                 (resource.RLIMIT_FSIZE, 0),
                 (resource.RLIMIT_CORE, 0),
                 (resource.RLIMIT_NPROC, 0),
@@ -148,13 +147,14 @@ def lock_down(strongest: str, control: socket.socket) -> dict[str, object]:
     parent only waits for it.
     """
     refusals: dict[str, str] = {}
-    level = "seccomp"
+    level, landlock = "seccomp", 0
     quiet = os.open(os.devnull, os.O_RDWR)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # a machine short of memory takes tools first
     if strongest == "namespaces":
-        refusals["namespaces"] = sandbox_confine.namespaces_refusal()
-        if not refusals["namespaces"]:
+        if refusal := sandbox_confine.namespaces_refusal():
+            refusals["namespaces"] = refusal
+        else:
             level = "namespaces"
             sandbox_confine.unshare_namespaces()
             _fork_first_process(control)
@@ -162,7 +162,8 @@ def lock_down(strongest: str, control: socket.socket) -> dict[str, object]:
     sandbox_confine.drop_privileges()
     sandbox_confine.die_with_parent()
     if strongest != "seccomp":
-        if sandbox_confine.landlock_version():
+        landlock = sandbox_confine.landlock_version()
+        if landlock:
             sandbox_confine.restrict_landlock()
             level = level if level == "namespaces" else "landlock"
         else:
@@ -172,7 +173,7 @@ def lock_down(strongest: str, control: socket.socket) -> dict[str, object]:
     os.close(quiet)
     program = sandbox_confine.filter_program(sandbox_confine.check_platform(), ZYGOTE_RULES)
     sandbox_confine.install_filter(program)
-    return {"kind": "ready", "level": level, "refusals": refusals}
+    return {"kind": "ready", "level": level, "landlock": landlock, "refusals": refusals}
 
 
 def _fork_first_process(control: socket.socket) -> None:

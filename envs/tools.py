@@ -149,7 +149,7 @@ class ToolSession(Protocol):
 
     @property
     def isolation(self) -> str:
-        """Achieved isolation, as the server reports it (for example `namespaces`)."""
+        """Achieved isolation, as the server reports it: `IsolationReport.summary`."""
         ...
 
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
