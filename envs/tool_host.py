@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox import SandboxPool, SandboxSession
-from envs.tool_wire import CallItem, CallResult, Health, OpenedSession, OpenItem, WireError
+from envs.session_host import SessionObserver
+from envs.tool_wire import (
+    CallItem,
+    CallResult,
+    Health,
+    OpenedSession,
+    OpenItem,
+    WireCall,
+    WireError,
+)
 from envs.tools import ToolAnswer, ToolSet
 
 _CACHED_TOOL_SETS = 1_024
@@ -23,10 +32,17 @@ class _Entry:
 
 
 class ToolHost:
-    """Everything of the tool server but HTTP. All times are the event loop's clock, in seconds."""
+    """The SessionHost that runs tools. All times are the event loop's clock, in seconds."""
 
-    def __init__(self, config: ToolServerConfig, strongest: IsolationLevel = "namespaces") -> None:
+    def __init__(
+        self,
+        config: ToolServerConfig,
+        strongest: IsolationLevel = "namespaces",
+        observers: Sequence[SessionObserver] = (),
+    ) -> None:
         self._config = config
+        self._observers = tuple(observers)
+        self._sweeper: asyncio.Task[None] | None = None
         self._pool = SandboxPool(config, strongest)
         self._entries: dict[str, _Entry] = {}
         self._opening = 0
@@ -34,39 +50,57 @@ class ToolHost:
         self._tool_sets: OrderedDict[str, ToolSet] = OrderedDict()
 
     async def start(self) -> None:
-        """Lock the sandbox down. Raises IsolationError or SandboxError."""
+        """Lock the sandbox down, and close idle sessions from now on.
+
+        Raises IsolationError or SandboxError.
+        """
         await self._pool.start()
+        self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """End every session and the sandbox."""
+        if self._sweeper:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
         self.close(list(self._entries))
         await self._pool.close()
 
     def add_tool_sets(self, tool_sets: dict[str, ToolSet]) -> None:
-        """Remember sets by digest. Raises ValueError where content and digest disagree."""
+        """Remember sets by digest; the least recently used of many are forgotten.
+
+        Raises ValueError where content and digest disagree, or where a set is not Python code.
+        """
         for digest, tool_set in tool_sets.items():
+            if not tool_set.sandboxed:
+                raise ValueError(
+                    "expected Python sources, found an endpoint or an adaptation; those are served "
+                    "where the episodes run, never by a tool server"
+                )
             if tool_set.digest != digest:
                 raise ValueError(
                     f"expected a tool set with digest {tool_set.digest}, found {digest}"
                 )
-            self._tool_sets[digest] = tool_set
+        self._tool_sets |= tool_sets
+        for digest in tool_sets:
+            self._tool_sets.move_to_end(digest)
+        self.forget_old_tool_sets(max(_CACHED_TOOL_SETS, len(tool_sets)))
 
     def unknown_digests(self, items: Sequence[OpenItem]) -> list[str]:
         """Return the digests of `items` whose content must be sent (again)."""
         return sorted({item.digest for item in items} - self._tool_sets.keys())
 
-    def tool_set(self, digest: str) -> ToolSet:
-        """Return a remembered set; KeyError where `unknown_digests` would name it."""
-        self._tool_sets.move_to_end(digest)
-        return self._tool_sets[digest]
-
-    async def open(self, tool_set: ToolSet, seed: int) -> OpenedSession:
-        """Open a session in the initial state of `tool_set`."""
+    async def open(self, item: OpenItem) -> OpenedSession:
+        """Open a session in the initial state of its tool set."""
+        tool_set = self._tool_sets.get(item.digest)
+        if tool_set is None:
+            message = f"the content of {item.digest} must be sent again"
+            return OpenedSession(error=WireError(kind="unknown_tool_set", message=message))
+        self._tool_sets.move_to_end(item.digest)
         if len(self._entries) + self._opening >= self._config.max_sessions:
             return _refused(
                 f"all {self._config.max_sessions} sessions are in use; close some or wait"
             )
-        session = SandboxSession(self._pool, tool_set, seed)
+        session = SandboxSession(self._pool, tool_set, item.seed)
         self._opening += 1
         try:
             await session.start()
@@ -76,6 +110,8 @@ class ToolHost:
             self._opening -= 1
         session_id = secrets.token_hex(12)
         self._entries[session_id] = _Entry(session, _now())
+        for observer in self._observers:
+            observer.opened(session_id, item, tool_set)
         return OpenedSession(id=session_id, isolation=self._pool.isolation)
 
     def forget_old_tool_sets(self, keep: int = _CACHED_TOOL_SETS) -> None:
@@ -95,11 +131,17 @@ class ToolHost:
         entry.calls_running += 1
         try:
             for call in item.calls:
-                answers.append(await self._run(entry.session.call(call.name, call.arguments)))
+                answers.append(await self._run(self._answer(item.session, entry.session, call)))
         finally:
             entry.calls_running -= 1
             entry.used_at = _now()
         return CallResult(index=index, answers=tuple(answers))
+
+    async def _answer(self, session_id: str, session: SandboxSession, call: WireCall) -> ToolAnswer:
+        answer = await session.call(call.name, call.arguments)
+        for observer in self._observers:
+            observer.answered(session_id, call, answer)
+        return answer
 
     async def _run(self, call: Coroutine[None, None, ToolAnswer]) -> ToolAnswer:
         """Finish `call` even when the client hangs up: the session goes on in a known state."""
@@ -110,13 +152,18 @@ class ToolHost:
 
     def close(self, session_ids: Sequence[str]) -> int:
         """End sessions; return how many of them were open."""
-        entries = [self._entries.pop(session_id, None) for session_id in session_ids]
-        for entry in entries:
-            if entry:
-                entry.session.close()
-        return sum(entry is not None for entry in entries)
+        closed = 0
+        for session_id in session_ids:
+            entry = self._entries.pop(session_id, None)
+            if entry is None:
+                continue
+            entry.session.close()
+            closed += 1
+            for observer in self._observers:
+                observer.closed(session_id)
+        return closed
 
-    async def sweep(self) -> None:
+    async def _sweep(self) -> None:
         """Close idle sessions, for ever; checks four times per idle limit."""
         while True:
             await asyncio.sleep(self._config.session_idle_s / 4)

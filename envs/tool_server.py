@@ -21,12 +21,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
+from envs.session_host import SessionHost
 from envs.tool_host import ToolHost, unknown_session
 from envs.tool_wire import (
     MSGPACK,
@@ -63,7 +64,7 @@ class _Refusal(Exception):
 class _Routes:
     """The routes of the app, over one host."""
 
-    def __init__(self, host: ToolHost) -> None:
+    def __init__(self, host: SessionHost) -> None:
         self._host = host
 
     async def open(self, request: Request) -> Response:
@@ -75,12 +76,7 @@ class _Routes:
             raise _Refusal("bad_request", str(error)) from error
         if unknown := self._host.unknown_digests(message.sessions):
             raise _Refusal("unknown_tool_set", f"send the content of {', '.join(unknown)}")
-        opening = [
-            self._host.open(self._host.tool_set(item.digest), item.seed)
-            for item in message.sessions
-        ]
-        opened = await asyncio.gather(*opening)
-        self._host.forget_old_tool_sets()
+        opened = await asyncio.gather(*(self._host.open(item) for item in message.sessions))
         _raise_common_error([session.error for session in opened])
         return _reply(request, OpenResponse(sessions=tuple(opened)))
 
@@ -133,8 +129,11 @@ class _Routes:
         return Response(encode(health, as_json=True), status, media_type="application/json")
 
 
-def create_app(host: ToolHost, token: str) -> FastAPI:
-    """Return the app over a host that is (or will be) started by the caller."""
+def create_app(host: SessionHost, token: str, routers: Sequence[APIRouter] = ()) -> FastAPI:
+    """Return the app over a host that is (or will be) started by the caller.
+
+    `routers` serve further protocols on the same sessions; the token guards them as well.
+    """
     app = FastAPI(title="trialrun tool server", docs_url=None, redoc_url=None)
     routes = _Routes(host)
     app.add_api_route("/sessions", routes.open, methods=["POST"])
@@ -142,6 +141,8 @@ def create_app(host: ToolHost, token: str) -> FastAPI:
     app.add_api_route("/sessions/close", routes.close_batch, methods=["POST"])
     app.add_api_route("/sessions/{session_id}", routes.close_one, methods=["DELETE"])
     app.add_api_route("/health", routes.health, methods=["GET"])
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(_Refusal, _refuse)
     if token:
         app.add_middleware(_TokenCheck, token=token)
@@ -149,14 +150,14 @@ def create_app(host: ToolHost, token: str) -> FastAPI:
 
 
 class _TokenCheck:
-    """ASGI middleware: every request carries the bearer token."""
+    """ASGI middleware: every request and every WebSocket carries the bearer token."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], token: str) -> None:
         self._app = app
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
                 error = WireError(kind="unauthorized", message="expected the server's bearer token")
@@ -296,10 +297,8 @@ def _serve(options: argparse.Namespace) -> None:
 async def _host_and_serve(host: ToolHost, server: uvicorn.Server, listener: socket.socket) -> None:
     try:
         await host.start()
-        sweep = asyncio.create_task(host.sweep())
         print(f"ready {_address(listener)}", flush=True)
         await server.serve(sockets=[listener])
-        sweep.cancel()
     finally:
         await host.stop()
 

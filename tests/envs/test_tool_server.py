@@ -14,13 +14,16 @@ import msgpack
 import psutil
 import pytest
 import pytest_asyncio
+from fastapi import APIRouter
 
 from envs.config import IsolationConfig, ToolServerConfig
+from envs.endpoints import McpStdioEndpoint
 from envs.errors import DeadlineError, IsolationError, ToolServerError
 from envs.tool_host import ToolHost
 from envs.tool_process import ToolServerProcess
 from envs.tool_server import bind_tcp, create_app, main
-from envs.tools import ToolSet, ToolSpec
+from envs.tool_wire import CallItem, OpenItem, WireCall
+from envs.tools import ToolAnswer, ToolSet, ToolSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDER = ToolSet(
@@ -169,17 +172,69 @@ async def test_token_is_checked(host: ToolHost) -> None:
         assert right.status_code == 200
 
 
+class Notes:
+    """A SessionObserver that keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, ...]] = []
+
+    def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
+        self.seen.append(("opened", session_id, item.digest, tool_set.digest))
+
+    def answered(self, session_id: str, call: WireCall, answer: ToolAnswer) -> None:
+        self.seen.append(("answered", session_id, call.arguments, answer.text))
+
+    def closed(self, session_id: str) -> None:
+        self.seen.append(("closed", session_id))
+
+
+async def test_observers_see_the_traffic() -> None:
+    notes = Notes()
+    host = ToolHost(CONFIG, observers=[notes])
+    await host.start()
+    host.add_tool_sets({ADDER.digest: ADDER})
+    session = (await host.open(OpenItem(digest=ADDER.digest, seed=1, purpose="trial"))).id
+    call = WireCall(name="add", arguments='{"n": 2}')
+    await host.call(0, CallItem(session=session, calls=(call,)))
+    await host.stop()
+    assert notes.seen == [
+        ("opened", session, ADDER.digest, ADDER.digest),
+        ("answered", session, '{"n": 2}', "2"),
+        ("closed", session),
+    ]
+
+
+async def test_only_python_code_is_served(http: httpx.AsyncClient) -> None:
+    endpoint = McpStdioEndpoint(command=("true",))
+    outside = ToolSet(tools=ADDER.tools, endpoint=endpoint)
+    response = await http.post("/sessions", json=opening(outside))
+    assert response.status_code == 400
+    assert "expected Python sources" in response.json()["error"]["message"]
+
+
+async def test_routers_stand_behind_the_token(host: ToolHost) -> None:
+    router = APIRouter()
+
+    @router.get("/door")
+    async def door() -> str:
+        return "open"
+
+    transport = httpx.ASGITransport(create_app(host, "secret", [router]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://tools") as client:
+        assert (await client.get("/door")).status_code == 401
+        known = await client.get("/door", headers={"authorization": "Bearer secret"})
+        assert known.json() == "open"
+
+
 async def test_idle_sessions_are_closed() -> None:
     host = ToolHost(CONFIG.model_copy(update={"session_idle_s": 0.05}))
     await host.start()
-    sweep = asyncio.create_task(host.sweep())
     transport = httpx.ASGITransport(create_app(host, token=""))
     async with httpx.AsyncClient(transport=transport, base_url="http://tools") as client:
         session = await open_one(client)
         async with asyncio.timeout(5):
             while host.knows(session):
                 await asyncio.sleep(0.01)
-    sweep.cancel()
     await host.stop()
 
 
