@@ -17,6 +17,7 @@ class ScriptedSession:
     purpose: SessionPurpose
     answer: Answer
     isolation: str = "scripted"
+    server: str = "scripted"
     calls: list[ToolCall] = field(default_factory=list)
     closed: bool = False
 

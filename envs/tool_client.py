@@ -74,6 +74,10 @@ class RemoteSession:
     def isolation(self) -> str:
         return self._isolation
 
+    @property
+    def server(self) -> str:
+        return self._client.name
+
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
         return await self._client.call(self._id, calls)
@@ -88,12 +92,16 @@ class RemoteSession:
 class ToolClient:
     """A ToolService over one tool server; hundreds of episodes of one event loop share it.
 
-    `address` is `unix:/path` or `http://host:port`. A call is never sent twice: after a lost
-    connection nobody knows whether the tool ran.
+    `address` is `unix:/path` or `http://host:port`; `name` is what episodes call the server, by
+    default its address. A call is never sent twice: after a lost connection nobody knows whether
+    the tool ran.
     """
 
-    def __init__(self, address: str, config: ToolServerConfig, token: str = "") -> None:
+    def __init__(
+        self, address: str, config: ToolServerConfig, token: str = "", name: str = ""
+    ) -> None:
         self._address = address
+        self.name = name or address
         self._config = config
         limits = httpx.Limits(
             max_connections=_CONNECTIONS,
