@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-.PHONY: help setup demo test check types unit lint format lock
+.PHONY: help setup interop demo test check types unit lint format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -10,10 +10,13 @@ help: ## list the targets
 setup: ## create .venv with the pinned stack (cpu or gpu); does nothing where it is up to date
 	@./requirements/setup.sh
 
+interop: setup ## create .venv-interop, the foreign programs that tests speak with; does nothing where it is up to date
+	@$(PY) requirements/interop.py
+
 demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 ARGS='...'
 	.venv/bin/trialrun demo $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test: setup ## every test, real vLLM, DeepSpeed and Ray included: make test ARGS='tests/rollout'
+test: setup interop ## every test, real vLLM, DeepSpeed, Ray and foreign programs included: make test ARGS='tests/rollout'
 	$(PY) -m pytest -q --durations=15 $(ARGS)
 
 check: setup lint ## lint, types, layer test and fast unit tests: under two minutes
@@ -33,5 +36,6 @@ format: setup ## let ruff repair what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-lock: setup ## resolve requirements/*.lock again, after a change in pyproject.toml
+lock: setup ## resolve requirements/*.lock again, after a change in pyproject.toml or requirements/*.in
 	$(PY) requirements/install.py lock
+	$(PY) requirements/interop.py lock

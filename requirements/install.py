@@ -213,13 +213,15 @@ class Install:
                 f"{sys.executable} cannot create virtual environments: it has no ensurepip. "
                 f"On Debian and Ubuntu: sudo apt-get install python{version}-venv"
             )
-        _run("create the virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)])
+        run_step(
+            "create the virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)]
+        )
 
     def _install(self) -> None:
         lock = self.lock_file.read_text()
         pip = [str(PYTHON), "-m", "pip"]
         pip_install = [*pip, "install", "-qq", "--disable-pip-version-check"]
-        _run("install uv", [*pip_install, f"uv=={locked_version(lock, 'uv')}"])
+        run_step("install uv", [*pip_install, f"uv=={locked_version(lock, 'uv')}"])
         settings = read_pip_settings(pip)
         environ = uv_environment(settings, os.environ)
         places = uv_arguments(settings)
@@ -231,10 +233,10 @@ class Install:
         uv = [str(PYTHON), "-m", "uv", "pip"]
         target = ["--python", str(PYTHON)]
         sync = [*uv, "sync", *target, *places, str(self.lock_file)]
-        _run("install the pinned packages", sync, environ)
+        run_step("install the pinned packages", sync, environ)
         # The build needs setuptools only, which the lock holds: nothing is fetched for it.
         editable = [*uv, "install", "--quiet", *target, "--no-deps", "--no-build-isolation"]
-        _run("install the command `trialrun`", [*editable, "-e", "."], environ)
+        run_step("install the command `trialrun`", [*editable, "-e", "."], environ)
         _check_torch(self.device)
 
 
@@ -293,7 +295,7 @@ def _works(command: Sequence[str]) -> bool:
         return False
 
 
-def _run(what: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+def run_step(what: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
     """Run one step; what it writes is passed on, less uv's list of every package."""
     started = time.monotonic()
     print(f"setup: {what} ...", flush=True)
@@ -322,7 +324,7 @@ def write_locks() -> None:
         command += ["--python-version", LOCK_PYTHON]
         command += ["--python-platform", "x86_64-manylinux_2_28"]
         command += ["--output-file", f"requirements/{device}.lock"]
-        _run(f"write requirements/{device}.lock", command, environ)
+        run_step(f"write requirements/{device}.lock", command, environ)
 
 
 def main(arguments: Sequence[str]) -> int:

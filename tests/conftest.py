@@ -29,3 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: there is no /dev/nvidia0"))
+
+
+@pytest.fixture(scope="session")
+def interop_bin() -> Path:
+    """Folder of the foreign programs (`python`, `mcp-server-time`, ...) of `make interop`.
+
+    `verifiers`, which needs another release of MCP, has `../verifiers/bin/python`.
+    """
+    folder = Path(__file__).parents[1] / ".venv-interop" / "bin"
+    if not (folder.parent / ".trialrun-installed").exists():
+        pytest.fail("the foreign programs are not installed: type 'make interop'", pytrace=False)
+    return folder

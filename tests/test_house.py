@@ -19,7 +19,19 @@ from requirements import install
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = PROJECT["project"]["version"]
-TARGETS = ("help", "setup", "demo", "test", "check", "types", "unit", "lint", "format", "lock")
+TARGETS = (
+    "help",
+    "setup",
+    "interop",
+    "demo",
+    "test",
+    "check",
+    "types",
+    "unit",
+    "lint",
+    "format",
+    "lock",
+)
 MANIFESTS = sorted((ROOT / "docker").glob("*.yaml"))
 
 
@@ -37,6 +49,15 @@ def test_the_lock_holds_what_the_project_asks_for(device: str) -> None:
     for requirement in map(Requirement, [*lines, *extras[device], *extras["dev"]]):
         assert requirement.name in versions, f"make lock: {device}.lock has no {requirement.name}"
         assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("name", ["interop", "verifiers"])
+def test_the_locks_of_foreign_programs_hold_what_is_asked_for_and_no_place(name: str) -> None:
+    lines = (ROOT / "requirements" / f"{name}.in").read_text().splitlines()
+    wanted = [line.split()[0] for line in lines if line and not line.startswith("#")]
+    lock = (ROOT / "requirements" / f"{name}.lock").read_text()
+    assert set(wanted) <= set(lock.splitlines())
+    assert "://" not in lock
 
 
 def test_each_device_has_its_own_vllm_and_torch() -> None:
@@ -173,7 +194,11 @@ def test_the_demo_takes_a_seed_and_arguments() -> None:
 def test_the_gate_runs_check_and_test() -> None:
     gate = ROOT / ".ci" / "run"
     assert os.access(gate, os.X_OK)
-    assert re.findall(r"make (\w+)$", gate.read_text(), re.MULTILINE) == ["check", "test"]
+    assert re.findall(r"make (\w+)$", gate.read_text(), re.MULTILINE) == [
+        "check",
+        "interop",
+        "test",
+    ]
 
 
 def test_tests_run_without_a_network_and_with_one_thread() -> None:
