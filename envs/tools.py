@@ -75,7 +75,8 @@ class CallRule(BaseModel):
     """How a call of one adapted tool becomes a call of a tool of the base set.
 
     `parameters` maps names that the policy uses to names of the base tool; what it does not name
-    keeps its name. `types` maps the policy's parameter name to the JSON type the base tool expects.
+    keeps its name, and a parameter of the policy's alone, mapped to the empty name, is dropped.
+    `types` maps the policy's parameter name to the JSON type the base tool expects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
