@@ -60,6 +60,16 @@ class ToolServerConfig(Section):
     """Deadline of the client for one request, on top of the time limits of the calls in it; running
     over is an infrastructure failure."""
     max_sessions: int = Field(default=2_048, gt=0)
-    """Sessions open at once on one server; more are refused with 503."""
+    """Sessions open at once on one server; more wait for their turn."""
+    max_opens: int = Field(default=8_192, gt=0)
+    """Sessions being opened or waiting for their turn at once; more are refused with 503."""
+    open_wait_s: float = Field(default=10.0, ge=0)
+    """Longest wait of an open for another session's end; then it is refused with 503."""
+    max_calls: int = Field(default=16_384, gt=0)
+    """Calls under way at once on one server, over all sessions; more are refused with 503."""
+    breaker_failures: int = Field(default=5, gt=0)
+    """Failures of a server in a row after which its client stops asking it."""
+    breaker_pause_s: float = Field(default=5.0, gt=0)
+    """How long the client then fails at once, before it tries the server again."""
     session_idle_s: float = Field(default=600.0, gt=0)
     """A session without a call for so long is closed."""

@@ -10,6 +10,7 @@ TrialrunError
 ├── StoreError                      a run directory that cannot be read or written
 ├── InfraError                      the world failed; the policy is not to blame
 │   ├── ToolServerError             the tool server is unreachable, restarted or refused
+│   │   └── ServerFullError         it has no room now; nothing was begun
 │   ├── SandboxError                the sandboxed child could not be made or died
 │   ├── EngineError                 the inference engine failed; its worker must be replaced
 │   ├── LearnerError                a learner rank failed or its ranks disagree
@@ -81,6 +82,18 @@ class InfraError(TrialrunError):
 
 class ToolServerError(InfraError):
     pass
+
+
+class ServerFullError(ToolServerError):
+    """A tool server without room; the same request may be sent again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class SandboxError(InfraError):
