@@ -88,9 +88,7 @@ class RolloutWorker:
         await self._tools.start()
         self._engine = self._make_engine(template)
         await self._engine.start()
-        identity = Identity(
-            self._name, tool_server=f"local:{self._name}", max_model_len=self._spec.max_model_len
-        )
+        identity = Identity(self._name, max_model_len=self._spec.max_model_len)
         self._runner = EpisodeRunner(self._engine, self._tools, template, identity)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:

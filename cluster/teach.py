@@ -43,7 +43,7 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     tools = LocalTools(config.tools)
     await tools.start()
     try:
-        identity = Identity("teacher", "teacher", "local:teacher", config.model.max_model_len)
+        identity = Identity("teacher", "teacher", config.model.max_model_len)
         runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
         stream = TaskStream(
             make_environment(config.env), "train", stable_hash(config.run.seed, "teacher")

@@ -76,6 +76,10 @@ class AdaptedSession:
     def isolation(self) -> str:
         return self._base.isolation
 
+    @property
+    def server(self) -> str:
+        return self._base.server
+
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
         first = self._calls

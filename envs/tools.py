@@ -153,6 +153,11 @@ class ToolSession(Protocol):
         """Achieved isolation, as the server reports it: `IsolationReport.summary`."""
         ...
 
+    @property
+    def server(self) -> str:
+        """Name of who runs the tools, as episodes record it: a server's name, else its address."""
+        ...
+
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
         ...

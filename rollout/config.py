@@ -6,6 +6,8 @@ from pydantic import Field
 
 from envs.config import Section
 
+TrialSessions = Literal["isolated", "shared"]
+
 
 class ModelConfig(Section):
     """`[model]`: the policy that a run starts from."""
@@ -58,6 +60,10 @@ class EpisodeConfig(Section):
     mode: Literal["direct", "trial", "free"] = "trial"
     """`direct`: no trial phase; `trial`: trials, experience, execution; `free`: may go back to
     trials.
+    """
+    trial_sessions: TrialSessions = "isolated"
+    """`isolated`: what trials do to the state of the tools is thrown away; `shared`: execution goes
+    on where the trials left it (what others do, for comparison).
     """
     prompt: Literal["hermes", "compact"] = "hermes"
     """Wording of system and phase messages: `hermes` spells the format out, `compact` is for tiny

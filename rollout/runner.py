@@ -9,11 +9,12 @@ from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, Pol
 from envs.messages import Message
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolService, ToolSession
+from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolService
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
+from rollout.phase_tools import PhaseTools
 from rollout.prompts import Stage, make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory
@@ -28,7 +29,6 @@ class Identity:
 
     worker: str
     source: str = "policy"
-    tool_server: str = ""
     max_model_len: int = 1024
 
 
@@ -89,22 +89,21 @@ class _Run:
         assignment: _Assignment,
     ) -> None:
         self._engine = engine
-        self._tools = tools
         self._template = template
         self._identity = identity
         self._lease, self._task, self._config = assignment.lease, assignment.task, assignment.config
+        self._tools = PhaseTools(
+            tools, self._task.tool_set, self._lease.seed, self._config.trial_sessions
+        )
         self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
         self._trajectory = Trajectory()
         self._stage: Stage = "execution" if self._config.mode == "direct" else "trial"
-        self._sessions: dict[Stage, ToolSession] = {}
         self._used: dict[Stage, int] = {"trial": 0, "execution": 0}
         self._turns: dict[Stage, int] = {"trial": 0, "execution": 0}
         self._seconds: dict[Stage, float] = {"trial": 0.0, "execution": 0.0}
-        self._executed: list[ToolCall] = []
         self._faults = 0
         self._answer = ""
         self._score = Score(0.0)
-        self._isolation = ""
 
     async def play(self) -> Episode:
         started_at, start = time.time(), time.monotonic()
@@ -124,7 +123,7 @@ class _Run:
         except Exception as cause:
             outcome, error = Outcome.INFRA_FAILED, f"defect: {type(cause).__name__}: {cause}"
         finally:
-            await self._close_sessions()
+            await self._tools.close()
         return self._episode(outcome, error, started_at, time.monotonic() - start)
 
     # The turn
@@ -141,6 +140,18 @@ class _Run:
         async with asyncio.timeout(max(left, 0.0)):
             await self._turn()
         self._seconds[stage] += time.monotonic() - start
+        if self._stage == "trial" and self._calls_left() > 0:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Bring the trial session up to date, on nobody's budget."""
+        start, limit_s = time.monotonic(), self._config.execution.seconds
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._tools.catch_up()
+        except TimeoutError:
+            raise DeadlineError(f"the replay before a trial took more than {limit_s:g} s") from None
+        self._trajectory.tool_s += time.monotonic() - start
 
     async def _turn(self) -> None:
         limit = self._token_limit()
@@ -211,7 +222,7 @@ class _Run:
 
     async def _call(self, calls: Sequence[ToolCall]) -> None:
         stage = self._stage
-        left = self._budget(stage).calls - self._used[stage]
+        left = self._calls_left()
         if left <= 0:
             used_up = (
                 self._prompts.trials_used_up if stage == "trial" else self._prompts.calls_used_up
@@ -221,15 +232,12 @@ class _Run:
         granted = list(calls[:left])
         self._used[stage] += len(granted)
         start = time.monotonic()
-        session = await self._session(stage)
-        answers = await session.call(granted)
+        answers = await self._tools.call(stage, granted)
         self._trajectory.tool_s += time.monotonic() - start
         self._trajectory.settle_turn(self._phase(), calls=self._records(granted, answers))
         for answer in answers:
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise _Ended(Outcome.INFRA_FAILED, answer.text)
-        if stage == "execution":
-            self._executed.extend(granted)
         await self._observe(self._prompts.answers(answers))
 
     def _records(
@@ -248,33 +256,20 @@ class _Run:
             for call, answer in zip(calls, answers, strict=True)
         ]
 
-    async def _session(self, stage: Stage) -> ToolSession:
-        session = self._sessions.get(stage)
-        if session is None:
-            session = await self._tools.open(self._task.tool_set, self._lease.seed, stage)
-            self._sessions[stage] = session
-            self._isolation = session.isolation
-            if stage == "trial" and self._executed:
-                await session.call(self._executed)
-        return session
-
     async def _enter(self, stage: Stage) -> None:
-        """Change phase; a trial session is thrown away, a new one replays the execution so far."""
-        trial = self._sessions.pop("trial", None)
-        if trial is not None:
-            await trial.close()
+        """Change phase; what the trials did to the tools is thrown away."""
+        await self._tools.end_trial()
         self._stage = stage
         start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
         await self._observe([start()])
-
-    async def _close_sessions(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
 
     # Budgets and bookkeeping
 
     def _budget(self, stage: Stage) -> PhaseBudget:
         return self._config.trial if stage == "trial" else self._config.execution
+
+    def _calls_left(self) -> int:
+        return self._budget(self._stage).calls - self._used[self._stage]
 
     def _phase(self) -> Phase:
         return Phase.TRIAL if self._stage == "trial" else Phase.EXECUTION
@@ -341,8 +336,8 @@ class _Run:
             ),
             source=self._identity.source,
             worker=self._identity.worker,
-            tool_server=self._identity.tool_server,
-            isolation=self._isolation,
+            tool_server=self._tools.servers,
+            isolation=self._tools.isolation,
             extra={key: float(value) for key, value in self._counts().items()},
         )
 
@@ -353,4 +348,6 @@ class _Run:
             "execution_calls": self._used["execution"],
             "tool_errors": sum(call.status is not AnswerStatus.OK for call in calls),
             "policy_errors": self._faults,
+            "replayed_calls": self._tools.replayed_calls,
+            "replay_differences": self._tools.replay_differences,
         }
