@@ -20,7 +20,11 @@ class HttpOperation(_Endpoint):
     path: str
     """Path template below the base URL, for example `/movie/{movie_id}`."""
     locations: dict[str, Literal["path", "query", "header", "cookie", "body"]] = {}
-    """Where each argument goes; arguments that are not named here are fields of a JSON body."""
+    """Where each argument goes; arguments that are not named here are fields of a JSON body, and one
+    in `body` is the whole of it.
+    """
+    wire_names: dict[str, str] = {}
+    """The API's own names of arguments that have another name here, since the API uses it twice."""
 
 
 class HttpEndpoint(_Endpoint):
@@ -30,9 +34,14 @@ class HttpEndpoint(_Endpoint):
     base_url: str
     operations: tuple[HttpOperation, ...]
     allowed_hosts: tuple[str, ...]
-    """Hosts (`host` or `host:port`) that may be spoken to, redirects included."""
+    """Who may be spoken to, redirects included: `host:port`, or `host` for ports 80 and 443. A name
+    that leads to a private address needs that address listed beside it.
+    """
     token_variable: str = ""
-    """Environment variable with a bearer token; empty for none."""
+    """Environment variable with a token; empty for none."""
+    token_location: Literal["bearer", "header", "query"] = "bearer"
+    """How the token is sent: as a bearer token, or as the header or query key `token_name`."""
+    token_name: str = ""
 
 
 class McpStdioEndpoint(_Endpoint):
@@ -42,6 +51,8 @@ class McpStdioEndpoint(_Endpoint):
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}
     """Its whole environment, beside PATH and HOME."""
+    folder: str = ""
+    """Working directory; empty for that of the worker."""
 
 
 class McpHttpEndpoint(_Endpoint):
