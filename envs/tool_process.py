@@ -20,12 +20,21 @@ _ROOT = Path(__file__).parents[1]
 class ToolServerProcess:
     """One tool server on a UNIX socket in a private folder of its own; a context manager.
 
-    The server ends when this process ends, however it ends.
+    With `host` it listens on a free TCP port of that address instead, and asks for `token`. The
+    server ends when this process ends, however it ends.
     """
 
-    def __init__(self, config: ToolServerConfig, start_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        config: ToolServerConfig,
+        start_timeout_s: float = 60.0,
+        host: str = "",
+        token: str = "",
+    ) -> None:
         self._config = config
         self._start_timeout_s = start_timeout_s
+        self._host = host
+        self._token = token
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._address = ""
@@ -44,7 +53,7 @@ class ToolServerProcess:
 
     @property
     def address(self) -> str:
-        """`unix:/path`; empty before the start."""
+        """`unix:/path` or `http://host:port`; empty before the start."""
         return self._address
 
     @property
@@ -63,12 +72,12 @@ class ToolServerProcess:
         self._folder = tempfile.TemporaryDirectory(
             prefix="trialrun-tools-", ignore_cleanup_errors=True
         )
-        path = Path(self._folder.name) / "socket"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "envs.tool_server", "--exit-with-parent"),
-                    *("--uds", str(path), "--config-json", self._config.model_dump_json()),
+                    *("--config-json", self._config.model_dump_json()),
+                    *self._endpoint(Path(self._folder.name)),
                 ],
                 cwd=_ROOT,
                 stdin=subprocess.PIPE,
@@ -103,6 +112,13 @@ class ToolServerProcess:
     def stderr(self) -> str:
         """Return what the running server complained about so far."""
         return self._log.read_text(errors="replace").strip()
+
+    def _endpoint(self, folder: Path) -> list[str]:
+        if not self._host:
+            return ["--uds", str(folder / "socket")]
+        token = folder / "token"  # the folder is this user's alone; arguments are everybody's
+        token.write_text(self._token)
+        return ["--host", self._host, "--port", "0", "--token-file", str(token)]
 
     @property
     def _log(self) -> Path:

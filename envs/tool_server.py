@@ -310,11 +310,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="listen on this address")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--token", default="", help="bearer token; required off loopback")
+    parser.add_argument("--token-file", type=Path, help="read the token here: others see arguments")
     parser.add_argument("--config-json", default="{}", help="a ToolServerConfig")
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the parent does")
     options = parser.parse_args(arguments)
     if options.exit_with_parent:
         _exit_with_parent()
+    if options.token_file:
+        options.token = options.token_file.read_text()
     try:
         _serve(options)
     except (TrialrunError, ValidationError) as error:
