@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
 """Strongest first: each level has what the weaker ones have; `none` keeps the limits alone."""
 SandboxProfile = Literal["compute", "files", "files+quota"]
+PerturbationLevel = Literal["clean", "slight", "medium", "heavy", "union"]
+"""RoTBench's names; what each does is in `envs/perturb_levels.py`."""
 
 
 class Section(BaseModel):
@@ -24,6 +26,10 @@ class EnvConfig(Section):
     """Data file of `toolhop`; empty for the dozen tasks that ship with the project."""
     heldout_percent: int = Field(default=20, ge=0, le=100)
     """`toolhop`: share of tasks, by hash of their id, that form the held-out split."""
+    perturbation: PerturbationLevel = "clean"
+    """How unfamiliar the tools are made: other names, words, types, distractors, faults."""
+    perturbation_seed: int = Field(default=0, ge=0)
+    """Draw of the perturbation, mixed with each task's id."""
 
 
 class IsolationConfig(Section):

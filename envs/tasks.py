@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from envs.tools import ToolSet
 
@@ -51,4 +51,13 @@ class Environment(Protocol):
 
         Raises ConfigError where the split does not exist or cannot give that many.
         """
+        ...
+
+
+@runtime_checkable
+class TaskCollection(Protocol):
+    """An environment that has an end, such as a file of tasks."""
+
+    def all_tasks(self) -> Sequence[Task]:
+        """Return every task, whatever its split."""
         ...

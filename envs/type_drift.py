@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from pydantic import JsonValue
 
@@ -16,7 +16,7 @@ DRIFTS: dict[JsonType, tuple[JsonType, ...]] = {
     "boolean": ("string", "integer"),
     "string": ("integer",),
 }
-"""From a base type to the types that it may drift to, first choice first."""
+"""From a base type to the types that it may drift to."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?")
@@ -44,24 +44,21 @@ def drifted(value: JsonValue, to: JsonType) -> JsonValue:
         return value
     if to == "string":
         return value if isinstance(value, str) else json.dumps(value)
-    if to == "integer":
+    if to == "integer" and (isinstance(value, bool) or _is_integer_text(value)):
         return int(value)
     return value
 
 
-def drift_of(schema: JsonObject) -> tuple[JsonType, JsonType] | None:
-    """Return the base type of a parameter and the type it can drift to without loss, if any.
+def base_type(schema: JsonObject) -> JsonType | None:
+    """Return the type of a parameter that can drift without loss; None where it cannot.
 
     A string only becomes an integer where its enum says that it is always one.
     """
-    base = schema.get("type")
-    options = schema.get("enum")
+    base, options = schema.get("type"), schema.get("enum")
     if base == "string":
         digits = isinstance(options, list) and options and all(map(_is_integer_text, options))
-        return ("string", "integer") if digits else None
-    if base not in ("integer", "number", "boolean"):
-        return None
-    return base, DRIFTS[base][0]
+        return "string" if digits else None
+    return next((name for name in DRIFTS if name == base), None)
 
 
 def drifted_schema(schema: JsonObject, to: JsonType) -> JsonObject:
@@ -113,7 +110,7 @@ def _as_number(value: JsonValue, to: JsonType) -> int | float:
     raise ValueError(f"expected {what}, found {_shown(value)}")
 
 
-def _is_integer_text(option: JsonValue) -> bool:
+def _is_integer_text(option: JsonValue) -> TypeGuard[str]:
     return (
         isinstance(option, str)
         and _INTEGER.fullmatch(option) is not None
