@@ -20,8 +20,8 @@ class HttpOperation(_Endpoint):
     path: str
     """Path template below the base URL, for example `/movie/{movie_id}`."""
     locations: dict[str, Literal["path", "query", "header", "cookie", "body"]] = {}
-    """Where each argument goes; arguments that are not named here are fields of a JSON body, and one
-    in `body` is the whole of it.
+    """Where each argument goes; those that are not named here are fields of a JSON body, and one in
+    `body` is the whole of it.
     """
     wire_names: dict[str, str] = {}
     """The API's own names of arguments that have another name here, since the API uses it twice."""
@@ -43,6 +43,11 @@ class HttpEndpoint(_Endpoint):
     """How the token is sent: as a bearer token, or as the header or query key `token_name`."""
     token_name: str = ""
 
+    @property
+    def place(self) -> str:
+        """Where it is, for messages and records."""
+        return self.base_url
+
 
 class McpStdioEndpoint(_Endpoint):
     """An MCP server started as a process, one per session."""
@@ -54,6 +59,11 @@ class McpStdioEndpoint(_Endpoint):
     folder: str = ""
     """Working directory; empty for that of the worker."""
 
+    @property
+    def place(self) -> str:
+        """What is run, for messages and records."""
+        return " ".join(self.command)
+
 
 class McpHttpEndpoint(_Endpoint):
     """An MCP server behind streamable HTTP; one MCP session per tool session."""
@@ -63,6 +73,11 @@ class McpHttpEndpoint(_Endpoint):
     token_variable: str = ""
     """Environment variable with a bearer token; empty for none."""
 
+    @property
+    def place(self) -> str:
+        """Where it is, for messages and records."""
+        return self.url
+
 
 class OpenEnvEndpoint(_Endpoint):
     """An OpenEnv environment behind its WebSocket; one environment session per tool session."""
@@ -70,6 +85,11 @@ class OpenEnvEndpoint(_Endpoint):
     kind: Literal["openenv"] = "openenv"
     url: str
     """`http://host:port`; the route `/ws` is below it."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages and records."""
+        return self.url
 
 
 Endpoint = Annotated[

@@ -1,0 +1,128 @@
+"""Sessions on tools outside of the sandbox: deadlines, reply limits and typed answers.
+
+What is told apart here is whose business a failure is. A tool that errs, or exceeds its time, is
+the policy's: an observation. A backend that cannot be reached, or breaks its protocol, is the
+world's: `infra_error`.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from envs.errors import DeadlineError, InfraError
+from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a backend made of one call; `truncated` where it already cut the text."""
+
+    status: AnswerStatus
+    text: str
+    truncated: bool = False
+
+
+class Backend(Protocol):
+    """One session's way to its tools. A call may be cancelled, when its deadline passes."""
+
+    async def answer(self, index: int, arguments: JsonObject) -> Reply:
+        """Call tool number `index` of the set. Raises InfraError and OSError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything; never raises for what is already gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Wall seconds of one call, of opening or closing a session; bytes of one answer's text."""
+
+    call_s: float
+    open_s: float
+    reply_bytes: int
+
+
+class EndpointSession:
+    """Live tools behind an endpoint; see the Protocol ToolSession."""
+
+    def __init__(
+        self, session_id: str, tool_set: ToolSet, backend: Backend, limits: Limits
+    ) -> None:
+        assert tool_set.endpoint is not None, "made by the service of an endpoint"
+        self._id = session_id
+        self._endpoint = tool_set.endpoint
+        self._indices: dict[str, int] = {}
+        for index, tool in enumerate(tool_set.tools):
+            self._indices.setdefault(tool.name, index)
+        self._backend = backend
+        self._limits = limits
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def isolation(self) -> str:
+        """`outside`: nothing of the sandbox holds for these tools."""
+        return f"outside ({self._endpoint.kind})"
+
+    @property
+    def server(self) -> str:
+        return self._endpoint.place
+
+    async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
+        """Run `calls` in order; one answer per call."""
+        async with self._turn:
+            return [await self._call(call) for call in calls]
+
+    async def close(self) -> None:
+        """End the session; what hangs is left behind after the time limit of an open."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(self._limits.open_s):
+                await self._backend.close()
+        except (TimeoutError, InfraError, OSError):
+            return
+
+    async def _call(self, call: ToolCall) -> ToolAnswer:
+        started = time.monotonic()
+        reply = await self._reply(call)
+        text, cut = _cut(reply.text, self._limits.reply_bytes)
+        return ToolAnswer(
+            status=reply.status,
+            text=text,
+            seconds=time.monotonic() - started,
+            truncated=cut or reply.truncated,
+        )
+
+    async def _reply(self, call: ToolCall) -> Reply:
+        index = self._indices.get(call.name)
+        if index is None:
+            names = ", ".join(self._indices)
+            return Reply(AnswerStatus.TOOL_ERROR, f"no tool {call.name!r}; tools: {names}")
+        if self._closed:
+            return Reply(AnswerStatus.INFRA_ERROR, "the session is closed; open a new one")
+        try:
+            async with asyncio.timeout(self._limits.call_s):
+                return await self._backend.answer(index, call.arguments)
+        except TimeoutError:
+            text = f"the tool did not answer within {self._limits.call_s:g} s"
+            return Reply(AnswerStatus.TIMEOUT, text)
+        except (InfraError, DeadlineError, OSError) as error:
+            text = f"{self._endpoint.place}: {error or type(error).__name__}"
+            return Reply(AnswerStatus.INFRA_ERROR, text)
+
+
+def _cut(text: str, limit: int) -> tuple[str, bool]:
+    """Return at most `limit` UTF-8 bytes of `text`, and whether something was cut."""
+    encoded = text[: limit + 1].encode("utf-8", "replace")
+    if len(encoded) <= limit:
+        return encoded.decode(), False
+    return encoded[:limit].decode("utf-8", "ignore"), True
