@@ -80,10 +80,6 @@ class AdaptedSession:
     def server(self) -> str:
         return self._base.server
 
-    @property
-    def server(self) -> str:
-        return self._base.server
-
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
         first = self._calls
