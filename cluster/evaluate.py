@@ -10,8 +10,7 @@ from cluster.player import Affinity, Player
 from cluster.pool import RolloutPool
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
-from envs.tasks import Task
-from envs.toolhop import ToolHopEnvironment
+from envs.tasks import Task, TaskCollection
 from rollout.episode import Episode, Lease
 from rollout.episode_schema import from_batch
 from rollout.evaluation import EvalSummary, summarise
@@ -27,7 +26,7 @@ def eval_tasks(config: RunConfig) -> Sequence[Task]:
     section = config.eval
     environment = make_environment(config.env)
     if section.split == "all":
-        if not isinstance(environment, ToolHopEnvironment):
+        if not isinstance(environment, TaskCollection):
             raise ConfigError(
                 f"eval.split = 'all' needs a file of tasks; "
                 f"{environment.name} makes them: name a split"
