@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
 """Strongest first: each level has what the weaker ones have; `none` keeps the limits alone."""
@@ -47,6 +47,15 @@ class IsolationConfig(Section):
     """Size of the scratch of one session (`files+quota`), and of its largest file (`files`)."""
     unsafe: bool = False
     """Allow `required = "none"`: tool code then has every right of the server's user."""
+
+    @model_validator(mode="after")
+    def _none_is_deliberate(self) -> "IsolationConfig":
+        if self.required == "none" and not self.unsafe:
+            raise ValueError(
+                'expected tools.isolation.unsafe = true with required = "none", found false: tool '
+                "code would have every right of the server's user; set it, or require seccomp"
+            )
+        return self
 
 
 class ToolServerConfig(Section):

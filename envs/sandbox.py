@@ -6,19 +6,15 @@ give equal answers only for tools that ask neither the clock nor `os.urandom`.
 """
 
 import asyncio
-import contextlib
 import time
-from collections import deque
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
-from envs.isolation import IsolationReport
-from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit, Zygote
+from envs.sandbox_pool import SandboxPool
+from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
-_IDLE_CHILDREN = 8
 _GRACE_S = 0.5
 _RESTARTED = "the tool's state starts again from the beginning"
 
@@ -36,102 +32,10 @@ class _Reply(BaseModel):
     cpu_seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
-class _Start(BaseModel):
-    sources: tuple[str, ...]
-    functions: tuple[str, ...]
-    seed: int
-    cpu_s: int
-
-
 class _Request(BaseModel):
     number: int
     tool: int
     arguments: str
-
-
-class SandboxPool:
-    """Idle children ready to become sessions, forked by a zygote that is replaced when it dies."""
-
-    def __init__(self, config: ToolServerConfig, strongest: IsolationLevel = "namespaces") -> None:
-        self._config = config
-        self._strongest: IsolationLevel = strongest
-        self._zygote: Zygote | None = None
-        self._idle: deque[Child] = deque()
-        self._starting = asyncio.Lock()
-        self._refill: asyncio.Task[None] | None = None
-        self._closed = False
-
-    @property
-    def config(self) -> ToolServerConfig:
-        return self._config
-
-    @property
-    def report(self) -> IsolationReport | None:
-        """What was achieved; None while no zygote lives."""
-        return self._zygote.report if self._zygote and self._zygote.alive else None
-
-    @property
-    def isolation(self) -> str:
-        """Summary of the report; empty while no zygote lives."""
-        report = self.report
-        return report.summary if report else ""
-
-    @property
-    def zygote_pid(self) -> int | None:
-        return self._zygote.pid if self._zygote else None
-
-    @property
-    def idle(self) -> int:
-        return len(self._idle)
-
-    async def start(self) -> None:
-        """Start the zygote. Raises IsolationError (below the required level) or SandboxError."""
-        await self._living_zygote()
-        self._top_up()
-
-    async def acquire(self) -> Child:
-        """Return a fresh child, never used before. Raises SandboxError or IsolationError."""
-        try:
-            while self._idle:
-                child = self._idle.popleft()
-                if child.alive:
-                    return child
-                child.kill()
-            return await (await self._living_zygote()).spawn()
-        finally:
-            self._top_up()
-
-    async def close(self) -> None:
-        """End the zygote and with it every child."""
-        self._closed = True
-        if self._refill:
-            self._refill.cancel()
-            await asyncio.gather(self._refill, return_exceptions=True)
-        for child in self._idle:
-            child.kill()
-        self._idle.clear()
-        if self._zygote:
-            await self._zygote.close()
-
-    async def _living_zygote(self) -> Zygote:
-        async with self._starting:
-            if self._closed:
-                raise SandboxError("the sandbox is closed; open a session on another tool server")
-            if self._zygote is None or not self._zygote.alive:
-                if self._zygote:
-                    await self._zygote.close()
-                self._zygote = await Zygote.start(self._config, self._strongest)
-            return self._zygote
-
-    def _top_up(self) -> None:
-        if not self._closed and (self._refill is None or self._refill.done()):
-            self._refill = asyncio.create_task(self._fill())
-
-    async def _fill(self) -> None:
-        # the next acquire meets the same failure and says so
-        with contextlib.suppress(SandboxError, IsolationError):
-            while len(self._idle) < _IDLE_CHILDREN:
-                self._idle.append(await (await self._living_zygote()).spawn())
 
 
 class SandboxSession:
@@ -157,18 +61,12 @@ class SandboxSession:
     async def start(self) -> None:
         """Take a child for the session. Raises SandboxError or IsolationError."""
         cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
+        tools = await self._pool.compiled(self._tool_set)
         child = await self._pool.acquire()
         if self._lost:  # closed in the meantime
             child.kill()
             raise SandboxError(self._lost)
-        child.tell(
-            _Start(
-                sources=self._tool_set.sources,
-                functions=self._tool_set.functions,
-                seed=self._seed,
-                cpu_s=max(1, round(cpu_left)),
-            ).model_dump_json()
-        )
+        child.tell(tools.start(self._seed, max(1, round(cpu_left))))
         self._child = child
 
     async def call(self, name: str, arguments: str) -> ToolAnswer:
@@ -209,7 +107,7 @@ class SandboxSession:
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
-                frame = await child.ask(request.model_dump_json())
+                frame = await child.ask(request.model_dump_json().encode())
         except TimeoutError:
             await self._end(child)
             text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"

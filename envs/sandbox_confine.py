@@ -10,11 +10,16 @@ import platform
 import signal
 import struct
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from envs.errors import IsolationError
 from envs.sandbox_syscalls import AUDIT_ARCHES, PIVOT_ROOT_NUMBERS, SECCOMP_NUMBERS, Rule
 
 NOBODY = 65_534
+ONLY_DESCRIPTOR = 3
+HIGHEST_DESCRIPTOR = 1_024
+_CLOSE_RANGE = 436
 _NAMESPACES = {
     "mount": 0x0002_0000,
     "uts": 0x0400_0000,
@@ -24,13 +29,28 @@ _NAMESPACES = {
 }
 _NEW_USER = 0x1000_0000
 _MS_REC_PRIVATE = 0x4000 | 0x4_0000
-_MS_EMPTY_ROOT = 0x1 | 0x2 | 0x4 | 0x8  # read-only, no setuid, no devices, no exec
+_MS_READ_ONLY, _MS_REMOUNT = 0x1, 0x20
+_MS_PLAIN = 0x2 | 0x4 | 0x8  # no setuid, no devices, no exec
 _MNT_DETACH = 2
-_LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 446, 1
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 445, 446, 1
+_LANDLOCK_PATH_BENEATH = 1
+_SCRATCH_ACCESS = 0b0110_0001_1011_1110
+"""Read, write, truncate, list, make and remove files and folders, and move them about."""
 _PR_PDEATHSIG, _PR_DUMPABLE, _PR_CAPBSET_DROP, _PR_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _RET_ALLOW, _RET_KILL, _RET_EPERM = 0x7FFF_0000, 0x8000_0000, 0x0005_0001
+_SECCOMP_FILTER, _SECCOMP_AVAILABLE = 1, 2
 _X32_BIT = 0x4000_0000
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A file system in memory: its folder in the new root, and its bounds."""
+
+    name: str
+    size_mib: int
+    inodes: int
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,27 +102,44 @@ def unshare_namespaces() -> None:
             file.write(text)
 
 
-def empty_root() -> None:
-    """Replace the file system by an empty read-only tmpfs; needs a mount namespace of one's own."""
+def empty_root(folders: Sequence[Tmpfs] = ()) -> None:
+    """Replace the file system by an empty read-only tmpfs, with a tmpfs on each of `folders`.
+
+    Needs a mount namespace of one's own.
+    """
     private = ctypes.c_ulong(_MS_REC_PRIVATE)
     _checked("mount private", _libc.mount(b"none", b"/", None, private, None))
-    flags = ctypes.c_ulong(_MS_EMPTY_ROOT)
-    options = b"size=4k,nr_inodes=1,mode=555"
-    _checked("mount tmpfs", _libc.mount(b"none", b"/tmp", b"tmpfs", flags, options))
+    flags = _MS_PLAIN if folders else _MS_PLAIN | _MS_READ_ONLY
+    _mount_tmpfs(b"/tmp", flags, f"size=4k,nr_inodes={len(folders) + 1},mode=555")
     os.chdir("/tmp")
+    for folder in folders:
+        os.mkdir(folder.name, 0o700)
+        _mount_tmpfs(
+            folder.name.encode(),
+            _MS_PLAIN,
+            f"size={folder.size_mib}m,nr_inodes={folder.inodes},mode=700,uid={NOBODY},gid={NOBODY}",
+        )
     _syscall("pivot_root", PIVOT_ROOT_NUMBERS[check_platform()], b".", b".")
     _checked("umount2", _libc.umount2(b".", _MNT_DETACH))
     os.chdir("/")
+    if folders:
+        read_only = ctypes.c_ulong(_MS_REMOUNT | _MS_PLAIN | _MS_READ_ONLY)
+        _checked("remount", _libc.mount(b"none", b"/", None, read_only, None))
 
 
-def namespaces_refusal() -> str:
+def _mount_tmpfs(target: bytes, flags: int, options: str) -> None:
+    mounted = _libc.mount(b"none", target, b"tmpfs", ctypes.c_ulong(flags), options.encode())
+    _checked("mount tmpfs", mounted)
+
+
+def namespaces_refusal(folders: Sequence[Tmpfs] = ()) -> str:
     """Return why this kernel gives no namespaces, or empty; tried out in a throwaway process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             unshare_namespaces()
-            empty_root()
+            empty_root(folders)
         except OSError as error:
             os.write(writer, str(error).encode())
         finally:
@@ -134,6 +171,16 @@ def drop_privileges() -> None:
     _prctl(_PR_DUMPABLE, 0)
 
 
+def close_all_but(descriptor: int) -> None:
+    """Move `descriptor` to ONLY_DESCRIPTOR and close all others but the three standard streams."""
+    os.dup2(descriptor, ONLY_DESCRIPTOR, inheritable=False)
+    first = ctypes.c_long(ONLY_DESCRIPTOR + 1)
+    # not os.closerange: builds for an old C library make a thousand calls of it
+    closed = _libc.syscall(ctypes.c_long(_CLOSE_RANGE), first, ctypes.c_long(2**31 - 1), 0)
+    if closed < 0:  # before Linux 5.9
+        os.closerange(ONLY_DESCRIPTOR + 1, HIGHEST_DESCRIPTOR)
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent dies; a change of uid undoes it."""
     _prctl(_PR_PDEATHSIG, signal.SIGKILL)
@@ -147,8 +194,10 @@ def landlock_version() -> int:
     return max(0, version)
 
 
-def restrict_landlock() -> None:
-    """Deny every file, TCP, abstract-socket and cross-domain signal access that Landlock knows."""
+def restrict_landlock(scratch: str = "") -> None:
+    """Deny every file, TCP, abstract-socket and cross-domain signal access that Landlock knows,
+    except for plain files and folders beneath `scratch`.
+    """
     version = landlock_version()
     file_bits = (1 << 13) - 1
     for since, bit in ((2, 13), (3, 14), (5, 15)):
@@ -159,6 +208,11 @@ def restrict_landlock() -> None:
     attributes = struct.pack(f"{len(fields)}Q", *fields)
     name = "landlock_create_ruleset"
     ruleset = _syscall(name, _LANDLOCK_CREATE, attributes, len(attributes), 0)
+    if scratch:
+        folder = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        rule = struct.pack("=Qi", file_bits & _SCRATCH_ACCESS, folder)
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+        os.close(folder)
     _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
     os.close(ruleset)
 
@@ -188,12 +242,17 @@ def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
         if rule.argument is None:
             program += [_instruction(equal, 0, 1, number), _instruction(give, 0, 0, _RET_ALLOW)]
             continue
+        tests = len(rule.values) or 1
         program += [
-            _instruction(equal, 0, 4, number),
+            _instruction(equal, 0, 3 + tests, number),
             _instruction(load, 0, 0, 16 + 8 * rule.argument),
-            _instruction(any_bit, 1, 0, rule.clear_bits),
-            _instruction(give, 0, 0, _RET_ALLOW),
+            *(
+                _instruction(equal, left, 0, value)
+                for left, value in zip(range(tests, 0, -1), rule.values, strict=False)
+            ),
+            *([] if rule.values else [_instruction(any_bit, 0, 1, rule.clear_bits)]),
             _instruction(give, 0, 0, _RET_EPERM),
+            _instruction(give, 0, 0, _RET_ALLOW),
         ]
     return b"".join([*program, _instruction(give, 0, 0, _RET_EPERM)])
 
@@ -202,4 +261,14 @@ def install_filter(program: bytes) -> None:
     """Bind `program` to this process and its children for good; a later filter only narrows it."""
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _syscall("seccomp", SECCOMP_NUMBERS[check_platform()], 1, 0, header)
+    _syscall("seccomp", SECCOMP_NUMBERS[check_platform()], _SECCOMP_FILTER, 0, header)
+
+
+def seccomp_refusal() -> str:
+    """Return why this kernel filters no system calls, or empty."""
+    number, action = SECCOMP_NUMBERS[check_platform()], struct.pack("I", _RET_EPERM & ~0xFFFF)
+    try:
+        _syscall("seccomp", number, _SECCOMP_AVAILABLE, 0, action)
+    except OSError as error:
+        return str(error)
+    return ""

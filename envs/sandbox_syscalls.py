@@ -9,6 +9,8 @@ from dataclasses import dataclass
 CLONE_NEW_FLAGS = 0x7E02_0080
 """Every flag of `clone` that makes a namespace."""
 PROT_EXEC = 0x4
+FCNTL_COMMANDS = (1, 2, 3, 5, 6, 1030)
+"""Flags and locks of a descriptor and its copy; not who gets a signal when it is ready."""
 
 AUDIT_ARCHES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277}
@@ -17,12 +19,15 @@ PIVOT_ROOT_NUMBERS = {"x86_64": 155, "aarch64": 41}
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One allowed call: `clear_bits` of its argument number `argument` must all be zero."""
+    """One allowed call; of its argument number `argument`, the low 32 bits must be one of `values`,
+    or have all `clear_bits` zero where there are no `values`.
+    """
 
     x86_64: int | None
     aarch64: int | None
     argument: int | None = None
     clear_bits: int = 0
+    values: tuple[int, ...] = ()
 
     def number(self, machine: str) -> int | None:
         """Return the call's number on `machine`, a key of AUDIT_ARCHES."""
@@ -77,6 +82,39 @@ LEAF_RULES = {
 No path, socket, process, thread or signal calls, and no new executable memory.
 """
 
+FILE_RULES = {
+    "openat": Rule(257, 56),
+    "open": Rule(2, None),
+    "fstat": Rule(5, 80),
+    "newfstatat": Rule(262, 79),
+    "statx": Rule(332, 291),
+    "stat": Rule(4, None),
+    "lstat": Rule(6, None),
+    "access": Rule(21, None),
+    "faccessat": Rule(269, 48),
+    "faccessat2": Rule(439, 439),
+    "getcwd": Rule(79, 17),
+    "getdents64": Rule(217, 61),
+    "unlink": Rule(87, None),
+    "unlinkat": Rule(263, 35),
+    "mkdir": Rule(83, None),
+    "mkdirat": Rule(258, 34),
+    "rmdir": Rule(84, None),
+    "rename": Rule(82, None),
+    "renameat": Rule(264, 38),
+    "renameat2": Rule(316, 276, argument=4, clear_bits=0xFFFF_FFFE),
+    "ftruncate": Rule(77, 46),
+    "pread64": Rule(17, 67),
+    "pwrite64": Rule(18, 68),
+    "fsync": Rule(74, 82),
+    "fdatasync": Rule(75, 83),
+    "fcntl": Rule(72, 25, argument=1, values=FCNTL_COMMANDS),
+}
+"""What a session child with a scratch folder may do on top; Landlock says where.
+
+No links, modes, owners, times, attributes, devices or `chdir`: Landlock does not hold those back.
+"""
+
 ZYGOTE_RULES = LEAF_RULES | {
     "mmap": Rule(9, 222),
     "mprotect": Rule(10, 226),
@@ -102,3 +140,17 @@ ZYGOTE_RULES = LEAF_RULES | {
     "set_tid_address": Rule(218, 96),
 }
 """What the zygote needs on top, to fork children, hand out their sockets and reap them."""
+
+ZYGOTE_FILE_RULES = (
+    FILE_RULES
+    | ZYGOTE_RULES
+    | {
+        "chdir": Rule(80, 49),
+        "chmod": Rule(90, None),
+        "fchmodat": Rule(268, 53),
+        "landlock_create_ruleset": Rule(444, 444),
+        "landlock_add_rule": Rule(445, 445),
+        "landlock_restrict_self": Rule(446, 446),
+    }
+)
+"""What a zygote needs that gives its children scratch folders and removes them."""

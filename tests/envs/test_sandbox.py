@@ -18,7 +18,8 @@ from envs import sandbox_confine
 from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox import SandboxPool, SandboxSession
-from envs.sandbox_child import as_text, cut, error_text
+from envs.sandbox_child import as_text, cut
+from envs.sandbox_modules import error_text
 from envs.sandbox_syscalls import LEAF_RULES, ZYGOTE_RULES
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 

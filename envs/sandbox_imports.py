@@ -1,0 +1,39 @@
+"""What tool sources can import: no file can be read once the zygote is locked."""
+
+import contextlib
+import importlib
+import sys
+import zoneinfo
+
+_STDLIB = """
+    abc array ast base64 binascii bisect calendar cmath codecs collections.abc colorsys contextlib
+    copy csv dataclasses datetime decimal difflib encodings.ascii encodings.cp1252 encodings.idna
+    encodings.latin_1 encodings.utf_16 enum fnmatch fractions functools graphlib hashlib heapq hmac
+    html html.parser inspect io itertools json keyword locale logging math numbers operator pathlib
+    pprint queue random re secrets statistics string stringprep struct textwrap threading time
+    traceback types typing unicodedata urllib.parse uuid warnings weakref xml.etree.ElementTree zlib
+    zoneinfo _strptime
+"""
+_FILES = "bz2 configparser fileinput glob gzip lzma shutil sqlite3 tarfile tempfile zipfile"
+_NUMPY = "numpy numpy.fft numpy.linalg numpy.ma numpy.polynomial numpy.random"
+
+
+def preload(imports: str, packages: str, *, files: bool) -> list[object]:
+    """Import all that tools may import; return what must stay referenced (time zones).
+
+    `packages` is the folder with the import profile's package. Raises ImportError.
+    """
+    for name in _STDLIB.split():
+        importlib.import_module(name)
+    if files:
+        for name in _FILES.split():
+            with contextlib.suppress(ImportError):  # a Python may be built without one of them
+                importlib.import_module(name)
+    if imports == "numpy":
+        sys.path.append(packages)
+        for name in _NUMPY.split():
+            importlib.import_module(name)
+    zones: list[object] = [zoneinfo.ZoneInfo(key) for key in zoneinfo.available_timezones()]
+    sys.path.clear()
+    sys.path_importer_cache.clear()
+    return zones

@@ -1,0 +1,43 @@
+"""What the server asks of a zygote; standard library only, for the zygote has nothing else."""
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteOptions:
+    """One zygote: how strongly locked, what its children may import, use and write."""
+
+    strongest: str
+    """Level to try first; the zygote says which it got."""
+    required: str
+    profile: str
+    imports: str
+    packages: str
+    """Folder that holds the import profile's package; empty where it needs none."""
+    memory_mib: int
+    reply_limit_bytes: int
+    descriptors: int
+    """Files open at once in a child."""
+    scratch_mib: int
+    slots: int
+    """Scratch folders at once (profile `files+quota`)."""
+    control: int = -1
+    """Descriptor of the zygote's end of the control socket."""
+    server_folder: str = ""
+    """Scratch root on the server's file system; used where there is no mount namespace."""
+
+    @property
+    def files(self) -> bool:
+        return self.profile != "compute"
+
+    @property
+    def quota(self) -> bool:
+        return self.profile == "files+quota"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ZygoteOptions":
+        return cls(**json.loads(text))
