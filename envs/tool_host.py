@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envs.config import IsolationLevel, ToolServerConfig
@@ -22,6 +22,7 @@ from envs.tool_wire import (
 from envs.tools import ToolAnswer, ToolSet
 
 _CACHED_TOOL_SETS = 1_024
+_RETRY_AFTER_S = 1.0
 
 
 @dataclass(slots=True)
@@ -45,9 +46,14 @@ class ToolHost:
         self._sweeper: asyncio.Task[None] | None = None
         self._pool = SandboxPool(config, strongest)
         self._entries: dict[str, _Entry] = {}
-        self._opening = 0
-        self._running: set[asyncio.Task[ToolAnswer]] = set()
+        self._room = asyncio.Semaphore(config.max_sessions)
+        self._running: set[asyncio.Task[list[ToolAnswer]]] = set()
         self._tool_sets: OrderedDict[str, ToolSet] = OrderedDict()
+        self._opening = 0
+        self._calling = 0
+        self._opens_refused = 0
+        self._calls_refused = 0
+        self._zygote_pids: set[int] = set()
 
     async def start(self) -> None:
         """Lock the sandbox down, and close idle sessions from now on.
@@ -55,6 +61,7 @@ class ToolHost:
         Raises IsolationError or SandboxError.
         """
         await self._pool.start()
+        self._note_zygote()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
@@ -89,66 +96,93 @@ class ToolHost:
         """Return the digests of `items` whose content must be sent (again)."""
         return sorted({item.digest for item in items} - self._tool_sets.keys())
 
+    def forget_old_tool_sets(self, keep: int = _CACHED_TOOL_SETS) -> None:
+        """Keep the most recently used tool sets only."""
+        while len(self._tool_sets) > keep:
+            self._tool_sets.popitem(last=False)
+
     async def open(self, item: OpenItem) -> OpenedSession:
-        """Open a session in the initial state of its tool set."""
+        """Open a session in the initial state of its tool set, when there is room for one more."""
         tool_set = self._tool_sets.get(item.digest)
         if tool_set is None:
             message = f"the content of {item.digest} must be sent again"
             return OpenedSession(error=WireError(kind="unknown_tool_set", message=message))
         self._tool_sets.move_to_end(item.digest)
-        if len(self._entries) + self._opening >= self._config.max_sessions:
-            return _refused(
-                f"all {self._config.max_sessions} sessions are in use; close some or wait"
-            )
-        session = SandboxSession(self._pool, tool_set, item.seed)
+        if self._opening >= self._config.max_opens:
+            return self._refuse_open(f"{self._opening} sessions are being opened already")
         self._opening += 1
         try:
+            if self._room.locked():
+                async with asyncio.timeout(self._config.open_wait_s):
+                    await self._room.acquire()
+            else:
+                await self._room.acquire()
+            return await self._start_session(item, tool_set)
+        except TimeoutError:
+            return self._refuse_open(
+                f"all {self._config.max_sessions} sessions were in use for "
+                f"{self._config.open_wait_s:g} s; close some or wait"
+            )
+        finally:
+            self._opening -= 1
+
+    async def _start_session(self, item: OpenItem, tool_set: ToolSet) -> OpenedSession:
+        """Start a session in the room that was taken for it, or give the room back."""
+        session = SandboxSession(self._pool, tool_set, item.seed)
+        opened = False
+        try:
             await session.start()
+            opened = True
         except (SandboxError, IsolationError) as error:
             return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
         finally:
-            self._opening -= 1
+            self._note_zygote()
+            if not opened:
+                self._room.release()
         session_id = secrets.token_hex(12)
         self._entries[session_id] = _Entry(session, _now())
         for observer in self._observers:
             observer.opened(session_id, item, tool_set)
         return OpenedSession(id=session_id, isolation=self._pool.isolation)
 
-    def forget_old_tool_sets(self, keep: int = _CACHED_TOOL_SETS) -> None:
-        """Keep the most recently used tool sets only."""
-        while len(self._tool_sets) > keep:
-            self._tool_sets.popitem(last=False)
-
     def knows(self, session_id: str) -> bool:
         return session_id in self._entries
 
     async def call(self, index: int, item: CallItem) -> CallResult:
-        """Run the calls of one session in order."""
+        """Run the calls of one session in order.
+
+        They are finished even when the caller is cancelled: the session goes on in a known state.
+        """
         entry = self._entries.get(item.session)
         if entry is None:
             return CallResult(index=index, error=unknown_session(item.session))
+        if self._calling + len(item.calls) > self._config.max_calls:
+            self._calls_refused += 1
+            message = f"{self._calling} calls are under way, of {self._config.max_calls} at most"
+            return CallResult(index=index, error=_full(message))
+        task = asyncio.create_task(self._run(item, entry))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return CallResult(index=index, answers=tuple(await asyncio.shield(task)))
+
+    async def _run(self, item: CallItem, entry: _Entry) -> list[ToolAnswer]:
         answers: list[ToolAnswer] = []
+        self._calling += len(item.calls)
         entry.calls_running += 1
         try:
             for call in item.calls:
-                answers.append(await self._run(self._answer(item.session, entry.session, call)))
+                answers.append(await self._answer(item.session, entry.session, call))
         finally:
+            self._calling -= len(item.calls)
             entry.calls_running -= 1
             entry.used_at = _now()
-        return CallResult(index=index, answers=tuple(answers))
+        return answers
 
     async def _answer(self, session_id: str, session: SandboxSession, call: WireCall) -> ToolAnswer:
         answer = await session.call(call.name, call.arguments)
         for observer in self._observers:
             observer.answered(session_id, call, answer)
         return answer
-
-    async def _run(self, call: Coroutine[None, None, ToolAnswer]) -> ToolAnswer:
-        """Finish `call` even when the client hangs up: the session goes on in a known state."""
-        task = asyncio.create_task(call)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
 
     def close(self, session_ids: Sequence[str]) -> int:
         """End sessions; return how many of them were open."""
@@ -158,6 +192,7 @@ class ToolHost:
             if entry is None:
                 continue
             entry.session.close()
+            self._room.release()
             closed += 1
             for observer in self._observers:
                 observer.closed(session_id)
@@ -182,14 +217,29 @@ class ToolHost:
             status = "ok"
         except (SandboxError, IsolationError):
             status = "failed"
+        self._note_zygote()
         return Health(
             status=status,
             isolation=self._pool.isolation,
+            report=self._pool.report,
             sessions=len(self._entries),
             max_sessions=self._config.max_sessions,
             idle_children=self._pool.idle,
             tool_sets=len(self._tool_sets),
+            opens_waiting=self._opening,
+            calls_running=self._calling,
+            opens_refused=self._opens_refused,
+            calls_refused=self._calls_refused,
+            zygote_restarts=max(0, len(self._zygote_pids) - 1),
         )
+
+    def _note_zygote(self) -> None:
+        if self._pool.zygote_pid:
+            self._zygote_pids.add(self._pool.zygote_pid)
+
+    def _refuse_open(self, message: str) -> OpenedSession:
+        self._opens_refused += 1
+        return OpenedSession(error=_full(message))
 
 
 def unknown_session(session_id: str) -> WireError:
@@ -200,8 +250,8 @@ def unknown_session(session_id: str) -> WireError:
     )
 
 
-def _refused(message: str) -> OpenedSession:
-    return OpenedSession(error=WireError(kind="full", message=message))
+def _full(message: str) -> WireError:
+    return WireError(kind="full", message=message, retry_after_s=_RETRY_AFTER_S)
 
 
 def _now() -> float:

@@ -1,21 +1,32 @@
 """What client and tool server say to each other, checked where it enters.
 
-Bodies are msgpack or JSON (`content-type`). A batch is answered per item, in order; each item is a
-success or a typed error. Where every item fails for one reason, that is the status of the response.
+HTTP bodies are msgpack or JSON (`content-type`). A batch is answered per item, in order; each item
+is a success or a typed error. Where every item fails, the first error is that of the response.
+
+A frame of the WebSocket `/stream` is a msgpack array of messages `[number, kind, body]`. Requests:
+`open` (StreamOpen), `call` (CallItem), `close` (CloseRequest); each is answered once, under its
+number, when it is ready: `opened` (OpenedSession), `answers` (array of ToolAnswer), `closed`
+(CloseResponse) or `error` (WireError). Sessions opened on a connection end with it.
 """
 
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from envs.isolation import IsolationReport
 from envs.tools import SessionPurpose, ToolAnswer, ToolSet
 
+JSON = "application/json"
 MSGPACK = "application/msgpack"
 ErrorKind = Literal[
     "bad_request",
     "unauthorized",
+    "not_found",
+    "method_not_allowed",
     "too_large",
+    "unsupported_type",
     "unknown_tool_set",
     "unknown_session",
     "full",
@@ -24,9 +35,12 @@ ErrorKind = Literal[
 STATUS_OF_ERROR: dict[ErrorKind, int] = {
     "bad_request": 400,
     "unauthorized": 401,
+    "not_found": 404,
     "unknown_session": 404,
+    "method_not_allowed": 405,
     "unknown_tool_set": 409,
     "too_large": 413,
+    "unsupported_type": 415,
     "full": 503,
     "sandbox": 503,
 }
@@ -39,10 +53,14 @@ class Wire(BaseModel):
 
 
 class WireError(Wire):
-    """Why a request or one item of it failed."""
+    """Why a request or one item of it failed.
+
+    With `retry_after_s` (kind `full`) nothing was begun, and the same may be sent again.
+    """
 
     kind: ErrorKind
     message: str
+    retry_after_s: float | None = None
 
 
 class ErrorResponse(Wire):
@@ -53,7 +71,7 @@ class OpenItem(Wire):
     """One session to open on the tool set called `digest`."""
 
     digest: str
-    seed: int
+    seed: int = Field(ge=-(2**63), lt=2**63)
     purpose: SessionPurpose
 
 
@@ -70,6 +88,13 @@ class OpenedSession(Wire):
     id: str = ""
     isolation: str = ""
     error: WireError | None = None
+
+
+class StreamOpen(Wire):
+    """An open on the stream; `tool_set` where the server may not have seen it yet."""
+
+    session: OpenItem
+    tool_set: ToolSet | None = None
 
 
 class OpenResponse(Wire):
@@ -125,14 +150,24 @@ class CloseResponse(Wire):
 
 
 class Health(Wire):
-    """`isolation` is the achieved level; `status` is `failed` while no sandbox can be started."""
+    """`isolation` is the report's summary; `status` is `failed` while no sandbox can be started.
+
+    Refusals and restarts are counted since the start.
+    """
 
     status: Literal["ok", "failed"]
     isolation: str
+    report: IsolationReport | None = None
     sessions: int
     max_sessions: int
     idle_children: int
     tool_sets: int
+    opens_waiting: int = 0
+    """Opens under way, those that wait for their turn included."""
+    calls_running: int = 0
+    opens_refused: int = 0
+    calls_refused: int = 0
+    zygote_restarts: int = 0
 
 
 WireT = TypeVar("WireT", bound=BaseModel)
@@ -150,9 +185,50 @@ def encode(message: BaseModel, *, as_json: bool = False) -> bytes:
 def decode(model: type[WireT], body: bytes, *, as_json: bool = False) -> WireT:
     """Parse and check a body. Raises ValueError, whatever is wrong with it."""
     if as_json:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body, strict=True)
+    return model.model_validate(_unpack(body))
+
+
+def first_complaint(error: ValidationError) -> str:
+    """Return the first thing that is wrong, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "body"
+    return f"{where}: {first['msg']}"
+
+
+def pack_message(number: int, kind: str, body: BaseModel | Sequence[BaseModel]) -> bytes:
+    """Return one message of a frame."""
+    if isinstance(body, BaseModel):
+        content: object = body.model_dump(mode="json")
+    else:
+        content = [part.model_dump(mode="json") for part in body]
+    packed = msgpack.packb([number, kind, content])
+    assert packed is not None
+    return packed
+
+
+def pack_frame(messages: Sequence[bytes]) -> bytes:
+    """Return the frame of messages that are packed already."""
+    return b"".join((msgpack.Packer().pack_array_header(len(messages)), *messages))
+
+
+def unpack_frame(frame: bytes) -> list[tuple[int, str, JsonValue]]:
+    """Return the messages of a frame. Raises ValueError, whatever is wrong with it."""
+    content = _unpack(frame)
+    if not isinstance(content, list):
+        raise ValueError("expected an array of messages")
+    messages: list[tuple[int, str, JsonValue]] = []
+    for message in content:
+        match message:
+            case [int() as number, str() as kind, body]:
+                messages.append((number, kind, body))
+            case _:
+                raise ValueError("expected messages [number, kind, body]")
+    return messages
+
+
+def _unpack(content: bytes) -> JsonValue:
     try:
-        content: JsonValue = msgpack.unpackb(body)
+        return msgpack.unpackb(content)
     except (msgpack.UnpackException, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the body is no msgpack: {error!r}") from error
-    return model.model_validate(content)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -15,8 +14,9 @@ from envs.errors import ConfigError, DeadlineError, ToolServerError
 from envs.tool_client import ToolClient
 from envs.tool_host import ToolHost
 from envs.tool_process import ToolServerProcess
-from envs.tool_server import bind_tcp, create_app
-from envs.tools import AnswerStatus, ToolCall, ToolSession, ToolSet, ToolSpec
+from envs.tool_server import bind_tcp, create_app, server_settings
+from envs.tool_wire import unpack_frame
+from envs.tools import AnswerStatus, ToolCall, ToolSet, ToolSpec
 
 CONFIG = ToolServerConfig(
     isolation=IsolationConfig(required="seccomp"), call_timeout_s=5, request_timeout_s=10
@@ -48,25 +48,30 @@ def server() -> Iterator[ToolServerProcess]:
 
 
 class Served:
-    """A server in this process that counts requests by path; the sandbox is real."""
+    """A server in this process that notes the kinds of requests by frame; the sandbox is real."""
 
     def __init__(self) -> None:
-        self.requests: Counter[str] = Counter()
+        self.frames: list[list[str]] = []
         self.host = ToolHost(CONFIG)
-        self._app = create_app(self.host, TOKEN)
+        self.app = create_app(self.host, TOKEN)
         self.listener = bind_tcp("127.0.0.1", 0, "")
         self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        self.requests[scope["path"]] += 1
-        await self._app(scope, receive, send)
+        async def noted() -> dict:
+            event = await receive()
+            if event["type"] == "websocket.receive":
+                self.frames.append([kind for _, kind, _ in unpack_frame(event["bytes"])])
+            return event
+
+        await self.app(scope, noted, send)
 
 
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
     served = Served()
     await served.host.start()
-    server = uvicorn.Server(uvicorn.Config(served, lifespan="off", log_level="critical"))
+    server = uvicorn.Server(server_settings(served))
     task = asyncio.create_task(server._serve([served.listener]))  # serve() would take the signals
     yield served
     server.should_exit = True
@@ -81,15 +86,15 @@ async def client(served: Served) -> AsyncIterator[ToolClient]:
     await client.close()
 
 
-async def test_one_tick_is_one_request(served: Served, client: ToolClient) -> None:
+async def test_one_turn_is_one_frame(served: Served, client: ToolClient) -> None:
     sets = [TOOLS, OTHER_TOOLS] * 8
     sessions = await asyncio.gather(*(client.open(tools, 1, "trial") for tools in sets))
     assert len({session.id for session in sessions}) == 16
     answers = await asyncio.gather(*(session.call([ADD, ADD]) for session in sessions))
     assert [[answer.text for answer in pair] for pair in answers] == [["1", "2"]] * 16
     await asyncio.gather(*(session.close() for session in sessions))
-    assert served.requests == {"/sessions": 1, "/calls": 1, "/sessions/close": 1}
-    assert sessions[0].isolation in ("namespaces", "landlock", "seccomp")
+    assert served.frames[-2:] == [["call"] * 16, ["close"] * 16]
+    assert sessions[0].isolation.startswith(("namespaces/", "landlock/", "seccomp/"))
 
 
 async def test_slow_call_holds_up_no_other(client: ToolClient) -> None:
@@ -125,10 +130,11 @@ async def test_closed_session_is_a_tool_server_error(client: ToolClient) -> None
 
 async def test_cancelled_open_leaves_no_session(served: Served, client: ToolClient) -> None:
     task = asyncio.create_task(client.open(TOOLS, 1, "trial"))
-    await asyncio.sleep(0)
-    task.cancel()
     async with asyncio.timeout(5):
-        while not served.requests["/sessions/close"]:
+        while ["open"] not in served.frames:
+            await asyncio.sleep(0)
+        task.cancel()
+        while ["close"] not in served.frames:
             await asyncio.sleep(0.01)
         while (await served.host.health()).sessions:
             await asyncio.sleep(0.01)
@@ -139,7 +145,7 @@ async def test_server_that_forgot_a_set_gets_it_again(served: Served, client: To
     served.host.forget_old_tool_sets(keep=0)
     session = await client.open(TOOLS, 1, "trial")
     assert (await session.call([ADD]))[0].text == "1"
-    assert served.requests["/sessions"] == 3
+    assert served.frames == [["open"], ["open"], ["open"], ["call"]]
 
 
 async def test_closing_the_client_ends_what_waits(served: Served) -> None:
@@ -152,18 +158,7 @@ async def test_closing_the_client_ends_what_waits(served: Served) -> None:
     await client.close()
     async with asyncio.timeout(2):
         errors = await asyncio.gather(running, queued, return_exceptions=True)
-    assert {type(error) for error in errors} == {ToolServerError}
-
-
-async def test_busy_client_gathers_calls(served: Served, client: ToolClient) -> None:
-    sessions = await asyncio.gather(*(client.open(TOOLS, 1, "trial") for _ in range(20)))
-
-    async def episode(session: ToolSession) -> None:
-        for _ in range(5):
-            await session.call([ADD])
-
-    await asyncio.gather(*(episode(session) for session in sessions))
-    assert served.requests["/calls"] < 50
+    assert all(isinstance(error, ToolServerError) for error in errors)
 
 
 async def test_wrong_token_and_closed_client(served: Served) -> None:
@@ -184,7 +179,7 @@ async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess)
     os.kill(server.pid, signal.SIGKILL)
     async with asyncio.timeout(3):
         errors = await asyncio.gather(*calls, return_exceptions=True)
-    assert {type(error) for error in errors} == {ToolServerError}
+    assert all(isinstance(error, ToolServerError) for error in errors)
     with pytest.raises(ToolServerError):
         await client.open(TOOLS, 1, "trial")
     await session.close()

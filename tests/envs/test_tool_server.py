@@ -40,6 +40,7 @@ CONFIG = ToolServerConfig(
     isolation=IsolationConfig(required="seccomp"),
     call_timeout_s=0.5,
     max_sessions=4,
+    open_wait_s=0.05,
     session_idle_s=600,
 )
 
@@ -89,7 +90,8 @@ async def test_session_from_open_to_close(http: httpx.AsyncClient) -> None:
     assert results[1]["error"]["kind"] == "unknown_session"
     health = (await http.get("/health")).json()
     assert (health["status"], health["sessions"], health["tool_sets"]) == ("ok", 1, 1)
-    assert health["isolation"] in ("namespaces", "landlock", "seccomp")
+    assert health["isolation"].startswith(health["report"]["level"])
+    assert health["report"]["limits"]["cpu_s"] == CONFIG.session_cpu_s
     assert (await http.delete(f"/sessions/{session}")).status_code == 204
     again = await http.delete(f"/sessions/{session}")
     assert (again.status_code, again.json()["error"]["kind"]) == (404, "unknown_session")
