@@ -18,6 +18,7 @@ from rich.table import Table
 from cluster.config import RunConfig, load_config, recipe_names, to_toml
 from cluster.doctor import run_doctor
 from envs.errors import ConfigError, TrialrunError
+from envs.tasks import Split
 from envs.tools import JsonObject
 from rollout.episode import Outcome
 from rollout.run_reader import EpisodeFilter, RunReader
@@ -117,6 +118,27 @@ def evaluate(
     """Play the recipe's evaluation tasks and summarise; every episode is kept."""
     config = _config(recipe, overrides, dry_run=dry_run)
     _report(_stack("commands").run_eval(config), as_json=as_json)
+
+
+@app.command(
+    epilog="Examples: [bold]trialrun serve[/] · [bold]trialrun serve toolhop --port 8000 --set "
+    "env.path=ToolHop.json[/] · [bold]trialrun serve --host 0.0.0.0 --token SECRET[/]"
+)
+def serve(
+    recipe: RecipeArgument = "catalog",
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 0,
+    token: Annotated[
+        str, typer.Option(envvar="TRIALRUN_TOKEN", help="Bearer token; needed off loopback.")
+    ] = "",
+    split: Annotated[Split, typer.Option(help="Which tasks.")] = "train",
+    tasks: Annotated[int, typer.Option(min=1, help="How many of them.")] = 12,
+    overrides: SetOption = None,
+) -> None:
+    """Serve the tools of an environment's tasks over HTTP, MCP and OpenEnv, until stopped."""
+    config = _config(recipe, overrides, dry_run=False)
+    serving = _stack("serve")
+    serving.run_serve(config, serving.Address(host, port, token), split, tasks)
 
 
 @app.command(epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]")

@@ -6,11 +6,11 @@ from envs.catalog.environment import CatalogEnvironment
 from envs.catalog.teacher import direct_reply, draw_trial_calls, trial_reply
 from envs.config import EnvConfig
 from envs.errors import ConfigError
+from envs.messages import Reply
 from envs.perturbation import PerturbedEnvironment
 from envs.tasks import Environment
 from envs.toolhop import ToolHopEnvironment
 from rollout.episode import Mode
-from rollout.scripted_engine import Reply
 
 
 def make_environment(config: EnvConfig) -> Environment:

@@ -1,5 +1,6 @@
 """Messages of a conversation, as chat templates and policies see them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,3 +13,7 @@ class Message:
 
     role: Role
     content: str
+
+
+Reply = Callable[[Sequence[Message], int], str]
+"""From the conversation so far and the episode's seed to the text of the next turn."""

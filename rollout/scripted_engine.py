@@ -1,16 +1,12 @@
 """An engine that says what a function tells it to: teachers, unit tests, screenshots."""
 
 import math
-from collections.abc import Callable, Sequence
 
 from envs.errors import WeightSyncError
-from envs.messages import Message
+from envs.messages import Reply
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.template import ChatTemplate
 from rollout.weights import WeightManifest
-
-Reply = Callable[[Sequence[Message], int], str]
-"""From the conversation so far and the episode's seed to the text of the next turn."""
 
 
 class ScriptedEngine:
