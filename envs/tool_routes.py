@@ -4,9 +4,10 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 
-from fastapi import Request, Response, WebSocket
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.websockets import WebSocket
 
 from envs.session_host import SessionHost
 from envs.tool_host import unknown_session

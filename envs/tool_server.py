@@ -26,10 +26,10 @@ from pydantic import ValidationError
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
 from envs.session_host import SessionHost
-from envs.tool_app import create_app
 from envs.tool_host import ToolHost
 from envs.tool_metrics import ToolMetrics
 from envs.tool_routes import BODY_LIMIT_BYTES
+from envs.tool_server_app import create_app
 
 _KEEP_ALIVE_S = 900
 _PING_TIMEOUT_S = 60

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, JsonValue, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from envs.session_host import SessionHost
 from envs.tool_wire import (
