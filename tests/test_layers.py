@@ -33,8 +33,12 @@ ROLLOUT_CONTRACTS = frozenset(
 
 _ROLLOUT = "jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
 _LEARNER = "deepspeed gguf numpy pyarrow pydantic safetensors tokenizers torch transformers xxhash"
+_ENVS = (
+    "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "
+    "websockets yaml"
+)
 THIRD_PARTY = {
-    "envs": frozenset({"fastapi", "httpx", "msgpack", "pydantic", "starlette", "uvicorn"}),
+    "envs": frozenset(_ENVS.split()),
     "rollout": frozenset(_ROLLOUT.split()),
     "learner": frozenset(_LEARNER.split()),
 }
@@ -46,6 +50,10 @@ VENDORS = {
     "ray": ("cluster/*.py",),
     "fastapi": ("envs/server*.py", "envs/tool_server*.py", "cluster/dashboard*.py"),
     "uvicorn": ("envs/server*.py", "envs/tool_server*.py", "cluster/*.py"),
+    "mcp": ("envs/mcp_*.py",),
+    "mcp_types": ("envs/mcp_*.py",),
+    "httpx2": ("envs/mcp_*.py",),
+    "websockets": ("envs/openenv_tools.py",),
     "torch": ("rollout/vllm_*.py", "learner/*.py", "cluster/*.py"),
     "transformers": ("rollout/template.py", "rollout/vllm_*.py", "learner/*.py", "cluster/*.py"),
 }
