@@ -88,3 +88,9 @@ class ToolServerConfig(Section):
     """How long the client then fails at once, before it tries the server again."""
     session_idle_s: float = Field(default=600.0, gt=0)
     """A session without a call for so long is closed."""
+    record: bool = False
+    """Record every call and answer, so that `trialrun episodes replay` can play episodes again."""
+    record_dir: str = ""
+    """Folder of the record; a run's own default is `tool_traffic` in its directory. Servers on
+    other nodes must reach it too.
+    """

@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from envs.tool_wire import Health, OpenItem, WireCall
 from envs.tools import ToolAnswer, ToolSet
+from envs.traffic import TrafficRecorder
 
 OTHER = "other"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -48,6 +49,10 @@ class ToolMetrics:
         self._other = self._seconds.labels(OTHER)
         self._counters: dict[tuple[str, str], Counter] = {}
 
+    def watch(self, recorder: TrafficRecorder) -> None:
+        """Show how the recording of traffic goes."""
+        self._state.recorder = recorder
+
     def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
         """Count a session, and give its tools their labels."""
         self._opened.inc()
@@ -81,6 +86,7 @@ class _State(Collector):
 
     def __init__(self) -> None:
         self.health: Health | None = None
+        self.recorder: TrafficRecorder | None = None
 
     def collect(self) -> Iterable[Metric]:
         health = self.health
@@ -107,3 +113,9 @@ class _State(Collector):
             "Fork servers that had to be replaced.",
             health.zygote_restarts,
         )
+        if self.recorder is not None:
+            yield CounterMetricFamily(
+                "trialrun_tool_traffic_lost_events",
+                "Sessions and calls that could not be recorded.",
+                self.recorder.lost_events,
+            )

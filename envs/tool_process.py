@@ -20,8 +20,9 @@ _ROOT = Path(__file__).parents[1]
 class ToolServerProcess:
     """One tool server on a UNIX socket in a private folder of its own; a context manager.
 
-    With `host` it listens on a free TCP port of that address instead, and asks for `token`. The
-    server ends when this process ends, however it ends.
+    With `host` it listens on a free TCP port of that address instead, and asks for `token`. With
+    `replay` it runs no tool and answers from the record in that folder. The server ends when this
+    process ends, however it ends.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class ToolServerProcess:
         start_timeout_s: float = 60.0,
         host: str = "",
         token: str = "",
+        replay: Path | None = None,
     ) -> None:
         self._config = config
         self._start_timeout_s = start_timeout_s
         self._host = host
         self._token = token
+        self._replay = replay
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._address = ""
@@ -78,6 +81,7 @@ class ToolServerProcess:
                     *(sys.executable, "-m", "envs.tool_server", "--exit-with-parent"),
                     *("--config-json", self._config.model_dump_json()),
                     *self._endpoint(Path(self._folder.name)),
+                    *(("--replay", str(self._replay.resolve())) if self._replay else ()),
                 ],
                 cwd=_ROOT,
                 stdin=subprocess.PIPE,

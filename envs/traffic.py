@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
 
-from envs.errors import MissingError, StoreError
+from envs.config import ToolServerConfig
+from envs.errors import ConfigError, MissingError, StoreError
 from envs.tool_wire import OpenItem, WireCall
 from envs.tools import SessionPurpose, ToolAnswer, ToolSet
 from envs.traffic_file import (
@@ -143,6 +144,18 @@ class TrafficRecorder:
             "recorded before is intact. Make room and restart the server"
         )
         _log.error(self.error)
+
+
+def recorder_for(config: ToolServerConfig) -> TrafficRecorder | None:
+    """Return the recorder that the configuration asks for, if any.
+
+    Raises ConfigError where it does not say where to record, StoreError where that cannot be.
+    """
+    if not config.record:
+        return None
+    if not config.record_dir:
+        raise ConfigError("expected a folder for the record: set tools.record_dir")
+    return TrafficRecorder(Path(config.record_dir))
 
 
 @dataclass(frozen=True, slots=True)
