@@ -82,6 +82,28 @@ class ClusterSection(Section):
     """Memory-backed folder of the `shm` transport."""
     learner_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline for one learner step, push or checkpoint."""
+    tool_placement: Literal["worker", "node", "cluster"] = "worker"
+    """Where tool servers run. `worker`: one beside every rollout worker; `node`: on every node, on
+    UNIX sockets for the workers of that node; `cluster`: on every node, on TCP for all workers.
+    """
+    tool_servers_per_node: int = Field(default=1, ge=1)
+    """Tool servers of a node (`node`, `cluster`); one server process fills about one CPU."""
+    tool_node_resource: str = ""
+    """`cluster`: only nodes with this Ray resource run tool servers; empty is every node."""
+
+    @model_validator(mode="after")
+    def _placement_has_its_keys(self) -> Self:
+        if self.tool_placement == "worker" and self.tool_servers_per_node != 1:
+            raise ValueError(
+                f"tool_servers_per_node ({self.tool_servers_per_node}) needs tool_placement "
+                "'node' or 'cluster': with 'worker' every rollout worker has one server"
+            )
+        if self.tool_placement != "cluster" and self.tool_node_resource:
+            raise ValueError(
+                f"tool_node_resource ({self.tool_node_resource!r}) needs tool_placement 'cluster': "
+                f"with {self.tool_placement!r} servers run where the workers are"
+            )
+        return self
 
 
 class EvalSection(Section):
@@ -139,6 +161,19 @@ class RunConfig(Section):
                 f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many "
                 "GPUs per worker: "
                 f"set cluster.gpus_per_worker (now {self.cluster.gpus_per_worker:g})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sessions_have_room(self) -> Self:
+        sessions = self.rollouts.episodes_per_worker
+        if self.episode.mode == "free" and self.episode.trial_sessions == "isolated":
+            sessions *= 2  # execution's session waits while a trial has one of its own
+        if self.cluster.tool_placement == "worker" and sessions > self.tools.max_sessions:
+            raise ValueError(
+                f"rollouts.episodes_per_worker ({self.rollouts.episodes_per_worker}) may open "
+                f"{sessions} tool sessions at once, more than tools.max_sessions "
+                f"({self.tools.max_sessions}) of the worker's server"
             )
         return self
 

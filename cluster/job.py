@@ -19,10 +19,12 @@ from cluster.engine_plan import EnginePlan
 from cluster.environments import make_environment
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.pool import PoolTiming, RolloutPool
-from cluster.rollout_actor import RayWorker
+from cluster.retention import newest_checkpoint
+from cluster.rollout_actor import RayWorker, Share
 from cluster.rollout_worker import WorkerSpec
 from cluster.rollouts import Group, Rollouts
 from cluster.task_stream import TaskStream
+from cluster.tool_fleet import ToolFleet
 from learner.pretrained import resolve_model
 from learner.report import StepReport
 from rollout.ledger_state import DropReason
@@ -106,8 +108,21 @@ def find_model(config: RunConfig) -> Path:
     return path.resolve()
 
 
-def make_pool(config: RunConfig, model: Path) -> RolloutPool:
-    """Return a pool of Ray workers that serve `model`; `resize` starts it."""
+@asynccontextmanager
+async def open_pool(config: RunConfig, model: Path) -> AsyncIterator[RolloutPool]:
+    """Start the tool servers of the nodes, and begin to start the workers that serve `model`."""
+    fleet = ToolFleet(config)
+    pool = _make_pool(config, model, fleet)
+    try:
+        await fleet.start()
+        pool.resize(config.rollouts.workers)
+        yield pool
+    finally:
+        await pool.close()
+        await fleet.close()
+
+
+def _make_pool(config: RunConfig, model: Path, fleet: ToolFleet) -> RolloutPool:
     section = config.cluster
     spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
     plan = EnginePlan(
@@ -118,12 +133,13 @@ def make_pool(config: RunConfig, model: Path) -> RolloutPool:
         section.gpus_per_worker > 0,
         section.transport,
     )
+    share = Share(section.cpus_per_worker, section.gpus_per_worker)
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
     )
 
     def spawn(name: str) -> RayWorker:
-        return RayWorker(name, spec, plan, section.cpus_per_worker, section.gpus_per_worker)
+        return RayWorker(name, spec, plan, fleet.access, share)
 
     return RolloutPool(spawn, config.rollouts, timing)
 
@@ -143,23 +159,14 @@ async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
         checkpoint = newest_checkpoint(run.layout.checkpoints)
         if resume:
             run.recover(int(checkpoint.name) if checkpoint else 0)
-        pool, learner = make_pool(config, model), LearnerGroup(LearnerPlan(config, str(model)))
-        try:
-            pool.resize(config.rollouts.workers)
-            await asyncio.gather(learner.start(), pool.wait_healthy())
-            rollouts = Rollouts(pool, stream, run, config)
+        async with open_pool(config, model) as pool:
+            learner = LearnerGroup(LearnerPlan(config, str(model)))
             try:
-                yield Job(config, run, pool, rollouts, learner, checkpoint)
+                await asyncio.gather(learner.start(), pool.wait_healthy())
+                rollouts = Rollouts(pool, stream, run, config)
+                try:
+                    yield Job(config, run, pool, rollouts, learner, checkpoint)
+                finally:
+                    await rollouts.close()
             finally:
-                await rollouts.close()
-        finally:
-            await pool.close()
-            await learner.close()
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint of the highest step in `folder`."""
-    whole = [
-        path for path in folder.iterdir() if path.name.isdigit() and (path / "complete").exists()
-    ]
-    return max(whole, default=None)
+                await learner.close()

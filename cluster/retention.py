@@ -1,4 +1,4 @@
-"""Which checkpoints stay on disk."""
+"""Which checkpoints there are, and which stay on disk."""
 
 import shutil
 from pathlib import Path
@@ -8,8 +8,17 @@ def keep_newest(folder: Path, count: int) -> None:
     """Remove all but the `count` newest whole checkpoints of `folder`; unfinished ones are left
     alone.
     """
-    whole = sorted(
+    for path in whole_checkpoints(folder)[:-count]:
+        shutil.rmtree(path)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the whole checkpoint of the highest step in `folder`."""
+    return max(whole_checkpoints(folder), default=None)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of `folder` that were written to their end, oldest first."""
+    return sorted(
         path for path in folder.iterdir() if path.name.isdigit() and (path / "complete").exists()
     )
-    for path in whole[:-count]:
-        shutil.rmtree(path)

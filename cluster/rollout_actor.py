@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.engine_plan import EnginePlan
 from cluster.pool import WorkerLost
 from cluster.rollout_worker import RolloutWorker, WorkerSpec
+from cluster.tool_fleet import ToolAccess
 from envs.errors import TrialrunError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
@@ -25,12 +27,23 @@ MAX_CALLS = 4096
 """Calls that one actor serves at once; above any sensible `rollouts.episodes_per_worker`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What Ray reserves for one worker."""
+
+    cpus: float
+    gpus: float
+
+
 class RolloutActor:
     """Shell of one RolloutWorker with a vLLM engine; its methods share one event loop."""
 
-    def __init__(self, name: str, spec: WorkerSpec, plan: EnginePlan) -> None:
+    def __init__(self, name: str, spec: WorkerSpec, plan: EnginePlan, access: ToolAccess) -> None:
         make_engine = resolve_name(plan.factory)
-        self._worker = RolloutWorker(name, spec, lambda template: make_engine(template, plan))
+        tools = access.tools_for(name, spec.tools)
+        self._worker = RolloutWorker(
+            name, spec, tools, lambda template: make_engine(template, plan)
+        )
 
     async def start(self) -> int:
         """Start all of it; returns the process id."""
@@ -54,15 +67,15 @@ class RayWorker:
     """WorkerClient of one RolloutActor."""
 
     def __init__(
-        self, name: str, spec: WorkerSpec, plan: EnginePlan, cpus: float, gpus: float
+        self, name: str, spec: WorkerSpec, plan: EnginePlan, access: ToolAccess, share: Share
     ) -> None:
         remote: Any = ray.remote(RolloutActor)
         self._actor: Any = remote.options(
-            num_cpus=cpus,
-            num_gpus=gpus,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
             max_concurrency=MAX_CALLS,
             runtime_env={"env_vars": engine_environment(gpu=plan.gpu)},
-        ).remote(name, spec, plan)
+        ).remote(name, spec, plan, access)
         self._name = name
         self.pid = 0
 

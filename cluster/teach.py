@@ -12,7 +12,7 @@ import pyarrow as pa
 from cluster.config import RunConfig
 from cluster.environments import make_environment, teacher_of
 from cluster.job import new_run
-from cluster.rollout_worker import LocalTools
+from cluster.routed_tools import LocalTools
 from cluster.task_stream import TaskStream
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
@@ -40,7 +40,7 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     """
     reply, trial_calls = teacher_of(config.env, config.episode.mode)
     template = ChatTemplate.load(model)
-    tools = LocalTools(config.tools)
+    tools = LocalTools("teacher", config.tools)
     await tools.start()
     try:
         identity = Identity("teacher", "teacher", config.model.max_model_len)

@@ -24,7 +24,7 @@ from vllm import SamplingParams as VllmSamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
-from cluster.rollout_worker import LocalTools
+from cluster.routed_tools import LocalTools
 from envs.catalog.environment import CatalogEnvironment
 from envs.catalog.teacher import trial_reply
 from envs.config import ToolServerConfig
@@ -129,7 +129,7 @@ async def measure(model: str, episodes: int, concurrency: int, scratch: Path) ->
             seed=0,
         )
     )
-    tools = LocalTools(ToolServerConfig())
+    tools = LocalTools("bench", ToolServerConfig())
     await tools.start()
     await engine.start()
     try:

@@ -46,6 +46,9 @@ def test_overrides_are_toml_values_or_plain_strings() -> None:
         ("run.seed.deep=3", "run.seed: "),
         ("episode.max_tokens_per_turn=100000", "must be below model.max_model_len"),
         ("engine.tensor_parallel_size=2", "set cluster.gpus_per_worker"),
+        ("cluster.tool_servers_per_node=2", "needs tool_placement 'node' or 'cluster'"),
+        ("cluster.tool_node_resource=tools", "needs tool_placement 'cluster'"),
+        ("tools.max_sessions=64", r"may open 128 tool sessions at once"),
     ],
 )
 def test_a_bad_override_names_its_key(override: str, message: str) -> None:
