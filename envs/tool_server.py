@@ -10,14 +10,16 @@ bodies as in `envs/tool_wire.py`.
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import os
 import resource
 import select
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -25,16 +27,21 @@ from pydantic import ValidationError
 
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
+from envs.replay_host import ReplayHost
 from envs.session_host import SessionHost
 from envs.tool_host import ToolHost
 from envs.tool_metrics import ToolMetrics
 from envs.tool_routes import BODY_LIMIT_BYTES
 from envs.tool_server_app import create_app
+from envs.traffic import recorder_for
 
 _KEEP_ALIVE_S = 900
 _PING_TIMEOUT_S = 60
 _SHUTDOWN_S = 2
 _BACKLOG = 2_048
+
+
+_App = Callable[..., Awaitable[None]]
 
 
 def bind_unix(path: Path) -> socket.socket:
@@ -106,12 +113,39 @@ def _serve(options: argparse.Namespace) -> None:
         listener = bind_unix(Path(options.uds))
     else:
         listener = bind_tcp(options.host, options.port, options.token)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    if options.record:
+        config = config.model_copy(update={"record": True, "record_dir": options.record})
     metrics = ToolMetrics()
-    host = ToolHost(config, observers=[metrics])
-    serve(host, create_app(host, options.token, metrics=metrics), listener)
+
+    def say_ready() -> None:
+        print(f"ready {_address(listener)}", flush=True)
+
+    with _session_host(config, options.replay, metrics) as host:
+        app = create_app(host, options.token, metrics=metrics)
+        loop_factory = server_settings(app).get_loop_factory()
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(serve(host, app, listener, say_ready))
 
 
-def server_settings(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
+@contextlib.contextmanager
+def _session_host(
+    config: ToolServerConfig, replay: str, metrics: ToolMetrics
+) -> Iterator[SessionHost]:
+    """A host that runs tools, recording them where that is asked; or one that replays a record."""
+    recorder = None if replay else recorder_for(config)
+    if recorder is None:
+        yield ReplayHost(Path(replay)) if replay else ToolHost(config, observers=[metrics])
+        return
+    metrics.watch(recorder)
+    try:
+        yield ToolHost(config, observers=[metrics, recorder])
+    finally:
+        recorder.close()
+
+
+def server_settings(app: _App) -> uvicorn.Config:
     """Return how an app of this package is served."""
     return uvicorn.Config(
         app,
@@ -127,24 +161,28 @@ def server_settings(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
     )
 
 
-def serve(host: SessionHost, app: Callable[..., Awaitable[None]], listener: socket.socket) -> None:
-    """Start `host`, print `ready <address>` and serve until told to stop.
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`: uvicorn raises them again before the host has stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    host: SessionHost, app: _App, listener: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Start `host`, say `ready` and serve until SIGINT or SIGTERM.
 
     Raises what the host's start raises.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
-    settings = server_settings(app)
-    with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
-        runner.run(_host_and_serve(host, uvicorn.Server(settings), listener))
-
-
-async def _host_and_serve(
-    host: SessionHost, server: uvicorn.Server, listener: socket.socket
-) -> None:
+    server = _Server(server_settings(app))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, setattr, server, "should_exit", True)
     try:
         await host.start()
-        print(f"ready {_address(listener)}", flush=True)
+        ready()
         await server.serve(sockets=[listener])
     finally:
         await host.stop()
@@ -159,6 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--token", default="", help="bearer token; required off loopback")
     parser.add_argument("--token-file", type=Path, help="read the token here: others see arguments")
     parser.add_argument("--config-json", default="{}", help="a ToolServerConfig")
+    traffic = parser.add_mutually_exclusive_group()
+    traffic.add_argument("--record", default="", help="record all calls and answers in this folder")
+    traffic.add_argument("--replay", default="", help="answer from the record in this folder")
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the parent does")
     options = parser.parse_args(arguments)
     if options.exit_with_parent:

@@ -7,17 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.errors import MissingError, StoreError
+from envs.errors import MissingError, StoreError, ToolServerError
 from envs.replay_host import ReplayHost
 from envs.session_host import SessionHost
+from envs.tool_client import ToolClient
 from envs.tool_host import ToolHost
+from envs.tool_process import ToolServerProcess
 from envs.tool_wire import CallItem, OpenItem, WireCall, encode
-from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolSet, ToolSpec
 from envs.traffic import TrafficReader, TrafficRecorder
 from envs.traffic_file import MAGIC, entries
 
@@ -298,3 +301,42 @@ def test_a_killed_recorder_leaves_what_it_was_told(tmp_path: Path) -> None:
     process.communicate()
     [session] = TrafficReader(tmp_path).sessions
     assert len(session.answers) > 1_000
+
+
+async def play(address: str, config: ToolServerConfig) -> list[list[ToolAnswer]]:
+    """Some sessions on a server, several calls each; trial and execution have one seed."""
+    client = ToolClient(address, config)
+    asked = [ToolCall(name="dice", arguments={"n": n / 3}) for n in range(4)]
+    try:
+        sessions = [
+            await client.open(TOOLS, seed, purpose)
+            for seed in range(4)
+            for purpose in ("trial", "execution")
+        ]
+        answers = await asyncio.gather(*(session.call(asked) for session in sessions))
+        for session in sessions:
+            await session.close()
+        return answers
+    finally:
+        await client.close()
+
+
+async def test_a_server_process_records_and_another_replays(tmp_path: Path) -> None:
+    recording = CONFIG.model_copy(update={"record": True, "record_dir": str(tmp_path)})
+    with ToolServerProcess(recording) as server:
+        real = await play(server.address, CONFIG)
+        transport = httpx.HTTPTransport(uds=server.address.removeprefix("unix:"))
+        with httpx.Client(transport=transport, base_url="http://tools") as http:
+            metrics = http.get("/metrics").text
+    assert "trialrun_tool_traffic_lost_events_total 0.0" in metrics
+    texts = [answer.text for answers in real for answer in answers]
+    assert len(set(texts)) == len(texts) == 32
+    with ToolServerProcess(CONFIG, replay=tmp_path) as server:
+        assert await play(server.address, CONFIG) == real
+        with pytest.raises(ToolServerError, match="all 1 recorded sessions like this"):
+            await play(server.address, CONFIG)
+
+
+def test_a_replay_without_a_record_says_how_to_record(tmp_path: Path) -> None:
+    with pytest.raises(ToolServerError, match=r"record it first, with tools\.record = true"):
+        ToolServerProcess(CONFIG, replay=tmp_path).start()
