@@ -2,40 +2,21 @@
 
 import asyncio
 import os
+import pickle
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-import uvicorn
+from websockets.asyncio.server import ServerConnection, serve
 
-from envs.config import IsolationConfig, ToolServerConfig
-from envs.errors import ConfigError, DeadlineError, ToolServerError
+from envs.errors import ConfigError, DeadlineError, ServerFullError, ToolServerError
 from envs.tool_client import ToolClient
-from envs.tool_host import ToolHost
 from envs.tool_process import ToolServerProcess
-from envs.tool_server import bind_tcp, create_app, server_settings
-from envs.tool_wire import unpack_frame
-from envs.tools import AnswerStatus, ToolCall, ToolSet, ToolSpec
+from envs.tool_wire import OpenedSession, pack_frame, pack_message, unpack_frame
+from envs.tools import AnswerStatus, ToolCall
+from tests.envs.tool_serving import CONFIG, SOURCE, TOKEN, TOOLS, Served, serving
 
-CONFIG = ToolServerConfig(
-    isolation=IsolationConfig(required="seccomp"), call_timeout_s=5, request_timeout_s=10
-)
-TOKEN = "open sesame"
-SOURCE = """
-total = 0
-def add(n=1):
-    global total
-    total += n
-    return total
-def spin():
-    while True: pass
-"""
-TOOLS = ToolSet(
-    tools=tuple(ToolSpec(name=name, description="", parameters={}) for name in ("add", "spin")),
-    sources=(SOURCE, SOURCE),
-    functions=("add", "spin"),
-)
 OTHER_TOOLS = TOOLS.model_copy(update={"sources": (SOURCE + "#", SOURCE)})
 ADD = ToolCall(name="add", arguments={})
 SPIN = ToolCall(name="spin", arguments={})
@@ -47,36 +28,10 @@ def server() -> Iterator[ToolServerProcess]:
         yield process
 
 
-class Served:
-    """A server in this process that notes the kinds of requests by frame; the sandbox is real."""
-
-    def __init__(self) -> None:
-        self.frames: list[list[str]] = []
-        self.host = ToolHost(CONFIG)
-        self.app = create_app(self.host, TOKEN)
-        self.listener = bind_tcp("127.0.0.1", 0, "")
-        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        async def noted() -> dict:
-            event = await receive()
-            if event["type"] == "websocket.receive":
-                self.frames.append([kind for _, kind, _ in unpack_frame(event["bytes"])])
-            return event
-
-        await self.app(scope, noted, send)
-
-
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
-    served = Served()
-    await served.host.start()
-    server = uvicorn.Server(server_settings(served))
-    task = asyncio.create_task(server._serve([served.listener]))  # serve() would take the signals
-    yield served
-    server.should_exit = True
-    await task
-    await served.host.stop()
+    async with serving() as served:
+        yield served
 
 
 @pytest_asyncio.fixture
@@ -199,3 +154,82 @@ async def test_late_answer_is_a_deadline_error(served: Served) -> None:
 def test_senseless_addresses_are_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="expected unix:/path or http://host:port"):
         ToolClient(address, CONFIG)
+
+
+async def test_full_server_says_when_to_come_again() -> None:
+    config = CONFIG.model_copy(update={"max_sessions": 1, "open_wait_s": 0.05, "max_calls": 1})
+    async with serving(config) as served:
+        client = ToolClient(served.address, config, TOKEN)
+        session = await client.open(TOOLS, 1, "trial")
+        with pytest.raises(ServerFullError, match="all 1 sessions were in use") as refused:
+            await client.open(TOOLS, 1, "trial")
+        assert refused.value.retry_after_s > 0
+        assert pickle.loads(pickle.dumps(refused.value)).retry_after_s > 0
+        with pytest.raises(ServerFullError, match="of 1 at most"):
+            await session.call([ADD, ADD])
+        assert (await session.call([ADD]))[0].text == "1"  # what was refused had not begun
+        await client.close()
+
+
+async def test_lost_connection_ends_its_sessions_and_is_made_again(
+    served: Served, client: ToolClient
+) -> None:
+    session = await client.open(TOOLS, 1, "trial")
+    other = ToolClient(served.address, CONFIG, TOKEN)
+    await other.open(TOOLS, 1, "trial")
+    await other.close()
+    async with asyncio.timeout(5):
+        while (await served.host.health()).sessions > 1:
+            await asyncio.sleep(0.01)
+    assert (await session.call([ADD]))[0].text == "1"
+
+
+async def test_open_is_sent_again_and_a_call_is_not() -> None:
+    """A server that hangs up at the first open, and at every call."""
+    seen: list[str] = []
+
+    async def answer(socket: ServerConnection) -> None:
+        async for frame in socket:
+            assert isinstance(frame, bytes)
+            for number, kind, _ in unpack_frame(frame):
+                seen.append(kind)
+                if kind == "call" or seen == ["open"]:
+                    await socket.close()
+                    return
+                opened = OpenedSession(id="s1", isolation="none/compute")
+                await socket.send(pack_frame([pack_message(number, "opened", opened)]))
+
+    async with serve(answer, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        client = ToolClient(f"http://127.0.0.1:{port}", CONFIG)
+        session = await client.open(TOOLS, 1, "trial")
+        with pytest.raises(ToolServerError):
+            await session.call([ADD])
+        assert seen == ["open", "open", "call"]
+        await client.close()
+
+
+async def test_server_that_is_gone_is_left_alone() -> None:
+    config = CONFIG.model_copy(update={"breaker_failures": 3, "breaker_pause_s": 60})
+    client = ToolClient("unix:/nowhere/socket", config)
+    with pytest.raises(ToolServerError, match="not reachable"):
+        await client.open(TOOLS, 1, "trial")
+    for words in ("left alone for 60 s", "left alone for 60 s"):
+        with pytest.raises(ToolServerError, match=words):
+            await client.open(TOOLS, 1, "trial")
+    await client.close()
+
+
+@pytest.mark.parametrize("frame", [b"\xc1", b"\x01", b"\x91\x01", b"", "text"])
+async def test_nonsense_from_a_server_is_a_typed_error(frame: bytes | str) -> None:
+    async def babble(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send(frame)
+        await socket.wait_closed()
+
+    async with serve(babble, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        client = ToolClient(f"http://127.0.0.1:{port}", CONFIG)
+        with pytest.raises(ToolServerError, match="nonsense"):
+            await client.open(TOOLS, 1, "trial")
+        await client.close()
