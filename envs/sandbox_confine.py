@@ -257,11 +257,23 @@ def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
     return b"".join([*program, _instruction(give, 0, 0, _RET_EPERM)])
 
 
-def install_filter(program: bytes) -> None:
-    """Bind `program` to this process and its children for good; a later filter only narrows it."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _syscall("seccomp", SECCOMP_NUMBERS[check_platform()], _SECCOMP_FILTER, 0, header)
+class SyscallFilter:
+    """A seccomp program, ready to be installed by a process that can do little else."""
+
+    def __init__(self, machine: str, rules: dict[str, Rule]) -> None:
+        program = filter_program(machine, rules)
+        self._program = ctypes.create_string_buffer(program, len(program))
+        header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(self._program))
+        self._arguments = (
+            ctypes.c_long(SECCOMP_NUMBERS[machine]),
+            ctypes.c_long(_SECCOMP_FILTER),
+            ctypes.c_long(0),
+            ctypes.c_char_p(header),
+        )
+
+    def install(self) -> None:
+        """Bind this process and its children for good; a later filter only narrows it."""
+        _checked("seccomp", _libc.syscall(*self._arguments))
 
 
 def seccomp_refusal() -> str:

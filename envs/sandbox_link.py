@@ -26,9 +26,12 @@ _START_S = 30.0
 _EXIT_S = 2.0
 _MESSAGES_AT_ONCE = 64
 _BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "import os, sys; os.register_at_fork = lambda **hooks: None; sys.path.insert(0, sys.argv[1]); "
     "from envs.sandbox_zygote import main; main(sys.argv[2])"
 )
+"""Without the library's hooks, which write to half of what a child shares: the zygote has one
+thread, and sessions are seeded.
+"""
 
 
 class ZygoteMessage(BaseModel):

@@ -51,7 +51,7 @@ def lock_down(options: ZygoteOptions, control: socket.socket, root: ScratchRoot)
     if achieved.level != "none":
         rules = ZYGOTE_FILE_RULES if options.files else ZYGOTE_RULES
         machine = sandbox_confine.check_platform()
-        sandbox_confine.install_filter(sandbox_confine.filter_program(machine, rules))
+        sandbox_confine.SyscallFilter(machine, rules).install()
     return achieved
 
 

@@ -16,7 +16,7 @@ import socket
 
 from envs import sandbox_confine
 from envs.errors import IsolationError
-from envs.sandbox_child import SessionChild
+from envs.sandbox_child import SessionChild, warm_up
 from envs.sandbox_imports import preload
 from envs.sandbox_lockdown import Achieved, lock_down
 from envs.sandbox_options import ZygoteOptions
@@ -33,7 +33,7 @@ class Zygote:
         self._control = control
         self._options = options
         rules = LEAF_RULES | (FILE_RULES if options.files else {})
-        self._leaf_filter = sandbox_confine.filter_program(sandbox_confine.check_platform(), rules)
+        self._leaf_filter = sandbox_confine.SyscallFilter(sandbox_confine.check_platform(), rules)
         self._children: dict[int, str] = {}
         """Scratch folder by pid."""
         self._scratch: Scratch | None = None
@@ -109,7 +109,7 @@ class Zygote:
                     sandbox_confine.restrict_landlock(folder)
             self._limit_resources()
             if self._achieved.level != "none":
-                sandbox_confine.install_filter(self._leaf_filter)
+                self._leaf_filter.install()
             only = sandbox_confine.ONLY_DESCRIPTOR
             SessionChild(only, self._options.reply_limit_bytes).serve()
             os._exit(0)
@@ -154,6 +154,7 @@ def main(argument: str) -> None:
     try:
         os.environ.clear()
         zones = preload(options.imports, options.packages, files=options.files)
+        warm_up()
         zygote = Zygote(control, options)
         root = ScratchRoot(options)
         achieved = lock_down(options, control, root)

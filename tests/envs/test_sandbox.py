@@ -294,9 +294,7 @@ page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXE
 page.write({code})
 function = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
 sandbox_confine.drop_privileges()
-sandbox_confine.install_filter(
-    sandbox_confine.filter_program("x86_64", sandbox_syscalls.ZYGOTE_RULES)
-)
+sandbox_confine.SyscallFilter("x86_64", sandbox_syscalls.ZYGOTE_RULES).install()
 function()
 """
     ended = subprocess.run(
