@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from cluster.config import RunConfig
 from cluster.environments import make_environment
-from envs.doors import serve_tasks
 from envs.tasks import Split
 from envs.tool_server import bind_tcp
+from envs.tool_server_doors import serve_tasks
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-# The tool server alone: the standard library, `envs/` and its five dependencies. No torch, no Ray.
+# The tool server alone: the standard library, `envs/` and its dependencies. No torch, no Ray.
 #   docker build -f docker/tools.Dockerfile -t trialrun-tools:0.1.0 .
 FROM python:3.11-slim-bookworm
 
 # The lock pins versions; it constrains and does not ask for the rest of the stack.
 COPY requirements/cpu.lock /tmp/constraints.txt
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        fastapi httpx msgpack pydantic uvicorn \
+        fastapi httpx mcp msgpack prometheus_client pydantic uvicorn websockets \
     && rm /tmp/constraints.txt
 
 # Not root: the server needs no privilege, and the sandbox drops what a root would bring anyway.
