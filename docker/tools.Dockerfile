@@ -5,7 +5,7 @@ FROM python:3.11-slim-bookworm
 # The lock pins versions; it constrains and does not ask for the rest of the stack.
 COPY requirements/cpu.lock /tmp/constraints.txt
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        fastapi httpx mcp msgpack prometheus_client pydantic uvicorn websockets \
+        anyio fastapi httpx httpx2 mcp msgpack prometheus_client pydantic pyyaml uvicorn websockets \
     && rm /tmp/constraints.txt
 
 # Not root: the server needs no privilege, and the sandbox drops what a root would bring anyway.

@@ -281,7 +281,7 @@ def test_a_bad_module_is_caught(rule: Rule, path: str, source: str) -> None:
         ("learner/batch.py", "from rollout.episode import Episode\nimport torch, pyarrow"),
         ("learner/batch.py", "from rollout import episode"),
         ("rollout/vllm_engine.py", "import vllm\nfrom torch import Tensor"),
-        ("envs/server.py", "import asyncio\nfrom fastapi import FastAPI"),
+        ("envs/tool_server.py", "import asyncio\nfrom fastapi import FastAPI"),
         ("envs/__init__.py", ""),
         ("envs/tools.py", "def f():\n" + "    pass\n" * 59),
         ("tests/envs/test_tools.py", "import ray, vllm, cluster.train"),
