@@ -11,7 +11,7 @@ from typing import TypeVar
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, evaluate
 from cluster.imitate import imitate, successes_of
-from cluster.job import find_model, new_run, open_pool
+from cluster.job import find_model, new_run, open_pool, recorded_in
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
 from cluster.teach import teach
@@ -68,7 +68,7 @@ def run_eval(config: RunConfig) -> JsonObject:
     )
 
     async def on_a_pool() -> JsonObject:
-        async with open_pool(config, model) as pool:
+        async with open_pool(recorded_in(config, path), model) as pool:
             await pool.wait_healthy(config.rollouts.workers)
             with new_run(path, config) as run:
                 summary = await evaluate(config, pool, run, tasks)

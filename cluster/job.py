@@ -29,7 +29,7 @@ from learner.pretrained import resolve_model
 from learner.report import StepReport
 from rollout.ledger_state import DropReason
 from rollout.run_directory import RunDirectory
-from rollout.run_layout import RunInfo
+from rollout.run_layout import RunInfo, RunLayout
 from rollout.template import ChatTemplate
 
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
@@ -99,6 +99,17 @@ def new_run(path: Path, config: RunConfig) -> RunDirectory:
     return RunDirectory.create(path, to_toml(config), info)
 
 
+def recorded_in(config: RunConfig, path: Path) -> RunConfig:
+    """Return `config` such that its tool servers record, where that is asked: in the folder that it
+    names, or else in the run at `path`.
+    """
+    if not config.tools.record:
+        return config
+    folder = Path(config.tools.record_dir or RunLayout(path).tool_traffic).resolve()
+    tools = config.tools.model_copy(update={"record_dir": str(folder)})
+    return config.model_copy(update={"tools": tools})
+
+
 def find_model(config: RunConfig) -> Path:
     """Return the folder of the model that the recipe names, building it if need be; refuses a bad
     template.
@@ -159,7 +170,7 @@ async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
         checkpoint = newest_checkpoint(run.layout.checkpoints)
         if resume:
             run.recover(int(checkpoint.name) if checkpoint else 0)
-        async with open_pool(config, model) as pool:
+        async with open_pool(recorded_in(config, run.path), model) as pool:
             learner = LearnerGroup(LearnerPlan(config, str(model)))
             try:
                 await asyncio.gather(learner.start(), pool.wait_healthy())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.routed_tools import RoutedTools
+from envs.adapted_tools import AdaptedTools
 from envs.config import ToolServerConfig
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
@@ -52,7 +53,7 @@ class RolloutWorker:
         self._engine = self._make_engine(template)
         await self._engine.start()
         identity = Identity(self._name, max_model_len=self._spec.max_model_len)
-        self._runner = EpisodeRunner(self._engine, self._tools, template, identity)
+        self._runner = EpisodeRunner(self._engine, AdaptedTools(self._tools), template, identity)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         """Play one episode; one row in EPISODE_SCHEMA. Raises EngineError when this worker is

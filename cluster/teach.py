@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster.config import RunConfig
 from cluster.environments import make_environment, teacher_of
-from cluster.job import new_run
+from cluster.job import new_run, recorded_in
 from cluster.routed_tools import LocalTools
 from cluster.task_stream import TaskStream
 from envs.errors import ConfigError
@@ -40,7 +40,7 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     """
     reply, trial_calls = teacher_of(config.env, config.episode.mode)
     template = ChatTemplate.load(model)
-    tools = LocalTools("teacher", config.tools)
+    tools = LocalTools("teacher", recorded_in(config, run_path).tools)
     await tools.start()
     try:
         identity = Identity("teacher", "teacher", config.model.max_model_len)

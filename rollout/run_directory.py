@@ -5,6 +5,7 @@
     ledger/         what became of every episode        index/          one narrow row per episode
     episodes/       the episodes, whole                 annotations/    what the learner computed
     metrics/        one row per step                    checkpoints/    filled by the learner
+    tool_traffic/   filled by tool servers that record
 
 Everything either grows at its end, one write per entry, or is replaced as a whole, so that a kill
 at any point leaves a directory that can be read. A kill of the process loses nothing that was
@@ -77,7 +78,7 @@ class RunDirectory:
                 "resume it, or choose another folder"
             )
         _make_folder(path)
-        ours = {folder.name for folder in layout.folders} | {"config.toml"}
+        ours = {folder.name for folder in (*layout.folders, layout.tool_traffic)} | {"config.toml"}
         names = {item.name for item in path.iterdir() if not item.name.startswith(".")}
         foreign = sorted(names - ours)
         if foreign:

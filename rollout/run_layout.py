@@ -72,6 +72,11 @@ class RunLayout:
         return self.root / "control.jsonl"
 
     @property
+    def tool_traffic(self) -> Path:
+        """Recorded calls and answers of tools; there only where the run records them."""
+        return self.root / "tool_traffic"
+
+    @property
     def lock(self) -> Path:
         """Held by the one writer; contains its process id."""
         return self.root / ".lock"
