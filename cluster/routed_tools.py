@@ -1,7 +1,7 @@
 """Tool sessions spread over many tool servers: each on the least loaded that lives."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,9 +15,11 @@ from cluster.tool_servers import (
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, ToolServerError
 from envs.tool_client import ToolClient
+from envs.tool_connection import ConnectionLost
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSession, ToolSet
 
 _ASK_AGAIN_S = 1.0
+_TRY_AGAIN_S = 1.0
 _UNKNOWN = -1
 
 
@@ -33,8 +35,8 @@ class RoutedTools:
     """ToolService over the servers of any number of nodes.
 
     A session stays on its server. One that its server took along raises ToolServerError from every
-    call, at the latest when the supervisor gives the server up. Opening is tried on every living
-    server, once each; a call is never repeated.
+    call, at the latest when the supervisor gives the server up; a call is never repeated. Opening
+    goes on to another server where one cannot be reached, until `request_timeout_s` are over.
     """
 
     def __init__(
@@ -63,20 +65,23 @@ class RoutedTools:
         await self._wait_for_a_server()
 
     async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
-        """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
-        tried: set[str] = set()
-        if not any(self._routes):
-            await self._wait_for_a_server()
+        """Open a session in its initial state.
+
+        Raises ToolServerError (a living server refused, or none lived in time) or DeadlineError.
+        """
+        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        tried: dict[str, ToolServerError] = {}
         while True:
             route = self._least_loaded(tried)
+            if route is None:
+                await self._wait_for_another(tried, deadline)
+                continue
             route.sessions += 1
             try:
                 session = await route.client.open(tool_set, seed, purpose)
-            except ToolServerError:  # nothing was begun, or what was ended with the connection
+            except ToolServerError as error:
                 route.sessions -= 1
-                tried.add(route.client.name)
-                if not self._names() - tried:
-                    raise
+                tried[route.client.name] = error
             except BaseException:
                 route.sessions -= 1
                 raise
@@ -97,22 +102,42 @@ class RoutedTools:
     def _names(self) -> set[str]:
         return {name for routes in self._routes for name in routes}
 
-    def _least_loaded(self, tried: set[str]) -> _Route:
+    def _least_loaded(self, tried: Container[str]) -> _Route | None:
         routes = [r for routes in self._routes for name, r in routes.items() if name not in tried]
-        if not routes:
-            raise ToolServerError(f"no tool server is left to try: {self._failure}")
-        start = self._first % len(routes)
-        return min(routes[start:] + routes[:start], key=lambda route: route.sessions)
+        start = self._first % max(len(routes), 1)
+        return min(routes[start:] + routes[:start], key=lambda r: r.sessions, default=None)
+
+    async def _wait_for_another(self, tried: dict[str, ToolServerError], deadline: float) -> None:
+        """Wait for a server that was not tried; from time to time, all may be tried again."""
+        names = self._names()
+        refusals = [
+            error
+            for name, error in tried.items()
+            if name in names and not isinstance(error, ConnectionLost)
+        ]
+        if refusals:
+            raise refusals[0]
+        left_s = deadline - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise self._none_lives()
+        try:
+            async with asyncio.timeout(min(left_s, _TRY_AGAIN_S)), self._changed:
+                await self._changed.wait_for(lambda: self._names() - tried.keys())
+        except TimeoutError:
+            tried.clear()
 
     async def _wait_for_a_server(self) -> None:
-        limit_s = self._config.request_timeout_s
         try:
-            async with asyncio.timeout(limit_s), self._changed:
+            async with asyncio.timeout(self._config.request_timeout_s), self._changed:
                 await self._changed.wait_for(self._names)
         except TimeoutError:
-            raise ToolServerError(
-                f"no tool server lives, and none came within {limit_s:g} s: {self._failure}"
-            ) from None
+            raise self._none_lives() from None
+
+    def _none_lives(self) -> ToolServerError:
+        limit_s = self._config.request_timeout_s
+        return ToolServerError(
+            f"no tool server lives, and none came within {limit_s:g} s: {self._failure}"
+        )
 
     async def _follow(self, index: int) -> None:
         """Keep the routes to one node's servers up to date."""

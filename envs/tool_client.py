@@ -152,13 +152,13 @@ class ToolClient:
     async def _live_connection(self) -> ToolConnection:
         """Return the connection, made again where it was lost. Raises ToolServerError."""
         if not self._ended and not self._breaker.admit():
-            raise ToolServerError(
+            raise ConnectionLost(
                 f"tool server {self._address} failed {self._config.breaker_failures} times in a "
                 f"row; it is left alone for {self._config.breaker_pause_s:g} s"
             )
         async with self._connecting:
             if self._ended:
-                raise ToolServerError(f"the client of {self._address} was closed; make a new one")
+                raise ConnectionLost(f"the client of {self._address} was closed; make a new one")
             if self._connection is None or not self._connection.alive:
                 timeout_s = self._config.request_timeout_s
                 try:

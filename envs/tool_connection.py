@@ -24,7 +24,9 @@ _PING_TIMEOUT_S = 60.0
 
 
 class ConnectionLost(ToolServerError):
-    """The connection ended before the answer; whether the request was begun is not known."""
+    """There was no connection, or it ended before the answer; then nobody knows whether the request
+    was begun.
+    """
 
 
 @dataclass(slots=True)
