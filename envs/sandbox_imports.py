@@ -14,8 +14,12 @@ _STDLIB = """
     traceback types typing unicodedata urllib.parse uuid warnings weakref xml.etree.ElementTree zlib
     zoneinfo _strptime
 """
-_FILES = "bz2 configparser fileinput glob gzip lzma shutil sqlite3 tarfile tempfile zipfile"
+_FILES = """
+    bz2 configparser fcntl fileinput glob gzip lzma mmap shutil sqlite3 tarfile tempfile zipfile
+"""
 _NUMPY = "numpy numpy.fft numpy.linalg numpy.ma numpy.polynomial numpy.random"
+
+_BLAS_SIZE = 200
 
 
 def preload(imports: str, packages: str, *, files: bool) -> list[object]:
@@ -33,6 +37,9 @@ def preload(imports: str, packages: str, *, files: bool) -> list[object]:
         sys.path.append(packages)
         for name in _NUMPY.split():
             importlib.import_module(name)
+        numpy = sys.modules["numpy"]
+        square = numpy.ones((_BLAS_SIZE, _BLAS_SIZE)) + numpy.eye(_BLAS_SIZE)
+        numpy.linalg.solve(square @ square, square)  # BLAS takes its memory now, or never
     zones: list[object] = [zoneinfo.ZoneInfo(key) for key in zoneinfo.available_timezones()]
     sys.path.clear()
     sys.path_importer_cache.clear()

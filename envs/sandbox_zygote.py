@@ -152,8 +152,8 @@ def main(argument: str) -> None:
     control = socket.socket(fileno=os.dup(options.control))
     os.close(options.control)
     try:
-        os.environ.clear()
         zones = preload(options.imports, options.packages, files=options.files)
+        os.environ.clear()  # not before: libraries look at it for their number of threads
         warm_up()
         zygote = Zygote(control, options)
         root = ScratchRoot(options)
