@@ -1,12 +1,14 @@
 """The tool server's HTTP routes: bodies are read, checked and answered; refusals are typed."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from envs.session_host import SessionHost
@@ -35,6 +37,7 @@ from envs.tool_wire import (
 )
 
 BODY_LIMIT_BYTES = 64 * 2**20
+_LINGER_BYTES, _LINGER_S = 256 * 2**20, 5.0
 _POLICY = 1_008  # RFC 6455, 7.4.1
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -139,12 +142,33 @@ def error_response(error: WireError) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if error.kind == "too_large":  # the rest of the body is not read
-        headers["connection"] = "close"
     if error.kind == "unauthorized":
         headers["www-authenticate"] = "Bearer"
     body = encode(ErrorResponse(error=error), as_json=True)
-    return Response(body, STATUS_OF_ERROR[error.kind], headers, media_type=JSON)
+    kind = _LingeringResponse if error.kind == "too_large" else Response
+    return kind(body, STATUS_OF_ERROR[error.kind], headers, media_type=JSON)
+
+
+class _LingeringResponse(Response):
+    """Answers at once, then drops what the client still sends, within limits, and hangs up.
+
+    A client that writes its whole body before it reads would otherwise see a reset, not the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        start = {"type": "http.response.start", "status": self.status_code, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        left = _LINGER_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        break
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _speaks_json(request: Request) -> bool:
