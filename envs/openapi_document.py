@@ -13,11 +13,12 @@ from pydantic import JsonValue
 from envs.errors import DataFileError
 from envs.tools import JsonObject
 
-_KEPT = tuple(
-    "description format pattern minimum maximum minLength maxLength minItems maxItems default".split()
+_KEPT = (
+    *("default", "description", "format", "pattern", "minimum", "maximum"),
+    *("minLength", "maxLength", "minItems", "maxItems"),
 )
 """Keywords that are taken over as they are."""
-_MAX_NODES = 100_000
+_MAX_NODES = 50_000
 _MAX_REFERENCES = 32
 
 
