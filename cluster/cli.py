@@ -2,6 +2,7 @@
 not found.
 """
 
+import asyncio
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from cluster.config import RunConfig, load_config, recipe_names, to_toml
 from cluster.doctor import run_doctor
@@ -141,8 +143,45 @@ def serve(
     serving.run_serve(config, serving.Address(host, port, token), split, tasks)
 
 
-@app.command(epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]")
-def episodes(
+class _ShowByDefault(TyperGroup):
+    """A group whose command `show` need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in (*self.commands, "--help")
+        return super().parse_args(ctx, args if named else ["show", *args])
+
+
+episodes = typer.Typer(
+    cls=_ShowByDefault,
+    no_args_is_help=True,
+    help="List the episodes of a run, show one whole, or replay them.",
+    epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]",
+)
+app.add_typer(episodes, name="episodes")
+
+
+@episodes.command(epilog="Example: [bold]trialrun episodes replay runs/demo g000003-02[/]")
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+    episode: Annotated[
+        str | None, typer.Argument(help="Replay this episode (a unique beginning of its id).")
+    ] = None,
+    traffic: Annotated[
+        Path | None, typer.Option(help="Recorded tool traffic, where it is not in the run.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play episodes again from their tokens and recorded tool answers; say where they differ.
+
+    Runs neither the model nor tools. Exit code 0 where all are equal, 1 at a difference.
+    """
+    report = asyncio.run(_stack("replay").replay_run(run, episode, traffic))
+    _report(report.to_json(), as_json=as_json)
+    raise typer.Exit(1 if report.different else 0)
+
+
+@episodes.command(epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]")
+def show(
     run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
     episode: Annotated[
         str | None, typer.Argument(help="Show this episode (a unique beginning of its id).")
