@@ -108,6 +108,18 @@ def train(
     _report(_stack("commands").run_train(config, resume=resume), as_json=as_json)
 
 
+@app.command(epilog="Example: [bold]trialrun audit toolhop --set env.path=ToolHop.json[/]")
+def audit(
+    recipe: RecipeArgument,
+    calls: Annotated[int, typer.Option(min=1, help="Calls tried per tool.")] = 200,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Call every tool of a ToolHop file in the sandbox, and say what its questions can reach."""
+    config = _config(recipe, overrides, dry_run=False)
+    _report(_stack("audit").run_audit(config, calls), as_json=as_json)
+
+
 @app.command(
     "eval", epilog="Example: [bold]trialrun eval toolhop --set env.path=ToolHop.json --json[/]"
 )

@@ -77,7 +77,7 @@ class ToolHopEnvironment:
 
     def __init__(self, config: EnvConfig) -> None:
         """Read the whole file. Raises MissingError and DataFileError as `read_questions` does."""
-        self.path = Path(config.path) if config.path else OWN_TASKS
+        self.path = data_file_of(config)
         choices: Counter[str] = Counter()
         tasks: list[Task] = []
         for question in read_questions(self.path):
@@ -123,6 +123,11 @@ class ToolHopEnvironment:
             )
         drawn = sorted(pool, key=lambda task: stable_hash(NAME, "draw", seed, task.id))
         return tuple(drawn[:count])
+
+
+def data_file_of(config: EnvConfig) -> Path:
+    """Return the file that `[env]` names, or that of the project's own tasks."""
+    return Path(config.path) if config.path else OWN_TASKS
 
 
 def split_of(question_id: int | str, heldout_percent: int) -> Split:
