@@ -61,9 +61,22 @@ def check_platform() -> str:
     if sys.platform != "linux" or machine not in AUDIT_ARCHES:
         raise IsolationError(
             f"expected Linux on {' or '.join(AUDIT_ARCHES)}, found {sys.platform} on {machine}; "
-            "run the tool server in a Linux container or on another machine"
+            "run the tool server in a Linux container (on macOS: Docker Desktop, colima or lima) "
+            "or on another machine"
         )
     return machine
+
+
+def check_kernel() -> None:
+    """Raise IsolationError where the kernel cannot name a process for certain."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError) as error:
+        raise IsolationError(
+            f"expected Linux 5.4 or later with pidfd_open, found {platform.release()} ({error}); "
+            "boot a newer kernel (best 6.2 or later, with Landlock), use a virtual machine with "
+            "one, or a container runtime that lets this call through"
+        ) from error
 
 
 def _checked(name: str, result: int) -> int:

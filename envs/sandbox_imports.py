@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import sys
 import zoneinfo
 
@@ -40,7 +41,16 @@ def preload(imports: str, packages: str, *, files: bool) -> list[object]:
         numpy = sys.modules["numpy"]
         square = numpy.ones((_BLAS_SIZE, _BLAS_SIZE)) + numpy.eye(_BLAS_SIZE)
         numpy.linalg.solve(square @ square, square)  # BLAS takes its memory now, or never
+    if _native_threads() > 1:
+        raise ImportError(f"the packages of profile {imports} start threads, which no fork copies")
     zones: list[object] = [zoneinfo.ZoneInfo(key) for key in zoneinfo.available_timezones()]
     sys.path.clear()
     sys.path_importer_cache.clear()
     return zones
+
+
+def _native_threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 1

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
-from envs.sandbox_confine import NOBODY, check_platform
+from envs.sandbox_confine import NOBODY, check_kernel, check_platform
 from envs.sandbox_options import ZygoteOptions
 from envs.sandbox_plan import ENVIRONMENT, zygote_options
 from envs.sandbox_process import Child, Exit
@@ -82,6 +82,7 @@ class ZygoteLink:
     ) -> tuple["ZygoteLink", ZygoteMessage]:
         """Start a zygote and wait for it. Raises IsolationError, ConfigError or SandboxError."""
         check_platform()
+        check_kernel()
         options = zygote_options(config, strongest)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)

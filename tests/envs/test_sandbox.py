@@ -14,13 +14,11 @@ from typing import get_args
 import pytest
 import pytest_asyncio
 
-from envs import sandbox_confine
 from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox import SandboxPool, SandboxSession
 from envs.sandbox_child import as_text, cut
 from envs.sandbox_modules import error_text
-from envs.sandbox_syscalls import LEAF_RULES, ZYGOTE_RULES
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,12 +265,6 @@ async def test_level_is_reported_and_a_weaker_one_than_required_refused(
             await strict.start()
 
 
-def test_other_platforms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(IsolationError, match="expected Linux on x86_64 or aarch64, found darwin"):
-        sandbox_confine.check_platform()
-
-
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86-64 machine code")
 @pytest.mark.parametrize(
     ("code", "allowed"),
@@ -301,20 +293,6 @@ function()
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=20
     )
     assert ended.returncode == (0 if allowed else -signal.SIGSYS), ended.stderr
-
-
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_filters_fit_the_kernel_and_the_leaf_is_narrower(machine: str) -> None:
-    sizes = {
-        name: len(sandbox_confine.filter_program(machine, rules)) // 8
-        for name, rules in (("leaf", LEAF_RULES), ("zygote", ZYGOTE_RULES))
-    }
-    assert 50 < sizes["leaf"] < sizes["zygote"] < 4_096
-    forbidden = {"clone", "fork", "execve", "openat", "socket", "socketpair", "prctl", "kill"}
-    assert not forbidden & LEAF_RULES.keys()
-    for rules in (LEAF_RULES, ZYGOTE_RULES):
-        numbers = [n for rule in rules.values() if (n := rule.number(machine)) is not None]
-        assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,8 @@ class TestCompilation:
         self, pool: SandboxPool
     ) -> None:
         """Compared inside one session, where neither scheduling nor the fork counts."""
-        source = "\n".join(f"def f{n}(x):\n    return [y + {n} for y in x if y]" for n in range(400))
+        functions = [f"def f{n}(x):\n    return [y + {n} for y in x if y]" for n in range(400)]
+        source = "\n".join(functions)
         measure = f"""
 import marshal, time
 SOURCE = {source!r}
