@@ -74,6 +74,9 @@ def write_locks() -> None:
         command = [str(PYTHON), "-m", "uv", "pip", "compile", "--quiet", *uv_arguments(settings)]
         command += ["--custom-compile-command", "make lock", "--python-version", LOCK_PYTHON]
         command += ["--python-platform", "x86_64-manylinux_2_28"]
+        overrides = ROOT / "requirements" / f"{name}.overrides"
+        if overrides.exists():
+            command += ["--override", str(overrides.relative_to(ROOT))]
         command += [f"requirements/{name}.in", "--output-file", f"requirements/{name}.lock"]
         run_step(f"write requirements/{name}.lock", command, environ)
 
