@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -18,9 +17,9 @@ from envs.tool_wire import (
     OpenedSession,
     OpenItem,
     StreamOpen,
-    WireCall,
     WireError,
     first_complaint,
+    wire_call,
 )
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
@@ -117,10 +116,7 @@ class ToolClient:
         """Run `calls` of one session in order. Raises ToolServerError or DeadlineError."""
         if not calls:
             return []
-        wire_calls = tuple(
-            WireCall(name=call.name, arguments=json.dumps(call.arguments)) for call in calls
-        )
-        item = CallItem(session=session_id, calls=wire_calls)
+        item = CallItem(session=session_id, calls=tuple(map(wire_call, calls)))
         connection = self._connection
         if connection is None or not connection.alive or self._breaker.state != "closed":
             connection = await self._live_connection()

@@ -9,6 +9,7 @@ number, when it is ready: `opened` (OpenedSession), `answers` (array of ToolAnsw
 (CloseResponse) or `error` (WireError). Sessions opened on a connection end with it.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -16,7 +17,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from envs.isolation import IsolationReport
-from envs.tools import SessionPurpose, ToolAnswer, ToolSet
+from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -168,6 +169,11 @@ class Health(Wire):
     opens_refused: int = 0
     calls_refused: int = 0
     zygote_restarts: int = 0
+
+
+def wire_call(call: ToolCall) -> WireCall:
+    """Return `call` as it is sent and recorded."""
+    return WireCall(name=call.name, arguments=json.dumps(call.arguments))
 
 
 WireT = TypeVar("WireT", bound=BaseModel)

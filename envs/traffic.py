@@ -69,7 +69,7 @@ class TrafficRecorder:
         self._thread.start()
 
     def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
-        fresh = item.digest not in self._known
+        fresh = item.digest not in self._known and tool_set.endpoint is None  # it may hold secrets
         self._known[item.digest] = None
         self._known.move_to_end(item.digest)
         if len(self._known) > _KNOWN_TOOL_SETS:

@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.config import IsolationConfig, ToolServerConfig
+from envs.endpoints import McpStdioEndpoint
 from envs.errors import MissingError, StoreError, ToolServerError
+from envs.recorded_tools import RecordingTools
 from envs.replay_host import ReplayHost
+from envs.scripted_tools import ScriptedTools
 from envs.session_host import SessionHost
 from envs.tool_client import ToolClient
 from envs.tool_host import ToolHost
 from envs.tool_process import ToolServerProcess
-from envs.tool_wire import CallItem, OpenItem, WireCall, encode
+from envs.tool_wire import CallItem, OpenItem, WireCall, encode, wire_call
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolSet, ToolSpec
 from envs.traffic import TrafficReader, TrafficRecorder
 from envs.traffic_file import MAGIC, entries
@@ -340,3 +343,35 @@ async def test_a_server_process_records_and_another_replays(tmp_path: Path) -> N
 def test_a_replay_without_a_record_says_how_to_record(tmp_path: Path) -> None:
     with pytest.raises(ToolServerError, match=r"record it first, with tools\.record = true"):
         ToolServerProcess(CONFIG, replay=tmp_path).start()
+
+
+REMOTE = ToolSet(
+    tools=(ToolSpec(name="ask", description="", parameters={}),),
+    endpoint=McpStdioEndpoint(command=("server",), environment={"KEY": "secret-value"}),
+)
+
+
+async def test_tools_that_no_server_runs_are_recorded_by_their_client(tmp_path: Path) -> None:
+    recording = CONFIG.model_copy(update={"record": True, "record_dir": str(tmp_path)})
+    asked = [ToolCall(name="ask", arguments={"x": 1.5, "y": "ü"})] * 2
+    tools = RecordingTools(ScriptedTools(lambda call, before: answer(str(len(before)))), recording)
+    session = await tools.open(REMOTE, 3, "trial")
+    real = await session.call(asked)
+    await session.close()
+    await (await tools.open(TOOLS, 3, "trial")).call(asked)  # its server's business
+    await tools.close()
+    assert b"secret-value" not in (tmp_path / "000001.traffic").read_bytes()
+    host = await replay(tmp_path)
+    host.add_tool_sets({REMOTE.digest: REMOTE})
+    opened = await host.open(OpenItem(digest=REMOTE.digest, seed=3, purpose="trial"))
+    assert await calls(host, opened.id, *map(wire_call, asked)) == tuple(real)
+    assert (await host.open(item(3))).error is not None
+    await host.stop()
+
+
+async def test_nothing_is_recorded_where_nobody_asks(tmp_path: Path) -> None:
+    silent = CONFIG.model_copy(update={"record_dir": str(tmp_path)})
+    tools = RecordingTools(ScriptedTools(lambda call, before: answer()), silent)
+    await (await tools.open(REMOTE, 3, "trial")).call([ToolCall(name="ask", arguments={})])
+    await tools.close()
+    assert list(tmp_path.iterdir()) == []
