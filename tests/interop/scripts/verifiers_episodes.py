@@ -5,7 +5,7 @@
 
 `plan.json`: {"resets": [arguments of reset], "answers": {question: answer}}. The model is scripted
 and served on loopback: it tries a tool, begins the execution, and answers by the plan. Prints one
-JSON object per episode: number of model turns, reward, errors.
+JSON object per episode: reward and errors.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ def serve_model(answers: dict[str, str]) -> str:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
