@@ -15,6 +15,7 @@ from envs.tool_routes import PROMETHEUS_TEXT, Refusal, ToolRoutes, error_respons
 from envs.tool_wire import (
     JSON,
     MSGPACK,
+    CallItem,
     CallRequest,
     CallResponse,
     CallResult,
@@ -22,12 +23,28 @@ from envs.tool_wire import (
     CloseResponse,
     ErrorResponse,
     Health,
+    OpenItem,
     OpenRequest,
     OpenResponse,
+    WireCall,
     WireError,
 )
+from envs.tools import ToolSet, ToolSpec
 
 _REFERENCE = "#/components/schemas/{model}"
+_EXAMPLE_TOOLS = ToolSet(
+    tools=(ToolSpec(name="add", description="Add one.", parameters={"type": "object"}),),
+    sources=("def add(n=1):\n    return n + 1",),
+    functions=("add",),
+)
+_OPEN_EXAMPLE = OpenRequest(
+    sessions=(OpenItem(digest=_EXAMPLE_TOOLS.digest, seed=1, purpose="trial"),),
+    tool_sets={_EXAMPLE_TOOLS.digest: _EXAMPLE_TOOLS},
+)
+_CALL_EXAMPLE = CallRequest(
+    items=(CallItem(session="0a1b", calls=(WireCall(name="add", arguments='{"n": 2}'),)),)
+)
+_CLOSE_EXAMPLE = CloseRequest(ids=("0a1b",))
 _REQUESTS = (OpenRequest, CallRequest, CloseRequest)
 
 
@@ -44,10 +61,10 @@ def create_app(
     """
     app = _ToolApp(title="trialrun tool server", docs_url=None, redoc_url=None)
     routes = ToolRoutes(host, metrics or ToolMetrics())
-    for path, endpoint, takes, gives, errors in (
-        ("/sessions", routes.open, OpenRequest, OpenResponse, (409, 503)),
-        ("/calls", routes.call, CallRequest, CallResponse, (404, 503)),
-        ("/sessions/close", routes.close_batch, CloseRequest, CloseResponse, ()),
+    for path, endpoint, example, gives, errors in (
+        ("/sessions", routes.open, _OPEN_EXAMPLE, OpenResponse, (409, 503)),
+        ("/calls", routes.call, _CALL_EXAMPLE, CallResponse, (404, 503)),
+        ("/sessions/close", routes.close_batch, _CLOSE_EXAMPLE, CloseResponse, ()),
     ):
         app.add_api_route(
             path,
@@ -55,7 +72,7 @@ def create_app(
             methods=["POST"],
             response_model=None,
             responses=_responses({200: gives}, (400, 401, 413, 415, *errors)),
-            openapi_extra={"requestBody": _request_body(takes)},
+            openapi_extra={"requestBody": _request_body(example)},
         )
     app.add_api_route(
         "/sessions/{session_id}",
@@ -100,13 +117,17 @@ class _ToolApp(FastAPI):
             [(model, "validation") for model in (*_REQUESTS, CallResult)],
             ref_template=_REFERENCE,
         )
+        for way in ("endpoint", "adaptation"):  # what a tool server refuses
+            del bodies["$defs"]["ToolSet"]["properties"][way]
         document.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
         return document
 
 
-def _request_body(model: type[BaseModel]) -> dict[str, object]:
-    schema = {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
-    return {"required": True, "content": {JSON: schema, MSGPACK: schema}}
+def _request_body(example: BaseModel) -> dict[str, object]:
+    schema = {"$ref": _REFERENCE.format(model=type(example).__name__)}
+    sent = example.model_dump(mode="json", exclude_unset=True)
+    content = {JSON: {"schema": schema, "example": sent}, MSGPACK: {"schema": schema}}
+    return {"required": True, "content": content}
 
 
 def _responses(
