@@ -114,7 +114,7 @@ class ReplayHost:
     async def health(self) -> Health:
         """Return the state of the server; `max_sessions` is how many were recorded."""
         return Health(
-            status="ok",
+            status="healthy",
             isolation=ISOLATION,
             sessions=len(self._open),
             max_sessions=sum(self._recorded.values()),

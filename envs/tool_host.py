@@ -214,9 +214,9 @@ class ToolHost:
         """Return the state of the server, after an attempt to replace a dead sandbox."""
         try:
             await self._pool.start()
-            status = "ok"
+            status = "healthy"
         except (SandboxError, IsolationError):
-            status = "failed"
+            status = "unhealthy"
         self._note_zygote()
         return Health(
             status=status,

@@ -93,7 +93,7 @@ class _State(Collector):
         if health is None:
             return
         for name, words, value in (
-            ("up", "Whether a sandbox can be started.", health.status == "ok"),
+            ("up", "Whether a sandbox can be started.", health.status == "healthy"),
             ("sessions", "Open sessions.", health.sessions),
             ("max_sessions", "Sessions that may be open at once.", health.max_sessions),
             ("idle_children", "Processes ready to become sessions.", health.idle_children),

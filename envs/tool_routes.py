@@ -128,7 +128,7 @@ class ToolRoutes:
     async def health(self) -> Response:
         """Say how the server is, and how its sessions are locked in."""
         health = await self._host.health()
-        status = 200 if health.status == "ok" else 503
+        status = 200 if health.status == "healthy" else 503
         return Response(encode(health, as_json=True), status, media_type=JSON)
 
     async def metrics(self) -> Response:

@@ -151,12 +151,12 @@ class CloseResponse(Wire):
 
 
 class Health(Wire):
-    """`isolation` is the report's summary; `status` is `failed` while no sandbox can be started.
+    """`isolation` is the summary of the report; `status` is `unhealthy` while no sandbox starts.
 
     Refusals and restarts are counted since the start.
     """
 
-    status: Literal["ok", "failed"]
+    status: Literal["healthy", "unhealthy"]
     isolation: str
     report: IsolationReport | None = None
     sessions: int

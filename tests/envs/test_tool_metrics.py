@@ -10,7 +10,7 @@ from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
 from tests.envs.tool_serving import CONFIG, TOKEN, TOOLS, serving
 
 HEALTH = Health(
-    status="ok",
+    status="healthy",
     isolation="",
     sessions=2,
     max_sessions=9,

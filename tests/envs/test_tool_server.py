@@ -89,7 +89,7 @@ async def test_session_from_open_to_close(http: httpx.AsyncClient) -> None:
     assert [answer["text"] for answer in results[0]["answers"]] == ["2", "5"]
     assert results[1]["error"]["kind"] == "unknown_session"
     health = (await http.get("/health")).json()
-    assert (health["status"], health["sessions"], health["tool_sets"]) == ("ok", 1, 1)
+    assert (health["status"], health["sessions"], health["tool_sets"]) == ("healthy", 1, 1)
     assert health["isolation"].startswith(health["report"]["level"])
     assert health["report"]["limits"]["cpu_s"] == CONFIG.session_cpu_s
     assert (await http.delete(f"/sessions/{session}")).status_code == 204
@@ -293,7 +293,7 @@ def test_process_serves_on_a_private_socket(server: ToolServerProcess) -> None:
     assert path.parent.stat().st_mode & 0o077 == 0
     transport = httpx.HTTPTransport(uds=str(path))
     with httpx.Client(transport=transport, base_url="http://tools") as client:
-        assert client.get("/health").json()["status"] == "ok"
+        assert client.get("/health").json()["status"] == "healthy"
         opened = client.post("/sessions", json=opening(ADDER)).json()["sessions"][0]
         body = {"items": [calling(opened["id"], '{"n": 4}')]}
         assert client.post("/calls", json=body).json()["results"][0]["answers"][0]["text"] == "4"
