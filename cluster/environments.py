@@ -1,22 +1,29 @@
 """The environment, and the scripted teacher, that a recipe names."""
 
+import asyncio
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from envs.catalog.environment import CatalogEnvironment
 from envs.catalog.teacher import direct_reply, draw_trial_calls, trial_reply
-from envs.config import EnvConfig
+from envs.config import EnvConfig, ToolServerConfig
+from envs.endpoints import Endpoint
 from envs.errors import ConfigError
 from envs.messages import Reply
 from envs.perturbation import PerturbedEnvironment
+from envs.task_file import FileEnvironment
 from envs.tasks import Environment
+from envs.tool_services import listed_tools
 from envs.toolhop import ToolHopEnvironment
+from envs.tools import ToolSet
 from rollout.episode import Mode
 
 
 def make_environment(config: EnvConfig) -> Environment:
     """Return the environment that `[env]` names, its tools perturbed where that is asked.
 
-    Raises MissingError, DataFileError.
+    Raises MissingError, DataFileError, and InfraError where a server does not list its tools.
     """
     if config.perturbation == "clean":
         return _environment(config)
@@ -24,7 +31,20 @@ def make_environment(config: EnvConfig) -> Environment:
 
 
 def _environment(config: EnvConfig) -> Environment:
-    return ToolHopEnvironment(config) if config.name == "toolhop" else CatalogEnvironment()
+    match config.name:
+        case "toolhop":
+            return ToolHopEnvironment(config)
+        case "file":
+            return FileEnvironment(config, _listed_tools)
+        case "catalog":
+            return CatalogEnvironment()
+
+
+def _listed_tools(endpoint: Endpoint) -> ToolSet:
+    """Ask a server for its tools, from a thread: the caller may have an event loop of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        asking = listed_tools(endpoint, ToolServerConfig(), os.environ)
+        return pool.submit(asyncio.run, asking).result()
 
 
 def teacher_of(config: EnvConfig, mode: Mode) -> tuple[Reply, Callable[[int, int], int]]:

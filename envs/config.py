@@ -20,12 +20,16 @@ class Section(BaseModel):
 class EnvConfig(Section):
     """`[env]`: where tasks come from."""
 
-    name: Literal["catalog", "toolhop"] = "catalog"
-    """`catalog`: the built-in unfamiliar tools; `toolhop`: a file in ToolHop's format."""
+    name: Literal["catalog", "toolhop", "file"] = "catalog"
+    """`catalog`: the built-in unfamiliar tools; `toolhop`: a file in ToolHop's format; `file`: your
+    own tasks, with tools in Python or behind OpenAPI, MCP or OpenEnv.
+    """
     path: str = ""
-    """Data file of `toolhop`; empty for the dozen tasks that ship with the project."""
+    """Data file of `toolhop`; JSONL file of `file`, or a folder with `tasks.jsonl`; empty for the
+    dozen tasks of either that ship with the project.
+    """
     heldout_percent: int = Field(default=20, ge=0, le=100)
-    """`toolhop`: share of tasks, by hash of their id, that form the held-out split."""
+    """`toolhop` and `file`: share of tasks, by hash of their id, that form the held-out split."""
     perturbation: PerturbationLevel = "clean"
     """How unfamiliar the tools are made: other names, words, types, distractors, faults."""
     perturbation_seed: int = Field(default=0, ge=0)

@@ -1,0 +1,195 @@
+"""The format of a user's own tasks: a JSON object per line, checked field by field."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictStr,
+    Tag,
+    ValidationError,
+    field_validator,
+)
+
+from envs.errors import DataFileError, MissingError
+from envs.tasks import Split
+
+NonEmpty = Annotated[StrictStr, Field(min_length=1)]
+_SHOWN = 80
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+class PythonTools(_Row):
+    """`{"python": "bank.py", "class": "Bank"}`: the public methods of a class."""
+
+    python: NonEmpty
+    class_name: NonEmpty | None = Field(default=None, alias="class")
+
+
+class FunctionTools(_Row):
+    """`{"functions": "shop.py"}`: the public functions of a module."""
+
+    functions: NonEmpty
+
+
+class OpenApiTools(_Row):
+    """`{"openapi": "api.json"}`: simulated, or with `base_url` the real API."""
+
+    openapi: NonEmpty
+    base_url: NonEmpty | None = None
+    allowed_hosts: tuple[NonEmpty, ...] = ()
+    operations: tuple[NonEmpty, ...] | None = None
+    token_variable: str = ""
+
+
+class McpPlace(_Row):
+    """A server to start, or one that is there."""
+
+    command: tuple[NonEmpty, ...] = ()
+    environment: dict[str, str] = {}
+    url: str = ""
+    token_variable: str = ""
+
+    @field_validator("url")
+    @classmethod
+    def _one_place(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("expected http(s)://host:port/path")
+        return url
+
+
+class McpServerTools(_Row):
+    """`{"mcp": {"command": ["mcp-server-time"]}}` or `{"mcp": {"url": "http://..."}}`."""
+
+    mcp: McpPlace
+
+    @field_validator("mcp")
+    @classmethod
+    def _one_way(cls, place: McpPlace) -> McpPlace:
+        if bool(place.command) == bool(place.url):
+            raise ValueError("expected either `command` or `url`")
+        return place
+
+
+class OpenEnvPlace(_Row):
+    url: NonEmpty
+
+
+class OpenEnvServerTools(_Row):
+    """`{"openenv": {"url": "http://host:port"}}`."""
+
+    openenv: OpenEnvPlace
+
+
+_KINDS = ("python", "functions", "openapi", "mcp", "openenv")
+
+
+def _kind(value: object) -> str | None:
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, _Row) else ()
+    named = [kind for kind in _KINDS if kind in keys]
+    return named[0] if len(named) == 1 else None
+
+
+ToolSource = Annotated[
+    Annotated[PythonTools, Tag("python")]
+    | Annotated[FunctionTools, Tag("functions")]
+    | Annotated[OpenApiTools, Tag("openapi")]
+    | Annotated[McpServerTools, Tag("mcp")]
+    | Annotated[OpenEnvServerTools, Tag("openenv")],
+    Discriminator(
+        _kind,
+        custom_error_type="tool_source",
+        custom_error_message=f"expected exactly one of the keys {', '.join(_KINDS)}",
+    ),
+]
+
+
+class TaskRow(_Row):
+    """One task; `split` is drawn from the id where it is not given."""
+
+    id: NonEmpty
+    question: NonEmpty
+    answer: StrictStr | int | float
+    scorer: Literal["exact", "numeric", "contains"] = "exact"
+    """How an answer is right: equal but for case, blanks and a final full stop; equal as a number,
+    within `tolerance`; or with the expected text somewhere in it.
+    """
+    tolerance: float = Field(default=1e-6, ge=0)
+    """Largest difference that `numeric` lets pass, relative to the expected number above 1."""
+    split: Split | None = None
+    tags: dict[str, str] = {}
+    tools: ToolSource
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _no_truth(cls, answer: object) -> object:
+        if isinstance(answer, bool):
+            raise ValueError("expected text or a number; write true as text")
+        return answer
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
+    """Yield every task of a file with where it stands (`file:line`).
+
+    Raises MissingError where there is no such file, DataFileError for a line that is no task.
+    """
+    if not path.is_file():
+        raise MissingError(
+            f"expected a file of tasks, one JSON object per line, found none at {path}: set "
+            "env.path to it, or to a folder with `tasks.jsonl`; empty is the example that ships"
+        )
+    lines_of_ids: dict[str, int] = {}
+    with path.open(encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    row = _row(where, line)
+                    earlier = lines_of_ids.setdefault(row.id, number)
+                    if earlier != number:
+                        raise DataFileError(
+                            f"{where}, field `id`: expected an id of its own, found that of line "
+                            f"{earlier}: rename one"
+                        )
+                    yield where, row
+        except UnicodeDecodeError as error:
+            raise DataFileError(f"{path}: expected text in UTF-8, found {error}") from error
+    if not lines_of_ids:
+        raise DataFileError(f"{path}: expected at least one task, found an empty file")
+
+
+def _row(where: str, line: str) -> TaskRow:
+    try:
+        return TaskRow.model_validate(json.loads(line.rstrip()))
+    except json.JSONDecodeError as error:
+        raise DataFileError(
+            f"{where}, column {error.colno}: broken JSON ({error.msg}): one object per line, "
+            "line breaks in texts as \\n"
+        ) from error
+    except (ValidationError, RecursionError) as error:
+        raise DataFileError(f"{where}{_fault(error)}") from error
+
+
+def _fault(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return ": expected a task, found an object nested too deep"
+    first = error.errors(include_url=False)[0]
+    tagged = first["loc"][:1] == ("tools",)  # the second part is then the kind, not a field
+    parts = first["loc"][:1] + first["loc"][2:] if tagged else first["loc"]
+    place = ".".join(str(part) for part in parts)
+    named = f", field `{place}`" if place else ""
+    if first["type"] == "missing":
+        return f"{named}: expected this field, found none: add it"
+    if first["type"] == "extra_forbidden":
+        return f"{named}: a field of this name means nothing: remove it or correct its name"
+    return f"{named}: {first['msg']}, found {json.dumps(first['input'], default=str)[:_SHOWN]}"
