@@ -2,6 +2,8 @@
 
 import socket
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +13,15 @@ from numpy.typing import NDArray
 
 from learner.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.report import StepReport
-from learner.trainer import Trainer, TrainerSetup
+from learner.trainer_setup import TrainerSetup
 from rollout.checkpoint_layout import checkpoint_layout
 from rollout.weights import WeightManifest
+
+if TYPE_CHECKING:
+    from learner.trainer import Trainer
+
+TRAINER = "learner.trainer:Trainer"
+"""Imported where a rank runs: DeepSpeed takes many seconds, and the driver can do without."""
 
 
 class LearnerActor:
@@ -33,7 +41,7 @@ class LearnerActor:
             return address, int(probe.getsockname()[1])
 
     def start(self, setup: TrainerSetup) -> None:
-        self._trainer = Trainer(setup)
+        self._trainer = resolve_name(TRAINER)(setup)
 
     def rl_step(self, table: pa.Table) -> StepReport:
         return self._live.rl_step(table)
@@ -72,7 +80,7 @@ class LearnerActor:
             self._trainer.close()
 
     @property
-    def _live(self) -> Trainer:
+    def _live(self) -> "Trainer":
         assert self._trainer is not None, "start comes first"
         return self._trainer
 

@@ -15,7 +15,7 @@ from cluster.learner_actor import LearnerActor
 from envs.errors import LearnerError, TrialrunError
 from learner.config import SftConfig
 from learner.report import StepReport
-from learner.trainer import TrainerSetup
+from learner.trainer_setup import TrainerSetup
 from rollout.weights import WeightManifest
 
 

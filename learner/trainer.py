@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,26 +24,7 @@ from learner.packing import Pack, pack, share_of_rank
 from learner.report import Scores, StepReport, annotate, step_metrics
 from learner.schedule import rl_scale, sft_scale, warmup
 from learner.selection import Selection, select
-from rollout.config import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerSetup:
-    """All that one rank needs; with `sft` it is a trainer for SFT, with that section's optimizer.
-
-    Rank 0 listens on `master_addr:master_port`; `device` is `cpu` or `cuda`. A process stays the
-    same rank of the same group for life.
-    """
-
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int
-    model_path: str
-    model: ModelConfig
-    learner: LearnerConfig
-    sft: SftConfig | None = None
-    device: str = "cpu"
+from learner.trainer_setup import TrainerSetup
 
 
 class Trainer:
