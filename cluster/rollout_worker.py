@@ -1,6 +1,7 @@
 """A rollout worker: one engine, its way to the tools, and the episodes that run on them. No Ray."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.routed_tools import RoutedTools
-from envs.adapted_tools import AdaptedTools
 from envs.config import ToolServerConfig
 from envs.tasks import Task
+from envs.tool_services import ToolServices
 from rollout.config import EpisodeConfig
 from rollout.engine import Engine
 from rollout.episode import Lease
@@ -43,6 +44,7 @@ class RolloutWorker:
         self._spec = spec
         self._tools = tools
         self._make_engine = make_engine
+        self._services: ToolServices | None = None
         self._engine: Engine | None = None
         self._runner: EpisodeRunner | None = None
 
@@ -53,7 +55,8 @@ class RolloutWorker:
         self._engine = self._make_engine(template)
         await self._engine.start()
         identity = Identity(self._name, max_model_len=self._spec.max_model_len)
-        self._runner = EpisodeRunner(self._engine, AdaptedTools(self._tools), template, identity)
+        self._services = ToolServices(self._tools, self._spec.tools, os.environ)
+        self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         """Play one episode; one row in EPISODE_SCHEMA. Raises EngineError when this worker is
@@ -70,4 +73,4 @@ class RolloutWorker:
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.close()
-        await self._tools.close()
+        await (self._services or self._tools).close()

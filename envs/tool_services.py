@@ -9,6 +9,7 @@ from envs.errors import ConfigError
 from envs.http_tools import HttpTools
 from envs.mcp_tools import McpTools, tool_set_of_mcp
 from envs.openenv_tools import OpenEnvTools, tool_set_of_openenv
+from envs.recorded_tools import RecordingTools
 from envs.tools import SessionPurpose, ToolService, ToolSession, ToolSet
 
 
@@ -25,9 +26,9 @@ class ToolServices:
     ) -> None:
         self._sandboxed = sandboxed
         self._adapted = AdaptedTools(self)
-        self._http = HttpTools(config, variables)
-        self._mcp = McpTools(config, variables)
-        self._openenv = OpenEnvTools(config)
+        self._http = RecordingTools(HttpTools(config, variables), config)
+        self._mcp = RecordingTools(McpTools(config, variables), config)
+        self._openenv = RecordingTools(OpenEnvTools(config), config)
 
     async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
         """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
