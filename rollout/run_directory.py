@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -29,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from envs.errors import StoreError
 from rollout.episode import Outcome
 from rollout.episode_schema import EPISODE_SCHEMA
-from rollout.journal import Journal, one_line, replace_file
+from rollout.journal import Closing, Journal, one_line, replace_file
 from rollout.ledger import Ledger
 from rollout.run_layout import RunInfo, RunLayout, existing_run, read_run_info
 from rollout.run_reader import RunReader
@@ -51,7 +50,7 @@ class ControlEvent(BaseModel):
     detail: str = ""
 
 
-class RunDirectory:
+class RunDirectory(Closing):
     """The writer of a run directory; made by `create` or `open`, ended by `close`; one thread."""
 
     def __init__(self, layout: RunLayout, lock: int, segment_bytes: int) -> None:
@@ -170,17 +169,6 @@ class RunDirectory:
         for journal in (self.ledger, self._metrics, self._control, self._manifest):
             journal.close()
         os.close(self._lock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _next_segment(self) -> SegmentWriter:
         if self._segment is not None:
