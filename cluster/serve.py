@@ -1,6 +1,7 @@
 """`trialrun serve`: the tools of an environment's tasks, for all who speak one of the protocols."""
 
 import asyncio
+import logging
 import sys
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ def run_serve(config: RunConfig, address: Address, split: Split, count: int | No
         sys.stdout.write(f"ready http://{place}\n")
         sys.stdout.flush()
 
+    # What strangers send wrongly is answered to them, and is no news.
+    logging.getLogger("mcp").setLevel(logging.ERROR)
     asyncio.run(serve_tasks(tasks, config.tools, listener, address.token, say_ready))
 
 

@@ -3,7 +3,8 @@
 `/mcp` serves the first tool set, `/mcp/{name}` the one of that name. Query: `purpose` (`execution`
 or `trial`) and `seed` of the tool session. The tool session is opened by the first call; it ends
 with the MCP session (DELETE) or when it was idle too long. Tools keep state, so revisions of MCP
-without sessions are refused in a way that makes a client take one with sessions.
+without sessions are refused in a way that makes a client take one with sessions. The server never
+speaks unasked, so a GET is answered with 405, as MCP wants it.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     INVALID_PARAMS,
+    INVALID_REQUEST,
     UNSUPPORTED_PROTOCOL_VERSION,
     CallToolRequestParams,
     CallToolResult,
@@ -113,6 +115,9 @@ class McpDoor:
             await self._plain_rpc(scope, receive, send)
         elif refusal:
             await refusal(scope, receive, send)
+        elif request.method == "GET":
+            silent = _error(405, INVALID_REQUEST, "the server sends no messages of its own")
+            await silent(scope, receive, send)
         else:
             await self._manager.handle_request(scope, receive, self._watch_end(request, send))
 
@@ -157,7 +162,9 @@ class McpDoor:
 
     def _end(self, mcp_id: str) -> None:
         opened = self._sessions.pop(mcp_id, None)
-        if opened is not None:
+        if opened is not None and opened.done():
+            self._close(opened)
+        elif opened is not None:
             opened.add_done_callback(self._close)
 
     def _close(self, opened: asyncio.Future[str]) -> None:
