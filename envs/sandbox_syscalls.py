@@ -9,6 +9,8 @@ from dataclasses import dataclass
 CLONE_NEW_FLAGS = 0x7E02_0080
 """Every flag of `clone` that makes a namespace."""
 PROT_EXEC = 0x4
+OTHERS_CLOCKS = 0xFFFF_FFF0
+"""Set in the ids of clocks that belong to a process or a device, not to everybody."""
 FCNTL_COMMANDS = (1, 2, 3, 5, 6, 1030)
 """Flags and locks of a descriptor and its copy; not who gets a signal when it is ready."""
 
@@ -59,9 +61,9 @@ LEAF_RULES = {
     "getgid": Rule(104, 176),
     "getegid": Rule(108, 177),
     "getrandom": Rule(318, 278),
-    "clock_gettime": Rule(228, 113),
-    "clock_getres": Rule(229, 114),
-    "clock_nanosleep": Rule(230, 115),
+    "clock_gettime": Rule(228, 113, argument=0, clear_bits=OTHERS_CLOCKS),
+    "clock_getres": Rule(229, 114, argument=0, clear_bits=OTHERS_CLOCKS),
+    "clock_nanosleep": Rule(230, 115, argument=0, clear_bits=OTHERS_CLOCKS),
     "nanosleep": Rule(35, 101),
     "gettimeofday": Rule(96, 169),
     "time": Rule(201, None),

@@ -135,7 +135,7 @@ READING = [
         "claims += [value for value in os.environ.values() if NEEDLE in value]\n"
         "libc.getenv.restype = ctypes.c_char_p\n"
         "if value := libc.getenv(b'TRIALRUN_SECRET'):\n    claims.append(value.decode())\n"
-        "for pid in (SERVER, VICTIM, os.getppid(), 1, 'self'):\n"
+        "for pid in (SERVER, VICTIM, ZYGOTE, 1, 'self'):\n"
         "    text = attempt('environ', text_of, f'/proc/{pid}/environ')\n"
         "    if not text or NEEDLE not in text:\n"
         "        claims[:] = [claim for claim in claims if NEEDLE in claim]",
@@ -143,7 +143,7 @@ READING = [
     Probe(
         "/proc",
         "secrets of the server",
-        "for pid in ('self', SERVER, VICTIM, os.getppid()):\n"
+        "for pid in ('self', SERVER, VICTIM, ZYGOTE):\n"
         "    for name in ('maps', 'cmdline', 'status', 'mem', 'fd', 'root', 'task'):\n"
         "        path = f'/proc/{pid}/{name}'\n"
         "        look = os.listdir if name in ('fd', 'root', 'task') else text_of\n"
@@ -339,7 +339,7 @@ PROCESSES = [
     Probe(
         "kill",
         "other processes",
-        "for pid in (SERVER, os.getppid(), VICTIM):\n"
+        "for pid in (SERVER, ZYGOTE, VICTIM):\n"
         "    attempt(f'kill {pid}', os.kill, pid, signal.SIGKILL)\n"
         "for pid in (-1, 0, -SERVER):\n    attempt(f'signal {pid}', os.kill, pid, 0)",
         bare=False,
@@ -348,7 +348,7 @@ PROCESSES = [
     Probe(
         "ptrace",
         "other processes",
-        "for pid in (SERVER, os.getppid(), VICTIM):\n"
+        "for pid in (SERVER, ZYGOTE, VICTIM):\n"
         "    raw('attach', 101, 16, pid, 0, 0, harmless=(errno.EPERM, errno.ESRCH))\n"
         "    raw('read', 310, pid, 0, 0, 0, 0, 0, harmless=(errno.EPERM, errno.ESRCH))",
         machine="x86_64",
@@ -357,20 +357,20 @@ PROCESSES = [
     Probe(
         "pidfd_getfd",
         "other processes",
-        "for pid in (SERVER, os.getppid(), VICTIM, 1):\n"
+        "for pid in (SERVER, ZYGOTE, VICTIM, 1):\n"
         "    handle = raw('pidfd', 434, pid, 0, harmless=(errno.EPERM, errno.ESRCH))\n"
         "    if handle >= 0:\n        raw('getfd', 438, handle, 0, 0)",
     ),
     Probe(
         "limits of others",
         "other processes",
-        "for pid in (SERVER, os.getppid(), VICTIM):\n"
+        "for pid in (SERVER, ZYGOTE, VICTIM):\n"
         "    attempt(f'limit of {pid}', resource.prlimit, pid, resource.RLIMIT_CORE, (0, 0))",
     ),
     Probe(
         "priority and affinity",
         "other processes",
-        "for pid in (SERVER, os.getppid(), VICTIM):\n"
+        "for pid in (SERVER, ZYGOTE, VICTIM):\n"
         "    attempt('nice', os.setpriority, os.PRIO_PROCESS, pid, 19)\n"
         "    attempt('affinity', os.sched_setaffinity, pid, [0])\n"
         "    attempt('policy', os.sched_setscheduler, pid, os.SCHED_IDLE, os.sched_param(0))\n"

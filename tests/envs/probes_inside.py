@@ -93,7 +93,7 @@ RESOURCES = [
         "hits = []\nsignal.signal(signal.SIGUSR1, lambda *_: hits.append(1))\n"
         "attempt('timer', signal.setitimer, signal.ITIMER_REAL, 1e-4, 1e-4)\n"
         "attempt('raise', signal.raise_signal, signal.SIGUSR1)\n"
-        "for _ in range(999):\n    attempt('parent', os.kill, os.getppid(), signal.SIGCHLD)\n"
+        "for _ in range(999):\n    attempt('parent', os.kill, ZYGOTE, signal.SIGCHLD)\n"
         "    attempt('group', os.killpg, 0, signal.SIGUSR1)\n"
         "attempt('owner', lambda: __import__('fcntl').fcntl(3, 8, SERVER))\ndel claims[9:]",
         bare=False,
@@ -339,8 +339,8 @@ SESSIONS = [
     Probe(
         "clocks of others",
         "clocks and seeds",
-        "for pid in [SERVER, VICTIM, os.getppid(), *range(1, 300)]:\n"
-        "    if pid != os.getpid() and pid:\n"
+        "for pid in [SERVER, VICTIM, ZYGOTE, *range(1, 300)]:\n"
+        "    if pid != os.getpid():\n"
         "        attempt(f'CPU time of {pid}', time.clock_gettime_ns, (~pid << 3) | 2)\n"
         "claims[:] = claims[:1] and ['the CPU time of other processes']",
         minor=True,
@@ -348,7 +348,7 @@ SESSIONS = [
     Probe(
         "seed of the neighbour",
         "clocks and seeds",
-        "for seed in itertools.chain(range(9999), {int(time.time()), os.getpid(), os.getppid()}):\n"
+        "for seed in itertools.chain(range(9999), {int(time.time()), os.getpid(), ZYGOTE}):\n"
         "    if random.Random(seed).getrandbits(48) == NEIGHBOUR_DREW:\n"
         "        claims.append(f'its seed is {seed}')\n"
         "if random.getrandbits(48) == NEIGHBOUR_DREW:\n    claims.append('we draw the same')",

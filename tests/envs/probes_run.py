@@ -181,6 +181,7 @@ class _Sweeper:
             "NEIGHBOUR_DREW": drew,
             "NEIGHBOUR_SCRATCH": scratch,
             "SCRATCH_BYTES": _SCRATCH_MIB * 2**20,
+            "ZYGOTE": self._pool.zygote_pid,
         }
         self._well = await self._fingerprint()
         self._zygote = self._pool.zygote_pid
