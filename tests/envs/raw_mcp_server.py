@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 
-NAMES = ("echo", "fail", "refuse", "slow", "flood", "stray", "spawn", "die", "environment", "crash")
+NAMES = ("echo", "fail", "refuse", "slow", "flood", "stray", "spawn", "die", "environment", "count")
 SCHEMA = {"type": "object"}
+counted: list[int] = []
 
 
 def say(text: str) -> None:
@@ -23,9 +24,9 @@ def answer(request: dict, arguments: dict) -> dict | None:
             text = arguments["text"]
         case "fail":
             text, failed = "it did not work", True
-        case "refuse" | "crash" as name:
-            code = -32602 if name == "refuse" else -32603
-            error = {"code": code, "message": f"{name}d"}
+        case "refuse":
+            code = -32603 if arguments.get("as_defect") else -32602
+            error = {"code": code, "message": "refused"}
             say(json.dumps({"jsonrpc": "2.0", "id": request["id"], "error": error}))
             return None
         case "slow":
@@ -41,6 +42,9 @@ def answer(request: dict, arguments: dict) -> dict | None:
             text = f"{os.getpid()} {child.pid}"
         case "die":
             os._exit(3)
+        case "count":
+            counted.append(1)
+            text = str(len(counted))
         case "environment":
             text = json.dumps(dict(os.environ))
     return {"content": [{"type": "text", "text": text}], "isError": failed}

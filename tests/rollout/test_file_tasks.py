@@ -1,0 +1,52 @@
+"""Episodes on a user's own tasks whose tools are a foreign server's."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.environments import make_environment
+from envs.config import EnvConfig, ToolServerConfig
+from envs.messages import Message
+from envs.scripted_tools import ScriptedTools
+from envs.tool_services import ToolServices
+from envs.tools import AnswerStatus, ToolAnswer
+from rollout.config import EpisodeConfig
+from rollout.episode import Lease, Outcome
+from rollout.runner import EpisodeRunner, Identity
+from rollout.scripted_engine import ScriptedEngine
+from rollout.template import ChatTemplate
+
+SERVER = Path(__file__).resolve().parent.parent / "envs" / "raw_mcp_server.py"
+COUNT = '<tool_call>{"name": "count", "arguments": {}}</tool_call>'
+TURNS = (COUNT, COUNT, "<experience>it counts</experience>", COUNT, "<answer>1</answer>")
+
+
+def reply(messages: Sequence[Message], seed: int) -> str:
+    return TURNS[sum(message.role == "assistant" for message in messages)]
+
+
+async def test_a_trial_on_a_foreign_server_leaves_execution_clean(
+    template: ChatTemplate, tmp_path: Path
+) -> None:
+    row = {
+        "id": "count",
+        "split": "train",
+        "question": "Count once. What is the count?",
+        "answer": 1,
+        "scorer": "numeric",
+        "tools": {"mcp": {"command": [sys.executable, "-I", str(SERVER)]}},
+    }
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row))
+    environment = make_environment(EnvConfig(name="file", path=str(tmp_path)))
+    task = environment.tasks("train", 0, 1)[0]
+    nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
+    tools = ToolServices(nothing, ToolServerConfig(), {})
+    identity = Identity("unit", max_model_len=16_384)
+    runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
+    lease = Lease("run", "e1", "g1", task.id, 0, 0, 7)
+    episode = await runner.run(lease, task, EpisodeConfig())
+
+    assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)
+    assert [call.result for call in episode.calls] == ["1", "2", "1"]
+    assert episode.isolation == "outside (mcp-stdio)"
