@@ -122,7 +122,7 @@ def _serve(options: argparse.Namespace) -> None:
     def say_ready() -> None:
         print(f"ready {_address(listener)}", flush=True)
 
-    with _session_host(config, options.replay, metrics) as host:
+    with session_host(config, metrics, options.replay) as host:
         app = create_app(host, options.token, metrics=metrics)
         loop_factory = server_settings(app).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -130,10 +130,13 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _session_host(
-    config: ToolServerConfig, replay: str, metrics: ToolMetrics
+def session_host(
+    config: ToolServerConfig, metrics: ToolMetrics, replay: str = ""
 ) -> Iterator[SessionHost]:
-    """A host that runs tools, recording them where that is asked; or one that replays a record."""
+    """A host that runs tools, recording them where that is asked; or one that replays a record.
+
+    Raises ConfigError and StoreError where it cannot record.
+    """
     recorder = None if replay else recorder_for(config)
     if recorder is None:
         yield ReplayHost(Path(replay)) if replay else ToolHost(config, observers=[metrics])

@@ -8,9 +8,8 @@ from envs.errors import ConfigError
 from envs.mcp_server import McpDoor
 from envs.openenv_server import OpenEnvDoor
 from envs.tasks import Task
-from envs.tool_host import ToolHost
 from envs.tool_metrics import ToolMetrics
-from envs.tool_server import serve
+from envs.tool_server import serve, session_host
 from envs.tool_server_app import create_app
 
 _LOOPBACK = ("127.0.0.1:*", "localhost:*", "[::1]:*")
@@ -34,13 +33,13 @@ async def serve_tasks(
             "those are served where the episodes run, never by a tool server"
         )
     metrics = ToolMetrics()
-    host = ToolHost(config, observers=[metrics])
-    openenv = OpenEnvDoor(host, tasks, config)
-    by_name = {task.id: task.tool_set for task in tasks}
-    by_name |= {task.tool_set.digest: task.tool_set for task in tasks}
-    # A token keeps strangers out; without one, a page in the user's browser must not get in.
-    allowed_hosts = () if token else _LOOPBACK
-    mcp = McpDoor(host, by_name, config, openenv.plain_rpc, allowed_hosts)
-    app = create_app(host, token, [openenv.router, mcp.router], metrics)
-    async with mcp.serving(), openenv.serving():
-        await serve(host, app, listener, ready)
+    with session_host(config, metrics) as host:
+        openenv = OpenEnvDoor(host, tasks, config)
+        by_name = {task.id: task.tool_set for task in tasks}
+        by_name |= {task.tool_set.digest: task.tool_set for task in tasks}
+        # A token keeps strangers out; without one, a page in the user's browser must not get in.
+        allowed_hosts = () if token else _LOOPBACK
+        mcp = McpDoor(host, by_name, config, openenv.plain_rpc, allowed_hosts)
+        app = create_app(host, token, [openenv.router, mcp.router], metrics)
+        async with mcp.serving(), openenv.serving():
+            await serve(host, app, listener, ready)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from rollout.config import EpisodeConfig, ModelConfig
 from rollout.episode import CallRecord, Episode, Outcome
 from rollout.episode_difference import first_difference
 from rollout.episode_schema import from_batch, to_batch
-from rollout.run_directory import RunDirectory
 from rollout.run_reader import RunReader
 
 EPISODES = 6
@@ -79,38 +77,33 @@ def test_every_episode_of_a_dead_run_comes_out_equal(
     assert "Episode t000001-00" in capsys.readouterr().out
 
 
-async def test_an_episode_that_was_changed_differs_where_it_was_changed(
+async def test_differences_are_told_where_they_are(
     run: Path, model: Path, episodes: list[Episode], tmp_path: Path
 ) -> None:
-    old = next(episode for episode in episodes if len(episode.turns[0].calls) == 1)
+    old, unrecorded = [episode for episode in episodes if len(episode.turns[0].calls) == 1][:2]
     call = old.turns[0].calls[0]
     forged = replace(
         old, turns=(replace(old.turns[0], calls=(replace(call, result="4"),)), *old.turns[1:])
     )
+    other = next(episode for episode in episodes if episode not in (old, unrecorded))
+    lost = replace(other, outcome=Outcome.INFRA_FAILED, reward=None)
     path = tmp_path / "forged"
-    lost = replace(episodes[-1], outcome=Outcome.INFRA_FAILED, reward=None)
-    write(path, configuration(model), [forged, lost])
-    shutil.copytree(run / "tool_traffic", path / "tool_traffic", dirs_exist_ok=True)
+    with new_run(path, configuration(model)) as directory:
+        directory.append(to_batch([forged, unrecorded, lost]))
+    record = TrafficReader(run / "tool_traffic")
+    known = [session for session in record.sessions if session.seed != unrecorded.lease.seed]
+    record.copy(known, path / "tool_traffic")
     report = await replay_run(path, None)
-    assert (len(report.different), report.left_out) == (1, 1)
+    assert (len(report.different), report.left_out) == (2, 1)
     told = report.to_json()
     assert told["where"] == "turn 1, call 1, answer"
-    assert (told["recorded"], told["replayed"]) == ("ok: 4", f"{call.status}: {call.result}")
-
-
-async def test_a_call_that_was_not_recorded_is_told(
-    run: Path, model: Path, episodes: list[Episode], tmp_path: Path
-) -> None:
-    old = next(episode for episode in episodes if len(episode.turns[0].calls) == 1)
-    path = tmp_path / "other"
-    write(path, configuration(model), [old])
-    record = TrafficReader(run / "tool_traffic")
-    foreign = [session for session in record.sessions if session.seed != old.lease.seed]
-    record.copy(foreign, path / "tool_traffic")
-    [replay] = (await replay_run(path, old.lease.episode)).replays
-    assert replay.difference is not None
-    assert replay.difference.where == "turn 1"
-    assert "no such session was recorded" in replay.difference.replayed
+    assert (told["recorded"], told["replayed"]) == (
+        f"{call.status}: 4",
+        f"{call.status}: {call.result}",
+    )
+    difference = report.different[1].difference
+    assert difference is not None and difference.where == "turn 1"
+    assert "no such session was recorded" in difference.replayed
 
 
 def test_a_run_without_a_record_says_how_to_record(
@@ -121,16 +114,11 @@ def test_a_run_without_a_record_says_how_to_record(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "silent"
-    write(path, configuration(model, record=False), episodes)
+    with new_run(path, configuration(model, record=False)) as directory:
+        directory.append(to_batch(episodes))
     assert command(monkeypatch, "episodes", "replay", str(path)) == 3
     assert "tools.record = true" in capsys.readouterr().err
     assert not list(path.rglob(f"*{SUFFIX}"))
-
-
-def write(path: Path, config: RunConfig, episodes: list[Episode]) -> RunDirectory:
-    with new_run(path, config) as directory:
-        directory.append(to_batch(episodes))
-    return directory
 
 
 def test_the_first_difference_is_found(episodes: list[Episode]) -> None:
