@@ -135,8 +135,8 @@ def evaluate(
 
 
 @app.command(
-    epilog="Examples: [bold]trialrun serve[/] · [bold]trialrun serve toolhop --port 8000 --set "
-    "env.path=ToolHop.json[/] · [bold]trialrun serve --host 0.0.0.0 --token SECRET[/]"
+    epilog="Example: [bold]trialrun serve catalog --port 8000[/], or for other machines "
+    "[bold]trialrun serve toolhop --host 0.0.0.0 --port 8000 --token SECRET[/]"
 )
 def serve(
     recipe: RecipeArgument = "catalog",
