@@ -107,7 +107,7 @@ class ToolClient:
                 connection = await self._live_connection()
                 return await self._open_on(connection, item, tool_set)
             except ConnectionLost:
-                if not tries_left or self._ended:
+                if not tries_left or self._ended or self._breaker.state == "open":
                     raise
             await asyncio.sleep(_RETRY_PAUSE_S)
         raise AssertionError("the last try returns or raises")
