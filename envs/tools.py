@@ -60,6 +60,11 @@ class ToolSet(BaseModel):
         """Whether the tools are Python code, which a tool server runs."""
         return self.endpoint is None and self.adaptation is None
 
+    @property
+    def root(self) -> "ToolSet":
+        """The set that is run in the end: the base below all adaptations."""
+        return self.adaptation.base.root if self.adaptation else self
+
     @cached_property
     def digest(self) -> str:
         """Content hash: equal tool sets are sent to a tool server once."""

@@ -101,7 +101,7 @@ class PhaseTools:
     def _remember(self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]) -> None:
         """Keep what a replay needs; a sandbox that stopped a tool began again from the start."""
         for call, answer in zip(calls, answers, strict=True):
-            if answer.status is AnswerStatus.TIMEOUT and self._tool_set.sandboxed:
+            if answer.status is AnswerStatus.TIMEOUT and self._tool_set.root.sandboxed:
                 self._executed.clear()
             else:
                 self._executed.append(_Executed(call, answer))

@@ -341,6 +341,7 @@ async def test_adaptations_stack() -> None:
     wanted = base_calls(base, Random(3))[0]
     await session.call([as_the_policy_writes_it(twice, as_the_policy_writes_it(once, wanted))])
     assert tools.sessions[0].calls == [wanted]
+    assert twice.root is base and base.root is base
 
 
 def test_perturbed_tasks_say_so_and_differ_from_each_other() -> None:
