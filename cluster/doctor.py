@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
-from cluster.machine import Machine, read_machine
+from cluster.machine import Kernel, Machine, read_machine
 from envs.errors import MissingError, TemplateError
+from envs.sandbox_scratch import LANDLOCK_FOR_FILES
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -225,7 +226,18 @@ def check_sandbox(machine: Machine) -> list[Finding]:
         findings.append(Finding("sandbox: namespaces", "warn", refusal, advice))
     else:
         findings.append(Finding("sandbox: namespaces", "ok", "given"))
-    return findings
+    return [*findings, _sandbox_profiles(kernel)]
+
+
+def _sandbox_profiles(kernel: Kernel) -> Finding:
+    name = "sandbox: profiles"
+    if kernel.landlock < LANDLOCK_FOR_FILES:
+        advice = "keep tools.isolation.profile=compute (or boot Linux 5.19 or later with Landlock)"
+        return Finding(name, "warn", "compute, not files", advice)
+    if kernel.namespaces_refusal:
+        advice = "keep tools.isolation.profile=compute or files (or allow user namespaces)"
+        return Finding(name, "warn", "compute and files, not files+quota", advice)
+    return Finding(name, "ok", "compute, files, files+quota")
 
 
 def check_open_files(machine: Machine) -> Finding:

@@ -1,8 +1,19 @@
-"""Sandboxed sessions as the tool server sees them: a pool of children and what they answer.
+"""Sandboxed sessions as the tool server sees them: live tools in a child, and what they answer.
 
-Not covered: bugs of the kernel, timing side channels, and the sum over sessions of memory and CPU
-(each session is bounded alone; short of memory, the kernel ends tools first). Equal seeds and calls
-give equal answers only for tools that ask neither the clock nor `os.urandom`.
+Not covered, at any level:
+- bugs of the kernel, whose calls tools make directly, and side channels of time and caches;
+- the sum over sessions: CPU, memory, and with profile `files` the disk are bounded per session or
+  per file only (`files+quota` bounds a session's scratch); short of memory, the kernel ends tools
+  first;
+- the tools of one session against each other: they share a process on purpose;
+- the code of the tool set, which each of its sessions can read, and with it all that it contains.
+
+At level `landlock`, profile `files` lets a tool learn by `stat` whether a path exists. Level `none`
+keeps the limits alone: tool code has every right of the server's user.
+
+Equal seeds and calls give equal answers only for tools that ask neither the clock, nor
+`os.urandom`, nor the name of their scratch folder. The seed sets `random` and `numpy.random`; the
+hash seed is the zygote's, one for all sessions, for a forked interpreter cannot change its own.
 """
 
 import asyncio

@@ -15,6 +15,8 @@ from envs.errors import IsolationError
 from envs.sandbox_confine import ONLY_DESCRIPTOR, Tmpfs, close_all_but
 from envs.sandbox_options import ZygoteOptions
 
+LANDLOCK_FOR_FILES = 2
+"""ABI version that lets files move between folders; before it, trees could not be removed."""
 _SHARED_FOLDERS = 64
 """Size of the tmpfs that sessions of profile `files` share, in scratch sizes."""
 _INODES_PER_MIB = 64
@@ -55,10 +57,10 @@ class ScratchRoot:
         """Raise IsolationError where the level cannot keep the profile's promise."""
         if level == "none" or not self._options.files:
             return
-        if landlock < 2:
+        if landlock < LANDLOCK_FOR_FILES:
             raise IsolationError(
-                f"expected Landlock ABI 2 or later for profile {self._options.profile}, found "
-                f"{landlock or 'none'}; use profile compute, or Linux 5.19 or later with Landlock"
+                f"expected Landlock ABI {LANDLOCK_FOR_FILES} or later for profile "
+                f"{self._options.profile}, found {landlock or 'none'}; use profile compute, or Linux 5.19 or later with Landlock"
             )
         if self._options.quota and level != "namespaces":
             raise IsolationError(

@@ -176,11 +176,17 @@ def test_what_is_too_small_is_said(field: str, name: str) -> None:
                 "sandbox: seccomp": "ok",
                 "sandbox: landlock": "missing",
                 "sandbox: namespaces": "ok",
+                "sandbox: profiles": "warn",
             },
         ),
         (
             {"namespaces_refusal": "unshare: Operation not permitted"},
-            {"sandbox: seccomp": "ok", "sandbox: landlock": "ok", "sandbox: namespaces": "warn"},
+            {
+                "sandbox: seccomp": "ok",
+                "sandbox: landlock": "ok",
+                "sandbox: namespaces": "warn",
+                "sandbox: profiles": "warn",
+            },
         ),
     ],
 )
