@@ -29,9 +29,12 @@ from rollout.episode_schema import from_batch, to_batch
 from rollout.recorded_engine import RecordedEngine
 from rollout.run_reader import RunReader
 from rollout.runner import EpisodeRunner, Identity
+from rollout.segments import EpisodeRow
 from rollout.template import ChatTemplate
 
 _AT_ONCE = 64
+_PER_SERVER = 1_024
+"""Episodes that are held in memory, and replayed by one server."""
 _CLOCK_S = 0.01
 """A session was opened within the time of its episode, give or take this."""
 _TRAINED = re.compile(r"g(\d{6})")
@@ -87,18 +90,23 @@ async def replay_run(run: Path, episode: str | None, traffic: Path | None = None
     reader = RunReader(run)
     config = load_config(str(_config_path(reader)))
     record = TrafficReader(_traffic_folder(reader, config, traffic))
+    replays: list[Replay] = []
+    left_out = 0
     try:
-        episodes = _episodes(reader, episode)
-        counting = [played for played in episodes if played.outcome.counts]
+        rows = _newest_attempts(reader, episode)
         template = ChatTemplate.load(await asyncio.to_thread(find_model, config))
-        with tempfile.TemporaryDirectory(prefix="trialrun-replay-") as folder:
-            record.copy(_sessions(record, counting), Path(folder))
-            async with _replaying_tools(config, Path(folder)) as tools:
-                stage = _Stage(config, template, tools)
-                replays = await asyncio.gather(*(stage.play(played) for played in counting))
+        for start in range(0, len(rows), _PER_SERVER):
+            episodes = from_batch(reader.batch(rows[start : start + _PER_SERVER]))
+            counting = [played for played in episodes if played.outcome.counts]
+            left_out += len(episodes) - len(counting)
+            with tempfile.TemporaryDirectory(prefix="trialrun-replay-") as folder:
+                record.copy(_sessions(record, counting), Path(folder))
+                async with _replaying_tools(config, Path(folder)) as tools:
+                    stage = _Stage(config, template, tools)
+                    replays += await asyncio.gather(*map(stage.play, counting))
     finally:
         record.close()
-    return ReplayReport(replays, len(episodes) - len(counting))
+    return ReplayReport(replays, left_out)
 
 
 class _Stage:
@@ -208,14 +216,14 @@ def _traffic_folder(reader: RunReader, config: RunConfig, given: Path | None) ->
     return reader.layout.tool_traffic
 
 
-def _episodes(reader: RunReader, prefix: str | None) -> list[Episode]:
-    """Return the newest attempt of one episode or of each."""
-    if prefix is not None:
-        return [reader.episode(prefix)]
+def _newest_attempts(reader: RunReader, prefix: str | None) -> list[EpisodeRow]:
+    """Return the newest attempt of one episode, or of each. Raises MissingError."""
     rows = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
+    if prefix is not None:
+        return [rows[reader.episode(prefix).lease.episode]]
     if not rows:
         raise MissingError(f"expected episodes, found none in {reader.layout.root}")
-    return from_batch(reader.batch(list(rows.values())))
+    return list(rows.values())
 
 
 def _sessions(record: TrafficReader, episodes: Sequence[Episode]) -> list[RecordedSession]:
