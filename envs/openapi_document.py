@@ -23,12 +23,20 @@ _MAX_REFERENCES = 32
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML as JSON sees it: dates stay text."""
+    """YAML as JSON sees it: dates stay text, keys are text, and there are no other types."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
 _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if str(tag).rpartition(":")[2] not in ("binary", "omap", "pairs", "set", "timestamp")
 }
 
 
@@ -47,7 +55,7 @@ class OpenApiDocument:
         """Return `node`, or what its `$ref` leads to. Raises DataFileError."""
         for _ in range(_MAX_REFERENCES):
             if not isinstance(node, dict):
-                raise DataFileError(f"expected an object, found {json.dumps(node)[:80]}")
+                raise DataFileError(f"expected an object, found a {type(node).__name__}")
             reference = node.get("$ref")
             if not isinstance(reference, str):
                 return node
@@ -85,7 +93,7 @@ class OpenApiDocument:
             }
             required = schema.get("required")
             names = required if isinstance(required, list) else []
-            plain["required"] = [name for name in names if name in properties]
+            plain["required"] = [name for name in properties if name in names]
         return plain
 
     def trimmed(self, value: JsonValue, items: int, depth: int = 8) -> JsonValue:
@@ -172,7 +180,9 @@ def _merged(schemas: list[JsonObject]) -> JsonObject:
     for schema in schemas:
         below, names = schema.get("properties"), schema.get("required")
         properties |= below if isinstance(below, dict) else {}
-        required += names if isinstance(names, list) else []
+        required += (
+            [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        )
         merged |= schema
     if properties:
         merged["properties"] = properties

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.endpoints import HttpEndpoint
 from envs.errors import DataFileError
@@ -101,8 +103,9 @@ def test_a_schema_that_contains_itself_ends() -> None:
 
 
 def test_yaml_reads_like_json() -> None:
-    text = yaml.safe_dump(json.loads(LIBRARY), sort_keys=False)
-    assert tool_set_of_openapi(text).tools == tool_set_of_openapi(LIBRARY).tools
+    text = yaml.safe_dump(json.loads(LIBRARY), sort_keys=False).replace("'204'", "204")
+    assert "204:" in text  # a number as a key, as people write it
+    assert tool_set_of_openapi(text) == tool_set_of_openapi(LIBRARY)
 
 
 def test_operations_are_chosen_by_id_or_path() -> None:
@@ -129,6 +132,8 @@ BODY = ["paths", "/tags", "put", "requestBody", "content"]
     [
         ("{", "line 1: broken JSON"),
         ("a: [", "line 1: broken YAML"),
+        ("openapi: 3.0.0\nx: !!binary aGk=", "line 2: broken YAML"),
+        ("openapi: 3.0.0\nx: !!python/name:os.system", "line 2: broken YAML"),
         ("[]", "no object at its top"),
         (changed(["openapi"], "2.0"), "expected OpenAPI 3.0 or 3.1, found 2.0"),
         (changed(["paths"], {}), "at least one operation"),
@@ -165,6 +170,29 @@ def test_aliases_that_multiply_meet_a_budget() -> None:
     )
     with pytest.raises(DataFileError, match="more: choose some"):
         tool_set_of_openapi(text)
+
+
+JUNK = (None, 3, "x", [], {}, True, [{}], {"$ref": "#/x"}, {"$ref": 5}, {"type": 7}, {"enum": 3})
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(JUNK))
+@settings(max_examples=150)
+def test_a_damaged_document_is_read_or_explained(rng: random.Random, junk: object) -> None:
+    document = json.loads(LIBRARY)
+    node, depth = document, rng.randint(1, 9)
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = rng.choice(keys)
+        depth -= 1
+        if depth == 0 or not isinstance(node[key], dict | list) or not node[key]:
+            break
+        node = node[key]
+    node[key] = junk
+    try:
+        tool_set = tool_set_of_openapi(json.dumps(document))
+    except DataFileError:
+        return
+    assert len(tool_set.tools) == len(tool_set.functions)
 
 
 # The simulation
