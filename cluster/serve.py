@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from cluster.config import RunConfig
 from cluster.environments import make_environment
 from envs.tasks import Split
 from envs.tool_server import bind_tcp
-from envs.tool_server_doors import serve_tasks
+from envs.tool_server_doors import Offer, serve_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ def run_serve(config: RunConfig, address: Address, split: Split, count: int | No
 
     # What strangers send wrongly is answered to them, and is no news.
     logging.getLogger("mcp").setLevel(logging.ERROR)
-    asyncio.run(serve_tasks(tasks, config.tools, listener, address.token, say_ready))
+    offer = Offer(tasks, config.tools, address.token, os.environ)
+    asyncio.run(serve_tasks(offer, listener, say_ready))
 
 
 def _welcome(place: str, task: str, count: int, token: bool) -> str:

@@ -43,9 +43,9 @@ def test_what_cannot_be_served_is_refused(
 
 
 @pytest.mark.real
-async def test_a_token_guards_every_door(tmp_path: Path) -> None:
+async def test_perturbed_tools_are_served_and_a_token_guards_every_door(tmp_path: Path) -> None:
     environ = os.environ | {"TRIALRUN_TOKEN": "secret"}
-    command = [*MAIN, "serve", "toolhop", "--tasks", "2"]
+    command = [*MAIN, "serve", "catalog", "--tasks", "2", "--set", "env.perturbation=union"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, bufsize=0) as process:
         try:
             url = await asyncio.wait_for(asyncio.to_thread(_ready, process), 90)
@@ -74,5 +74,10 @@ async def _try_doors(url: str) -> None:
     assert httpx.get(f"{url}/health", headers=bearer).json()["status"] == "healthy"
     async with connect(socket_url, additional_headers=bearer) as socket:
         await socket.send(json.dumps({"type": "reset", "data": {"seed": 1}}))
-        reply = json.loads(await socket.recv())
-        assert reply["data"]["observation"]["question"]
+        task = json.loads(await socket.recv())["data"]["observation"]
+        tool = task["available_tools"][0]["name"]
+        action = {"type": "call_tool", "tool_name": tool, "arguments": {}}
+        await socket.send(json.dumps({"type": "step", "data": action}))
+        observation = json.loads(await socket.recv())["data"]["observation"]
+        assert observation["tool_name"] == tool
+        assert observation["result"] or observation["error"]["message"]
