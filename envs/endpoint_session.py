@@ -6,13 +6,18 @@ world's: `infra_error`.
 """
 
 import asyncio
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import JsonValue
+
 from envs.errors import DeadlineError, InfraError
 from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet
+
+_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,8 @@ class EndpointSession:
         if index is None:
             names = ", ".join(self._indices)
             return Reply(AnswerStatus.TOOL_ERROR, f"no tool {call.name!r}; tools: {names}")
+        if fault := _unsendable(call.arguments):
+            return Reply(AnswerStatus.TOOL_ERROR, fault)
         if self._closed:
             return Reply(AnswerStatus.INFRA_ERROR, "the session is closed; open a new one")
         try:
@@ -118,6 +125,28 @@ class EndpointSession:
         except (InfraError, DeadlineError, OSError) as error:
             text = f"{self._endpoint.place}: {error or type(error).__name__}"
             return Reply(AnswerStatus.INFRA_ERROR, text)
+
+
+def _unsendable(arguments: JsonObject) -> str:
+    """Return why `arguments` cannot be sent: a policy must not break a connection with them."""
+    level: list[JsonValue] = [arguments]
+    for _ in range(_MAX_DEPTH):
+        level = [item for value in level for item in _inside(value)]
+        if not level:
+            break
+    else:
+        return f"the arguments are nested more than {_MAX_DEPTH} deep"
+    try:
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        return f"the arguments are no JSON in UTF-8: {error}"
+    return ""
+
+
+def _inside(value: JsonValue) -> Iterable[JsonValue]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _cut(text: str, limit: int) -> tuple[str, bool]:

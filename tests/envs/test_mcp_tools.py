@@ -85,6 +85,17 @@ async def test_a_flood_is_dropped_and_the_session_goes_on() -> None:
         assert (await ask(session, "echo", text="on")).text == "on"
 
 
+@pytest.mark.parametrize(
+    "arguments", ['"\\ud800"', "NaN", "[" * 100 + "]" * 100], ids=["surrogate", "nan", "deep"]
+)
+async def test_no_argument_breaks_the_connection(arguments: str) -> None:
+    async with opened(named(RAW, "echo")) as session:
+        answer = await ask(session, "echo", text=json.loads(arguments))
+        assert answer.status is TOOL
+        assert "the arguments are" in answer.text
+        assert (await ask(session, "echo", text="on")).text == "on"
+
+
 async def test_a_call_has_a_deadline_and_its_late_answer_is_nobodys() -> None:
     config = ToolServerConfig(call_timeout_s=0.3)
     async with opened(named(RAW, "slow", "echo"), config) as session:
