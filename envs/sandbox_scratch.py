@@ -60,7 +60,8 @@ class ScratchRoot:
         if landlock < LANDLOCK_FOR_FILES:
             raise IsolationError(
                 f"expected Landlock ABI {LANDLOCK_FOR_FILES} or later for profile "
-                f"{self._options.profile}, found {landlock or 'none'}; use profile compute, or Linux 5.19 or later with Landlock"
+                f"{self._options.profile}, found {landlock or 'none'}; use profile compute, or "
+                "Linux 5.19 or later with Landlock"
             )
         if self._options.quota and level != "namespaces":
             raise IsolationError(
@@ -164,11 +165,12 @@ def _serve_janitor(requests: socket.socket, root: ScratchRoot) -> None:
     """
     try:
         close_all_but(requests.fileno())
-        while path := os.read(ONLY_DESCRIPTOR, 4096).decode():
-            empty_folder(path)
-            if root.slots is None:
-                os.rmdir(path)
-            os.write(ONLY_DESCRIPTOR, path.encode())
+        with contextlib.suppress(ConnectionError):  # the zygote's end, rather than a last word
+            while path := os.read(ONLY_DESCRIPTOR, 4096).decode():
+                empty_folder(path)
+                if root.slots is None:
+                    os.rmdir(path)
+                os.write(ONLY_DESCRIPTOR, path.encode())
         empty_folder(root.path)
         os._exit(0)
     finally:

@@ -3,6 +3,9 @@
 import asyncio
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ROOT = Path(__file__).resolve().parents[2]
 NOTES = """
 import os, pathlib, shutil, sqlite3, tempfile
 
@@ -198,6 +202,32 @@ async def test_server_folder_is_removed_with_the_pool() -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     await pool.close()
     assert not folder.exists()
+
+
+async def test_nothing_but_an_empty_folder_is_left_of_a_killed_server() -> None:
+    script = """
+import asyncio, os, sys
+from tests.envs.test_sandbox_files import config, opened, value
+from envs.sandbox import SandboxPool
+
+async def main():
+    pool = SandboxPool(config("files"), "landlock")
+    await pool.start()
+    sessions = [await opened(pool) for _ in range(6)]
+    print(os.path.dirname([await value(one, "hostile") for one in sessions][0]), flush=True)
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script), cwd=ROOT, stdout=subprocess.PIPE
+    )
+    folder = Path((await server.communicate())[0].decode().strip())
+    assert server.returncode == -signal.SIGKILL
+    async with asyncio.timeout(10):
+        while list(folder.iterdir()):
+            await asyncio.sleep(0.02)
+    folder.rmdir()
 
 
 async def test_quota_bounds_a_session_and_slots_are_reused_clean() -> None:
