@@ -50,6 +50,7 @@ def test_openenvs_validator_passes(served: ServedEnvironment, interop_bin: Path)
     assert len(report["criteria"]) >= 6
 
 
+@pytest.mark.timeout(200)
 def test_verifiers_plays_episodes_with_its_openenv_taskset(
     served: ServedEnvironment, interop_bin: Path, tmp_path: Path
 ) -> None:
@@ -57,11 +58,11 @@ def test_verifiers_plays_episodes_with_its_openenv_taskset(
     key = answer_key()
     wrong = list(key)[1]
     plan = {
-        "resets": [{"seed": seed, "mode": "trial"} for seed in range(3)],
+        "resets": [{"seed": seed, "mode": "trial"} for seed in range(2)],
         "answers": key | {wrong: "wrong"},
     }
     command = [python, str(SCRIPTS / "verifiers_episodes.py"), served.url, str(tmp_path)]
-    episodes = [json.loads(line) for line in run(command, plan, 110).splitlines()]
-    assert [episode["errors"] for episode in episodes] == [[], [], []]
-    assert sorted(episode["reward"] for episode in episodes) == [0.0, 1.0, 1.0]
+    episodes = [json.loads(line) for line in run(command, plan, 180).splitlines()]
+    assert [episode["errors"] for episode in episodes] == [[], []]
+    assert sorted(episode["reward"] for episode in episodes) == [0.0, 1.0]
     assert open_sessions(served.url) == 0
