@@ -23,6 +23,8 @@ from envs.tools import ToolAnswer, ToolSet
 
 _CACHED_TOOL_SETS = 1_024
 _RETRY_AFTER_S = 1.0
+_STARTS_AT_ONCE = 64
+"""More would wait in the sandbox, whose deadline is for a fork and not for a queue."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class ToolHost:
         self._pool = SandboxPool(config, strongest)
         self._entries: dict[str, _Entry] = {}
         self._room = asyncio.Semaphore(config.max_sessions)
+        self._turns = asyncio.Semaphore(_STARTS_AT_ONCE)
         self._running: set[asyncio.Task[list[ToolAnswer]]] = set()
         self._tool_sets: OrderedDict[str, ToolSet] = OrderedDict()
         self._opening = 0
@@ -112,31 +115,31 @@ class ToolHost:
             return self._refuse_open(f"{self._opening} sessions are being opened already")
         self._opening += 1
         try:
-            if self._room.locked():
-                async with asyncio.timeout(self._config.open_wait_s):
-                    await self._room.acquire()
-            else:
-                await self._room.acquire()
+            if not await _taken(self._room, self._config.open_wait_s):
+                return self._refuse_open(
+                    f"all {self._config.max_sessions} sessions were in use for "
+                    f"{self._config.open_wait_s:g} s; close some or wait"
+                )
             return await self._start_session(item, tool_set)
-        except TimeoutError:
-            return self._refuse_open(
-                f"all {self._config.max_sessions} sessions were in use for "
-                f"{self._config.open_wait_s:g} s; close some or wait"
-            )
         finally:
             self._opening -= 1
 
     async def _start_session(self, item: OpenItem, tool_set: ToolSet) -> OpenedSession:
         """Start a session in the room that was taken for it, or give the room back."""
         session = SandboxSession(self._pool, tool_set, item.seed)
-        opened = False
+        turn = opened = False
         try:
+            turn = await _taken(self._turns, self._config.request_timeout_s)
+            if not turn:
+                return self._refuse_open(f"{self._opening} sessions are being opened; try again")
             await session.start()
             opened = True
         except (SandboxError, IsolationError) as error:
             return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
         finally:
             self._note_zygote()
+            if turn:
+                self._turns.release()
             if not opened:
                 self._room.release()
         session_id = secrets.token_hex(12)
@@ -248,6 +251,15 @@ def unknown_session(session_id: str) -> WireError:
         kind="unknown_session",
         message=f"no session {session_id!r}: it was closed, idle too long, or of another server",
     )
+
+
+async def _taken(semaphore: asyncio.Semaphore, wait_s: float) -> bool:
+    """Whether the semaphore could be taken within `wait_s`."""
+    try:
+        async with asyncio.timeout(wait_s if semaphore.locked() else None):
+            return await semaphore.acquire()
+    except TimeoutError:
+        return False
 
 
 def _full(message: str) -> WireError:
