@@ -101,7 +101,7 @@ class PhaseTools:
     def _remember(self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]) -> None:
         """Keep what a replay needs; a sandbox that stopped a tool began again from the start."""
         for call, answer in zip(calls, answers, strict=True):
-            if answer.status is AnswerStatus.TIMEOUT and self._tool_set.root.sandboxed:
+            if answer.status is AnswerStatus.TIMEOUT and _begins_again(self._tool_set):
                 self._executed.clear()
             else:
                 self._executed.append(_Executed(call, answer))
@@ -115,3 +115,14 @@ class PhaseTools:
             self._isolations.setdefault(session.isolation)
             self._servers.setdefault(session.server)
         return session
+
+
+def _begins_again(tool_set: ToolSet) -> bool:
+    """Whether a session whose tool ran out of time is then like a new one.
+
+    A sandbox begins again; the faults of an adaptation go on where the count of calls stands.
+    """
+    adaptation = tool_set.adaptation
+    if adaptation is None:
+        return tool_set.sandboxed
+    return adaptation.fault_rate == 0 and _begins_again(adaptation.base)

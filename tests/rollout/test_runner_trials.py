@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from envs.config import ToolServerConfig
+from envs.adapted_tools import AdaptedTools
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.errors import ToolServerError
 from envs.messages import Message
 from envs.scripted_tools import ScriptedSession, ScriptedTools
@@ -15,7 +16,9 @@ from envs.tasks import Task
 from envs.tool_client import ToolClient
 from envs.tool_process import ToolServerProcess
 from envs.tools import (
+    Adaptation,
     AnswerStatus,
+    CallRule,
     SessionPurpose,
     ToolAnswer,
     ToolCall,
@@ -30,9 +33,12 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
-CONFIG = ToolServerConfig(call_timeout_s=0.5)
+CONFIG = ToolServerConfig(
+    call_timeout_s=0.5, isolation=IsolationConfig(profile="files", required="landlock")
+)
 LEASE = Lease("run", "e1", "g1", "task-1", 0, 0, 7)
 EXPERIENCE, BACK, DONE = "<experience>-</experience>", "<trial/>", "<answer>42</answer>"
+LONG = PhaseBudget(calls=12, turns=20)
 IN_MEMORY = """
 balance = 100
 def account(action, amount=0):
@@ -42,6 +48,16 @@ def account(action, amount=0):
     if amount > balance: raise ValueError("insufficient funds")
     balance -= amount
     return balance
+"""
+IN_A_FILE = """
+import os
+def account(action, amount=0):
+    if action == "hang":
+        while True: pass
+    balance = int(open("balance").read()) if os.path.exists("balance") else 100
+    if amount > balance: raise ValueError("insufficient funds")
+    with open("balance", "w") as file: file.write(str(balance - amount))
+    return balance - amount
 """
 
 
@@ -99,7 +115,7 @@ def stage(template: ChatTemplate, task: Task) -> Stage:
     return Stage(template, replace(task, tool_set=bank(IN_MEMORY)))
 
 
-@pytest.mark.parametrize("source", [IN_MEMORY], ids=["memory"])
+@pytest.mark.parametrize("source", [IN_MEMORY, IN_A_FILE], ids=["memory", "file"])
 @pytest.mark.parametrize(("sharing", "result"), [("isolated", "70"), ("shared", "insufficient")])
 async def test_a_trial_that_empties_the_account_harms_execution_only_where_shared(
     stage: Stage, tools: ToolClient, source: str, sharing: str, result: str
@@ -144,6 +160,23 @@ async def test_a_call_that_ran_out_of_time_is_not_repeated_by_the_replay(
         *("70", "100", "100", "100")
     ]
     assert (episode.extra["replayed_calls"], episode.extra["replay_differences"]) == (1.0, 0.0)
+
+
+async def test_faults_of_an_adaptation_are_the_same_in_the_replay_after_a_time_out(
+    stage: Stage, tools: ToolClient
+) -> None:
+    """Which call meets a fault depends on its number, so the replay must not leave out any."""
+    base = bank(IN_MEMORY)
+    rules = (CallRule(target="account"),)
+    weather = Adaptation(level="heavy", seed=3, base=base, rules=rules, fault_rate=0.5)
+    adapted = ToolSet(tools=base.tools, adaptation=weather)
+    stage = replace(stage, task=replace(stage.task, tool_set=adapted))
+    draws = (act("hang"), *(act("withdraw", 10) for _ in range(6)))
+    turns = (EXPERIENCE, *draws, BACK, act("balance"), EXPERIENCE, DONE)
+    episode = await stage.play(AdaptedTools(tools), turns, mode="free", execution=LONG)
+    statuses = {call.status for call in episode.calls}
+    assert {AnswerStatus.TIMEOUT, AnswerStatus.TOOL_ERROR, AnswerStatus.OK} <= statuses
+    assert (episode.extra["replayed_calls"], episode.extra["replay_differences"]) == (7.0, 0.0)
 
 
 async def test_in_free_mode_shared_sessions_are_one_session(
