@@ -5,6 +5,7 @@ is decided from outside, by `World` in `tests/envs/probe_world.py`.
 """
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 PROFILES = ("compute", "files", "files+quota")
@@ -94,7 +95,7 @@ _SYSTEM_CALLS = """
 _FILE_CALLS = ("chdir", "getcwd", "dup", "fcntl", "ioctl", "openat2", "chroot")
 
 
-def _system_calls() -> list[list[str]]:
+def _system_calls() -> Sequence[Sequence[str]]:
     return [call.split() for line in _SYSTEM_CALLS.split("\n") for call in line.split("|") if call]
 
 

@@ -5,7 +5,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import psutil
@@ -39,14 +39,13 @@ IDS = [f"{setting}, {profile}" for setting, profile, _ in MATRIX]
 
 
 @pytest.fixture(scope="module")
-def sweeps() -> dict[str, Future[Sweep]]:
+def sweeps() -> Iterator[dict[str, Future[Sweep]]]:
     """Two at a time: half of a sweep is waiting for time limits."""
     with ThreadPoolExecutor(2) as threads:
-        started = {
+        yield {
             key: threads.submit(run, BY_NAME[setting], profile, names)
             for key, (setting, profile, names) in zip(IDS, MATRIX, strict=True)
         }
-        yield started  # pyright: ignore[reportReturnType]
 
 
 def check(sweep: Sweep, expected: int) -> None:
