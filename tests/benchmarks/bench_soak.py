@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from envs.config import IsolationConfig, ToolServerConfig
@@ -28,6 +29,8 @@ from tests.benchmarks.tool_peers import EXPECTED
 _WORKERS = 128
 _WARM_UP = 256
 _SETTLE_S = 30.0
+_DESCRIPTORS_PER_CHILD = 2
+"""In the server: a socket and a pidfd."""
 _MEMORY_SLACK_MIB = 24.0
 """What the allocators of two processes may keep of thousands of sessions' bookkeeping."""
 _SLACK_PER_SESSION_MIB = 0.004
@@ -35,7 +38,10 @@ _SLACK_PER_SESSION_MIB = 0.004
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What the server's processes hold; memory is the server's and the fork server's own."""
+    """What the server's processes hold; memory is the server's and the fork server's own.
+
+    Idle children of the pool do not count, for their number changes.
+    """
 
     processes: int
     descriptors: int
@@ -43,18 +49,29 @@ class Footprint:
     all_memory_mib: float
 
 
-def footprint(server_pid: int) -> Footprint:
-    """Count what the server and its descendants hold now."""
-    server = psutil.Process(server_pid)
-    family = [server, *server.children(recursive=True)]
-    parents = {process.ppid() for process in family} | {server_pid}
-    keepers = [process for process in family if process.pid in parents]
+def footprint(server: ToolServerProcess) -> Footprint:
+    """Count what the server and its descendants hold now, without the pool's idle children."""
+    server_pid, idle = server.pid, idle_children(server)
+    assert server_pid
+    parents: dict[int, int] = {}
+    for process in psutil.Process(server_pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+            parents[process.pid] = process.ppid()
+    keepers = {server_pid, *(pid for pid in parents if pid in parents.values())}
+    descriptors = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in keepers)
     return Footprint(
-        processes=len(family),
-        descriptors=sum(process.num_fds() for process in keepers),
-        memory_mib=sum(_pss_mib(process.pid) for process in keepers),
-        all_memory_mib=sum(_pss_mib(process.pid) for process in family),
+        processes=1 + len(parents) - idle,
+        descriptors=descriptors - idle * _DESCRIPTORS_PER_CHILD,
+        memory_mib=sum(map(_pss_mib, keepers)),
+        all_memory_mib=sum(map(_pss_mib, {server_pid, *parents})),
     )
+
+
+def idle_children(server: ToolServerProcess) -> int:
+    """Ask the server how many processes wait for a session."""
+    transport = httpx.HTTPTransport(uds=server.address.removeprefix("unix:"))
+    with httpx.Client(transport=transport, base_url="http://tools", timeout=_SETTLE_S) as http:
+        return http.get("/health").json()["idle_children"]
 
 
 def _pss_mib(pid: int) -> float:
@@ -76,17 +93,19 @@ async def call_all(sessions: Sequence[RemoteSession], calls: int) -> None:
     await asyncio.gather(*(work() for _ in range(_WORKERS)))
 
 
-async def settled(server_pid: int, start: Footprint) -> Footprint:
-    """Return the footprint once there are no more processes than at the start, or at a deadline."""
+async def settled(server: ToolServerProcess, start: Footprint) -> Footprint:
+    """Return the footprint once it is like that of the start, or at a deadline."""
     deadline = time.monotonic() + _SETTLE_S
-    now = footprint(server_pid)
-    while now.processes != start.processes and time.monotonic() < deadline:
+    now = footprint(server)
+    while complaints(start, now, 0) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
-        now = footprint(server_pid)
+        now = footprint(server)
     return now
 
 
-async def turn_over(client: ToolClient, count: int, calls: int, server_pid: int) -> Footprint:
+async def turn_over(
+    client: ToolClient, count: int, calls: int, server: ToolServerProcess
+) -> Footprint:
     """Open `count` sessions, call them and close them; return the footprint before the close."""
     began = time.perf_counter()
     opens = (client.open(TOOLS, seed, "trial") for seed in range(count))
@@ -97,7 +116,7 @@ async def turn_over(client: ToolClient, count: int, calls: int, server_pid: int)
     called_s = time.perf_counter() - began
     print(f"{count} opens: {opened_s:.1f} s, {count / opened_s:,.0f} per second")
     print(f"{calls} calls: {called_s:.1f} s, {calls / called_s:,.0f} per second")
-    peak = footprint(server_pid)
+    peak = footprint(server)
     await asyncio.gather(*(session.close() for session in sessions))
     return peak
 
@@ -106,21 +125,20 @@ async def soak(
     server: ToolServerProcess, config: ToolServerConfig, sessions: int, calls: int
 ) -> list[Footprint]:
     """Return the footprints at the start, with all sessions open after their calls, at the end."""
-    assert server.pid
     client = ToolClient(server.address, config)
-    await turn_over(client, _WARM_UP, _WARM_UP, server.pid)
-    start = await steady(server.pid)
-    peak = await turn_over(client, sessions, calls, server.pid)
+    await turn_over(client, _WARM_UP, _WARM_UP, server)
+    start = await steady(server)
+    peak = await turn_over(client, sessions, calls, server)
     await client.close()
-    return [start, peak, await settled(server.pid, start)]
+    return [start, peak, await settled(server, start)]
 
 
-async def steady(server_pid: int) -> Footprint:
+async def steady(server: ToolServerProcess) -> Footprint:
     """Return the footprint once processes come and go no more."""
-    before, now = -1, footprint(server_pid)
+    before, now = -1, footprint(server)
     while before != now.processes:
         await asyncio.sleep(0.5)
-        before, now = now.processes, footprint(server_pid)
+        before, now = now.processes, footprint(server)
     return now
 
 
