@@ -13,8 +13,8 @@ from typing import get_args
 
 from envs.config import SandboxProfile
 from tests.envs.probes import FILES
-from tests.envs.probes_inside import PROBES
 from tests.envs.probes_run import Sweep, Verdict, run
+from tests.envs.probes_sessions import PROBES
 from tests.envs.probes_setting import SETTINGS, Setting
 from tests.envs.probes_stated import NOT_COVERED, WEAKNESSES
 

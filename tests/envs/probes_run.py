@@ -25,7 +25,7 @@ from envs.sandbox import SandboxSession
 from envs.sandbox_pool import SandboxPool
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
 from tests.envs.probes import Probe
-from tests.envs.probes_inside import PROBES
+from tests.envs.probes_sessions import PROBES
 from tests.envs.probes_setting import SETTINGS, Setting, enter
 from tests.envs.probes_world import World
 

@@ -16,9 +16,9 @@ from envs.config import IsolationConfig, SandboxProfile, ToolServerConfig
 from envs.sandbox import SandboxSession
 from envs.sandbox_pool import SandboxPool
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
-from tests.envs.probes import ON_THE_MACHINE
-from tests.envs.probes_inside import PROBES, SCRATCH, SESSIONS
+from tests.envs.probes_kernel import ON_THE_MACHINE
 from tests.envs.probes_run import Sweep, chosen, run
+from tests.envs.probes_sessions import PROBES, SCRATCH, SESSIONS
 from tests.envs.probes_setting import SETTINGS
 from tests.envs.probes_stated import HARMLESS_ANYWAY, WEAKNESSES
 
