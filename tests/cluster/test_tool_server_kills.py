@@ -91,6 +91,7 @@ def rewards(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
+@pytest.mark.real
 async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
     tmp_path: Path, config: RunConfig
 ) -> None:

@@ -324,6 +324,7 @@ async def play(address: str, config: ToolServerConfig) -> list[list[ToolAnswer]]
         await client.close()
 
 
+@pytest.mark.real
 async def test_a_server_process_records_and_another_replays(tmp_path: Path) -> None:
     recording = CONFIG.model_copy(update={"record": True, "record_dir": str(tmp_path)})
     with ToolServerProcess(recording) as server:
