@@ -90,21 +90,25 @@ def p99_ms(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=100)[98] * 1e3
 
 
-async def steady(sessions: list[RemoteSession], until_s: float, pause_s: float) -> list[float]:
-    """Call every session again and again, `pause_s` after its last answer."""
-    seconds: list[float] = []
+async def steady(sessions: list[RemoteSession], until_s: float, period_s: float) -> list[float]:
+    """Call every session once a period, each at its own moment, whatever the others wait for.
 
-    async def one(session: RemoteSession, offset_s: float) -> None:
-        await asyncio.sleep(offset_s)
-        while time.perf_counter() < until_s:
+    A fixed timetable: with a pause after each answer, one delay would bunch the callers for good.
+    """
+    seconds: list[float] = []
+    start_s = time.perf_counter()
+
+    async def one(session: RemoteSession, due_s: float) -> None:
+        while due_s < until_s:
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             began = time.perf_counter()
             (answer,) = await session.call([_CALL])
             seconds.append(time.perf_counter() - began)
             assert answer.text == '{"digits": "321"}', answer
-            await asyncio.sleep(pause_s)
+            due_s += period_s
 
     spread = enumerate(sessions)
-    await asyncio.gather(*(one(s, pause_s * n / len(sessions)) for n, s in spread))
+    await asyncio.gather(*(one(s, start_s + period_s * n / len(sessions)) for n, s in spread))
     return seconds
 
 
