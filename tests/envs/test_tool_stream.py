@@ -211,13 +211,17 @@ async def test_killed_client_leaves_no_child() -> None:
         os.kill(client.pid, signal.SIGKILL)
         client.wait()
         client.stdout.close()
-        ended, _ = psutil.wait_procs(children, timeout=2)
-        assert len(ended) >= 3
-        assert all(child.ppid() == zygote.pid for child in zygote.children())
+        async with asyncio.timeout(30):  # the pool's idle children stay
+            while sum(not child.is_running() for child in children) < 3:
+                await asyncio.sleep(0.05)
 
 
 def descendants(process: psutil.Process) -> int:
-    return len(process.children())
+    """Count the children of a process; none of one that ended, such as a compiling child."""
+    try:
+        return len(process.children())
+    except psutil.NoSuchProcess:
+        return 0
 
 
 async def test_frame_header_counts_its_messages() -> None:
