@@ -14,9 +14,10 @@ from cluster.tool_servers import (
 )
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, ToolServerError
+from envs.session_wrapper import SessionWrapper
 from envs.tool_client import ToolClient
 from envs.tool_connection import ConnectionLost
-from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSession, ToolSet
+from envs.tools import SessionPurpose, ToolSession, ToolSet
 
 _ASK_AGAIN_S = 1.0
 _TRY_AGAIN_S = 1.0
@@ -170,29 +171,13 @@ class RoutedTools:
             task.add_done_callback(self._hanging_up.discard)
 
 
-class _RoutedSession:
-    """A session, counted on its server until it is closed; see the Protocol ToolSession."""
+class _RoutedSession(SessionWrapper):
+    """A session, counted on its server until it is closed."""
 
     def __init__(self, session: ToolSession, route: _Route) -> None:
-        self._session = session
+        super().__init__(session)
         self._route = route
         self._counted = True
-
-    @property
-    def id(self) -> str:
-        return self._session.id
-
-    @property
-    def isolation(self) -> str:
-        return self._session.isolation
-
-    @property
-    def server(self) -> str:
-        return self._session.server
-
-    async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
-        """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
-        return await self._session.call(calls)
 
     async def close(self) -> None:
         """End the session; never raises for a session that is already gone."""
@@ -200,7 +185,7 @@ class _RoutedSession:
             self._counted = False
             self._route.sessions -= 1
         with suppress(ToolServerError, DeadlineError):
-            await self._session.close()
+            await super().close()
 
 
 class LocalTools(RoutedTools):

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from envs.seeds import stable_hash
+from envs.session_wrapper import SessionWrapper
 from envs.tools import (
     Adaptation,
     AnswerStatus,
@@ -57,28 +58,16 @@ class AdaptedTools:
         await self._inner.close()
 
 
-class AdaptedSession:
-    """Live tools under other names, shapes and weather; see the Protocol ToolSession."""
+class AdaptedSession(SessionWrapper):
+    """Live tools under other names, shapes and weather."""
 
     def __init__(self, base: ToolSession, tool_set: ToolSet, seed: int, sleep: Sleep) -> None:
         assert tool_set.adaptation is not None, "a set without an adaptation needs none"
-        self._base = base
+        super().__init__(base)
         self._translator = Translator(tool_set, tool_set.adaptation)
         self._weather = Weather(tool_set.adaptation, seed)
         self._sleep = sleep
         self._calls = 0
-
-    @property
-    def id(self) -> str:
-        return self._base.id
-
-    @property
-    def isolation(self) -> str:
-        return self._base.isolation
-
-    @property
-    def server(self) -> str:
-        return self._base.server
 
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
@@ -89,7 +78,7 @@ class AdaptedSession:
             await self._sleep(sum(waits))
         plan = [self._plan(first + i, call) for i, call in enumerate(calls)]
         forwarded = [step for step in plan if isinstance(step, ToolCall)]
-        replies = iter(await self._base.call(forwarded) if forwarded else ())
+        replies = iter(await super().call(forwarded) if forwarded else ())
         answers = [
             step if isinstance(step, ToolAnswer) else self._translator.back(call, next(replies))
             for call, step in zip(calls, plan, strict=True)
@@ -98,9 +87,6 @@ class AdaptedSession:
             answer.model_copy(update={"seconds": answer.seconds + wait}) if wait else answer
             for answer, wait in zip(answers, waits, strict=True)
         ]
-
-    async def close(self) -> None:
-        await self._base.close()
 
     def _plan(self, index: int, call: ToolCall) -> ToolCall | ToolAnswer:
         fault = self._weather.fault(index)

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 
 from envs.config import ToolServerConfig
+from envs.session_wrapper import SessionWrapper
 from envs.tool_wire import OpenItem, wire_call
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolService, ToolSession, ToolSet
 from envs.traffic import TrafficRecorder, recorder_for
@@ -40,33 +41,21 @@ class RecordingTools:
             self._recorder.close()
 
 
-class _RecordedSession:
-    """A session whose calls are recorded; see the Protocol ToolSession."""
+class _RecordedSession(SessionWrapper):
+    """A session whose calls are recorded."""
 
     def __init__(self, session: ToolSession, recorder: TrafficRecorder) -> None:
-        self._session = session
+        super().__init__(session)
         self._recorder = recorder
         self.name = secrets.token_hex(12)
 
-    @property
-    def id(self) -> str:
-        return self._session.id
-
-    @property
-    def isolation(self) -> str:
-        return self._session.isolation
-
-    @property
-    def server(self) -> str:
-        return self._session.server
-
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
-        answers = await self._session.call(calls)
+        answers = await super().call(calls)
         for call, answer in zip(calls, answers, strict=True):
             self._recorder.answered(self.name, wire_call(call), answer)
         return answers
 
     async def close(self) -> None:
         self._recorder.closed(self.name)
-        await self._session.close()
+        await super().close()
