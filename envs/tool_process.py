@@ -87,7 +87,7 @@ class ToolServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
         try:
             self._address = self._await_ready(self._process)
