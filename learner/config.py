@@ -32,6 +32,12 @@ class OptimizerSection(Section):
     """Tokens of one packed forward and backward pass; a longer episode makes its own pass."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """`cpu`: optimizer state lies in host memory and the step runs there; needs `zero_stage` 1 to 3
+    (arXiv 2101.06840)."""
+    offload_params: Literal["none", "cpu"] = "none"
+    """`cpu`: weights lie in host memory and come layer by layer; needs `zero_stage = 3` and
+    `offload_optimizer = "cpu"`."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """A collective that waits longer for another rank fails."""
 
@@ -41,6 +47,22 @@ class OptimizerSection(Section):
             raise ValueError(
                 f"optimizer = 'muon' works on whole matrices: expected zero_stage = 0, found "
                 f"{self.zero_stage}; set zero_stage = 0 or optimizer = 'adamw'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_is_sharded(self) -> Self:
+        if self.offload_optimizer == "cpu" and self.zero_stage == 0:
+            raise ValueError("offload_optimizer = 'cpu' needs zero_stage 1 to 3, found 0")
+        if self.offload_params == "cpu" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_params = 'cpu' needs zero_stage = 3, found {self.zero_stage}: only "
+                "sharded weights can be fetched layer by layer"
+            )
+        if self.offload_params == "cpu" and self.offload_optimizer == "none":
+            raise ValueError(
+                "offload_params = 'cpu' needs offload_optimizer = 'cpu': the step runs where the "
+                "weights lie"
             )
         return self
 

@@ -9,6 +9,27 @@ from envs.config import Section
 TrialSessions = Literal["isolated", "shared"]
 
 
+class LoraConfig(Section):
+    """`[model.lora]`: low-rank adapters (arXiv 2106.09685) in place of full fine-tuning."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the two factors; 0 is off, and every weight is trained."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The product of the factors is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapters' input, in the learner's gradient passes only."""
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Linear layers that get adapters, by the last part of their name."""
+
+
 class ModelConfig(Section):
     """`[model]`: the policy that a run starts from."""
 
@@ -20,6 +41,8 @@ class ModelConfig(Section):
     """Of the weights in the engine and in the learner's forward pass."""
     max_model_len: int = Field(default=1024, gt=0)
     """Longest sequence in tokens: prompt, observations and completions together."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters: the learner trains them alone, and a weight push carries them alone."""
 
 
 class EngineConfig(Section):
