@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, ToolServerError
-from envs.session_host import SessionHost
+from envs.session_host import SessionHost, to_the_end
 from envs.tool_services import ToolServices
 from envs.tool_wire import (
     CallItem,
@@ -176,7 +176,8 @@ class _HostedSession:
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError."""
         wire = tuple(wire_call(call) for call in calls)
-        result = await self._host.call(0, CallItem(session=self.id, calls=wire))
+        item = CallItem(session=self.id, calls=wire)
+        result = await to_the_end(self._host.call(0, item))
         if result.error:
             raise ToolServerError(f"{result.error.kind}: {result.error.message}")
         return list(result.answers)

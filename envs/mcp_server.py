@@ -41,7 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envs.argument_check import check_arguments
 from envs.config import ToolServerConfig
-from envs.session_host import SessionHost
+from envs.session_host import SessionHost, to_the_end
 from envs.tool_wire import CallItem, OpenItem, WireCall
 from envs.tools import AnswerStatus, SessionPurpose, ToolSet
 
@@ -199,7 +199,8 @@ class McpDoor:
         try:
             async with asyncio.timeout(self._deadline_s):
                 session = await self._session(mcp_id, selection)
-                result = await self._host.call(0, CallItem(session=session, calls=(call,)))
+                item = CallItem(session=session, calls=(call,))
+                result = await to_the_end(self._host.call(0, item))
         except TimeoutError as error:
             message = f"no answer within {self._deadline_s:g} s"
             raise _failure("deadline", message) from error

@@ -26,7 +26,7 @@ from envs.openenv_wire import (
     ToolFault,
     ToolOffer,
 )
-from envs.session_host import SessionHost
+from envs.session_host import SessionHost, to_the_end
 from envs.tasks import Task
 from envs.tool_wire import CallItem, CallResult, OpenedSession, OpenItem, WireCall, WireError
 from envs.tools import AnswerStatus, JsonObject
@@ -178,7 +178,7 @@ class OpenEnvEpisode:
     async def _ask_host(self, item: CallItem) -> CallResult:
         try:
             async with asyncio.timeout(self._deadline_s):
-                result = await self._host.call(0, item)
+                result = await to_the_end(self._host.call(0, item))
         except TimeoutError as error:
             raise self._too_slow() from error
         if result.error:

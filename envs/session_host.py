@@ -1,10 +1,14 @@
 """What every protocol of the tool server stands on: sessions, whoever answers in them."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
 from envs.tool_wire import CallItem, CallResult, Health, OpenedSession, OpenItem, WireCall
 from envs.tools import ToolAnswer, ToolSet
+
+_RUNNING: set[asyncio.Future[CallResult]] = set()
+"""Calls that outlive their callers; the event loop itself keeps only weak references."""
 
 
 class SessionHost(Protocol):
@@ -35,7 +39,10 @@ class SessionHost(Protocol):
     def knows(self, session_id: str) -> bool: ...
 
     async def call(self, index: int, item: CallItem) -> CallResult:
-        """Run the calls of one session in order; `index` is that of the result."""
+        """Run the calls of one session in order; `index` is that of the result.
+
+        A session whose call is cancelled is lost: who may be cancelled asks with `to_the_end`.
+        """
         ...
 
     def close(self, session_ids: Sequence[str]) -> int:
@@ -43,6 +50,17 @@ class SessionHost(Protocol):
         ...
 
     async def health(self) -> Health: ...
+
+
+async def to_the_end(call: Coroutine[None, None, CallResult]) -> CallResult:
+    """Await `call`, which goes on when the caller is cancelled: its session stays in a known state.
+
+    Costs a task: a caller that ends its sessions when it is cancelled awaits the call itself.
+    """
+    running = asyncio.ensure_future(call)
+    _RUNNING.add(running)
+    running.add_done_callback(_RUNNING.discard)
+    return await asyncio.shield(running)
 
 
 class SessionObserver(Protocol):

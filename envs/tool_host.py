@@ -50,7 +50,6 @@ class ToolHost:
         self._entries: dict[str, _Entry] = {}
         self._room = asyncio.Semaphore(config.max_sessions)
         self._turns = asyncio.Semaphore(_STARTS_AT_ONCE)
-        self._running: set[asyncio.Task[list[ToolAnswer]]] = set()
         self._tool_sets: OrderedDict[str, ToolSet] = OrderedDict()
         self._opening = 0
         self._calling = 0
@@ -152,10 +151,7 @@ class ToolHost:
         return session_id in self._entries
 
     async def call(self, index: int, item: CallItem) -> CallResult:
-        """Run the calls of one session in order.
-
-        They are finished even when the caller is cancelled: the session goes on in a known state.
-        """
+        """Run the calls of one session in order; see SessionHost about cancelling."""
         entry = self._entries.get(item.session)
         if entry is None:
             return CallResult(index=index, error=unknown_session(item.session))
@@ -163,10 +159,7 @@ class ToolHost:
             self._calls_refused += 1
             message = f"{self._calling} calls are under way, of {self._config.max_calls} at most"
             return CallResult(index=index, error=_full(message))
-        task = asyncio.create_task(self._run(item, entry))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return CallResult(index=index, answers=tuple(await asyncio.shield(task)))
+        return CallResult(index=index, answers=tuple(await self._run(item, entry)))
 
     async def _run(self, item: CallItem, entry: _Entry) -> list[ToolAnswer]:
         answers: list[ToolAnswer] = []

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from envs.session_host import SessionHost
+from envs.session_host import SessionHost, to_the_end
 from envs.tool_host import unknown_session
 from envs.tool_metrics import ToolMetrics
 from envs.tool_stream import ToolStream
@@ -84,17 +84,20 @@ class ToolRoutes:
             raise Refusal(unknown_session(message.items[0].session))
         if not _speaks_json(request):
             return StreamingResponse(self._as_ready(message.items), media_type=MSGPACK)
-        calls = [self._host.call(index, item) for index, item in enumerate(message.items)]
+        calls = [self._run(index, item) for index, item in enumerate(message.items)]
         results = await asyncio.gather(*calls)
         _raise_common_error([result.error for result in results])
         return _reply(request, CallResponse(results=tuple(results)))
+
+    async def _run(self, index: int, item: CallItem) -> CallResult:
+        return await to_the_end(self._host.call(index, item))
 
     async def _as_ready(self, items: Sequence[CallItem]) -> AsyncIterator[bytes]:
         """Yield results as sessions finish, so that a slow tool holds up nobody else's answer."""
         finished: asyncio.Queue[CallResult] = asyncio.Queue()
 
         async def run(index: int, item: CallItem) -> None:
-            finished.put_nowait(await self._host.call(index, item))
+            finished.put_nowait(await self._run(index, item))
 
         async with asyncio.TaskGroup() as group:
             for index, item in enumerate(items):
