@@ -119,6 +119,10 @@ class EvalSection(Section):
     """Sampling temperature of evaluation, in place of the episode's; 0 is greedy."""
     seed: int = Field(default=0, ge=0)
     """Draw of the tasks, mixed with the run's seed."""
+    by: tuple[str, ...] = ()
+    """Tags of the tasks to make tables by, such as `["depth", "novelty", "depth*novelty"]`; empty is
+    every tag that takes between 2 and 8 values.
+    """
 
 
 class TeacherSection(Section):

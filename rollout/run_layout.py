@@ -77,6 +77,26 @@ class RunLayout:
         return self.root / "tool_traffic"
 
     @property
+    def eval_json(self) -> Path:
+        """What an evaluation says; there only once it is complete."""
+        return self.root / "eval.json"
+
+    @property
+    def eval_markdown(self) -> Path:
+        """The same as tables."""
+        return self.root / "eval.md"
+
+    @property
+    def plot(self) -> Path:
+        """Picture of the figures of an evaluation, or of the metrics of training."""
+        return self.root / "plot.png"
+
+    @property
+    def plot_json(self) -> Path:
+        """The series in that picture."""
+        return self.root / "plot.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the one writer; contains its process id."""
         return self.root / ".lock"
