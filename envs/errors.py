@@ -12,6 +12,7 @@ TrialrunError
 │   ├── ToolServerError             the tool server is unreachable, restarted or refused
 │   │   └── ServerFullError         it has no room now; nothing was begun
 │   ├── SandboxError                the sandboxed child could not be made or died
+│   ├── TeacherError                an endpoint that plays the teacher refused or did not reply
 │   ├── EngineError                 the inference engine failed; its worker must be replaced
 │   ├── LearnerError                a learner rank failed or its ranks disagree
 │   └── WeightSyncError             a weight push missed its deadline or its handshake
@@ -97,6 +98,10 @@ class ServerFullError(ToolServerError):
 
 
 class SandboxError(InfraError):
+    pass
+
+
+class TeacherError(InfraError):
     pass
 
 

@@ -39,6 +39,8 @@ class DropReason(StrEnum):
     """More was sampled than the run consumed."""
     EVALUATED = "evaluated"
     """Sampled to be measured, not trained on."""
+    COLLECTED = "collected"
+    """Played as an example for imitation, which happens in a run of its own."""
 
 
 class State(StrEnum):

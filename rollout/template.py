@@ -56,6 +56,12 @@ class ChatTemplate:
         """Number of token ids, added tokens included."""
         return len(self._tokenizer)
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts that become special tokens: roles, ends of turns; they belong to the template."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        return tuple(str(token) for token in added if token.special)
+
     def encode(self, text: str) -> list[int]:
         """Tokenise plain text, without any token of the tokenizer's own."""
         return self._tokenizer.encode(text, add_special_tokens=False)

@@ -31,7 +31,9 @@ ROLLOUT_CONTRACTS = frozenset(
 )
 """All that `learner` may import of `rollout`."""
 
-_ROLLOUT = "jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
+_ROLLOUT = (
+    "httpx jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
+)
 _LEARNER = "deepspeed gguf numpy pyarrow pydantic safetensors tokenizers torch transformers xxhash"
 _ENVS = (
     "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "
