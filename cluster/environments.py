@@ -37,7 +37,7 @@ def _environment(config: EnvConfig) -> Environment:
         case "file":
             return FileEnvironment(config, _listed_tools)
         case "catalog":
-            return CatalogEnvironment()
+            return CatalogEnvironment(config.catalog)
 
 
 def _listed_tools(endpoint: Endpoint) -> ToolSet:

@@ -2,19 +2,82 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
 """Strongest first: each level has what the weaker ones have; `none` keeps the limits alone."""
 SandboxProfile = Literal["compute", "files", "files+quota"]
 PerturbationLevel = Literal["clean", "slight", "medium", "heavy", "union"]
 """RoTBench's names; what each does is in `envs/perturb_levels.py`."""
+CatalogNovelty = Literal["names", "operations", "compositions"]
 
 
 class Section(BaseModel):
     """A config section: frozen, and a key it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CatalogConfig(Section):
+    """`[env.catalog]`: how hard the built-in tools are; the defaults are the easiest benchmark."""
+
+    depths: dict[Literal["1", "2", "3"], float] = {"1": 1.0}
+    """Weights of the composition depths: how many operations a question names, one tool each."""
+    tools: int = Field(default=4, ge=1, le=9)
+    """Tools of a task; those that it does not need are distractors."""
+    novelty: tuple[CatalogNovelty, ...] = ("names",)
+    """What is new in the splits other than `train`, drawn evenly where several are given: `names`
+    alone; `operations` that training never uses; `compositions` of known operations that it never
+    uses (depth 2 and more). The names are new in each.
+    """
+    examples: float = Field(default=0.0, ge=0, le=1)
+    """Share of tasks that state their goals by example (`123>321`), not by name (`reverse`);
+    tasks that need a new operation always do.
+    """
+
+    @field_validator("novelty", mode="before")
+    @classmethod
+    def _one_level_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def deepest(self) -> int:
+        """The greatest depth that is drawn; 0 where none is."""
+        return max((int(depth) for depth, weight in self.depths.items() if weight > 0), default=0)
+
+    @property
+    def trial_calls(self) -> int:
+        """Trial calls with which every task can be solved: each tool once, and once mended."""
+        return 2 * self.tools
+
+    @property
+    def execution_calls(self) -> int:
+        """Execution calls that a policy may need which forgets what to mend, once a step."""
+        return 2 * self.deepest
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "CatalogConfig":
+        if not self.novelty:
+            raise ValueError("expected at least one novelty level, found none: give names")
+        deepest = max(
+            (int(depth) for depth, weight in self.depths.items() if weight > 0), default=0
+        )
+        if min(self.depths.values(), default=-1) < 0 or deepest == 0:
+            raise ValueError(
+                f"expected depths with weights of at least 0, one of them above, found "
+                f"{self.depths}: give for example {{1 = 0.5, 2 = 0.3, 3 = 0.2}}"
+            )
+        if deepest > self.tools:
+            raise ValueError(
+                f"expected a tool per operation, found depth {deepest} with {self.tools} tools: "
+                "give more tools"
+            )
+        if "compositions" in self.novelty and deepest == 1:
+            raise ValueError(
+                "expected a depth of 2 or more for new compositions, found depth 1 alone: "
+                "give depths"
+            )
+        return self
 
 
 class EnvConfig(Section):
@@ -28,6 +91,8 @@ class EnvConfig(Section):
     """Data file of `toolhop`; JSONL file of `file`, or a folder with `tasks.jsonl`; empty for the
     dozen tasks of either that ship with the project.
     """
+    catalog: CatalogConfig = CatalogConfig()
+    """Difficulty of `catalog`."""
     heldout_percent: int = Field(default=20, ge=0, le=100)
     """`toolhop` and `file`: share of tasks, by hash of their id, that form the held-out split."""
     perturbation: PerturbationLevel = "clean"

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.catalog.instances import ARGUMENTS, DOCUMENTED_ARGUMENT, KEYS, VAGUE_DOC
 from envs.catalog.names import SYLLABLES
-from envs.catalog.operations import OPERATIONS
+from envs.catalog.operations import OPERATIONS, PROBE, RESERVED_OPERATIONS
 
 MAX_POSITIONS = 512
 HIDDEN = 128
@@ -39,6 +39,10 @@ _STRUCTURE = (
     ": try ",
     ": done ",
     ": guess ",
+    ": found ",
+    "want ",
+    "; ",
+    f"{PROBE}>",
     "guess ",
     "call ",
     ": call ",
@@ -103,7 +107,7 @@ def _phrases() -> list[str]:
     """Strings that are one token each, wherever they stand."""
     openings = [f'", "arguments": {{"{name}": "' for name in (DOCUMENTED_ARGUMENT, *ARGUMENTS)]
     numbers = [f"{number}. " for number in range(1, 10)]
-    words = [operation.name for operation in OPERATIONS]
+    words = [operation.name for operation in OPERATIONS + RESERVED_OPERATIONS]
     return [*_STRUCTURE, *openings, *numbers, *words, VAGUE_DOC, *ARGUMENTS, *KEYS]
 
 

@@ -1,5 +1,6 @@
 """Tool instances: a name, a hidden operation, a hidden quirk and a doc that may mislead."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -81,15 +82,17 @@ def draw_quirk(rng: Random) -> Quirk:
     return Quirk("argument", rng.choice(ARGUMENTS))
 
 
-def draw_instance(name: str, operation: Operation, rng: Random) -> Instance:
-    """Draw quirk and doc of a tool: vague 50 %, true 20 %, false 30 %."""
+def draw_instance(
+    name: str, operation: Operation, rng: Random, known: Sequence[Operation] = OPERATIONS
+) -> Instance:
+    """Draw quirk and doc of a tool: vague 50 %, true 20 %, false 30 % (another of `known`)."""
     quirk = draw_quirk(rng)
     share = rng.random()
     if share < 0.5:
         return Instance(name, operation, quirk, "vague", VAGUE_DOC)
     if share < 0.7:
         return Instance(name, operation, quirk, "true", f"{operation.name} x")
-    others = [other for other in OPERATIONS if other != operation]
+    others = [other for other in known if other != operation]
     return Instance(name, operation, quirk, "false", f"{rng.choice(others).name} x")
 
 

@@ -11,6 +11,9 @@ class Operation:
     name: str
     pieces: tuple[slice, ...]
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # slices have no hash
+
     def apply(self, text: str) -> str:
         """Return what a tool with this operation answers to `text`."""
         return "".join(text[piece] for piece in self.pieces)
@@ -41,11 +44,25 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("double-first", (_FIRST, _ALL)),
     Operation("double-last", (_ALL, _LAST)),
 )
+"""Those that every split uses."""
+RESERVED_OPERATIONS: tuple[Operation, ...] = (
+    Operation("swap-first-two", (slice(1, 2), _FIRST, slice(2, None))),
+    Operation("swap-last-two", (slice(None, -2), _LAST, slice(-2, -1))),
+    Operation("drop-both-ends", (slice(1, -1),)),
+    Operation("keep-both-ends", (_FIRST, _LAST)),
+    Operation("duplicate", (_ALL, _ALL)),
+    Operation("mirror", (_ALL, slice(None, None, -1))),
+)
+"""Those that `train` never uses; each is told from all others by its result for `PROBE`."""
+PROBE = "123"
+"""The value of every example and of the teacher's trials: it makes an operation readable."""
 
 
-def recognise(text: str, result: str) -> Operation | None:
+def recognise(
+    text: str, result: str, operations: Sequence[Operation] = OPERATIONS
+) -> Operation | None:
     """Return the operation that turns `text` into `result`; unique where all characters differ."""
-    return next((op for op in OPERATIONS if op.apply(text) == result), None)
+    return next((op for op in operations if op.apply(text) == result), None)
 
 
 def named(name: str, operations: Sequence[Operation] = OPERATIONS) -> Operation:

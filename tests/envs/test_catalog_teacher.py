@@ -4,9 +4,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
+
+import pytest
 
 from envs.catalog.environment import CatalogEnvironment
 from envs.catalog.teacher import SCARCE_CALLS, direct_reply, draw_trial_calls, trial_reply
+from envs.config import CatalogConfig
 from envs.messages import Message
 from envs.tasks import Task
 
@@ -126,3 +130,53 @@ def test_budgets_are_mostly_full_and_at_times_scarce() -> None:
     assert 0.6 < drawn.count(8) / 1000 < 0.8
     assert set(drawn) == {*range(SCARCE_CALLS + 1), 8}
     assert {draw_trial_calls(seed, 0) for seed in range(50)} == {0}
+
+
+@pytest.mark.parametrize("depth", ["2", "3"])
+def test_a_diligent_teacher_solves_every_depth_within_the_stated_calls(
+    depth: Literal["2", "3"],
+) -> None:
+    config = CatalogConfig(depths={depth: 1.0}, examples=0.3)
+    played_all = [
+        (task, played(task, seed, trial_reply, config.trial_calls))
+        for seed, task in enumerate(CatalogEnvironment(config).tasks("train", 2, 150))
+    ]
+    diligent = [(t, m) for t, m in played_all if "guess" not in said(m)]
+    assert len(diligent) > 60
+    for task, messages in diligent:
+        assert reward(task, messages) == 1.0
+        start = next(i for i, message in enumerate(messages) if message.content == "go")
+        assert said(messages[:start]).count("<tool_call>") <= config.trial_calls
+        assert said(messages[start:]).count("<tool_call>") <= config.execution_calls
+    kept = sum(reward(task, messages) for task, messages in played_all) / len(played_all)
+    assert 0.6 < kept < 0.95
+
+
+def test_with_several_goals_each_turn_says_what_the_next_decision_needs() -> None:
+    config = CatalogConfig(depths={"2": 1.0})
+    task = next(
+        task
+        for seed, task in enumerate(CatalogEnvironment(config).tasks("heldout", 2, 100))
+        if "found" in (text := said(played(task, seed, trial_reply, 8))) and "guess" not in text
+    )
+    first, second, value = task.question.split()
+    messages = next(
+        m
+        for m in (played(task, seed, trial_reply, 8) for seed in range(200))
+        if "guess" not in said(m)
+    )
+    turns = [m.content for m in messages if m.role == "assistant"]
+    noted = next(turn for turn in turns if "found" in turn)
+    got = re.match(rf"got (\S+), want {first} {second}: found (\d\. )want (\S+): try \d\. <", noted)
+    assert got is not None
+    assert {got[1], got[3]} == {first, second}
+    concluded = next(turn for turn in turns if "<experience>" in turn)
+    assert re.fullmatch(
+        rf"got {got[3]}, want {got[3]}: done \d\. "
+        rf"<experience>{first}: \d\. \w{{4}}(, .+)?; {second}: \d\. \w{{4}}(, .+)?</experience>",
+        concluded,
+    )
+    steps = turns[turns.index(concluded) + 1 : -1]
+    assert steps[0].startswith(f"{first}: call ")
+    assert value in steps[0]
+    assert steps[-1].startswith((f"{second}: call ", f"{second}, "))

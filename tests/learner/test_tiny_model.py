@@ -61,6 +61,17 @@ def test_structure_is_one_token_a_string_and_digits_are_single(
     ]
 
 
+def test_the_notes_of_several_goals_are_one_token_a_word(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    assert tokens(tokenizer, "got mirror, want mirror reverse: found 3. want reverse: try 4. ") == [
+        *("got ", "mirror", ", want ", "mirror", " ", "reverse", ": found ", "3. "),
+        *("want ", "reverse", ": try ", "4. "),
+    ]
+    assert tokens(tokenizer, "123>12 123>23 7892")[:6] == ["123>", "1", "2", " ", "123>", "2"]
+    assert tokens(tokenizer, "12: 3. kabi; 23: ")[2:6] == [": ", "3. ", "ka", "bi"]
+
+
 @pytest.mark.parametrize("text", [CALL, "error: unknown tool", "a  b\n\n{}~\t9", "", "bobobob"])
 def test_decoding_gives_back_printable_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)

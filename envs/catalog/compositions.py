@@ -1,0 +1,67 @@
+"""Compositions: operations one after another, and which of them `train` never sees."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations, pairwise, permutations
+
+from envs.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, Operation
+from envs.config import CatalogNovelty
+from envs.seeds import stable_hash
+
+RESERVED_PAIRS = 8
+"""Ordered pairs of known operations that are kept for evaluation."""
+_LETTERS = "abcdefghij"
+_EXTRA_DIGITS = 2
+
+
+def value_digits(depth: int) -> int:
+    """Return how many digits the value of a question of `depth` has: enough to drop one a step."""
+    return depth + _EXTRA_DIGITS
+
+
+def apply_all(operations: Sequence[Operation], text: str) -> str:
+    """Return what `text` becomes under `operations`, in order."""
+    for operation in operations:
+        text = operation.apply(text)
+    return text
+
+
+@cache
+def effective(operations: tuple[Operation, ...]) -> bool:
+    """Whether every step counts: leaving any out, or all, gives another result; and it has one."""
+    text = _LETTERS[: value_digits(len(operations))]
+    full = apply_all(operations, text)
+    shorter = (
+        apply_all(part, text)
+        for size in range(len(operations))
+        for part in combinations(operations, size)
+    )
+    return full != "" and full not in shorter
+
+
+@cache
+def reserved_pairs() -> frozenset[tuple[str, str]]:
+    """Return the ordered pairs of known operations, by name, that `train` never composes."""
+    pairs = [
+        (first.name, second.name)
+        for first, second in permutations(OPERATIONS, 2)
+        if effective((first, second))
+    ]
+    pairs.sort(key=lambda pair: stable_hash("catalog composition", *pair))
+    return frozenset(pairs[:RESERVED_PAIRS])
+
+
+@cache
+def admitted(operations: tuple[Operation, ...], novelty: CatalogNovelty) -> bool:
+    """Whether a task of that novelty may ask for `operations` in this order.
+
+    `names` is the rule of `train` too: known operations and no reserved pair. `operations` wants a
+    reserved operation and nothing else that is new, `compositions` a reserved pair.
+    """
+    if not effective(operations):
+        return False
+    new_pair = any(
+        (first.name, second.name) in reserved_pairs() for first, second in pairwise(operations)
+    )
+    new_operation = any(operation in RESERVED_OPERATIONS for operation in operations)
+    return new_operation == (novelty == "operations") and new_pair == (novelty == "compositions")

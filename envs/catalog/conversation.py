@@ -1,0 +1,137 @@
+"""The conversation of an episode as the scripted teacher reads it: tools, goals, what was found."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from envs.catalog.instances import DOCUMENTED_ARGUMENT
+from envs.catalog.operations import PROBE, recognise
+from envs.messages import Message
+
+_TOOL_LINE = re.compile(r"^(?:\d+\. )?(\w+)(?:\(\w*\))?: (.*)$", re.MULTILINE)
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_EXPERIENCE = re.compile(r"<experience>(.*?)</experience>", re.DOTALL)
+_CLAUSE = re.compile(r"\S+: \d+\. (\w+)")
+_KEY_ERROR = re.compile(r"needs key=(\w+)")
+_ARGUMENT_ERROR = re.compile(r"use (\w+)")
+
+
+@dataclass(slots=True)
+class KnownTool:
+    """What the conversation says about one tool."""
+
+    number: int
+    name: str
+    doc: str
+    argument: str = DOCUMENTED_ARGUMENT
+    key: str = ""
+    result: str = ""
+
+    @property
+    def repair(self) -> str:
+        """The quirk in words; empty while none is known."""
+        if self.key:
+            return f"needs key={self.key}"
+        return f"use {self.argument}" if self.argument != DOCUMENTED_ARGUMENT else ""
+
+    def call(self, value: str, *, plain: bool = False) -> str:
+        """Write a call; `plain` as the doc has it."""
+        arguments = {DOCUMENTED_ARGUMENT if plain else self.argument: value}
+        if self.key and not plain:
+            arguments["key"] = self.key
+        return f"<tool_call>{json.dumps({'name': self.name, 'arguments': arguments})}</tool_call>"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One operation that the question asks for."""
+
+    label: str
+    """Its name, or its result for `PROBE` where the question gives an example."""
+    operation: str
+    """Its name, empty where the example is of none that is known."""
+    result: str
+    """Its result for `PROBE` by example; empty by name."""
+
+    def met_by(self, result: str) -> bool:
+        """Whether a tool that turns `PROBE` into `result` serves this goal."""
+        if self.result:
+            return result == self.result
+        found = recognise(PROBE, result)
+        return found is not None and found.name == self.operation
+
+
+@dataclass(slots=True)
+class View:
+    """The conversation so far."""
+
+    tools: list[KnownTool]
+    goals: list[Goal]
+    value: str
+    executing: bool
+    turns: int = 0
+    last: KnownTool | None = None
+    failed: bool = False
+    blocked: bool = False
+    chosen: list[str] = field(default_factory=list)
+    """Names of the tools that the experience gives, one a goal."""
+    executed: list[str] = field(default_factory=list)
+    """Results of the execution calls that did not fail."""
+
+    def serving(self, goal: Goal) -> KnownTool | None:
+        """Return the tool that trials have shown to serve `goal`."""
+        return next((t for t in self.tools if t.result and goal.met_by(t.result)), None)
+
+    def seen(self, result: str) -> str:
+        """Return a trial's result in the words of the goals."""
+        found = None if self.goals[0].result else recognise(PROBE, result)
+        return found.name if found else result
+
+
+def read(messages: Sequence[Message], *, executing: bool) -> View:
+    """Read an episode's messages from the opening on; `executing` where it has no trial phase."""
+    listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
+    *goals, value = messages[1].content.split()
+    tools = [KnownTool(number, name, doc) for number, (name, doc) in listed]
+    view = View(tools, [_goal(text) for text in goals], value, executing)
+    for message in messages[2:]:
+        if message.role == "assistant":
+            _note_turn(view, message.content)
+        elif message.role == "tool":
+            _note_answer(view, message.content)
+    return view
+
+
+def _goal(text: str) -> Goal:
+    probe, is_example, result = text.partition(">")
+    if not is_example:
+        return Goal(text, text, "")
+    found = recognise(probe, result)
+    return Goal(result, found.name if found else "", result)
+
+
+def _note_turn(view: View, text: str) -> None:
+    view.turns += 1
+    view.failed = False
+    call = _CALL.search(text)
+    if call is not None:
+        name = json.loads(call[1])["name"]
+        view.last = next((tool for tool in view.tools if tool.name == name), None)
+    experience = _EXPERIENCE.search(text)
+    if experience is not None:
+        view.executing, view.chosen = True, _CLAUSE.findall(experience[1])
+
+
+def _note_answer(view: View, text: str) -> None:
+    key, argument = _KEY_ERROR.search(text), _ARGUMENT_ERROR.search(text)
+    if view.last is not None and key is not None:
+        view.last.key, view.failed = key[1], True
+    elif view.last is not None and argument is not None:
+        view.last.argument, view.failed = argument[1], True
+    elif text.startswith("no "):
+        view.blocked = True
+    elif view.executing:
+        view.executed.append(text)
+    elif view.last is not None:
+        view.last.result = text
