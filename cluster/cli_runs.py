@@ -1,0 +1,84 @@
+"""Commands that read run directories, whether their run is alive, finished or dead."""
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from cluster.command_line import JsonOption, report, stack
+from rollout.episode import Outcome
+from rollout.run_reader import EpisodeFilter, RunReader
+from rollout.transcript import render
+
+app = typer.Typer()
+
+
+class _ShowByDefault(TyperGroup):
+    """A group whose command `show` need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in (*self.commands, "--help")
+        return super().parse_args(ctx, args if named else ["show", *args])
+
+
+episodes = typer.Typer(
+    cls=_ShowByDefault,
+    no_args_is_help=True,
+    help="List the episodes of a run, show one whole, or replay them.",
+    epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]",
+)
+
+
+@episodes.command(epilog="Example: [bold]trialrun episodes replay runs/demo g000003-02[/]")
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+    episode: Annotated[
+        str | None, typer.Argument(help="Replay this episode (a unique beginning of its id).")
+    ] = None,
+    traffic: Annotated[
+        Path | None, typer.Option(help="Recorded tool traffic, where it is not in the run.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play episodes again from their tokens and recorded tool answers; say where they differ.
+
+    Runs neither the model nor tools. Exit code 0 where all are equal, 1 at a difference.
+    """
+    replayed = asyncio.run(stack("replay").replay_run(run, episode, traffic))
+    report(replayed.to_json(), as_json=as_json)
+    raise typer.Exit(1 if replayed.different else 0)
+
+
+@episodes.command(epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]")
+def show(
+    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+    episode: Annotated[
+        str | None, typer.Argument(help="Show this episode (a unique beginning of its id).")
+    ] = None,
+    outcome: Annotated[Outcome | None, typer.Option(help="Only episodes that ended so.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, the newest.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the episodes of a run, or show one whole."""
+    reader = RunReader(run)
+    if episode is not None:
+        sys.stdout.write(render(reader.episode(episode)) + "\n")
+        return
+    rows = reader.episodes(EpisodeFilter(outcome=outcome or ""))[-limit:]
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n")
+        return
+    table = Table(
+        "episode", "task", "outcome", "reward", title=f"{len(rows)} newest episodes of {run}"
+    )
+    for row in rows:
+        reward = "-" if row.reward is None else f"{row.reward:.2f}"
+        table.add_row(row.episode, row.task, row.outcome, reward)
+    Console().print(table)
