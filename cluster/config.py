@@ -1,7 +1,7 @@
 """The configuration of a run: sections of every package, a TOML recipe, and overrides."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -189,6 +189,11 @@ class RunConfig(Section):
     def check_trainable(self) -> None:
         """Refuse what evaluation may do but training may not. Raises ConfigError."""
         check_sampling_for_training(self.episode)
+        if self.episode.experience == "dropped":
+            raise ConfigError(
+                "expected episode.experience = 'carried' for training, found 'dropped': the "
+                "learner would take execution for a continuation of trials that it did not see"
+            )
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(
                 "expected episode.seeded = true where run.seed is set: else the seed means nothing"
@@ -206,13 +211,23 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError for broken TOML, an unknown key or an impossible value; MissingError when
     there is no such recipe.
     """
+    return checked_config(read_recipe(recipe, overrides), recipe)
+
+
+def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
+    """Return what a recipe says with overrides applied, unchecked. Raises as `load_config` does."""
     tree = _read(_locate(recipe))
     for override in overrides:
         _override(tree, override)
+    return tree
+
+
+def checked_config(tree: Mapping[str, JsonValue], origin: str) -> RunConfig:
+    """Return the configuration that `tree` describes. Raises ConfigError, which names `origin`."""
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, recipe)) from None
+        raise ConfigError(explain(error, f"recipe {origin}", RunConfig)) from None
 
 
 def to_toml(config: RunConfig) -> str:
@@ -266,12 +281,13 @@ def _value(text: str) -> JsonValue:
         return text
 
 
-def _explain(error: ValidationError, recipe: str) -> str:
-    lines = [f"recipe {recipe}:"]
+def explain(error: ValidationError, origin: str, section: type[Section]) -> str:
+    """Return a line per fault that `error` found in `origin`, which should describe `section`."""
+    lines = [f"{origin}:"]
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key; {_known_keys(fault['loc'])}")
+            lines.append(f"  {key}: unknown key; {_known_keys(section, fault['loc'])}")
         else:
             reason = fault["msg"].removeprefix("Value error, ")
             lines.append(f"  {key or 'config'}: {reason}{_found(fault['input'])}")
@@ -282,8 +298,8 @@ def _found(value: object) -> str:
     return "" if isinstance(value, dict | Section) else f" (found {value!r})"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    model: type[Section] = RunConfig
+def _known_keys(section: type[Section], location: tuple[int | str, ...]) -> str:
+    model = section
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
         if (

@@ -1,8 +1,8 @@
 """Config sections of acting: the model, the engine, and the budgets of an episode."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from envs.config import Section
 
@@ -88,6 +88,10 @@ class EpisodeConfig(Section):
     """`isolated`: what trials do to the state of the tools is thrown away; `shared`: execution goes
     on where the trials left it (what others do, for comparison).
     """
+    experience: Literal["carried", "dropped"] = "carried"
+    """`dropped`: execution begins from the opening alone and sees neither the trials nor what was
+    written down after them: the ablation of evaluation, which training refuses.
+    """
     prompt: Literal["hermes", "compact"] = "hermes"
     """Wording of system and phase messages: `hermes` spells the format out, `compact` is for tiny
     models.
@@ -116,3 +120,12 @@ class EpisodeConfig(Section):
     """Taken from the reward when any turn was malformed."""
     trial_call_cost: float = Field(default=0.0, ge=0)
     """Taken from the reward per trial call."""
+
+    @model_validator(mode="after")
+    def _dropping_has_a_once(self) -> Self:
+        if self.experience == "dropped" and self.mode != "trial":
+            raise ValueError(
+                f"expected mode = 'trial' with experience = 'dropped', found {self.mode!r}: there "
+                "is no one moment at which to drop it"
+            )
+        return self

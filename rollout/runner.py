@@ -77,6 +77,24 @@ class _Assignment:
     config: EpisodeConfig
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Where in the episode begins what the policy sees of it."""
+
+    token: int = 0
+    message: int = 0
+
+    def of(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[Message]]:
+        """Return the tokens and the messages that it sees."""
+        if self.token == 0:
+            return trajectory.token_ids_T, trajectory.messages
+        return trajectory.token_ids_T[self.token :], trajectory.messages[self.message :]
+
+    def length(self, trajectory: Trajectory) -> int:
+        """Number of tokens that it sees."""
+        return len(trajectory.token_ids_T) - self.token
+
+
 class _Run:
     """One episode in progress."""
 
@@ -104,6 +122,7 @@ class _Run:
         self._faults = 0
         self._answer = ""
         self._score = Score(0.0)
+        self._seen = _Seen()
 
     async def play(self) -> Episode:
         started_at, start = time.time(), time.monotonic()
@@ -176,7 +195,8 @@ class _Run:
         seed = stable_hash(lease.seed, index) & 0x7FFFFFFF if config.seeded else None
         params = SamplingParams(limit, config.temperature, config.top_p, config.top_k, seed)
         request = f"{lease.episode}.{lease.attempt}.{index}"
-        prompt = Prompt(request, trajectory.token_ids_T, trajectory.messages, lease.seed)
+        ids, messages = self._seen.of(trajectory)
+        prompt = Prompt(request, ids, messages, lease.seed)
         start = time.monotonic()
         completion = await self._engine.sample(prompt, params)
         trajectory.generate_s += time.monotonic() - start
@@ -260,8 +280,20 @@ class _Run:
         """Change phase; what the trials did to the tools is thrown away."""
         await self._tools.end_trial()
         self._stage = stage
+        if stage == "execution" and self._config.experience == "dropped":
+            await self._begin_anew()
+            return
         start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
         await self._observe([start()])
+
+    async def _begin_anew(self) -> None:
+        """Let the policy go on from the opening alone, as if nothing had been tried."""
+        config, trajectory = self._config, self._trajectory
+        messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
+        messages.append(self._prompts.execution_start())
+        self._seen = _Seen(len(trajectory.token_ids_T), len(trajectory.messages))
+        ids = await asyncio.to_thread(self._template.prompt, messages)
+        trajectory.append_world(ids, Phase.PROMPT, messages)
 
     # Budgets and bookkeeping
 
@@ -277,11 +309,11 @@ class _Run:
     def _token_limit(self) -> int:
         phases = (Phase.TRIAL, Phase.EXPERIENCE) if self._stage == "trial" else (Phase.EXECUTION,)
         left = self._budget(self._stage).tokens - self._trajectory.sampled_in(phases)
-        room = self._identity.max_model_len - len(self._trajectory.token_ids_T)
+        room = self._identity.max_model_len - self._seen.length(self._trajectory)
         return min(left, room, self._config.max_tokens_per_turn)
 
     async def _out_of_budget(self, limit: int) -> None:
-        room = self._identity.max_model_len - len(self._trajectory.token_ids_T)
+        room = self._identity.max_model_len - self._seen.length(self._trajectory)
         if self._stage == "trial" and room > 0:
             await self._enter("execution")
             return

@@ -28,7 +28,9 @@ from envs.tools import (
     ToolSpec,
 )
 from rollout.config import EpisodeConfig, PhaseBudget
+from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.episode import Episode, Lease, Outcome
+from rollout.prompts import make_prompts
 from rollout.runner import EpisodeRunner, Identity
 from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
@@ -278,3 +280,54 @@ async def test_without_trial_calls_left_nothing_is_replayed(stage: Stage) -> Non
     )
     assert episode.outcome is Outcome.ANSWERED
     assert [session.purpose for session in tools.sessions] == ["execution"]
+
+
+class _Overhearing(ScriptedEngine):
+    """Keeps what every turn was asked with."""
+
+    def __init__(self, turns: Sequence[str], template: ChatTemplate) -> None:
+        self.prompts: list[Prompt] = []
+        super().__init__(lambda messages, seed: turns[len(self.prompts) - 1], template)
+
+    async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
+        self.prompts.append(replace(prompt, token_ids=tuple(prompt.token_ids)))
+        return await super().sample(prompt, params)
+
+
+async def test_dropped_experience_leaves_execution_the_opening_alone(
+    template: ChatTemplate, task: Task
+) -> None:
+    turns = (act("balance"), "<experience>it is 70</experience>", act("balance"), DONE)
+    engine = _Overhearing(turns, template)
+    tools = ScriptedTools(lambda call, before: ANSWER)
+    runner = EpisodeRunner(engine, tools, template, Identity("unit", max_model_len=8_192))
+    task = replace(task, tool_set=bank(IN_MEMORY))
+    episode = await runner.run(LEASE, task, EpisodeConfig(experience="dropped"))
+    assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)
+    assert (episode.extra["trial_calls"], episode.extra["execution_calls"]) == (1.0, 1.0)
+    opening, trial, execution, last = (template.decode(p.token_ids) for p in engine.prompts)
+    assert "it is 70" not in execution and "70" in trial
+    assert execution.startswith(opening.removesuffix("<|im_start|>assistant\n"))
+    assert [m.role for m in engine.prompts[2].messages] == ["system", "user", "user"]
+    assert last.startswith(execution), "from there on the sequence only grows"
+    for turn, prompt in zip(episode.turns, engine.prompts, strict=True):
+        seen = len(prompt.token_ids)
+        assert episode.token_ids_T[turn.start - seen : turn.start] == prompt.token_ids
+
+
+@pytest.mark.parametrize(
+    ("experience", "outcome"), [("carried", Outcome.TRUNCATED), ("dropped", Outcome.ANSWERED)]
+)
+async def test_dropped_trials_take_no_room_from_execution(
+    template: ChatTemplate, task: Task, experience: str, outcome: Outcome
+) -> None:
+    task = replace(task, tool_set=bank(IN_MEMORY))
+    notes = f"<experience>{'it is 70 ' * 20}</experience>"
+    engine = _Overhearing((act("balance"), notes, act("balance"), DONE), template)
+    opening = make_prompts("hermes", wrap_answers=not template.wraps_answers).opening(
+        task, "trial", EpisodeConfig().trial.calls
+    )
+    room = Identity("unit", max_model_len=len(template.prompt(opening)) + 500)
+    runner = EpisodeRunner(engine, ScriptedTools(lambda call, before: ANSWER), template, room)
+    config = EpisodeConfig.model_validate({"experience": experience})
+    assert (await runner.run(LEASE, task, config)).outcome is outcome
