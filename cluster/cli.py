@@ -113,13 +113,27 @@ def audit(
 )
 def evaluate(
     recipe: RecipeArgument,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; one that was stopped goes on. Default: a new one."),
+    ] = None,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Play the recipe's evaluation tasks and summarise; every episode is kept."""
+    """Play the recipe's evaluation tasks and say how often it is right, by split and difficulty.
+
+    Leaves every episode, eval.json, eval.md and plot.png in the run directory.
+    """
     config = _config(recipe, overrides, dry_run=dry_run)
-    report(stack("commands").run_eval(config), as_json=as_json)
+    path = stack("commands").run_eval(config, run)
+    comparing = stack("compare")
+    found = comparing.report_run(path)
+    if as_json:
+        sys.stdout.write(comparing.report_json(path) + "\n")
+        return
+    comparing.print_report(found)
+    sys.stdout.write(f"Episodes, eval.json, eval.md and plot.png are in {path}\n")
 
 
 @app.command(

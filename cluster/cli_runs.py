@@ -82,3 +82,44 @@ def show(
         reward = "-" if row.reward is None else f"{row.reward:.2f}"
         table.add_row(row.episode, row.task, row.outcome, reward)
     Console().print(table)
+
+
+@app.command(
+    epilog="Example: [bold]trialrun compare runs/sft-trial-001 runs/grpo-trial-001[/], or with "
+    "seeds [bold]trialrun compare sft=runs/a1,runs/a2 grpo=runs/b1,runs/b2[/]"
+)
+def compare(
+    sides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN[,RUN...]...",
+            help="Two or more evaluations of the same tasks; several runs of one side are seeds, "
+            "paired with the other sides' in order.",
+        ),
+    ],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Tag to compare by; repeatable. Default: tags of 2 to 8 values."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the differences to this PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare evaluations task by task: differences with intervals and exact or permutation tests.
+
+    Positive differences mean that the second side is better.
+    """
+    comparing = stack("compare")
+    found = comparing.compare_runs(sides, by or (), comparing.Outputs(markdown, plot))
+    if as_json:
+        sys.stdout.write(json.dumps(comparing.comparison_json(found)) + "\n")
+    else:
+        comparing.print_comparison(found)
+
+
+@app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")
+def plot(
+    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+) -> None:
+    """Draw a training run's metrics, or an evaluation, to plot.png in its directory."""
+    sys.stdout.write(f"{stack('compare').draw_run(run)}\n")

@@ -4,12 +4,12 @@ it late.
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from cluster.config import RunConfig
-from cluster.evaluate import eval_tasks, evaluate
+from cluster.evaluate import eval_tasks, play, reopened, still_to_play
 from cluster.imitate import imitate, successes_of
 from cluster.job import find_model, new_run, open_pool, recorded_in
 from cluster.progress import Progress
@@ -17,7 +17,10 @@ from cluster.ray_session import ray_session
 from cluster.teach import teach
 from cluster.train import train
 from envs.errors import TrialrunError, first_cause
+from envs.tasks import Task
 from envs.tools import JsonObject
+from rollout.run_directory import RunDirectory
+from rollout.run_layout import RunLayout
 
 Result = TypeVar("Result")
 
@@ -54,28 +57,36 @@ def run_sft(config: RunConfig, data: Path | None) -> JsonObject:
     }
 
 
-def run_eval(config: RunConfig) -> JsonObject:
-    """Evaluate the recipe's model on the recipe's tasks; every episode is kept in a new run
-    directory.
+def run_eval(config: RunConfig, path: Path | None) -> Path:
+    """Evaluate the recipe's model on the recipe's tasks and return the run directory.
+
+    It is `path`, where an evaluation that is not complete goes on, or else a new one.
     """
     progress = Progress()
     tasks = eval_tasks(config)
     model = find_model(config)
-    path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
-    progress.say(
-        f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, "
-        f"episodes in {path}"
-    )
+    if path is None:
+        path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
+    begun = RunLayout(path).run_json.exists()
+    run = reopened(path, config, tasks) if begun else new_run(path, config)
+    with run:
+        missing = still_to_play(config, run, tasks)
+        progress.say(
+            f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, "
+            f"{missing} episodes to play; go on after a stop with --run {path}"
+        )
+        if missing:
+            with ray_session(config):
+                run_async(_play_on_a_pool(config, model, run, tasks))
+    return path
 
-    async def on_a_pool() -> JsonObject:
-        async with open_pool(recorded_in(config, path), model) as pool:
-            await pool.wait_healthy(config.rollouts.workers)
-            with new_run(path, config) as run:
-                summary = await evaluate(config, pool, run, tasks)
-        return {**summary.to_json(), "mode": config.episode.mode, "run_dir": str(path)}
 
-    with ray_session(config):
-        return run_async(on_a_pool())
+async def _play_on_a_pool(
+    config: RunConfig, model: Path, run: RunDirectory, tasks: Sequence[Task]
+) -> None:
+    async with open_pool(recorded_in(config, run.path), model) as pool:
+        await pool.wait_healthy(config.rollouts.workers)
+        await play(config, pool, run, tasks)
 
 
 def run_async(main: Coroutine[None, None, Result]) -> Result:
@@ -93,7 +104,8 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
         raise first_cause(errors) from errors
     except asyncio.CancelledError:
         raise TrialrunError(
-            "stopped by SIGTERM; what was finished is kept, go on with --resume"
+            "stopped by SIGTERM; what was finished is kept, go on with --resume "
+            "(an evaluation: --run)"
         ) from None
 
 

@@ -1,28 +1,62 @@
-"""Evaluation: every task a number of times on the pool, each episode recorded, one summary."""
+"""Evaluation: every task a number of times on the pool, each episode recorded, one report.
+
+An evaluation that was killed goes on in its run directory: what is stored is not played again.
+"""
 
 import asyncio
-import time
-from collections.abc import Sequence
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from cluster.config import RunConfig
+from pydantic import JsonValue
+
+from cluster.config import RunConfig, load_config
 from cluster.environments import make_environment
+from cluster.eval_sheets import evaluation_markdown
 from cluster.player import Affinity, Player
 from cluster.pool import RolloutPool
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
 from envs.tasks import Task, TaskCollection
-from rollout.episode import Episode, Lease
-from rollout.episode_schema import from_batch
-from rollout.evaluation import EvalSummary, summarise
-from rollout.ledger_state import DropReason
+from envs.tools import JsonObject
+from rollout.episode import Lease
+from rollout.evaluation import EvalSummary
+from rollout.evaluation_reader import read_rows
+from rollout.evaluation_report import EvalReport, check_tags, evaluation_report
+from rollout.journal import replace_file
+from rollout.ledger_state import DropReason, State
 from rollout.run_directory import RunDirectory
+from rollout.run_layout import existing_run
 from rollout.run_reader import RunReader
+
+_NO_CHECKPOINT = -1
+_SAME = ("model", "env", "tools", "episode", "eval")
+"""Sections that must be as before where an evaluation goes on."""
+_SETTING = {
+    "model": ("model", "path"),
+    "environment": ("env", "name"),
+    "perturbation": ("env", "perturbation"),
+    "mode": ("episode", "mode"),
+    "split": ("eval", "split"),
+    "samples": ("eval", "samples"),
+    "temperature": ("eval", "temperature"),
+    "seed": ("run", "seed"),
+}
+"""What a report says of the recipe, and where it stands there."""
 
 
 def eval_tasks(config: RunConfig) -> Sequence[Task]:
     """Return the tasks that `[eval]` names. Raises ConfigError where the environment has no such
-    set.
+    set, or where none of them carries a tag of `eval.by`.
     """
+    tasks = _drawn(config)
+    check_tags([task.tags for task in tasks], config.eval.by)
+    return tasks
+
+
+def _drawn(config: RunConfig) -> Sequence[Task]:
     section = config.eval
     environment = make_environment(config.env)
     if section.split == "all":
@@ -40,45 +74,133 @@ def eval_tasks(config: RunConfig) -> Sequence[Task]:
 async def evaluate(
     config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]
 ) -> EvalSummary:
-    """Play `eval.samples` episodes of every task on the pool; all are stored in `run`, none is
-    trained on.
+    """Play `eval.samples` episodes of every task on the pool and report on them in `run`.
+
+    Episodes that `run` holds already are not played again; none is trained on.
     """
+    await play(config, pool, run, tasks)
+    return report_on(run.path).summary
+
+
+async def play(
+    config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]
+) -> None:
+    """Play and store what `run` does not hold yet; a group of one task runs on one worker."""
     episode = config.episode.model_copy(update={"temperature": config.eval.temperature})
     player = Player(pool, run, config.rollouts, episode)
-    began = time.monotonic()
+    _end_finished(run, list(run.ledger.entries))
+    missing = _leased(config, run, tasks)
     async with asyncio.TaskGroup() as group:
         for task in tasks:
-            group.create_task(_play_task(config, player, run, task))
-    seconds = time.monotonic() - began
+            if leases := missing.get(task.id):
+                group.create_task(_play_task(player, run, task, leases))
     run.sync()
-    return summarise(_stored(run), wall_s=seconds)
 
 
-async def _play_task(config: RunConfig, player: Player, run: RunDirectory, task: Task) -> None:
-    leases = [
-        Lease(
-            run.run.run,
-            f"{task.id}-{i:02d}",
-            task.id,
-            task.id,
-            i,
-            0,
-            stable_hash(config.run.seed, "eval", task.id, i),
+def still_to_play(config: RunConfig, run: RunDirectory, tasks: Sequence[Task]) -> int:
+    """Return how many episodes of the evaluation have not ended in `run`."""
+    ended = sum(entry.state is not State.LEASED for entry in run.ledger.entries.values())
+    return len(tasks) * config.eval.samples - ended
+
+
+def reopened(path: Path, config: RunConfig, tasks: Sequence[Task]) -> RunDirectory:
+    """Open the evaluation at `path` to go on with it.
+
+    Raises MissingError where there is none, StoreError where another process writes it, and
+    ConfigError where it is not of these tasks with these settings.
+    """
+    layout = existing_run(path)
+    changed = _differences(load_config(str(layout.config_toml)), config)
+    if changed:
+        raise ConfigError(
+            f"{path} holds an evaluation with other settings ({'; '.join(changed)}): "
+            "evaluate as before, or name another folder"
         )
-        for i in range(config.eval.samples)
+    run = RunDirectory.open(path)
+    foreign = run.ledger.groups.keys() - {task.id for task in tasks}
+    if foreign:
+        run.close()
+        raise ConfigError(
+            f"{path} holds episodes that are not of this evaluation ({min(foreign)}, ...): "
+            "name another folder"
+        )
+    run.recover(_NO_CHECKPOINT)
+    return run
+
+
+def report_on(path: Path) -> EvalReport:
+    """Report on the episodes at `path`, and leave the report there as JSON and as Markdown.
+
+    The recipe in the run is only quoted: one that this version would refuse is no hindrance.
+    """
+    reader = RunReader(path)
+    recipe = tomllib.loads(reader.config_toml)
+    report = evaluation_report(read_rows(path), recipe.get("eval", {}).get("by", ()))
+    setting = _setting(recipe)
+    content: JsonObject = {**report.to_json(), **setting, "run_dir": str(path)}
+    layout = reader.layout
+    replace_file(layout.eval_json, json.dumps(content, indent=1, allow_nan=False).encode())
+    markdown = evaluation_markdown(report, path.resolve().name, setting)
+    replace_file(layout.eval_markdown, markdown.encode())
+    return report
+
+
+def _setting(recipe: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """Return what a reader of the figures asks first; what the recipe does not say is left out."""
+    return {
+        name: recipe[section][key]
+        for name, (section, key) in _SETTING.items()
+        if key in recipe.get(section, {})
+    }
+
+
+def _leased(
+    config: RunConfig, run: RunDirectory, tasks: Sequence[Task]
+) -> Mapping[str, list[Lease]]:
+    """Return what is to be played, by task: leases that a kill left open, and new ones."""
+    missing: dict[str, list[Lease]] = {}
+    for lease in run.ledger.open_leases():
+        again = run.ledger.re_lease(lease.episode, "the evaluation goes on")
+        missing.setdefault(lease.task, []).append(again)
+    for task in tasks:
+        if task.id not in run.ledger.groups:
+            missing[task.id] = _leases(config, run, task)
+            run.ledger.lease(missing[task.id])
+    return missing
+
+
+def _leases(config: RunConfig, run: RunDirectory, task: Task) -> list[Lease]:
+    seeds = [stable_hash(config.run.seed, "eval", task.id, i) for i in range(config.eval.samples)]
+    return [
+        Lease(run.run.run, f"{task.id}-{i:02d}", task.id, task.id, i, 0, seed)
+        for i, seed in enumerate(seeds)
     ]
-    run.ledger.lease(leases)
+
+
+async def _play_task(
+    player: Player, run: RunDirectory, task: Task, leases: Sequence[Lease]
+) -> None:
     near = Affinity()
-    batches = await asyncio.gather(*(player.play(lease, task, near) for lease in leases))
-    played = [
-        lease.episode for lease, batch in zip(leases, batches, strict=True) if batch is not None
-    ]
-    if played:
-        run.ledger.drop(played, DropReason.EVALUATED)
+    await asyncio.gather(*(player.play(lease, task, near) for lease in leases))
+    _end_finished(run, run.ledger.groups[task.id])
 
 
-def _stored(run: RunDirectory) -> list[Episode]:
-    """Return every episode of `run` as its last attempt left it."""
-    reader = RunReader(run.path)
-    last = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
-    return from_batch(reader.batch(list(last.values())))
+def _end_finished(run: RunDirectory, episodes: Sequence[str]) -> None:
+    entries = run.ledger.entries
+    finished = [episode for episode in episodes if entries[episode].state is State.FINISHED]
+    if finished:
+        run.ledger.drop(finished, DropReason.EVALUATED)
+
+
+def _differences(before: RunConfig, now: RunConfig) -> list[str]:
+    found = []
+    for section in _SAME:
+        old, new = (config.model_dump(mode="json")[section] for config in (before, now))
+        found += [
+            f"{section}.{key} was {old[key]!r}, is {new[key]!r}"
+            for key in old
+            if old[key] != new[key] and (section, key) != ("eval", "by")
+        ]
+    if before.run.seed != now.run.seed:
+        found.append(f"run.seed was {before.run.seed}, is {now.run.seed}")
+    return found

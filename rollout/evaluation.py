@@ -3,11 +3,13 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
+from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject
 from rollout.episode import Episode, Outcome
+from rollout.evaluation_stats import busy_seconds, mean_estimate
 
 ANSWER_PART = "answer"
 """Reward part that says whether the answer was right, penalties and costs left out."""
@@ -32,6 +34,28 @@ class EvalRow:
     started_at: float
     ended_at: float
     """Unix seconds, as `started_at`."""
+    answer: str = ""
+    split: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    question: int = 0
+    """Hash of the question: tells tasks apart that share an id."""
+
+    @property
+    def score(self) -> float:
+        """The reward part `answer`; an episode that ended without one is not right."""
+        return self.parts.get(ANSWER_PART, 0.0)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the episode says something about the policy: its outcome is the policy's own, and
+        its score a number.
+        """
+        return self.outcome.counts and math.isfinite(self.score)
+
+    @property
+    def calls(self) -> int:
+        """Tool calls of both phases."""
+        return self.trial_calls + self.execution_calls
 
     @classmethod
     def of(cls, episode: Episode) -> "EvalRow":
@@ -52,6 +76,10 @@ class EvalRow:
             sampled_tokens=sum(episode.loss_mask_T),
             started_at=episode.timings.started_at,
             ended_at=episode.timings.started_at + episode.timings.wall_s,
+            answer=episode.answer,
+            split=episode.split,
+            tags=dict(episode.tags),
+            question=stable_hash(episode.question),
         )
 
 
@@ -67,11 +95,11 @@ class EvalSummary:
     """Distinct tasks."""
     episodes: int
     counted: int
-    """Episodes whose outcome is the policy's own."""
+    """Episodes whose outcome is the policy's own and whose score is a number."""
     accuracy: float | None
-    """Mean of the reward part `answer`."""
+    """Mean of the reward part `answer`: over the samples of a task, then over the tasks."""
     stderr: float | None
-    """Standard error of `accuracy`, clustered by task; None with fewer than two counted tasks."""
+    """Standard error of `accuracy` over tasks; None with fewer than two counted tasks."""
     outcomes: Mapping[str, int]
     failures: Mapping[str, int]
     """Error texts of the episodes that do not count."""
@@ -88,7 +116,8 @@ class EvalSummary:
     """Those turns by kind."""
     sampled_tokens: int
     wall_s: float
-    """Seconds that the evaluation took."""
+    """Seconds in which at least one episode ran; as good as the agreement of their workers'
+    clocks."""
     tokens_per_s: float | None
     """Sampled tokens over `wall_s`; tokens of prompts and observations are left out."""
 
@@ -97,36 +126,29 @@ class EvalSummary:
         return cast(JsonObject, asdict(self))
 
 
-def summarise(episodes: Iterable[Episode | EvalRow], wall_s: float | None = None) -> EvalSummary:
-    """Summarise any number of episodes, none included.
-
-    `wall_s` is how long the evaluation took; None takes the span that the episodes record, which is
-    only as good as the agreement of their workers' clocks.
-    """
+def summarise(episodes: Iterable[Episode | EvalRow]) -> EvalSummary:
+    """Summarise any number of episodes, none included."""
     rows = [row if isinstance(row, EvalRow) else EvalRow.of(row) for row in episodes]
-    counted = [row for row in rows if row.outcome.counts]
-    lost = Counter(row.error or row.outcome.value for row in rows if not row.outcome.counts)
+    counted = [row for row in rows if row.counts]
+    lost = Counter(row.error or _lost_as(row) for row in rows if not row.counts)
     faults: Counter[str] = Counter()
     for row in counted:
         faults.update(row.policy_errors)
-    trial_calls = sum(row.trial_calls for row in counted)
-    calls = trial_calls + sum(row.execution_calls for row in counted)
+    calls = sum(row.calls for row in counted)
     tokens = sum(row.sampled_tokens for row in rows)
-    if wall_s is None:
-        wall_s = max((row.ended_at for row in rows), default=0.0) - min(
-            (row.started_at for row in rows), default=0.0
-        )
+    wall_s = busy_seconds([(row.started_at, row.ended_at) for row in rows])
+    accuracy = mean_estimate([sum(s) / len(s) for s in scores_by_task(counted).values()])
     return EvalSummary(
         tasks=len({row.task for row in rows}),
         episodes=len(rows),
         counted=len(counted),
-        accuracy=_ratio(sum(_right(row) for row in counted), len(counted)),
-        stderr=clustered_stderr([(row.task, _right(row)) for row in counted]),
+        accuracy=accuracy.value,
+        stderr=accuracy.stderr,
         outcomes=dict(Counter(row.outcome.value for row in rows)),
         failures=dict(lost),
         parts=_part_means(counted),
         calls_per_episode=_ratio(calls, len(counted)),
-        trial_calls_per_episode=_ratio(trial_calls, len(counted)),
+        trial_calls_per_episode=_ratio(sum(row.trial_calls for row in counted), len(counted)),
         tool_error_rate=_ratio(sum(row.tool_errors for row in counted), calls),
         malformed_rate=_ratio(faults.total(), sum(row.turns for row in counted)),
         policy_errors=dict(faults),
@@ -136,33 +158,25 @@ def summarise(episodes: Iterable[Episode | EvalRow], wall_s: float | None = None
     )
 
 
-def clustered_stderr(scores: Sequence[tuple[str, float]]) -> float | None:
-    """Return the standard error of the mean of `(cluster, score)` pairs; None below two clusters.
-
-    Scores of one cluster may correlate: the residuals are added up within a cluster before they are
-    squared (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2), times G/(G-1) for
-    G clusters, so that clusters of one score each give the usual s / sqrt(n).
-    """
-    mean = sum(score for _, score in scores) / max(len(scores), 1)
-    residuals: defaultdict[str, float] = defaultdict(float)
-    for cluster, score in scores:
-        residuals[cluster] += score - mean
-    clusters = len(residuals)
-    if clusters < 2:
-        return None
-    squares = sum(residual**2 for residual in residuals.values())
-    return math.sqrt(squares * clusters / (clusters - 1)) / len(scores)
+def scores_by_task(rows: Iterable[EvalRow]) -> dict[str, list[float]]:
+    """Return the scores of the rows that count, by task."""
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.counts:
+            scores[row.task].append(row.score)
+    return dict(scores)
 
 
-def _right(row: EvalRow) -> float:
-    return row.parts.get(ANSWER_PART, 0.0)
+def _lost_as(row: EvalRow) -> str:
+    return "score is not a number" if row.outcome.counts else row.outcome.value
 
 
 def _part_means(rows: Sequence[EvalRow]) -> dict[str, float]:
     values: defaultdict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, value in row.parts.items():
-            values[name].append(value)
+            if math.isfinite(value):
+                values[name].append(value)
     return {name: sum(part) / len(part) for name, part in values.items()}
 
 

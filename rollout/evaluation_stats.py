@@ -1,0 +1,218 @@
+"""Statistics of evaluations as pure functions; a task is a cluster, and tasks are independent."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.errors import ConfigError
+
+PERMUTATIONS = 10_000
+"""Sign flips drawn where there are more than so many; fewer are all enumerated."""
+CONFIDENCE = 0.95
+Test = Literal["mcnemar", "sign flips, all", "sign flips, drawn"]
+"""`mcnemar` is what flipping all signs comes to where every pair differs by 0 or 1."""
+_EXACT_UP_TO = int(math.log2(PERMUTATIONS))
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its standard error; `value` is None without data, `stderr` below two clusters.
+
+    `clusters` is the number of tasks that the figure is over.
+    """
+
+    value: float | None
+    stderr: float | None
+    clusters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What paired differences say about their mean.
+
+    `stderr`, `low` and `high` (95 %, Student's t) are None for a single pair. `p` is two-sided.
+    """
+
+    pairs: int
+    mean: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    wins: int
+    """Pairs whose difference is above zero."""
+    losses: int
+    p: float
+    test: Test
+    """Where `p` is from; all but drawn sign flips are exact."""
+
+
+def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> Estimate:
+    """Estimate sum of numerators over sum of denominators, given both per cluster.
+
+    Scores of one cluster may correlate: the residuals are added up within a cluster before they are
+    squared (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2), times G/(G-1) for
+    G clusters, so that denominators of one give the usual s / sqrt(G). A cluster whose denominator
+    is zero says nothing and is left out.
+    """
+    told = [(part, whole) for part, whole in clusters if whole > 0]
+    if not told:
+        return Estimate(None, None, 0)
+    total = math.fsum(whole for _, whole in told)
+    value = math.fsum(part for part, _ in told) / total
+    if len(told) < 2:
+        return Estimate(value, None, len(told))
+    squares = math.fsum((part - value * whole) ** 2 for part, whole in told)
+    stderr = math.sqrt(squares * len(told) / (len(told) - 1)) / total
+    return Estimate(value, stderr, len(told))
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Estimate the mean of one value per cluster."""
+    return ratio_estimate([(value, 1.0) for value in values])
+
+
+def best_of_k(scores: Sequence[float], k: int) -> float:
+    """Return the expected best of k scores drawn from `scores` without replacement.
+
+    With scores of 0 and 1 this is the unbiased pass@k, 1 - C(n-c, k) / C(n, k) (Chen et al.,
+    arXiv 2107.03374, equation 1); with k = 1 the mean. Raises ConfigError unless 1 <= k <= n.
+    """
+    n = len(scores)
+    if not 1 <= k <= n:
+        raise ConfigError(f"expected k from 1 to the {n} samples of the task, found {k}")
+    ways = math.comb(n, k)
+    ordered = sorted(scores)
+    return math.fsum(math.comb(i, k - 1) / ways * ordered[i] for i in range(k - 1, n))
+
+
+def majority_score(votes: Sequence[tuple[str, float]]) -> float:
+    """Return the score of the answer that most samples gave, given `(answer, score)` per sample.
+
+    An empty answer is no vote, and without votes the score is zero. Answers that tie share evenly,
+    and so do samples of one answer whose scores differ.
+    """
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    for answer, score in votes:
+        if answer.strip():
+            scores[answer.strip()].append(score)
+    most = max(map(len, scores.values()), default=0)
+    winners = [sum(given) / most for given in scores.values() if len(given) == most]
+    return sum(winners) / len(winners) if winners else 0.0
+
+
+def paired(differences: Sequence[float], seed: int = 0) -> Paired:
+    """Describe one or more paired differences. Raises ConfigError for none, or one not finite."""
+    if not differences or not all(map(math.isfinite, differences)):
+        raise ConfigError(f"expected finite paired differences, found {list(differences)[:4]}")
+    estimate = mean_estimate(differences)
+    mean = estimate.value
+    assert mean is not None
+    p, test = sign_flip_p(differences, seed)
+    reach = (
+        None
+        if estimate.stderr is None
+        else t_quantile((1 + CONFIDENCE) / 2, len(differences) - 1) * estimate.stderr
+    )
+    return Paired(
+        pairs=len(differences),
+        mean=mean,
+        stderr=estimate.stderr,
+        low=None if reach is None else mean - reach,
+        high=None if reach is None else mean + reach,
+        wins=sum(difference > 0 for difference in differences),
+        losses=sum(difference < 0 for difference in differences),
+        p=p,
+        test=test,
+    )
+
+
+def sign_flip_p(differences: Sequence[float], seed: int = 0) -> tuple[float, Test]:
+    """Return the two-sided p-value of a zero mean under flips of sign, and how it was found.
+
+    Up to 13 pairs that differ, or pairs that differ by one amount, are exact; for others
+    `PERMUTATIONS` flips are drawn with `seed`, and p is (extreme + 1) / (drawn + 1).
+    """
+    sizes_N = np.abs(np.asarray([d for d in differences if d != 0.0], np.float64))
+    if len(sizes_N) == 0:
+        return 1.0, "sign flips, all"
+    if np.ptp(sizes_N) == 0:
+        wins = sum(difference > 0 for difference in differences)
+        test: Test = "mcnemar" if sizes_N[0] == 1 else "sign flips, all"
+        return mcnemar_p(wins, len(sizes_N) - wins), test
+    reached = abs(math.fsum(differences)) - 1e-9 * float(sizes_N.sum())
+    if len(sizes_N) <= _EXACT_UP_TO:
+        sums_P = _all_signs(len(sizes_N)) @ sizes_N
+        return float(np.mean(np.abs(sums_P) >= reached)), "sign flips, all"
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for _ in range(PERMUTATIONS // _CHUNK):
+        signs_PN = rng.choice(np.array([-1.0, 1.0]), (_CHUNK, len(sizes_N)))
+        extreme += int(np.sum(np.abs(signs_PN @ sizes_N) >= reached))
+    return (extreme + 1) / (PERMUTATIONS + 1), "sign flips, drawn"
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test, from the discordant pairs."""
+    n, fewer = wins + losses, min(wins, losses)
+    tail = sum(math.comb(n, i) for i in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method, in the order given."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
+    """Return for how long at least one of the `(start, end)` intervals lasted."""
+    total, until = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+@cache
+def t_quantile(probability: float, freedom: int) -> float:
+    """Return the quantile, above one half, of Student's t with whole degrees of freedom."""
+    low, high = 0.0, 1.0
+    while _t_inside(high, freedom) < 2 * probability - 1:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _t_inside(middle, freedom) < 2 * probability - 1:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _t_inside(t: float, freedom: int) -> float:
+    """Return the probability of [-t, t] (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for step in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (step - 1) / step
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total
+
+
+def _all_signs(count: int) -> npt.NDArray[np.float64]:
+    """Return every row of `count` signs, 2**count of them."""
+    bits_PN = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+    return 1.0 - 2.0 * bits_PN
