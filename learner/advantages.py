@@ -2,16 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Estimator = Literal["grpo", "grpo_no_std", "rloo"]
+from learner.config import Estimator
 
 NO_REWARD = "no_reward"
 GROUP_OF_ONE = "group_of_one"
 ZERO_VARIANCE = "zero_variance"
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageRule:
+    """Which estimator; `eps` is added to what it divides by, `ddof` is 1 for Bessel's std."""
+
+    estimator: Estimator
+    eps: float
+    ddof: int = 0
+    drop_zero_variance: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,33 +32,40 @@ class Advantages:
 
 
 def group_advantages(
-    rewards_B: NDArray[np.float32],
-    groups_B: Sequence[str],
-    estimator: Estimator,
-    eps: float,
-    *,
-    drop_zero_variance: bool,
+    rewards_B: NDArray[np.float32], groups_B: Sequence[str], rule: AdvantageRule
 ) -> Advantages:
-    """Return r - baseline within each group, over episodes with a reward; a missing reward is NaN.
+    """Return r - baseline over episodes with a reward; a missing reward is NaN and in no baseline.
 
-    `grpo` (arXiv 2402.03300, eq. 5): (r - mean) / (std + eps), std over the population;
-    `grpo_no_std` (Dr. GRPO, arXiv 2503.20783): r - mean; `rloo` (arXiv 2402.14740): r - mean of
-    the others.
+    Within groups: `grpo` (arXiv 2402.03300, eq. 5): (r - mean) / (std + eps); `grpo_no_std`
+    (Dr. GRPO, arXiv 2503.20783): r - mean; `rloo` (arXiv 2402.14740): r - mean of the others;
+    `maxrl` (arXiv 2602.02710): (r - mean) / (mean + eps), for rewards that are successes.
+    Over all B: `grpo_batch_std` (Lite PPO, arXiv 2508.08221): (r - mean of group) / (std of all
+    rewards + eps); `gpg` (arXiv 2504.02546): (r - mean of group) * B / (B - those in groups without
+    variance); `reinforce_pp_baseline` (arXiv 2501.03262): r - mean of group, then centred and
+    divided by its std + eps over all; `reinforce_pp` (same): (r - mean) / (std + eps) over all, so
+    that groups of one and groups without variance take part.
     """
-    values_B = np.full(len(rewards_B), np.nan, dtype=np.float32)
-    reasons_B = [NO_REWARD] * len(rewards_B)
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups_B):
-        if np.isfinite(rewards_B[index]):
-            members.setdefault(group, []).append(index)
-    for indices in members.values():
-        rewards_G = rewards_B[indices].astype(np.float64)
-        reason = _left_out(rewards_G, drop_zero_variance=drop_zero_variance)
+    rewards = rewards_B.astype(np.float64)
+    values_B = np.full(len(rewards), np.nan)
+    reasons_B = [NO_REWARD] * len(rewards)
+    groups = _members(rewards, groups_B, whole=rule.estimator == "reinforce_pp")
+    for indices in groups:
+        reason = _left_out(rewards[indices], drop_zero_variance=rule.drop_zero_variance)
         for index in indices:
             reasons_B[index] = reason
-        if not reason:
-            values_B[indices] = _advantages_of_group(rewards_G, estimator, eps)
-    return Advantages(values_B, tuple(reasons_B))
+        values_B[indices] = _within_group(rewards[indices], rule)
+    _scale_over_all(values_B, rewards, groups, rule)
+    values_B[[bool(reason) for reason in reasons_B]] = np.nan
+    return Advantages(values_B.astype(np.float32), tuple(reasons_B))
+
+
+def _members(
+    rewards_B: NDArray[np.float64], groups_B: Sequence[str], *, whole: bool
+) -> list[list[int]]:
+    members: dict[str, list[int]] = {}
+    for index in np.flatnonzero(np.isfinite(rewards_B)).tolist():
+        members.setdefault("" if whole else groups_B[index], []).append(index)
+    return list(members.values())
 
 
 def _left_out(rewards_G: NDArray[np.float64], *, drop_zero_variance: bool) -> str:
@@ -60,13 +76,41 @@ def _left_out(rewards_G: NDArray[np.float64], *, drop_zero_variance: bool) -> st
     return ""
 
 
-def _advantages_of_group(
-    rewards_G: NDArray[np.float64], estimator: Estimator, eps: float
-) -> NDArray[np.float64]:
-    centred_G = rewards_G - rewards_G.mean()
-    if estimator == "grpo":
-        scale = rewards_G.std() + eps
-        return centred_G / scale if scale > 0 else centred_G
-    if estimator == "rloo":
-        return centred_G * (len(rewards_G) / (len(rewards_G) - 1))
+def _within_group(rewards_G: NDArray[np.float64], rule: AdvantageRule) -> NDArray[np.float64]:
+    count, mean = len(rewards_G), rewards_G.mean()
+    centred_G = rewards_G - mean
+    if rule.estimator in ("grpo", "reinforce_pp"):
+        return _divided(centred_G, _std(rewards_G, rule.ddof) + rule.eps)
+    if rule.estimator == "maxrl":
+        return _divided(centred_G, max(mean, 0.0) + rule.eps)
+    if rule.estimator == "rloo" and count > 1:
+        return centred_G * (count / (count - 1))
     return centred_G
+
+
+def _scale_over_all(
+    values_B: NDArray[np.float64],
+    rewards_B: NDArray[np.float64],
+    groups: Sequence[Sequence[int]],
+    rule: AdvantageRule,
+) -> None:
+    """Apply, in place, what an estimator does with all episodes of the step together."""
+    valid = [index for indices in groups for index in indices]
+    if not valid:
+        return
+    if rule.estimator == "grpo_batch_std":
+        values_B[valid] = _divided(values_B[valid], _std(rewards_B[valid], rule.ddof) + rule.eps)
+    elif rule.estimator == "reinforce_pp_baseline":
+        centred = values_B[valid] - values_B[valid].mean()
+        values_B[valid] = _divided(centred, _std(values_B[valid], rule.ddof) + rule.eps)
+    elif rule.estimator == "gpg":
+        useful = sum(len(indices) for indices in groups if np.ptp(rewards_B[list(indices)]) > 0)
+        values_B[valid] *= len(valid) / max(useful, 1)
+
+
+def _std(values: NDArray[np.float64], ddof: int) -> float:
+    return float(values.std(ddof=ddof)) if len(values) > ddof else 0.0
+
+
+def _divided(values: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    return values / scale if scale > 0 else values

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from envs.errors import LearnerError
 from learner.config import PhaseWeights
+from learner.credit_columns import CreditColumns, read_credit_columns
 from rollout.episode import Phase
 from rollout.episode_schema import ragged
 
@@ -26,6 +27,8 @@ class EpisodeBatch:
     phases_N: NDArray[np.int8]
     loss_mask_N: NDArray[np.bool_]
     logprobs_N: NDArray[np.float32]
+    sources_B: tuple[str, ...]
+    credit: CreditColumns
 
     def __len__(self) -> int:
         return len(self.episodes_B)
@@ -70,6 +73,8 @@ def read_episodes(table: pa.Table) -> EpisodeBatch:
         phases_N=tokens["phases"].values,
         loss_mask_N=tokens["loss_mask"].values,
         logprobs_N=tokens["logprobs"].values,
+        sources_B=tuple(batch.column("source").to_pylist()),
+        credit=read_credit_columns(batch),
     )
 
 
@@ -78,6 +83,12 @@ def predictable(batch: EpisodeBatch) -> NDArray[np.bool_]:
     mask_N = batch.loss_mask_N.copy()
     mask_N[batch.offsets[:-1][batch.lengths_B > 0]] = False
     return mask_N
+
+
+def sampled_counts(batch: EpisodeBatch) -> NDArray[np.int64]:
+    """Return per episode how many tokens are the policy's own."""
+    before = np.concatenate([[0], np.cumsum(batch.loss_mask_N)])
+    return np.diff(before[batch.offsets])
 
 
 def phase_weights(batch: EpisodeBatch, weights: PhaseWeights) -> NDArray[np.float32]:

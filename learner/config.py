@@ -6,7 +6,20 @@ from pydantic import Field, model_validator
 
 from envs.config import Section
 from envs.errors import ConfigError
+from learner.reward_config import SoftOverlong, TrialCost
 from rollout.config import EpisodeConfig
+
+Estimator = Literal[
+    "grpo",
+    "grpo_no_std",
+    "grpo_batch_std",
+    "rloo",
+    "maxrl",
+    "gpg",
+    "reinforce_pp_baseline",
+    "reinforce_pp",
+]
+CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class OptimizerSection(Section):
@@ -40,6 +53,11 @@ class OptimizerSection(Section):
     `offload_optimizer = "cpu"`."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """A collective that waits longer for another rank fails."""
+
+    @property
+    def entropy_gradient(self) -> bool:
+        """Whether the loss needs entropies with a gradient."""
+        return False
 
     @model_validator(mode="after")
     def _muon_is_unsharded(self) -> Self:
@@ -83,52 +101,116 @@ class LearnerConfig(OptimizerSection):
 
     ranks: int = Field(default=1, ge=1)
     """Learner processes, one per device."""
-    advantage: Literal["grpo", "grpo_no_std", "rloo"] = "grpo"
+    advantage: Estimator = "grpo"
     """Within groups: `grpo` divides by std + eps, `grpo_no_std` (Dr. GRPO) does not, `rloo` leaves
-    one out."""
+    one out, `maxrl` divides by mean + eps. Over the step: `grpo_batch_std` (Lite PPO) divides by
+    the std of all rewards, `gpg` scales up for groups that teach nothing, `reinforce_pp_baseline`
+    whitens what is left of the group's mean, `reinforce_pp` (REINFORCE++) knows no groups."""
     advantage_eps: float = Field(default=0.1, ge=0)
-    """Added to the group's standard deviation under `grpo`."""
+    """Added to the standard deviation, or to the mean under `maxrl`."""
+    advantage_ddof: Literal[0, 1] = 0
+    """Standard deviation of the population (0), or of the sample (1: TRL, verl, OpenRLHF)."""
     drop_zero_variance: bool = True
     """Leave out groups whose rewards are all equal; off, they stay with advantage 0."""
     mask_truncated: bool = False
     """Keep truncated episodes out of the loss; their reward still counts in the baseline."""
-    loss: Literal["token", "gspo", "cispo"] = "token"
-    """`token`: PPO clip per token; `gspo`: one ratio per sequence; `cispo`: the clipped ratio is a
-    constant weight."""
+    credit: Literal["episode", "phase"] = "episode"
+    """`episode`: one advantage for all tokens. `phase`: execution tokens by the answer and the
+    penalty for malformed execution turns; trial and experience tokens by the answer, the penalty
+    for malformed trial turns, and the costs of trials. Each compared within the group."""
+    trial_cost: TrialCost = TrialCost()
+    """A price on trial calls where the group mostly succeeds."""
+    overlong: SoftOverlong = SoftOverlong()
+    """A punishment of length that begins before the limit."""
+    loss: Literal["token", "gspo", "gspo_token", "cispo", "sapo", "reinforce"] = "token"
+    """`token`: PPO clip per token; `gspo`: one ratio per sequence; `gspo_token`: the same with a
+    gradient and an advantage per token; `cispo`: the clipped ratio is a constant weight; `sapo`: a
+    sigmoid gate instead of a clip; `reinforce`: no ratio."""
     clip_low: float = Field(default=0.2, ge=0)
-    """Ratios below 1 - clip_low are clipped."""
+    """Ratios below 1 - clip_low are clipped; 1 or more never."""
     clip_high: float = Field(default=0.25, ge=0)
     """Ratios above 1 + clip_high are clipped."""
     dual_clip: float = Field(default=0.0, ge=0)
-    """Bound on the ratio of negative advantages (loss `token`); above 1, or 0 for off."""
+    """Bound on the ratio of negative advantages (losses `token`, `gspo`, `gspo_token`); above
+    1 + clip_high, or 0 for off."""
+    sapo_tau_positive: float = Field(default=1.0, gt=0)
+    """`sapo` only: steepness of the gate for positive advantages."""
+    sapo_tau_negative: float = Field(default=1.05, gt=0)
+    """`sapo` only: the same for negative ones."""
     ratio_reference: Literal["behaviour", "proximal"] = "behaviour"
     """Denominator of the ratio: the sampler's logprobs, or the learner's own at the start of
-    the step; then `tis_cap` corrects between the two."""
+    the step; then importance weights proximal / behaviour correct between the two."""
+    tis_mode: CorrectionMode = "token_truncate"
+    """`proximal` only: `token_truncate` (TIS) bounds the weight of every token, `token_mask`
+    (IcePop) drops tokens outside the bounds; `sequence_truncate` and `sequence_mask` (MIS) do so
+    with the product over the episode."""
     tis_cap: float = Field(default=2.0, gt=0)
-    """`proximal` only: cap on the importance weight proximal / behaviour."""
+    """`proximal` only: upper bound of the importance weight proximal / behaviour."""
+    tis_floor: float = Field(default=0.0, ge=0)
+    """`proximal` only: lower bound."""
     max_sequence_dlogp: float = Field(default=0.0, ge=0)
     """Mask an episode whose mean |learner - behaviour| logprob per token exceeds this; 0 is off."""
+    max_negative_kl: float = Field(default=0.0, ge=0)
+    """Mask negative advantages in episodes whose mean behaviour - learner logprob per token exceeds
+    this (DeepSeek-V3.2's off-policy sequence masking); 0 is off."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """Mean over tokens, mean of per-episode means, or sums divided by `constant_length`."""
+    """Mean over tokens (DAPO), mean of per-episode means (GRPO), or sums divided by
+    `constant_length` (Dr. GRPO; with 1 plain sums, as LUSPO)."""
     constant_length: int = Field(default=1024, gt=0)
     """Tokens by which `constant` divides each episode's sum."""
     phase_weights: PhaseWeights = PhaseWeights()
     """Loss weight by phase."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus, aggregated as the loss is; 0 is off."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the weights the run started from; 0 keeps no reference copy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators; as a loss k1 has no useful gradient on-policy and k2 the right one."""
+    kl_unbiased: bool = False
+    """Multiply the penalty by the token's ratio, which makes its gradient unbiased
+    (DeepSeek-V3.2)."""
     ppo_epochs: int = Field(default=1, ge=1)
     """Passes over the episodes of one step."""
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per pass."""
     decay_steps: int = Field(default=0, ge=0)
     """Optimizer steps after warm-up in which the rate falls linearly to zero; 0 keeps it."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Steps in a row that may be skipped because a logit, loss or gradient was not finite; one more
+    ends the run."""
+
+    @property
+    def entropy_gradient(self) -> bool:
+        """Whether the loss needs entropies with a gradient."""
+        return self.entropy_coef > 0
 
     @model_validator(mode="after")
-    def _dual_clip_above_one(self) -> Self:
-        if 0 < self.dual_clip <= 1:
-            raise ValueError(f"expected dual_clip = 0 (off) or above 1, found {self.dual_clip}")
+    def _bounds_in_order(self) -> Self:
+        if 0 < self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(
+                f"expected dual_clip = 0 (off) or above 1 + clip_high = {1 + self.clip_high:g}, "
+                f"found {self.dual_clip:g}"
+            )
+        if self.tis_floor >= self.tis_cap:
+            raise ValueError(
+                f"expected tis_floor below tis_cap = {self.tis_cap:g}, found {self.tis_floor:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_that_would_do_nothing(self) -> Self:
+        if self.ratio_reference == "behaviour" and (
+            self.tis_mode != "token_truncate" or self.tis_floor > 0
+        ):
+            raise ValueError(
+                "expected ratio_reference = 'proximal' with tis_mode and tis_floor, found "
+                "'behaviour', whose ratio is already the sampler's: set it, or leave them out"
+            )
+        if self.loss == "gspo" and self.credit == "phase":
+            raise ValueError(
+                "expected one advantage per sequence with loss = 'gspo', found credit = 'phase': "
+                "set loss = 'gspo_token'"
+            )
         return self
 
 

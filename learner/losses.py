@@ -1,4 +1,4 @@
-"""Policy-gradient losses per token, their aggregation, and the mismatch of two sets of logprobs."""
+"""Policy-gradient losses per token, the KL penalty, and how token losses are added up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from torch import Tensor
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 KlEstimator = Literal["k1", "k2", "k3"]
 
-_MAX_LOG_RATIO = 20.0  # exp(20) is finite in float32 and far outside every clip range
+MAX_LOG_RATIO = 20.0
+"""exp(20) is finite in float32 and far outside every clip range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Clip:
 
 def log_ratio(logprobs_P: Tensor, old_logprobs_P: Tensor) -> Tensor:
     """Return the log of the importance ratio, bounded so that its exponential stays finite."""
-    return (logprobs_P - old_logprobs_P).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    return (logprobs_P - old_logprobs_P).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def token_loss(log_ratio_P: Tensor, advantages_P: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
@@ -53,11 +54,17 @@ def sequence_loss(
 
     Its ratio is the exponential of its mean log ratio; `segments_P` numbers sequences from 0.
     """
-    count = int(segments_P.max()) + 1 if segments_P.numel() else 0
-    total_S = log_ratio_P.new_zeros(count).index_add(0, segments_P, log_ratio_P)
-    length_S = log_ratio_P.new_zeros(count).index_add(0, segments_P, torch.ones_like(log_ratio_P))
-    mean_P = (total_S / length_S.clamp(min=1))[segments_P]
-    return token_loss(mean_P, advantages_P, clip)
+    return token_loss(sequence_mean(log_ratio_P, segments_P), advantages_P, clip)
+
+
+def sequence_token_loss(
+    log_ratio_P: Tensor, advantages_P: Tensor, segments_P: Tensor, clip: Clip
+) -> tuple[Tensor, Tensor]:
+    """Return GSPO-token's loss: GSPO's ratio and clip, but every token keeps its own advantage and
+    gradient (arXiv 2507.18071, eq. 13 and 14).
+    """
+    mean_P = sequence_mean(log_ratio_P, segments_P).detach()
+    return token_loss(mean_P + log_ratio_P - log_ratio_P.detach(), advantages_P, clip)
 
 
 def cispo_loss(
@@ -72,17 +79,33 @@ def cispo_loss(
     return -weight_P * advantages_P * logprobs_P, weight_P != ratio_P
 
 
-def truncated_importance_weights(proximal_P: Tensor, behaviour_P: Tensor, cap: float) -> Tensor:
-    """Return min(proximal / behaviour, cap) per token, from logprobs; constants of the loss."""
-    return log_ratio(proximal_P, behaviour_P).exp().clamp(max=cap).detach()
+def sapo_loss(
+    log_ratio_P: Tensor, advantages_P: Tensor, positive: float, negative: float
+) -> tuple[Tensor, Tensor]:
+    """Return SAPO's loss (arXiv 2511.20347): a sigmoid gate of the ratio instead of a clip.
+
+    The gate is 4 / tau * sigmoid(tau * (ratio - 1)) with tau by the advantage's sign; its slope at
+    ratio 1 is 1. Nothing is cut off.
+    """
+    tau_P = torch.where(advantages_P > 0, positive, negative)
+    gate_P = torch.sigmoid(tau_P * (log_ratio_P.exp() - 1)) * 4 / tau_P
+    return -gate_P * advantages_P, torch.zeros_like(advantages_P, dtype=torch.bool)
 
 
-def sequence_mask(dlogp_P: Tensor, segments_P: Tensor, limit: float) -> Tensor:
-    """Return 1.0 for tokens of sequences whose mean |dlogp| is at most `limit`, else 0.0."""
+def reinforce_loss(logprobs_P: Tensor, advantages_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the plain policy gradient's loss, without a ratio (GPG, arXiv 2504.02546)."""
+    return -advantages_P * logprobs_P, torch.zeros_like(advantages_P, dtype=torch.bool)
+
+
+def sequence_sum(values_P: Tensor, segments_P: Tensor) -> Tensor:
+    """Return for every token the sum of `values_P` over its sequence."""
     count = int(segments_P.max()) + 1 if segments_P.numel() else 0
-    total_S = dlogp_P.new_zeros(count).index_add(0, segments_P, dlogp_P.abs())
-    length_S = dlogp_P.new_zeros(count).index_add(0, segments_P, torch.ones_like(dlogp_P))
-    return (total_S / length_S.clamp(min=1) <= limit).to(dlogp_P.dtype)[segments_P].detach()
+    return values_P.new_zeros(count).index_add(0, segments_P, values_P)[segments_P]
+
+
+def sequence_mean(values_P: Tensor, segments_P: Tensor) -> Tensor:
+    """Return for every token the mean of `values_P` over its sequence."""
+    return sequence_sum(values_P, segments_P) / sequence_sum(torch.ones_like(values_P), segments_P)
 
 
 def kl_penalty(logprobs_P: Tensor, reference_P: Tensor, estimator: KlEstimator) -> Tensor:
@@ -101,6 +124,7 @@ def aggregation_weights(
     """Return one weight per loss token so that the loss is the plain sum of weight * token loss.
 
     `token_weights` holds one array per episode of all ranks, so every rank divides by one number.
+    `constant` with a length of 1 is the mean over episodes of plain sums.
     """
     totals = [float(weights_T.sum()) for weights_T in token_weights]
     if aggregation == "token_mean":
@@ -113,28 +137,3 @@ def aggregation_weights(
         (weights_T / (divisor or 1.0)).astype(np.float32)
         for weights_T, divisor in zip(token_weights, divisors, strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """Learner against sampler: `kl` in nats, the others absolute differences of logprobs."""
-
-    kl: float
-    mean: float
-    p99: float
-    max: float
-
-
-def mismatch(learner_N: NDArray[np.float32], behaviour_N: NDArray[np.float32]) -> Mismatch:
-    """Compare logprobs of sampled tokens; `kl` is the k3 estimate of KL(sampler || learner)."""
-    if not len(learner_N):
-        return Mismatch(0.0, 0.0, 0.0, 0.0)
-    difference_N = learner_N.astype(np.float64) - behaviour_N.astype(np.float64)
-    size_N = np.abs(difference_N)
-    k3_N = np.expm1(np.clip(difference_N, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)) - difference_N
-    return Mismatch(
-        kl=float(k3_N.mean()),
-        mean=float(size_N.mean()),
-        p99=float(np.quantile(size_N, 0.99)),
-        max=float(size_N.max()),
-    )

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batch import EpisodeBatch
-from learner.losses import mismatch
+from learner.corrections import mismatch
+from learner.credit import TrialYield, trial_yield
+from learner.objective import PackLoss
 from learner.packing import Pack
 from learner.selection import Selection
 
@@ -19,13 +21,17 @@ ANNOTATION_SCHEMA = pa.schema(
     {
         "episode": pa.string(),
         "advantage": pa.float32(),
+        "trial_advantage": pa.float32(),
         "dropped": pa.string(),
         "loss_positions": pa.list_(pa.int32()),
         "trainer_logprobs": pa.list_(pa.float32()),
         "entropies": pa.list_(pa.float32()),
     }
 )
-"""`dropped` is empty for a trained episode, whose lists run over its tokens under loss."""
+"""`dropped` is empty for a trained episode, whose lists run over its tokens under loss.
+
+`trial_advantage` is null unless `credit = "phase"`, when `advantage` is that of the execution.
+"""
 
 
 @dataclass(slots=True)
@@ -41,12 +47,21 @@ class Scores:
     kl: float = 0.0
     clipped: int = 0
     masked: int = 0
+    corrected: int = 0
     grad_norms: list[float] = field(default_factory=list)
 
     @classmethod
     def empty(cls, tokens: int) -> "Scores":
         """Return scores of nothing."""
         return cls(np.full(tokens, np.nan, np.float32), np.full(tokens, np.nan, np.float32))
+
+    def add(self, share: PackLoss) -> None:
+        """Add what one pack brought to the loss."""
+        self.loss += float(share.loss.detach())
+        self.kl += share.kl
+        self.clipped += share.clipped
+        self.masked += share.masked
+        self.corrected += share.corrected
 
     def record(self, packed: Pack, logprobs_P: Tensor, entropies_P: Tensor) -> None:
         """Note what the model said about the predicted tokens of a pack."""
@@ -65,6 +80,7 @@ class Scores:
             merged.kl += scores.kl
             merged.clipped += scores.clipped
             merged.masked += scores.masked
+            merged.corrected += scores.corrected
         merged.grad_norms = ranks[0].grad_norms
         return merged
 
@@ -103,6 +119,8 @@ def step_metrics(
         "entropy": float(scores.entropies_N[trained_N].mean()) if tokens else 0.0,
         "clip_fraction": scores.clipped / (updates * tokens) if tokens else 0.0,
         "masked_fraction": scores.masked / (updates * tokens) if tokens else 0.0,
+        "corrected_fraction": scores.corrected / (updates * tokens) if tokens else 0.0,
+        "unscored_tokens": float(selection.unscored),
         "reference_kl": scores.kl / updates,
         "mismatch_kl": gap.kl,
         "dlogp_mean": gap.mean,
@@ -112,9 +130,46 @@ def step_metrics(
         "seconds": seconds,
         "tokens_per_s": sequence_tokens / seconds,
     }
+    metrics |= credit_metrics(batch, selection)
     reasons = Counter(reason for reason in selection.reasons_B if reason)
     metrics["dropped"] = float(reasons.total())
     return metrics | {f"dropped_{reason}": float(count) for reason, count in reasons.items()}
+
+
+def credit_metrics(batch: EpisodeBatch, selection: Selection) -> dict[str, float]:
+    """Return what trials cost and brought, over episodes with a reward; NaN where nothing tells.
+
+    `trial_yield` is the gain in the chance of a right answer per informative trial call, and
+    `trial_yield_any` that of any such call against none (learner/credit.py says how estimated).
+    """
+    valid_B = np.isfinite(selection.rewards.episode_B)
+    answers_B = np.where(valid_B, batch.credit.answers_B, np.nan)
+    doses_B = batch.credit.informative_B.astype(np.float64)
+    per_call = trial_yield(answers_B, doses_B, batch.groups_B)
+    any_call = trial_yield(answers_B, (doses_B > 0).astype(np.float64), batch.groups_B)
+    costs_B = selection.rewards.costs_B[valid_B]
+    return {
+        **_yield_metrics("trial_yield", per_call),
+        **_yield_metrics("trial_yield_any", any_call),
+        "informative_trials": float(doses_B[valid_B].mean()) if valid_B.any() else math.nan,
+        "trial_cost_charged": float(costs_B.mean()) if valid_B.any() else 0.0,
+        "trial_cost_payers": float((costs_B > 0).mean()) if valid_B.any() else 0.0,
+        "trial_advantage_size": _mean_size(selection.trial_advantages_B),
+        "advantage_size": _mean_size(selection.advantages_B),
+    }
+
+
+def _yield_metrics(name: str, found: TrialYield) -> dict[str, float]:
+    return {
+        name: found.value,
+        f"{name}_se": found.standard_error,
+        f"{name}_groups": float(found.groups),
+    }
+
+
+def _mean_size(advantages_B: NDArray[np.float32]) -> float:
+    known = advantages_B[~np.isnan(advantages_B)]
+    return float(np.abs(known).mean()) if len(known) else 0.0
 
 
 def annotate(batch: EpisodeBatch, selection: Selection, scores: Scores) -> pa.Table:
@@ -123,11 +178,13 @@ def annotate(batch: EpisodeBatch, selection: Selection, scores: Scores) -> pa.Ta
     counts_N1 = np.concatenate([[0], np.cumsum(trained_N)])
     offsets = pa.array(counts_N1[batch.offsets], pa.int32())
     positions_N = np.arange(len(trained_N)) - np.repeat(batch.offsets[:-1], batch.lengths_B)
-    advantages_B = selection.advantages_B
     return pa.table(
         [
             pa.array(batch.episodes_B),
-            pa.array(advantages_B, pa.float32(), mask=np.isnan(advantages_B)),
+            *(
+                pa.array(advantages_B, pa.float32(), mask=np.isnan(advantages_B))
+                for advantages_B in (selection.advantages_B, selection.trial_advantages_B)
+            ),
             pa.array(selection.reasons_B, pa.string()),
             pa.ListArray.from_arrays(offsets, pa.array(positions_N[trained_N], pa.int32())),
             pa.ListArray.from_arrays(offsets, pa.array(scores.logprobs_N[trained_N], pa.float32())),

@@ -19,7 +19,7 @@ from learner.config import LearnerConfig, SftConfig
 from learner.deepspeed_backend import DeepSpeedBackend
 from learner.export import export_model
 from learner.losses import Aggregation, aggregation_weights
-from learner.objective import Targets, pack_loss
+from learner.objective import Prediction, Targets, pack_loss
 from learner.packing import Pack, pack, share_of_rank
 from learner.report import Scores, StepReport, annotate, step_metrics
 from learner.schedule import rl_scale, sft_scale, warmup
@@ -56,7 +56,7 @@ class Trainer:
             )
         started = time.perf_counter()
         batch = self._read(table)
-        selection = select(batch, self._config)
+        selection = select(batch, self._config, self.setup.model.max_model_len)
         scores = Scores.empty(len(batch.token_ids_N))
         parts = _minibatches(batch, selection.kept, self._config.minibatches)
         proximal_N = None
@@ -159,13 +159,10 @@ class Trainer:
         packs = self._packs(batch, part, selection.weights_N > 0)
         for index, packed in enumerate(packs):
             logprobs_P, entropies_P = self._backend.forward(packed)
-            reference_P = self._reference(packed)
-            share = pack_loss(packed, logprobs_P, reference_P, targets, self._config)
+            prediction = Prediction(logprobs_P, entropies_P, self._reference(packed))
+            share = pack_loss(packed, prediction, targets, self._config)
             self._backend.backward(share.loss, last=index == len(packs) - 1)
-            scores.loss += float(share.loss.detach())
-            scores.kl += share.kl
-            scores.clipped += share.clipped
-            scores.masked += share.masked
+            scores.add(share)
             if proximal_N is None:
                 scores.record(packed, logprobs_P, entropies_P)
         scores.grad_norms.append(self._step(rl_scale(self._config, self._optimizer_steps)))
@@ -250,7 +247,7 @@ def _targets(
     config: LearnerConfig,
 ) -> Targets:
     return Targets(
-        advantages_N=np.repeat(selection.advantages_B, batch.lengths_B),
+        advantages_N=selection.advantages_N,
         weights_N=_aggregate(
             batch, part, selection.weights_N, config.aggregation, config.constant_length
         ),

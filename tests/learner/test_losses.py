@@ -10,11 +10,11 @@ from learner.losses import (
     cispo_loss,
     kl_penalty,
     log_ratio,
-    mismatch,
+    reinforce_loss,
+    sapo_loss,
     sequence_loss,
-    sequence_mask,
+    sequence_token_loss,
     token_loss,
-    truncated_importance_weights,
 )
 
 CLIP = Clip(0.2, 0.25)
@@ -63,20 +63,39 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
     assert cut.tolist() == [True, False]
 
 
-def test_importance_weights_are_capped_constants() -> None:
-    proximal = torch.tensor([0.0, -1.0], requires_grad=True)
-    weights = truncated_importance_weights(proximal, torch.tensor([-3.0, -0.5]), cap=2.0)
-    torch.testing.assert_close(weights, torch.tensor([2.0, math.exp(-0.5)]))
-    assert not weights.requires_grad
+def test_gspo_token_keeps_every_tokens_own_advantage_and_gradient() -> None:
+    # ratios 2 and 1/2 have the geometric mean 1; its gradient goes to each token by itself
+    ratios = logs(2.0, 0.5).requires_grad_()
+    loss, cut = sequence_token_loss(
+        ratios, torch.tensor([1.0, -3.0]), torch.tensor([0, 0]), Clip(0.2, 0.25)
+    )
+    torch.testing.assert_close(loss.detach(), torch.tensor([-1.0, 3.0]))
+    loss.sum().backward()
+    torch.testing.assert_close(ratios.grad, torch.tensor([-1.0, 3.0]))
+    assert not cut.any()
+
+
+def test_sapo_gates_softly() -> None:
+    # tau 1: 4 * sigmoid(2 - 1) = 4 / (1 + e^-1); tau 2: 2 * sigmoid(2 * (1.5 - 1)) the same / 2
+    gate = 4 / (1 + math.exp(-1))
+    loss, cut = sapo_loss(logs(2.0, 1.5), torch.tensor([1.0, -1.0]), 1.0, 2.0)
+    torch.testing.assert_close(loss, torch.tensor([-gate, gate / 2]))
+    assert not cut.any()
+
+
+def test_sapo_has_slope_one_at_ratio_one() -> None:
+    ratios = logs(1.0, 1.0).requires_grad_()
+    sapo_loss(ratios, torch.tensor([2.0, -3.0]), 1.0, 1.05)[0].sum().backward()
+    torch.testing.assert_close(ratios.grad, torch.tensor([-2.0, 3.0]))
+
+
+def test_reinforce_has_no_ratio() -> None:
+    loss, _ = reinforce_loss(torch.tensor([-2.0, -1.0]), torch.tensor([0.5, -1.0]))
+    assert loss.tolist() == [1.0, -1.0]
 
 
 def test_a_huge_ratio_stays_finite() -> None:
     assert torch.isfinite(log_ratio(torch.tensor([0.0]), torch.tensor([-500.0])).exp()).all()
-
-
-def test_sequences_far_from_their_sampler_are_masked_whole() -> None:
-    keep = sequence_mask(torch.tensor([0.1, -0.1, 2.0, 0.0]), torch.tensor([0, 0, 1, 1]), 0.5)
-    assert keep.tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -95,16 +114,9 @@ def test_aggregations_share_out_one_sum() -> None:
     sequence = aggregation_weights(tokens, "sequence_mean", 10)
     np.testing.assert_allclose(sequence[0], [0.125, 0.125, 0, 0.25])
     np.testing.assert_allclose(sequence[1], [0.5])
+    # divided by 10 tokens and 2 episodes
     constant = aggregation_weights(tokens, "constant", 10)
     np.testing.assert_allclose(constant[0], [0.05, 0.05, 0, 0.1])
     np.testing.assert_allclose(constant[1], [0.05])
-
-
-def test_mismatch_is_zero_for_equal_and_known_for_different_logprobs() -> None:
-    behaviour = np.array([-1.0, -2.0], np.float32)
-    assert mismatch(behaviour, behaviour).max == 0
-    gap = mismatch(np.array([-1.5, -2.0], np.float32), behaviour)
-    assert gap.kl == pytest.approx((math.exp(-0.5) - 1 + 0.5) / 2)
-    assert gap.mean == pytest.approx(0.25)
-    assert gap.p99 == pytest.approx(0.495)
-    assert gap.max == pytest.approx(0.5)
+    sums = aggregation_weights(tokens, "constant", 1)
+    np.testing.assert_allclose(sums[0], [0.5, 0.5, 0, 1])

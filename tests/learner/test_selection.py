@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from envs.errors import LearnerError
+from envs.tools import AnswerStatus
 from learner.batch import phase_weights, read_episodes
 from learner.config import LearnerConfig, PhaseWeights
 from learner.report import Scores, annotate, step_metrics
-from learner.selection import select
-from rollout.episode import Outcome
+from learner.reward_config import SoftOverlong, TrialCost
+from learner.selection import select, varies
+from rollout.episode import CallRecord, Outcome, Phase, Turn
 
 
 def test_each_episode_left_out_says_why(make_episode, make_table) -> None:
@@ -42,14 +44,106 @@ def test_phase_weights_fall_on_predicted_policy_tokens_only(make_episode, make_t
     assert weights.tolist() == [0, 0, 0.5, 0.5, 0, 0, 2, 2]
 
 
-def test_tokens_without_a_behaviour_logprob_are_not_trained_on(make_episode, make_table) -> None:
+def test_tokens_without_a_behaviour_logprob_are_counted_and_not_trained_on(
+    make_episode, make_table
+) -> None:
     batch = read_episodes(make_table([make_episode(0, reward=1.0), make_episode(1, reward=0.0)]))
     logprobs_N = batch.logprobs_N.copy()
-    logprobs_N[batch.rows(1)] = np.nan
-    batch = replace(batch, logprobs_N=logprobs_N)
-    selection = select(batch, LearnerConfig())
-    assert selection.reasons_B == ("", "no_policy_tokens")
-    assert not selection.weights_N[batch.rows(1)].any()
+    lost = np.flatnonzero(batch.loss_mask_N)[:2]
+    logprobs_N[lost] = np.nan
+    selection = select(replace(batch, logprobs_N=logprobs_N), LearnerConfig())
+    assert selection.reasons_B == ("", "")
+    assert selection.unscored == 2
+    assert not selection.weights_N[lost].any()
+
+
+def test_phases_get_their_own_advantage(make_episode, make_table) -> None:
+    """Three right episodes of which one paid for a trial, and a wrong one."""
+    parts = [(1.0, 0.0), (0.7, -0.3), (1.0, 0.0), (0.0, 0.0)]
+    episodes = [
+        replace(
+            make_episode(i, reward=reward, length=8),
+            reward_parts={"answer": float(i < 3), "trial_cost": cost},
+        )
+        for i, (reward, cost) in enumerate(parts)
+    ]
+    config = LearnerConfig(advantage="grpo_no_std", credit="phase")
+    selection = select(read_episodes(make_table(episodes)), config)
+    # execution compares 1 1 1 0 (mean 3/4); trial 1 0.7 1 0 (mean 0.675)
+    np.testing.assert_allclose(selection.advantages_B, [0.25, 0.25, 0.25, -0.75])
+    np.testing.assert_allclose(
+        selection.trial_advantages_B, [0.325, 0.025, 0.325, -0.675], atol=1e-6
+    )
+    # prompt, trial, observation, execution: two tokens each
+    np.testing.assert_allclose(selection.advantages_N[10:12], [0.025] * 2, atol=1e-6)
+    np.testing.assert_allclose(selection.advantages_N[14:16], [0.25] * 2, atol=1e-6)
+
+
+def test_a_group_that_teaches_one_phase_only_stays(make_episode, make_table) -> None:
+    episodes = [
+        replace(
+            make_episode(i, reward=1.0 - cost, length=8),
+            reward_parts={"answer": 1.0, "trial_cost": -cost},
+        )
+        for i, cost in enumerate([0.0, 0.5])
+    ]
+    batch = read_episodes(make_table(episodes))
+    selection = select(batch, LearnerConfig(advantage="grpo_no_std", credit="phase"))
+    assert selection.kept == (0, 1)
+    np.testing.assert_array_equal(selection.advantages_B, [0, 0])
+    np.testing.assert_allclose(selection.trial_advantages_B, [0.25, -0.25])
+
+
+def test_a_cost_of_the_learner_makes_a_group_vary(make_episode, make_table) -> None:
+    episodes = [replace(make_episode(i, reward=1.0), extra={}, turns=trials(i)) for i in (1, 3)]
+    batch = read_episodes(make_table(episodes))
+    assert not varies(batch, LearnerConfig())
+    priced = LearnerConfig(trial_cost=TrialCost(per_call=0.1), advantage="grpo_no_std")
+    assert varies(batch, priced)
+    np.testing.assert_allclose(select(batch, priced).advantages_B, [0.1, -0.1], atol=1e-6)
+    assert varies(batch, LearnerConfig(advantage="reinforce_pp"))
+
+
+def test_length_is_punished_before_the_limit(make_episode, make_table) -> None:
+    batch = read_episodes(make_table([make_episode(i, reward=1.0, length=8 + i) for i in range(2)]))
+    # 4 and 5 sampled tokens; the penalty rises from 3 to 5: a half and one
+    rule = SoftOverlong(max_tokens=5, buffer_tokens=2, penalty=0.4)
+    selection = select(batch, LearnerConfig(overlong=rule, advantage="grpo_no_std"))
+    np.testing.assert_allclose(selection.rewards.episode_B, [0.8, 0.6])
+    np.testing.assert_allclose(selection.advantages_B, [0.1, -0.1], atol=1e-6)
+
+
+def trials(count: int) -> tuple[Turn, ...]:
+    calls = tuple(
+        CallRecord("probe", f'{{"x": {x}}}', AnswerStatus.OK, "", 0.0, 0.0, "trial")
+        for x in range(count)
+    )
+    return (Turn(Phase.TRIAL, 0, 1, "", "stop", "", calls),)
+
+
+def test_the_step_says_what_trials_brought_and_cost(make_episode, make_table) -> None:
+    """Groups of two: 0 and 2 informative trials, of which the one with 2 was right twice of 3."""
+    answers = [(0.0, 1.0), (0.0, 1.0), (1.0, 1.0)]
+    episodes = [
+        replace(
+            make_episode(2 * g + i, reward=pair[i], group=f"g{g}"),
+            reward_parts={"answer": pair[i]},
+            turns=trials(2 * i),
+        )
+        for g, pair in enumerate(answers)
+        for i in range(2)
+    ]
+    batch = read_episodes(make_table(episodes))
+    config = LearnerConfig(trial_cost=TrialCost(per_call=0.1, charge="successes"))
+    metrics = step_metrics(batch, select(batch, config), Scores.empty(6 * 24), seconds=1.0)
+    # doses -1 and 1 about the mean, slopes 1/2 1/2 0, equal precision; without and with: 2/3
+    assert metrics["trial_yield"] == pytest.approx(1 / 3)
+    assert metrics["trial_yield_any"] == pytest.approx(2 / 3)
+    assert metrics["trial_yield_groups"] == 3
+    assert metrics["informative_trials"] == 1
+    # only the third group is right often enough: its second episode pays 0.2 of 6
+    assert metrics["trial_cost_charged"] == pytest.approx(0.2 / 6)
+    assert metrics["trial_cost_payers"] == pytest.approx(1 / 6)
 
 
 def test_annotations_run_over_tokens_under_loss(make_episode, make_table) -> None:
@@ -70,6 +164,7 @@ def test_annotations_run_over_tokens_under_loss(make_episode, make_table) -> Non
     rows = annotate(batch, selection, scores).to_pylist()
     assert [row["loss_positions"] for row in rows] == [[2, 3, 6, 7], [], [2, 3, 6, 7]]
     assert [row["advantage"] for row in rows] == [0.5, None, -0.5]
+    assert [row["trial_advantage"] for row in rows] == [None] * 3
     assert [row["dropped"] for row in rows] == ["", "no_reward", ""]
     assert rows[2]["entropies"] == [4, 5, 6, 7]
     metrics = step_metrics(batch, selection, scores, seconds=2.0)

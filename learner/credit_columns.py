@@ -1,0 +1,76 @@
+"""What an episode did in its trials, read from Arrow for the credit that each phase gets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rollout.episode import Phase
+
+_TRIAL_PHASES = (int(Phase.TRIAL), int(Phase.EXPERIENCE))
+
+
+@dataclass(frozen=True, slots=True)
+class CreditColumns:
+    """Per episode: reward parts, and counts from its turns.
+
+    `answers_B` is what the answer alone was worth (the reward where no part says so, NaN without
+    one); `malformed_B` and `trial_cost_B` are parts of the reward, at most 0. `informative_B`
+    counts trial calls that were not made before in the episode with the same arguments: those that
+    can have told something new.
+    """
+
+    answers_B: NDArray[np.float64]
+    malformed_B: NDArray[np.float64]
+    trial_cost_B: NDArray[np.float64]
+    trial_calls_B: NDArray[np.int64]
+    informative_B: NDArray[np.int64]
+    trial_faults_B: NDArray[np.bool_]
+    execution_faults_B: NDArray[np.bool_]
+
+
+def read_credit_columns(batch: pa.RecordBatch) -> CreditColumns:
+    """Read the reward parts and the turns of every episode."""
+    rewards_B = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64)
+    parts = [dict(row) for row in batch.column("reward_parts").to_pylist()]
+    answers_B = np.array([row.get("answer", np.nan) for row in parts])
+    turns = pc.list_flatten(batch.column("turns"))
+    episode_of_turn = pc.list_parent_indices(batch.column("turns")).to_numpy()
+    in_trial = np.isin(pc.struct_field(turns, "phase").to_numpy(), _TRIAL_PHASES)
+    faulty = pc.not_equal(pc.struct_field(turns, "policy_error"), "").to_numpy(zero_copy_only=False)
+    count = batch.num_rows
+    trial_calls_B, informative_B = _trial_calls(turns, episode_of_turn, count)
+    return CreditColumns(
+        answers_B=np.where(np.isfinite(answers_B), answers_B, rewards_B),
+        malformed_B=np.array([row.get("malformed", 0.0) for row in parts]),
+        trial_cost_B=np.array([row.get("trial_cost", 0.0) for row in parts]),
+        trial_calls_B=trial_calls_B,
+        informative_B=informative_B,
+        trial_faults_B=np.bincount(episode_of_turn, faulty & in_trial, count) > 0,
+        execution_faults_B=np.bincount(episode_of_turn, faulty & ~in_trial, count) > 0,
+    )
+
+
+def _trial_calls(
+    turns: Any, episode_of_turn: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return per episode how many trial calls were made, and how many different ones."""
+    lists = pc.struct_field(turns, "calls")
+    calls = pc.list_flatten(lists)
+    episodes = episode_of_turn[pc.list_parent_indices(lists).to_numpy()]
+    columns = (
+        pc.struct_field(calls, name).to_pylist() for name in ("name", "arguments", "purpose")
+    )
+    made = [
+        (episode, name, arguments)
+        for episode, name, arguments, purpose in zip(episodes.tolist(), *columns, strict=True)
+        if purpose == "trial"
+    ]
+    return _per_episode(made, count), _per_episode(list(dict.fromkeys(made)), count)
+
+
+def _per_episode(calls: list[tuple[int, str, str]], count: int) -> NDArray[np.int64]:
+    return np.bincount(np.array([call[0] for call in calls], dtype=np.int64), minlength=count)
