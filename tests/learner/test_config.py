@@ -1,3 +1,5 @@
+import tomllib
+
 import pytest
 from pydantic import ValidationError
 
@@ -13,9 +15,40 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
     assert SftConfig(optimizer="muon", zero_stage=0).optimizer == "muon"
 
 
-def test_a_dual_clip_below_one_is_refused() -> None:
-    with pytest.raises(ValidationError, match="dual_clip"):
-        LearnerConfig(dual_clip=0.5)
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"dual_clip": 1.2}, "dual_clip"),
+        ({"ratio_reference": "proximal", "tis_floor": 2.0}, "tis_floor"),
+        ({"tis_mode": "token_mask"}, "ratio_reference"),
+        ({"tis_floor": 0.5}, "ratio_reference"),
+        ({"loss": "gspo", "credit": "phase"}, "gspo_token"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(section: dict[str, object], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        LearnerConfig.model_validate(section)
+
+
+def test_every_option_is_a_recipe_line() -> None:
+    recipe = """
+        advantage = "maxrl"
+        advantage_ddof = 1
+        credit = "phase"
+        loss = "gspo_token"
+        ratio_reference = "proximal"
+        tis_mode = "sequence_mask"
+        tis_floor = 0.5
+        entropy_coef = 0.01
+        max_negative_kl = 0.5
+        trial_cost = { per_call = 0.02, charge = "excess", min_success_rate = 0.8 }
+        overlong = { max_tokens = 400, buffer_tokens = 100 }
+    """
+    config = LearnerConfig.model_validate(tomllib.loads(recipe))
+    assert config.trial_cost.min_success_rate == 0.8
+    assert config.overlong.buffer_tokens == 100
+    assert config.entropy_gradient
+    assert not LearnerConfig().entropy_gradient
 
 
 def test_an_unknown_key_is_refused() -> None:
