@@ -2,6 +2,7 @@
 not found.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import typer
 from rich.console import Console
 
 from cluster import cli_runs
+from cluster.collect_config import CollectSource
 from cluster.command_line import JsonOption, report, stack
 from cluster.config import RunConfig, load_config, recipe_names, to_toml
 from cluster.doctor import run_doctor
 from envs.errors import TrialrunError
 from envs.tasks import Split
+from rollout.openai_config import ToolFormat
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,10 +69,14 @@ def doctor(
 @app.command(epilog="Example: [bold]trialrun sft catalog --set teacher.episodes=4000[/]")
 def sft(
     recipe: RecipeArgument,
-    data: Annotated[
-        Path | None,
+    sources: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Run directory whose successes are imitated; without, the scripted teacher plays."
+            "--from",
+            "--data",
+            metavar="DIR[=WEIGHT]",
+            help="Imitate what this run directory holds, each episode WEIGHT times an epoch; "
+            "repeatable. Without, the scripted teacher plays.",
         ),
     ] = None,
     overrides: SetOption = None,
@@ -78,7 +85,48 @@ def sft(
 ) -> None:
     """Fine-tune the model on episodes that succeeded, and export it as a Hugging Face folder."""
     config = _config(recipe, overrides, dry_run=dry_run)
-    report(stack("commands").run_sft(config, data), as_json=as_json)
+    report(stack("commands").run_sft(config, sources or []), as_json=as_json)
+
+
+@app.command(
+    epilog="Example: [bold]trialrun collect toolhop --source endpoint --model NAME "
+    "--base-url https://HOST/v1 --key-variable API_KEY --out runs/teacher[/]"
+)
+def collect(
+    recipe: RecipeArgument = "catalog",
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; without, `collected` in the recipe's.")
+    ] = None,
+    source: Annotated[
+        CollectSource | None, typer.Option(help="Who plays (collect.source).")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Address of the endpoint.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its model's name.")] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(help="Environment variable with its API key.")
+    ] = None,
+    tool_format: Annotated[
+        ToolFormat | None, typer.Option(help="Tool calls as text, or natively.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the collection was left.")
+    ] = False,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Play examples for imitation, filter them, and keep them for `trialrun sft --from`."""
+    endpoint = {
+        "base_url": base_url,
+        "model": model,
+        "key_variable": key_variable,
+        "tool_format": tool_format,
+    }
+    values = [f"collect.endpoint.{k}={json.dumps(v)}" for k, v in endpoint.items() if v is not None]
+    values += [f"collect.source={source}"] if source else []
+    config = _config(recipe, [*values, *(overrides or [])], dry_run=dry_run)
+    target = out or config.path / "collected"
+    report(stack("collect").run_collect(config, target, resume=resume), as_json=as_json)
 
 
 @app.command(epilog="Example: [bold]trialrun train catalog --set model.path=runs/taught/model[/]")
@@ -127,12 +175,12 @@ def evaluate(
     """
     config = _config(recipe, overrides, dry_run=dry_run)
     path = stack("commands").run_eval(config, run)
-    comparing = stack("compare")
-    found = comparing.report_run(path)
+    found = stack("evaluate").report_on(path)
+    stack("plots").plot_report(found, path.name, path / "plot.png")
     if as_json:
-        sys.stdout.write(comparing.report_json(path) + "\n")
+        sys.stdout.write(json.dumps(json.loads((path / "eval.json").read_bytes())) + "\n")
         return
-    comparing.print_report(found)
+    stack("sheet").print_sheets(stack("eval_sheets").evaluation_sheets(found), found.notes)
     sys.stdout.write(f"Episodes, eval.json, eval.md and plot.png are in {path}\n")
 
 
@@ -155,6 +203,31 @@ def serve(
     config = _config(recipe, overrides, dry_run=False)
     serving = stack("serve")
     serving.run_serve(config, serving.Address(host, port, token), split, tasks)
+
+
+@app.command(epilog="Example: [bold]trialrun estimate qwen2.5-7b --gpu-memory-gib 80[/]")
+def estimate(
+    recipe: RecipeArgument,
+    gpu_memory_gib: Annotated[
+        float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU.")
+    ] = 80.0,
+    model_config: Annotated[
+        Path | None, typer.Option("--model-config", help="The model's config.json.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what memory a recipe takes on every process, and whether it fits; starts nothing.
+
+    Exit code 0 where it fits, 1 where it does not.
+    """
+    config = _config(recipe, overrides, dry_run=False)
+    found, result = stack("estimate").run_estimate(config, gpu_memory_gib, model_config)
+    if as_json:
+        report(result, as_json=True)
+    else:
+        stack("estimate_table").print_estimate(config, found, Console(highlight=False))
+    raise typer.Exit(1 if found.problems else 0)
 
 
 app.add_typer(cli_runs.app)

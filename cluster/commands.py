@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, play, reopened, still_to_play
-from cluster.imitate import imitate, successes_of
+from cluster.imitate import imitate, lessons, parse_source
 from cluster.job import find_model, new_run, open_pool, recorded_in
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
@@ -21,6 +21,7 @@ from envs.tasks import Task
 from envs.tools import JsonObject
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunLayout
+from rollout.template import ChatTemplate
 
 Result = TypeVar("Result")
 
@@ -33,18 +34,20 @@ def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
 
 
-def run_sft(config: RunConfig, data: Path | None) -> JsonObject:
-    """Imitate the successes of a run directory, or of the environment's scripted teacher."""
+def run_sft(config: RunConfig, sources: Sequence[str]) -> JsonObject:
+    """Imitate what run directories (`DIR` or `DIR=WEIGHT`) hold, or the environment's scripted
+    teacher where there are none.
+    """
     progress = Progress()
     model = find_model(config)
-    lessons = config.path / "teacher"
-    if data is None:
+    if sources:
+        chosen = [parse_source(source) for source in sources]
+        table = lessons(chosen, ChatTemplate.load(model), config.run.seed)
+    else:
         progress.say(f"playing {config.teacher.episodes} teacher episodes")
-        lesson = run_async(teach(config, model, lessons))
+        lesson = run_async(teach(config, model, config.path / "teacher"))
         table = lesson.table
         progress.say(f"{table.num_rows} of {lesson.played} succeeded")
-    else:
-        table = successes_of(data)
     out = config.path / "model"
     with ray_session(config):
         metrics = run_async(imitate(config, model, table, out))

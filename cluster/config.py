@@ -8,6 +8,7 @@ from typing import Literal, Self
 import tomli_w
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from cluster.collect_config import CollectSection
 from envs.config import EnvConfig, Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
 from envs.tasks import Split
@@ -34,6 +35,9 @@ class RunSection(Section):
     """Steps between checkpoints; a resumed run repeats at most so many."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
+    deterministic: bool = False
+    """The same seed gives the same episodes, losses and weights, bit for bit, on one machine,
+    whatever the number of workers; see docs/determinism.md for what it costs."""
 
 
 class RolloutsSection(Section):
@@ -146,6 +150,7 @@ class RunConfig(Section):
     cluster: ClusterSection = ClusterSection()
     rollouts: RolloutsSection = RolloutsSection()
     teacher: TeacherSection = TeacherSection()
+    collect: CollectSection = CollectSection()
     sft: SftConfig = SftConfig()
     learner: LearnerConfig = LearnerConfig()
     eval: EvalSection = EvalSection()

@@ -52,7 +52,8 @@ def teacher_of(config: EnvConfig, mode: Mode) -> tuple[Reply, Callable[[int, int
     if config.name != "catalog":
         raise ConfigError(
             f"environment {config.name!r} has no scripted teacher: "
-            "give episodes with --data RUN_DIRECTORY"
+            "let an endpoint teach (trialrun collect --source endpoint), "
+            "or give episodes with --from RUN_DIRECTORY"
         )
     if config.perturbation != "clean":
         raise ConfigError(

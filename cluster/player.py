@@ -1,11 +1,12 @@
 """One leased episode, from the pool to the run directory, tried again when the world fails it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 
 from cluster.config import RolloutsSection
-from cluster.pool import RolloutPool, WorkerLost
+from cluster.pool import WorkerLost
 from envs.errors import InfraError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
@@ -26,11 +27,21 @@ class Affinity:
     worker: str = ""
 
 
+class Actors(Protocol):
+    """Who plays episodes: a RolloutPool, or a teacher in this process."""
+
+    async def run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
+        """Return the episode (one row) and who played it. Raises WorkerLost, EngineError."""
+        ...
+
+
 class Player:
     """Plays leases and records what became of them."""
 
     def __init__(
-        self, pool: RolloutPool, run: RunDirectory, section: RolloutsSection, episode: EpisodeConfig
+        self, pool: Actors, run: RunDirectory, section: RolloutsSection, episode: EpisodeConfig
     ) -> None:
         self._pool = pool
         self._run = run

@@ -1,28 +1,39 @@
-"""Teacher episodes: a scripted policy plays through the same runner, against the same sandboxed
-tools.
+"""Teachers in this process: a scripted policy or a chat endpoint plays through the same runner,
+against the same sandboxed tools, as the policy that learns from it.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
+from cluster.collection import Collection, Extent
 from cluster.config import RunConfig
 from cluster.environments import make_environment, teacher_of
 from cluster.job import new_run, recorded_in
+from cluster.player import Actors, Player
+from cluster.progress import Progress
 from cluster.routed_tools import LocalTools
 from cluster.task_stream import TaskStream
 from envs.errors import ConfigError
+from envs.messages import Reply
 from envs.seeds import stable_hash
-from rollout.episode import Episode, Lease
+from envs.tasks import Task
+from envs.tools import ToolService
+from rollout.config import EpisodeConfig
+from rollout.episode import Lease
 from rollout.episode_schema import to_batch
-from rollout.ledger_state import DropReason
-from rollout.run_directory import RunDirectory
+from rollout.openai_client import ChatClient
+from rollout.openai_config import EndpointConfig
+from rollout.openai_engine import OpenAIEngine, Part
 from rollout.runner import EpisodeRunner, Identity
 from rollout.scripted_engine import ScriptedEngine
+from rollout.teacher_filter import ANSWER_PART
 from rollout.template import ChatTemplate
+
+_NAME = "teacher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,71 +44,132 @@ class Lesson:
     played: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a teacher in this process plays."""
+
+    tools: ToolService
+    template: ChatTemplate
+    max_model_len: int
+
+    def identity(self, source: str) -> Identity:
+        """Return who episodes of `source` say they were played by."""
+        return Identity(_NAME, source, self.max_model_len)
+
+
+@asynccontextmanager
+async def open_stage(config: RunConfig, model: Path, run_path: Path) -> AsyncIterator[Stage]:
+    """Start tool servers in this process's care, and end them."""
+    template = ChatTemplate.load(model)
+    tools = LocalTools(_NAME, recorded_in(config, run_path).tools)
+    await tools.start()
+    try:
+        yield Stage(tools, template, config.model.max_model_len)
+    finally:
+        await tools.close()
+
+
+class ScriptedActors:
+    """The scripted teacher; `trial_calls` draws the budget of an episode from its seed."""
+
+    def __init__(self, stage: Stage, reply: Reply, trial_calls: Callable[[int, int], int]) -> None:
+        engine = ScriptedEngine(reply, stage.template)
+        self._runner = EpisodeRunner(engine, stage.tools, stage.template, stage.identity(_NAME))
+        self._trial_calls = trial_calls
+
+    async def run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
+        calls = self._trial_calls(lease.seed, config.trial.calls)
+        trial = config.trial.model_copy(update={"calls": calls})
+        episode = await self._runner.run(lease, task, config.model_copy(update={"trial": trial}))
+        return to_batch([episode]), prefer
+
+
+class EndpointActors:
+    """A chat endpoint; episodes record what they took under `teacher_*` in `extra`."""
+
+    def __init__(self, stage: Stage, client: ChatClient, config: EndpointConfig) -> None:
+        self._stage = stage
+        self._client = client
+        self._config = config
+
+    async def run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
+        stage = self._stage
+        engine = OpenAIEngine(self._client, self._config, stage.template, Part(task, config))
+        await engine.start()
+        identity = stage.identity(self._config.model)
+        runner = EpisodeRunner(engine, stage.tools, stage.template, identity)
+        episode = await runner.run(lease, task, self._patient(config))
+        took = {
+            "teacher_requests": float(engine.spent.requests),
+            "teacher_prompt_tokens": float(engine.spent.prompt_tokens),
+            "teacher_completion_tokens": float(engine.spent.completion_tokens),
+        }
+        return to_batch([replace(episode, extra={**episode.extra, **took})]), prefer
+
+    def _patient(self, config: EpisodeConfig) -> EpisodeConfig:
+        """Return `config` with time for the endpoint's own deadline in every turn."""
+        turn_s = self._config.deadline_s
+        budgets = {
+            name: budget.model_copy(update={"seconds": budget.seconds + budget.turns * turn_s})
+            for name, budget in (("trial", config.trial), ("execution", config.execution))
+        }
+        return config.model_copy(update=budgets)
+
+
+def scripted_actors(config: RunConfig, stage: Stage) -> Actors:
+    """Return the environment's own teacher. Raises ConfigError where it has none."""
+    reply, trial_calls = teacher_of(config.env, config.episode.mode)
+    return ScriptedActors(stage, reply, trial_calls)
+
+
+def teaching_stream(config: RunConfig) -> TaskStream:
+    """Return the tasks that teachers play: the training tools, other draws than the policy's."""
+    environment = make_environment(config.env)
+    return TaskStream(environment, "train", stable_hash(config.run.seed, _NAME))
+
+
+class _Remembering:
+    """Actors that keep what was played last of every episode, so that it need not be read back."""
+
+    def __init__(self, actors: Actors) -> None:
+        self._actors = actors
+        self.batches: dict[str, pa.RecordBatch] = {}
+
+    async def run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
+        batch, worker = await self._actors.run(lease, task, config, prefer)
+        self.batches[lease.episode] = batch
+        return batch, worker
+
+    def right(self) -> list[pa.RecordBatch]:
+        """Return the episodes whose answer was right, ordered by id."""
+        played = [self.batches[name] for name in sorted(self.batches)]
+        return [b for b in played if dict(b["reward_parts"][0].as_py()).get(ANSWER_PART, 0.0) >= 1]
+
+
 async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
-    """Play `teacher.episodes` episodes in the recipe's mode, record them, and return the successes.
+    """Play `teacher.episodes` scripted episodes in the recipe's mode, and return the successes.
 
     Raises ConfigError where the environment has no teacher or nothing succeeded.
     """
-    reply, trial_calls = teacher_of(config.env, config.episode.mode)
-    template = ChatTemplate.load(model)
-    tools = LocalTools("teacher", recorded_in(config, run_path).tools)
-    await tools.start()
-    try:
-        identity = Identity("teacher", "teacher", config.model.max_model_len)
-        runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
-        stream = TaskStream(
-            make_environment(config.env), "train", stable_hash(config.run.seed, "teacher")
-        )
+    section = config.teacher
+    teacher_of(config.env, config.episode.mode)
+    extent = Extent(section.episodes, 1, config.run.seed, section.concurrency)
+    async with open_stage(config, model, run_path) as stage:
         with new_run(run_path, config) as run:
-            classroom = _Classroom(config, runner, stream, run)
-            episodes = await classroom.play_all(trial_calls)
-    finally:
-        await tools.close()
-    kept = [episode for episode in episodes if episode.reward_parts.get("answer", 0.0) >= 1.0]
-    if not kept:
+            actors = _Remembering(scripted_actors(config, stage))
+            player = Player(actors, run, config.rollouts, config.episode)
+            collection = Collection(run, teaching_stream(config), player, extent)
+            await collection.play_all(Progress(quiet=True))
+    right = actors.right()
+    if not right:
         raise ConfigError(
-            f"none of {len(episodes)} teacher episodes succeeded; "
+            f"none of {section.episodes} teacher episodes succeeded; "
             f"look at them: trialrun episodes {run_path}"
         )
-    return Lesson(pa.Table.from_batches([to_batch(kept)]), len(episodes))
-
-
-class _Classroom:
-    """Plays teacher episodes a bounded number at a time."""
-
-    def __init__(
-        self, config: RunConfig, runner: EpisodeRunner, stream: TaskStream, run: RunDirectory
-    ) -> None:
-        self._config = config
-        self._runner = runner
-        self._stream = stream
-        self._run = run
-        self._room = asyncio.Semaphore(config.teacher.concurrency)
-
-    async def play_all(self, trial_calls: Callable[[int, int], int]) -> Sequence[Episode]:
-        async with asyncio.TaskGroup() as group:
-            played = [
-                group.create_task(self._play(index, trial_calls))
-                for index in range(self._config.teacher.episodes)
-            ]
-        return [episode.result() for episode in played]
-
-    async def _play(self, index: int, trial_calls: Callable[[int, int], int]) -> Episode:
-        async with self._room:
-            task, config = self._stream[index], self._config.episode
-            group = f"t{index:06d}"
-            seed = stable_hash(self._config.run.seed, "teacher", group, task.id)
-            lease = Lease(self._run.run.run, f"{group}-00", group, task.id, 0, 0, seed)
-            budget = config.trial.model_copy(
-                update={"calls": trial_calls(seed, config.trial.calls)}
-            )
-            self._run.ledger.lease([lease])
-            episode = await self._runner.run(
-                lease, task, config.model_copy(update={"trial": budget})
-            )
-            self._run.append(to_batch([episode]))
-            reason = DropReason.EVALUATED if episode.outcome.counts else DropReason.INFRA_FAILED
-            if episode.outcome.counts:
-                self._run.ledger.finish(lease)
-            self._run.ledger.drop([lease.episode], reason)
-            return episode
+    return Lesson(pa.Table.from_batches(right), section.episodes)

@@ -85,12 +85,6 @@ class FilterConfig(Section):
     """How many times as frequent as the rarest value any other may be."""
 
 
-RIGHT_ONLY = FilterConfig(
-    min_trials=0, max_policy_errors=1_000, leakage=False, produced=False, near_duplicate=1.0
-)
-"""What a scripted teacher needs: it neither leaks nor is told anything, and repeats no task."""
-
-
 @dataclass(frozen=True, slots=True)
 class Given:
     """What the filter knows beyond the episodes."""

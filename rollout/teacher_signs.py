@@ -134,7 +134,7 @@ def _spelt(arguments: str) -> str:
 def shingles(episode: Episode) -> frozenset[int]:
     """Return the 64-bit hashes of all runs of five words in the turns; of all words if fewer."""
     text = " ".join(turn.text for turn in episode.turns)
-    return frozenset(xxhash.xxh3_64_intdigest(run) for run in _runs(text, SHINGLE_WORDS))
+    return frozenset(xxhash.xxh3_64_intdigest(run.encode()) for run in _runs(text, SHINGLE_WORDS))
 
 
 def _runs(text: str, size: int) -> list[str]:

@@ -1,0 +1,231 @@
+"""`trialrun collect`: examples for imitation from a scripted teacher, a chat endpoint, or the
+policy itself, filtered and ready for `trialrun sft --from`.
+"""
+
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from cluster.collection import Collection, Extent
+from cluster.commands import run_async
+from cluster.config import RunConfig, load_config
+from cluster.environments import make_environment
+from cluster.job import find_model, new_run, open_pool, recorded_in
+from cluster.kept import KeptFile, keep, kept_path, stored_episodes
+from cluster.player import Actors, Player
+from cluster.progress import Progress
+from cluster.ray_session import ray_session
+from cluster.teach import EndpointActors, open_stage, scripted_actors, teaching_stream
+from envs.errors import ConfigError
+from envs.tasks import TaskCollection
+from envs.tools import JsonObject
+from rollout.openai_client import ChatClient, Spending
+from rollout.openai_config import EndpointConfig
+from rollout.run_directory import RunDirectory
+from rollout.run_layout import RunLayout
+from rollout.run_reader import RunReader
+from rollout.teacher_filter import Given
+from rollout.teacher_prompt import TeacherNotes
+from rollout.template import ChatTemplate
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SAME = ("model", "env", "episode")
+"""Sections that must be as before where a collection goes on."""
+_SAME_HERE = ("source", "samples", "temperature")
+_SAME_ENDPOINT = ("model", "tool_format", "thinking")
+
+
+def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
+    """Play, or go on playing, into the run directory `out`, and filter what is there.
+
+    Raises ConfigError where a collection cannot go on under other settings, or is impossible.
+    """
+    progress = Progress()
+    if resume and RunLayout(out).run_json.exists():
+        check_same(config, load_config(str(RunLayout(out).config_toml)))
+    else:
+        resume = False
+    model = find_model(config)
+    section = config.collect
+    progress.say(
+        f"{section.source}: {_tasks(config)} tasks x {section.samples} "
+        f"in mode {config.episode.mode}, episodes in {out}"
+    )
+    if section.source == "policy":
+        with ray_session(config):
+            affordable = run_async(_collect(config, model, out, progress, resume=resume))
+    else:
+        affordable = run_async(_collect(config, model, out, progress, resume=resume))
+    template = ChatTemplate.load(model)
+    kept = keep(out, section.filter, _given(config, template))
+    _show(kept, out)
+    report = {name: value for name, value in kept.report.items() if name != "by_tag"}
+    spent = _spent(out) if section.source == "endpoint" else None
+    cost: JsonObject = {"requests": spent.requests, "teacher_tokens": spent.tokens} if spent else {}
+    stopped = "" if affordable else "the budget is spent: raise it and go on with --resume"
+    return {"run_dir": str(out), **report, **cost, **({"stopped": stopped} if stopped else {})}
+
+
+async def _collect(
+    config: RunConfig, model: Path, out: Path, progress: Progress, *, resume: bool
+) -> bool:
+    """Play all there is to play; returns whether the budget lasted."""
+    section = config.collect
+    async with _acting(config, model, out) as acting:
+        with RunDirectory.open(out) if resume else new_run(out, config) as run:
+            if resume:
+                run.recover(-1)
+                if acting.client is not None:
+                    acting.client.spent.add(_spent(out))
+            extent = Extent(_tasks(config), section.samples, config.run.seed, section.concurrency)
+            episode = config.episode.model_copy(update={"temperature": section.temperature})
+            player = Player(acting.actors, run, config.rollouts, episode)
+            stream = teaching_stream(config)
+            collection = Collection(run, stream, player, extent, acting.affordable)
+            await collection.play_all(progress)
+            return not run.ledger.open_leases() and len(run.ledger.groups) >= extent.tasks
+
+
+@dataclass(frozen=True, slots=True)
+class _Acting:
+    actors: Actors
+    client: ChatClient | None = None
+
+    def affordable(self) -> bool:
+        return self.client is None or self.client.budget_left
+
+
+@asynccontextmanager
+async def _acting(config: RunConfig, model: Path, out: Path) -> AsyncIterator[_Acting]:
+    """Start whoever plays."""
+    section = config.collect
+    if section.source == "policy":
+        async with open_pool(recorded_in(config, out), model) as pool:
+            await pool.wait_healthy()
+            yield _Acting(pool)
+        return
+    if section.source == "scripted":
+        async with open_stage(config, model, out) as stage:
+            yield _Acting(scripted_actors(config, stage))
+        return
+    endpoint = section.endpoint
+    key = endpoint_key(endpoint, os.environ)
+    async with open_http(endpoint) as http:
+        client = ChatClient(http, endpoint, key)
+        await client.check()
+        async with open_stage(config, model, out) as stage:
+            yield _Acting(EndpointActors(stage, client, endpoint), client)
+
+
+def endpoint_key(endpoint: EndpointConfig, variables: Mapping[str, str]) -> str:
+    """Check how the endpoint is named, and return its key, empty for none.
+
+    Raises ConfigError, never repeating what could be a secret.
+    """
+    url = urlsplit(endpoint.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ConfigError(
+            "collect.endpoint.base_url (--base-url): expected http://HOST/... or https://HOST/..., "
+            "found another kind of address"
+        )
+    if url.username or url.password or url.query or url.fragment:
+        raise ConfigError(
+            "collect.endpoint.base_url (--base-url): expected a plain address, found one with "
+            "credentials or a query, which would be written into the run directory: "
+            "put the key into an environment variable and name that with --key-variable"
+        )
+    if not endpoint.model:
+        raise ConfigError("source 'endpoint' needs collect.endpoint.model (--model)")
+    name = endpoint.key_variable
+    if not name:
+        return ""
+    if not _VARIABLE.fullmatch(name):
+        raise ConfigError(
+            "collect.endpoint.key_variable (--key-variable): expected the name of an environment "
+            "variable, found what cannot be one; the key itself does not belong there"
+        )
+    if not variables.get(name, "").strip():
+        raise ConfigError(
+            f"the environment variable {name} holds no key: export it, or name another"
+        )
+    return variables[name].strip()
+
+
+def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:
+    """Return the HTTP client; deadlines are the ChatClient's, proxies those of the environment."""
+    local = urlsplit(endpoint.base_url).hostname in _LOOPBACK
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    return httpx.AsyncClient(timeout=None, limits=limits, trust_env=not local)
+
+
+def check_same(config: RunConfig, before: RunConfig) -> None:
+    """Raise ConfigError where a collection would go on under settings that change its episodes."""
+    pairs = [(f"[{name}]", getattr(config, name), getattr(before, name)) for name in _SAME]
+    pairs.append(("run.seed", config.run.seed, before.run.seed))
+    now, then = config.collect, before.collect
+    pairs += [(f"collect.{n}", getattr(now, n), getattr(then, n)) for n in _SAME_HERE]
+    if now.source == "endpoint":
+        pairs += [
+            (f"collect.endpoint.{n}", getattr(now.endpoint, n), getattr(then.endpoint, n))
+            for n in _SAME_ENDPOINT
+        ]
+    changed = [name for name, left, right in pairs if left != right]
+    if changed:
+        raise ConfigError(
+            f"the collection was begun with other values of {', '.join(changed)}: "
+            "go on with the same ones, or choose another --out"
+        )
+
+
+def _tasks(config: RunConfig) -> int:
+    """Return the number of tasks: what is asked for, of a file of tasks at most all."""
+    environment = make_environment(config.env)
+    if not isinstance(environment, TaskCollection):
+        return config.collect.tasks
+    return min(config.collect.tasks, len(environment.tasks("train", config.run.seed, None)))
+
+
+def _given(config: RunConfig, template: ChatTemplate) -> Given:
+    section = config.collect
+    if section.source != "endpoint":
+        return Given("", template.control_tokens)
+    notes = TeacherNotes(config.episode, section.endpoint.tool_format).text()
+    return Given(notes, template.control_tokens)
+
+
+def _spent(out: Path) -> Spending:
+    """Return what the stored episodes took; what a kill interrupted is not in it."""
+    total = Spending()
+    reader = RunReader(out)
+    for episode in stored_episodes(reader):
+        counts = [int(episode.extra.get(f"teacher_{name}", 0)) for name in _COUNTS]
+        total.add(Spending(*counts))
+    return total
+
+
+_COUNTS = ("requests", "prompt_tokens", "completion_tokens")
+
+
+def _show(kept: KeptFile, out: Path) -> None:
+    """Print what was kept and what was not, by reason and by tag."""
+    report = kept.report
+    table = Table(title=f"{report['episodes']} episodes played", show_edge=False)
+    table.add_column("")
+    table.add_column("episodes", justify="right")
+    table.add_row("kept", str(report["kept"]))
+    dropped = report["dropped"]
+    assert isinstance(dropped, dict)
+    for reason, count in dropped.items():
+        table.add_row(reason.replace("_", " "), str(count))
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    console.print(f"the selection is in {kept_path(out)}", soft_wrap=True)
