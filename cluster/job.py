@@ -17,15 +17,17 @@ import pyarrow as pa
 from cluster.config import RunConfig, to_toml
 from cluster.engine_plan import EnginePlan
 from cluster.environments import make_environment
+from cluster.groups import Group, drop
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.pool import PoolTiming, RolloutPool
 from cluster.retention import newest_checkpoint
 from cluster.rollout_actor import RayWorker, Share
 from cluster.rollout_worker import WorkerSpec
-from cluster.rollouts import Group, Rollouts
+from cluster.rollouts import Rollouts
+from cluster.rounds import Rounds
 from cluster.task_stream import TaskStream
 from cluster.tool_fleet import ToolFleet
-from learner.pretrained import resolve_model
+from learner.pretrained import check_folder_context, resolve_model
 from learner.report import StepReport
 from rollout.ledger_state import DropReason
 from rollout.run_directory import RunDirectory
@@ -47,7 +49,7 @@ class Job:
     config: RunConfig
     run: RunDirectory
     pool: RolloutPool
-    rollouts: Rollouts
+    rollouts: Rollouts | Rounds
     learner: LearnerGroup
     resumed_from: Path | None
     """Checkpoint that the run goes on from; None begins with the model as it is."""
@@ -62,7 +64,6 @@ class Job:
         if self.resumed_from is not None:
             await self.learner.load(self.resumed_from)
             await self.pool.load(await self.learner.publish(self.steps_done))
-        self.rollouts.resume_open_leases()
         self.rollouts.start(self.steps_done)
 
     def checkpoint(self, step: int) -> Path:
@@ -73,7 +74,7 @@ class Job:
         """Record what became of every episode of `step`; comes before its checkpoint."""
         dropped = {episode: DropReason(reason) for episode, reason in report.dropped}
         for reason in set(dropped.values()) - _CONTRIBUTED:
-            self.run.ledger.drop([e for e in dropped if dropped[e] is reason], reason)
+            drop(self.run.ledger, [e for e in dropped if dropped[e] is reason], reason)
         left = [episode for group in groups for episode in group.episodes]
         gone = {episode for episode, reason in dropped.items() if reason not in _CONTRIBUTED}
         self.run.ledger.train(step, [episode for episode in left if episode not in gone])
@@ -115,6 +116,7 @@ def find_model(config: RunConfig) -> Path:
     template.
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
+    check_folder_context(path, config.model.max_model_len)
     ChatTemplate.load(path)
     return path.resolve()
 
@@ -174,7 +176,8 @@ async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
             learner = LearnerGroup(LearnerPlan(config, str(model)))
             try:
                 await asyncio.gather(learner.start(), pool.wait_healthy())
-                rollouts = Rollouts(pool, stream, run, config)
+                source = Rounds if config.run.deterministic else Rollouts
+                rollouts = source(pool, stream, run, config)
                 try:
                     yield Job(config, run, pool, rollouts, learner, checkpoint)
                 finally:

@@ -1,10 +1,12 @@
 """Where first weights come from: a folder, the tiny model, or a checkpoint inside a package."""
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -15,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from envs.errors import MissingError, StoreError
+from envs.errors import ConfigError, MissingError, StoreError
 from learner.tiny_model import build_tiny_model
 
 TINY = "tiny"
@@ -45,6 +47,31 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
         f"expected a model at {ref!r} (looked in {folder.absolute()}), found {found}: "
         f"set model.path to a Hugging Face model folder, to `{TINY}` or to `{SMOLLM2}`"
     )
+
+
+def check_context(architecture: Mapping[str, Any], max_model_len: int) -> None:
+    """Refuse sequences beyond the positions that the model of a config.json can tell apart.
+
+    Rope scaling with a `factor` (yarn, linear, dynamic) multiplies the original positions; other
+    kinds are within `max_position_embeddings` already. Raises ConfigError.
+    """
+    positions = int(architecture.get("max_position_embeddings") or 0)
+    scaling = architecture.get("rope_scaling") or architecture.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind in ("yarn", "linear", "dynamic"):
+        original = int(scaling.get("original_max_position_embeddings") or positions)
+        positions = max(positions, int(original * float(scaling.get("factor", 1.0))))
+    if positions and max_model_len > positions:
+        raise ConfigError(
+            f"expected model.max_model_len of at most {positions}, the positions of the model "
+            f"(rope {kind}), found {max_model_len}: lower it, or add rope_scaling to the model's "
+            "config.json"
+        )
+
+
+def check_folder_context(folder: Path, max_model_len: int) -> None:
+    """As `check_context`, for a model folder."""
+    check_context(json.loads((folder / "config.json").read_text("utf-8")), max_model_len)
 
 
 def convert_smollm2(target: Path) -> Path:
