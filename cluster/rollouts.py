@@ -5,52 +5,20 @@ end.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from cluster.config import RunConfig
-from cluster.player import Affinity, Player
+from cluster.groups import Group, GroupPlayer, abandon, drop
 from cluster.pool import RolloutPool
 from cluster.task_stream import TaskStream
-from envs.errors import InfraError, first_cause
-from envs.seeds import stable_hash
+from envs.errors import InfraError
 from envs.tasks import Task
 from rollout.episode import Lease
 from rollout.ledger_state import DropReason, LedgerState, State
 from rollout.run_directory import RunDirectory
 from rollout.run_reader import RunReader
 from rollout.weights import WeightManifest
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The episodes of one task that count, ready to be trained on."""
-
-    name: str
-    batch: pa.RecordBatch
-    planned_step: int | None = None
-    """Set when a resumed run trains the group again at the step that trained it before."""
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """Shape (episodes,), float32."""
-        return self.batch["reward"].to_numpy(zero_copy_only=False)
-
-    @property
-    def episodes(self) -> list[str]:
-        return self.batch["episode"].to_pylist()
-
-    @property
-    def oldest_version(self) -> int:
-        """Oldest policy version of any sampled token."""
-        return int(self.batch["oldest_version"].to_numpy().min())
-
-    @property
-    def varies(self) -> bool:
-        """Whether rewards differ: without, no advantage is other than zero."""
-        return bool(np.ptp(self.rewards) > 1e-6)
 
 
 class Rollouts:
@@ -65,10 +33,8 @@ class Rollouts:
         self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig
     ) -> None:
         self._pool = pool
-        self._player = Player(pool, run, config.rollouts, config.episode)
-        self._stream = stream
+        self._groups = GroupPlayer(pool, stream, run, config)
         self._run = run
-        self._config = config
         self._section = config.rollouts
         self._version = 0
         self._playing: set[asyncio.Task[None]] = set()
@@ -104,7 +70,8 @@ class Rollouts:
         self._admit()
 
     def start(self, version: int) -> None:
-        """Begin to play, the pool's policy being `version`."""
+        """Begin to play, the pool's policy being `version`, with what was in flight at a kill."""
+        self._resume_open_leases()
         self._version = version
         self._started += version * self._section.groups_per_step
         self._admit()
@@ -119,13 +86,7 @@ class Rollouts:
 
     def abandon(self) -> None:
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
-        ledger = self._run.ledger
-        open_episodes = [lease.episode for lease in ledger.open_leases()]
-        if open_episodes:
-            ledger.drop(open_episodes, DropReason.CANCELLED)
-        surplus = [episode for group in ledger.ready_groups() for episode in group.episodes]
-        if surplus:
-            ledger.drop(surplus, DropReason.SURPLUS)
+        abandon(self._run.ledger)
 
     # Admission
 
@@ -134,7 +95,7 @@ class Rollouts:
         while self._started < allowed:
             index = self._next_index
             self._next_index += 1
-            self._launch(self._lease_group(index), self._stream[index])
+            self._launch(self._groups.lease(index), self._groups.task(index))
 
     def _launch(
         self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch] = ()
@@ -144,21 +105,8 @@ class Rollouts:
         self._playing.add(playing)
         playing.add_done_callback(lambda _: self._arrived.set())
 
-    def _lease_group(self, index: int) -> list[Lease]:
-        seed, run = self._config.run.seed, self._run.run.run
-        group, task = f"g{index:06d}", self._stream[index]
-        leases = [
-            Lease(
-                run, f"{group}-{i:02d}", group, task.id, i, 0, stable_hash(seed, group, task.id, i)
-            )
-            for i in range(self._section.group_size)
-        ]
-        self._run.ledger.lease(leases)
-        return leases
-
     def _drop(self, episodes: Sequence[str], reason: DropReason) -> None:
-        if episodes:
-            self._run.ledger.drop(episodes, reason)
+        drop(self._run.ledger, episodes, reason)
         self._started -= 1
         self._admit()
 
@@ -177,27 +125,14 @@ class Rollouts:
             await self._arrived.wait()
         return self._ready.popleft()
 
-    # One group, one episode
-
     async def _play_group(
         self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch]
     ) -> None:
-        near = Affinity()
-        try:
-            async with asyncio.TaskGroup() as group:
-                playing = [
-                    group.create_task(self._player.play(lease, task, near)) for lease in leases
-                ]
-        except BaseExceptionGroup as errors:
-            raise first_cause(errors) from None
-        played = [episode.result() for episode in playing]
-        batches = [*stored, *(batch for batch in played if batch is not None)]
-        name = leases[0].group
-        if sum(batch.num_rows for batch in batches) < 2:
-            episodes = [episode for batch in batches for episode in batch["episode"].to_pylist()]
-            self._drop(episodes, DropReason.INFRA_FAILED)
+        group = await self._groups.play(leases, task, stored)
+        if group is None:
+            self._drop((), DropReason.INFRA_FAILED)
         else:
-            self._ready.append(Group(name, pa.concat_batches(batches)))
+            self._ready.append(group)
         self._arrived.set()
 
     # Resume
@@ -213,7 +148,7 @@ class Rollouts:
             self._ready.append(Group(ready.group, reader.group(ready.group), ready.planned_step))
             self._started += 1
 
-    def resume_open_leases(self) -> None:
+    def _resume_open_leases(self) -> None:
         """Lease again what was in flight when the run was killed, keeping finished samples of its
         groups.
         """
@@ -224,7 +159,7 @@ class Rollouts:
         kept = {group: _finished(reader, ledger, group) for group in open_groups}
         for group, leases in open_groups.items():
             again = [ledger.re_lease(lease.episode, "the run was resumed") for lease in leases]
-            self._launch(again, self._stream[int(group[1:])], kept.get(group, []))
+            self._launch(again, self._groups.task(int(group[1:])), kept.get(group, []))
 
 
 def _finished(reader: RunReader, ledger: LedgerState, group: str) -> list[pa.RecordBatch]:

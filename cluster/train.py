@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.config import RunConfig
+from cluster.groups import Group
 from cluster.job import Job, open_job, table_of
 from cluster.progress import Progress
 from cluster.retention import keep_newest
-from cluster.rollouts import Group
 from learner.report import StepReport
 
 

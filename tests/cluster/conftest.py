@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import Random
 
 import pyarrow as pa
 import pytest
@@ -89,6 +90,8 @@ class FakeWorker:
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         self.fleet.started.append((self.name, lease))
+        for _ in range(self.fleet.delays.randrange(self.fleet.delay + 1)):
+            await asyncio.sleep(0)
         gate = asyncio.create_task(self.fleet.gate.wait())
         death = asyncio.create_task(self.dead.wait())
         try:
@@ -123,6 +126,9 @@ class Fleet:
     workers: list[FakeWorker] = field(default_factory=list)
     started: list[tuple[str, Lease]] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    delay: int = 0
+    """Turns of the event loop that an episode takes at most."""
+    delays: Random = field(default_factory=Random)
 
     def spawn(self, name: str) -> FakeWorker:
         worker = FakeWorker(name, self)
@@ -142,6 +148,18 @@ async def fleet() -> Fleet:
     made = Fleet()
     made.gate.set()
     return made
+
+
+@pytest.fixture
+async def fleet_of() -> Callable[[int], Fleet]:
+    """Fleets whose episodes take long and short, by a seed."""
+
+    def make(seed: int) -> Fleet:
+        made = Fleet(delay=40, delays=Random(seed))
+        made.gate.set()
+        return made
+
+    return make
 
 
 def manifest(version: int) -> WeightManifest:

@@ -41,7 +41,6 @@ async def started(
     pool.resize(2)
     await pool.wait_healthy(2)
     rollouts = Rollouts(pool, TaskStream(numbered, "train", 0), run, config)
-    rollouts.resume_open_leases()
     rollouts.start(version)
     return rollouts
 
