@@ -15,6 +15,7 @@ TrialrunError
 │   ├── TeacherError                an endpoint that plays the teacher refused or did not reply
 │   ├── EngineError                 the inference engine failed; its worker must be replaced
 │   ├── LearnerError                a learner rank failed or its ranks disagree
+│   │   └── NonFiniteError          a logit, loss or gradient is not finite; nothing was changed
 │   └── WeightSyncError             a weight push missed its deadline or its handshake
 ├── DeadlineError                   a wait on the outside ran out of time
 └── IsolationError         exit 1   the kernel cannot give the isolation that was required
@@ -110,6 +111,10 @@ class EngineError(InfraError):
 
 
 class LearnerError(InfraError):
+    pass
+
+
+class NonFiniteError(LearnerError):
     pass
 
 

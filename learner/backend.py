@@ -54,7 +54,7 @@ class Backend(Protocol):
         """Sum gradients over ranks, clip, move the weights; collective.
 
         Returns the 2-norm before the clip; `lr_scale` multiplies the configured rates. Raises
-        LearnerError, on every rank and with weights untouched, when any gradient is not finite.
+        NonFiniteError, on every rank and with weights untouched, when any gradient is not finite.
         """
         ...
 

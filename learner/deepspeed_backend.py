@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from envs.errors import ConfigError, LearnerError
+from envs.errors import ConfigError, LearnerError, NonFiniteError
 from learner.backend import RankPlace
 from learner.config import OptimizerSection
 from learner.optimizers import build_optimizer
@@ -97,7 +97,7 @@ class DeepSpeedBackend:
             group["lr"] = rate * lr_scale
         norm = self._clip_and_step() if self._plain else self._sharded_step()
         if not math.isfinite(norm):
-            raise LearnerError(
+            raise NonFiniteError(
                 "expected finite logits, losses and gradients on every rank, found NaN or "
                 "infinity: the step was skipped and the weights are as before"
             )

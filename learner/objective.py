@@ -1,6 +1,6 @@
 """The reinforcement-learning objective of one pack, as the configuration composes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ class PackLoss:
     masked: int = 0
     corrected: int = 0
     kl: float = 0.0
+
+    def detached(self) -> "PackLoss":
+        """Return the same without what a backward pass needs."""
+        return replace(self, loss=self.loss.detach())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Which episodes of a step are trained on, with what advantage and what weight per token."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ NO_POLICY_TOKENS = "no_policy_tokens"
 NO_LOGPROBS = "no_logprobs"
 BAD_LOGPROBS = "bad_logprobs"
 OVERLONG = "overlong"
+NON_FINITE = "non_finite"
 
 _MAX_LOGPROB = 1e-3
 """A logprob above this is no rounding of zero."""
@@ -41,6 +42,14 @@ class Selection:
     weights_N: NDArray[np.float32]
     rewards: PhaseRewards
     unscored: int
+
+    def without(self, indices: Collection[int], reason: str) -> "Selection":
+        """Return the selection with `indices` left out for `reason`."""
+        reasons_B = tuple(
+            reason if index in indices else old for index, old in enumerate(self.reasons_B)
+        )
+        kept = tuple(index for index in self.kept if index not in indices)
+        return replace(self, kept=kept, reasons_B=reasons_B)
 
 
 def select(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = None) -> Selection:

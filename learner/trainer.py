@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.errors import ConfigError, LearnerError
+from envs.errors import ConfigError, LearnerError, NonFiniteError
 from envs.seeds import stable_hash
 from learner.backend import Backend, RankPlace
 from learner.batch import EpisodeBatch, phase_weights, predictable, read_episodes
@@ -18,12 +18,13 @@ from learner.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoin
 from learner.config import LearnerConfig, SftConfig
 from learner.deepspeed_backend import DeepSpeedBackend
 from learner.export import export_model
+from learner.limits import read_limits
 from learner.losses import Aggregation, aggregation_weights
-from learner.objective import Prediction, Targets, pack_loss
+from learner.objective import PackLoss, Prediction, Targets, pack_loss
 from learner.packing import Pack, pack, share_of_rank
 from learner.report import Scores, StepReport, annotate, step_metrics
 from learner.schedule import rl_scale, sft_scale, warmup
-from learner.selection import Selection, select
+from learner.selection import NON_FINITE, Selection, select
 from learner.trainer_setup import TrainerSetup
 
 
@@ -43,12 +44,15 @@ class Trainer:
             self._optimizer,
             reference=setup.sft is None and setup.learner.kl_coef > 0,
         )
+        self._limits = read_limits(Path(setup.model_path), setup.model.max_model_len)
         self._optimizer_steps = 0
+        self._skipped = 0
 
     def rl_step(self, table: pa.Table) -> StepReport:
         """Train on the episodes of `table` (EPISODE_SCHEMA); each rank takes its share.
 
-        Raises LearnerError, with weights as before, when anything is not finite.
+        An update in which anything is not finite leaves the weights as they were, and its episodes
+        are dropped. Raises NonFiniteError when that happens once too often in a row.
         """
         if self.setup.sft is not None:
             raise ConfigError(
@@ -56,16 +60,19 @@ class Trainer:
             )
         started = time.perf_counter()
         batch = self._read(table)
-        selection = select(batch, self._config, self.setup.model.max_model_len)
+        selection = select(batch, self._config, self._limits.max_tokens)
         scores = Scores.empty(len(batch.token_ids_N))
         parts = _minibatches(batch, selection.kept, self._config.minibatches)
         proximal_N = None
         if len(parts) * self._config.ppo_epochs > 1:
             scores = self._score(batch, selection.kept, selection.weights_N > 0)
             proximal_N = scores.logprobs_N.copy()
+        trained: set[int] = set()
         for _ in range(self._config.ppo_epochs):
             for part in parts:
-                self._update(batch, selection, part, scores, proximal_N)
+                if self._update(batch, selection, part, scores, proximal_N):
+                    trained.update(part)
+        selection = selection.without(set(selection.kept) - trained, NON_FINITE)
         merged = Scores.merge(self._backend.gather(scores))
         metrics = step_metrics(batch, selection, merged, time.perf_counter() - started)
         metrics["lr"] = self._config.lr * rl_scale(self._config, max(self._optimizer_steps - 1, 0))
@@ -83,15 +90,23 @@ class Trainer:
         """Train on `table` for the configured epochs; yield the metrics of each optimizer step."""
         config = self._sft_config()
         batch = self._read(table)
+        fitting = self._limits.fitting(batch)
         weights_N = phase_weights(batch, config.phase_weights)
         steps = [
             indices
             for epoch in range(config.epochs)
-            for indices in _sft_batches(batch, config.batch_tokens, stable_hash(seed, "sft", epoch))
+            for indices in _sft_batches(
+                batch, fitting, config.batch_tokens, stable_hash(seed, "sft", epoch)
+            )
         ]
+        overlong = float(len(batch) - len(fitting))
         for step, indices in enumerate(steps):
             metrics = self._imitate(batch, indices, weights_N, sft_scale(config, step, len(steps)))
-            yield metrics | {"step": float(step), "steps": float(len(steps))}
+            yield metrics | {
+                "step": float(step),
+                "steps": float(len(steps)),
+                "dropped_overlong": overlong,
+            }
 
     def sft_step(self, table: pa.Table) -> dict[str, float]:
         """Make one optimizer step on all episodes of `table`, at the rate after warm-up."""
@@ -99,7 +114,7 @@ class Trainer:
         batch = self._read(table)
         weights_N = phase_weights(batch, config.phase_weights)
         scale = warmup(self._optimizer_steps, config.warmup_steps)
-        return self._imitate(batch, range(len(batch)), weights_N, scale)
+        return self._imitate(batch, self._limits.fitting(batch), weights_N, scale)
 
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
         """Return per episode the logprob of each token under the loss mask, NaN elsewhere.
@@ -138,6 +153,7 @@ class Trainer:
     def _read(self, table: pa.Table) -> EpisodeBatch:
         """Read the table; ranks with different ones would wait for each other's shares in vain."""
         batch = read_episodes(table)
+        self._limits.check(batch)
         key = stable_hash(len(batch.token_ids_N), *batch.episodes_B)
         if len(set(self._backend.gather(key))) > 1:
             raise LearnerError(
@@ -153,19 +169,34 @@ class Trainer:
         part: Sequence[int],
         scores: Scores,
         proximal_N: NDArray[np.float32] | None,
-    ) -> None:
-        """Make one optimizer step on the episodes of `part`; what it sees goes into `scores`."""
+    ) -> bool:
+        """Make one optimizer step on the episodes of `part`; what it sees goes into `scores`.
+
+        Returns False, with scores and weights as before, where something was not finite.
+        """
         targets = _targets(batch, selection, part, proximal_N, self._config)
         packs = self._packs(batch, part, selection.weights_N > 0)
+        seen: list[tuple[Pack, PackLoss, Tensor, Tensor]] = []
         for index, packed in enumerate(packs):
             logprobs_P, entropies_P = self._backend.forward(packed)
             prediction = Prediction(logprobs_P, entropies_P, self._reference(packed))
             share = pack_loss(packed, prediction, targets, self._config)
             self._backend.backward(share.loss, last=index == len(packs) - 1)
+            seen.append((packed, share.detached(), logprobs_P.detach(), entropies_P.detach()))
+        try:
+            norm = self._step(rl_scale(self._config, self._optimizer_steps))
+        except NonFiniteError:
+            self._skipped += 1
+            if self._skipped > self._config.max_skipped_steps:
+                raise
+            return False
+        self._skipped = 0
+        scores.grad_norms.append(norm)
+        for packed, share, logprobs_P, entropies_P in seen:
             scores.add(share)
             if proximal_N is None:
                 scores.record(packed, logprobs_P, entropies_P)
-        scores.grad_norms.append(self._step(rl_scale(self._config, self._optimizer_steps)))
+        return True
 
     def _imitate(
         self,
@@ -278,11 +309,13 @@ def _minibatches(batch: EpisodeBatch, kept: Sequence[int], count: int) -> list[l
     return [part for part in (by_length[start::count] for start in range(count)) if part]
 
 
-def _sft_batches(batch: EpisodeBatch, limit: int, seed: int) -> list[list[int]]:
+def _sft_batches(
+    batch: EpisodeBatch, indices: Sequence[int], limit: int, seed: int
+) -> list[list[int]]:
     """Deal episodes in random order into steps of at most `limit` tokens, or one longer episode."""
     steps: list[list[int]] = []
     space = 0
-    for index in np.random.default_rng(seed).permutation(len(batch)).tolist():
+    for index in np.random.default_rng(seed).permutation(np.array(indices)).tolist():
         length = int(batch.lengths_B[index])
         if length > space:
             steps.append([])

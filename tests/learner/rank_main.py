@@ -61,7 +61,7 @@ def digest(one: Trainer) -> str:
 
 def train(stage: int) -> dict[str, Any]:
     """Three steps; save after the second; a fresh trainer resumes and must repeat the third."""
-    config = LearnerConfig.model_validate({**SMALL, "zero_stage": stage})
+    config = LearnerConfig.model_validate({**SMALL, "zero_stage": stage, "max_skipped_steps": 0})
     first = trainer(config)
     reports = [first.rl_step(table("even")) for _ in range(2)]
     first.save(OUT / f"checkpoint{stage}", step=2)
