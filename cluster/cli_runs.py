@@ -110,11 +110,15 @@ def compare(
     Positive differences mean that the second side is better.
     """
     comparing = stack("compare")
-    found = comparing.compare_runs(sides, by or (), comparing.Outputs(markdown, plot))
+    found = comparing.compare_runs(sides, by or ())
+    if markdown is not None:
+        markdown.write_text(comparing.comparison_markdown(found), encoding="utf-8")
+    if plot is not None:
+        stack("plots").plot_comparison(found, plot)
     if as_json:
         sys.stdout.write(json.dumps(comparing.comparison_json(found)) + "\n")
     else:
-        comparing.print_comparison(found)
+        stack("sheet").print_sheets(comparing.comparison_sheets(found), found.notes)
 
 
 @app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")
@@ -122,4 +126,20 @@ def plot(
     run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
 ) -> None:
     """Draw a training run's metrics, or an evaluation, to plot.png in its directory."""
-    sys.stdout.write(f"{stack('compare').draw_run(run)}\n")
+    sys.stdout.write(f"{stack('plots').draw_run(run)}\n")
+
+
+@app.command("replay-step", epilog="Example: [bold]trialrun replay-step runs/demo/train 7[/]")
+def replay_step(
+    run: Annotated[Path, typer.Argument(help="A run directory that nobody writes to.")],
+    step: Annotated[int, typer.Argument(help="Learner step, from 1.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Run one learner step again from its stored episodes; compare weights and metrics bit by bit.
+
+    Begins at the nearest checkpoint before the step, or at the initial model. Exit code 1 at a
+    difference.
+    """
+    replayed = stack("replay_step").run_replay_step(run, step)
+    report(replayed.to_json(), as_json=as_json)
+    raise typer.Exit(1 if replayed.differences else 0)

@@ -11,10 +11,11 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from learner.digest import sealed, tensor_digests
 from learner.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
-from rollout.checkpoint_layout import checkpoint_layout
+from rollout.checkpoint_layout import push_layout
 from rollout.weights import WeightManifest
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ class LearnerActor:
             return address, int(probe.getsockname()[1])
 
     def start(self, setup: TrainerSetup) -> None:
+        torch.use_deterministic_algorithms(setup.deterministic)
         self._trainer = resolve_name(TRAINER)(setup)
 
     def rl_step(self, table: pa.Table) -> StepReport:
-        return self._live.rl_step(table)
+        """Make one step; what rank 0 reports says which weights it ended in."""
+        report, named = self._live.rl_step(table), self._live.named_weights()
+        if self._live.setup.rank == 0:
+            return sealed(report, tensor_digests(named))
+        for _ in named:  # every rank takes part in gathering them
+            pass
+        return report
 
     def sft(self, table: pa.Table, seed: int) -> list[dict[str, float]]:
         """Train one whole SFT; returns the metrics of every optimizer step."""
@@ -55,7 +63,7 @@ class LearnerActor:
 
     def publish(self, version: int) -> WeightManifest | None:
         """Publish the weights as `version`; every rank takes part, rank 0 returns the manifest."""
-        named = self._live.named_weights()
+        named = self._live.pushed_weights()
         if self._live.setup.rank != 0:
             for _ in named:
                 pass
@@ -86,7 +94,7 @@ class LearnerActor:
 
     def _make_publisher(self) -> Publisher:
         setup = self._live.setup
-        layout = checkpoint_layout(setup.model_path, setup.model.dtype)
+        layout = push_layout(setup.model_path, setup.model)
         if self._transport == "cuda_ipc":
             return CudaIpcPublisher(torch.device("cuda", torch.cuda.current_device()), layout)
         return SharedMemoryPublisher(self._shm_dir, layout)

@@ -123,10 +123,12 @@ class LearnerGroup:
             config.learner,
             self._plan.sft,
             "cuda" if self._gpu else "cpu",
+            config.run.deterministic,
         )
 
 
 def learner_environment(*, gpu: bool) -> dict[str, str]:
     """Return the variables of a learner rank's process."""
     shared = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cuda" if gpu else "cpu"}
-    return shared if gpu else shared | {"OMP_NUM_THREADS": "1"}
+    # cuBLAS gives the same sums again only with a workspace of its own
+    return shared | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if gpu else {"OMP_NUM_THREADS": "1"})

@@ -1,7 +1,7 @@
 """Groups in rounds, for runs that must come out the same: nothing depends on what arrives first.
 
-Round s is what step s trains. All its episodes are sampled with version s - 1 - max_staleness (0
-where that is negative): weights are pushed only between rounds, when no episode is in flight. Within
+Round s is what step s trains. All its episodes are sampled with version s - 1 - max_staleness, 0
+where that is negative: weights are pushed only between rounds, when no episode is in flight. Within
 a round episodes run at once, in any order, on any worker.
 """
 

@@ -23,3 +23,5 @@ class TrainerSetup:
     learner: LearnerConfig
     sft: SftConfig | None = None
     device: str = "cpu"
+    deterministic: bool = False
+    """Let torch refuse operations whose result may differ from one run to the next."""
