@@ -4,20 +4,74 @@ matplotlib takes seconds to import: this file alone does, and it is itself impor
 here needs a display.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cluster.evaluate import report_on
+from envs.errors import MissingError
 from rollout.evaluation_compare import Comparison, PairRow
 from rollout.evaluation_report import ALL, EvalReport, ReportRow
 from rollout.evaluation_stats import Estimate
+from rollout.journal import replace_file
+from rollout.run_reader import MetricsRow, RunReader
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, told apart by the colour-blind."""
+SERIES_VERSION = 1
+"""Of `plot.json`."""
 _WIDTH_IN, _DPI = 10.0, 120
 _CURVES_PER_ROW = 3
+
+
+CURVES = {
+    "reward_mean": "reward",
+    "answer_mean": "right answers",
+    "trial_calls": "trial calls per episode",
+    "mismatch_kl": "KL of sampler and trainer",
+    "reference_kl": "KL to the reference",
+    "entropy": "entropy (nats per token)",
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "staleness_mean": "staleness (versions)",
+}
+"""Metrics of training that are drawn, and what they are called; a run may lack some."""
+
+
+def draw_run(path: Path) -> Path:
+    """Draw the training of a run, or its evaluation; returns the PNG, beside which lies the JSON.
+
+    Raises MissingError where it has neither metrics nor episodes.
+    """
+    reader = RunReader(path)
+    layout, metrics = reader.layout, reader.metrics()
+    if metrics:
+        series = training_series(metrics)
+        told = {
+            name: {"steps": list(values), "values": list(values.values())}
+            for name, values in series.items()
+        }
+        content = {"version": SERIES_VERSION, "run": reader.run.run, "series": told}
+        replace_file(layout.plot_json, json.dumps(content).encode())
+        curves = {CURVES[name]: values for name, values in series.items()}
+        plot_training(curves, path.resolve().name, layout.plot)
+    elif reader.episodes():
+        plot_report(report_on(path), path.resolve().name, layout.plot)
+    else:
+        raise MissingError(f"expected metrics or episodes to draw, found none in {path}")
+    return layout.plot
+
+
+def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]]:
+    """Return the drawn metrics by step; a number that was not finite is missing."""
+    series = {
+        name: {row.step: row.values[name] for row in metrics if name in row.values}
+        for name in CURVES
+    }
+    return {name: values for name, values in series.items() if values}
 
 
 def plot_report(report: EvalReport, title: str, out: Path) -> None:
@@ -82,13 +136,12 @@ def _draw_bars(axes: Axes, rows: Sequence[ReportRow]) -> None:
         axes.barh(
             place, estimate.value, xerr=estimate.stderr or 0.0, color=colour, alpha=0.85, capsize=3
         )
-        axes.text(
-            0.01, place, f"{estimate.value:.2f}", va="center", fontsize="small", color="white"
-        )
+        end = estimate.value + (estimate.stderr or 0.0)
+        axes.text(end + 0.01, place, f"{estimate.value:.2f}", va="center", fontsize="small")
     labels = [f"{_label(row.by, row.value)}  ({row.tasks})" for row in told]
     axes.set_yticks(range(len(told)), labels, fontsize="small")
     axes.set_ylim(len(told) - 0.4, -0.6)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.08)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("pass@1 ± standard error (tasks)")
 

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from rollout.evaluation_stats import Estimate
+
+_PIPED_WIDTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,17 @@ class Sheet:
         lines = [self.columns, rules, *self.rows]
         body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
         return f"**{self.title}**\n\n{body}\n"
+
+
+def print_sheets(sheets: Sequence[Sheet], notes: Sequence[str]) -> None:
+    """Print tables and what their reader has to know; wide where there is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    for sheet in sheets:
+        console.print(sheet.rich())
+    for note in notes:
+        console.print(f"Note: {note}.", markup=False)
 
 
 def figure(estimate: Estimate | None, form: str = ".3f") -> str:

@@ -105,8 +105,8 @@ def check_tags(tags: Sequence[Mapping[str, str]], by: Sequence[str]) -> None:
     unknown = [name for joined in by for name in joined.split(JOINED_BY) if name not in known]
     if tags and unknown:
         raise ConfigError(
-            f"eval.by: expected tags of the tasks ({', '.join(sorted(known)) or 'they have none'}),"
-            f" found {', '.join(unknown)}"
+            f"expected tags of the tasks ({', '.join(sorted(known)) or 'they have none'}) to make "
+            f"tables by, found {', '.join(unknown)}"
         )
 
 

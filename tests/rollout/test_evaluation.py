@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ from rollout.episode import (
     Timings,
     Turn,
 )
-from rollout.evaluation import EvalRow, clustered_stderr, summarise
+from rollout.evaluation import EvalRow, summarise
 
 
 def row(task: str, outcome: Outcome, answer: float = 0.0, **changes: object) -> EvalRow:
@@ -72,23 +73,24 @@ def test_accuracy_is_of_answers_not_of_rewards_with_penalties() -> None:
     assert summary.parts == {"answer": 1.0, "malformed": -0.05, "exact": 0.5}
 
 
-def test_stderr_of_single_scores_is_the_usual_one() -> None:
-    # s^2 = (0.75^2 + 3 * 0.25^2) / 3 = 0.25; s / sqrt(4) = 0.25
-    scores = [("a", 1.0), ("b", 0.0), ("c", 0.0), ("d", 0.0)]
-    assert clustered_stderr(scores) == pytest.approx(0.25)
+def test_every_task_weighs_the_same_however_many_of_its_samples_count() -> None:
+    rows = [row("a", Outcome.ANSWERED, 1.0)] * 3 + [row("b", Outcome.ANSWERED, 0.0)]
+    summary = summarise([*rows, row("b", Outcome.INFRA_FAILED), row("b", Outcome.DEADLINE)])
+    # task means 1 and 0: mean 0.5, s = sqrt(0.5), s / sqrt(2) = 0.5
+    assert (summary.accuracy, summary.stderr) == (0.5, 0.5)
 
 
-def test_stderr_adds_residuals_up_within_a_task() -> None:
-    # mean 0.5; residual sums a: +1.0, b: -1.0, c: 0; squares 2; sqrt(2 * 3/2) / 6
-    scores = [("a", 1.0), ("a", 1.0), ("b", 0.0), ("b", 0.0), ("c", 1.0), ("c", 0.0)]
-    assert clustered_stderr(scores) == pytest.approx(math.sqrt(3.0) / 6)
-    unclustered = [(str(i), score) for i, (_, score) in enumerate(scores)]
-    assert clustered_stderr(unclustered) == pytest.approx(math.sqrt(1.5 / 5 / 6))
+def test_a_score_that_is_no_number_does_not_count() -> None:
+    summary = summarise(
+        [row("a", Outcome.ANSWERED, math.nan), row("b", Outcome.ANSWERED, 1.0, parts={"x": 1.0})]
+    )
+    assert (summary.counted, summary.accuracy) == (1, 0.0)
+    assert summary.failures == {"score is not a number": 1}
 
 
-@pytest.mark.parametrize("scores", [[], [("a", 1.0)], [("a", 1.0), ("a", 0.0)]])
-def test_stderr_needs_two_tasks(scores: list[tuple[str, float]]) -> None:
-    assert clustered_stderr(scores) is None
+@pytest.mark.parametrize("tasks", [[], ["a"], ["a", "a"]])
+def test_stderr_needs_two_tasks(tasks: list[str]) -> None:
+    assert summarise([row(task, Outcome.ANSWERED, 1.0) for task in tasks]).stderr is None
 
 
 def test_calls_rates_and_faults_are_over_episodes_that_count() -> None:
@@ -112,15 +114,14 @@ def test_calls_rates_and_faults_are_over_episodes_that_count() -> None:
     assert summary.policy_errors == {"malformed_json": 2, "no_action": 1}
 
 
-def test_tokens_per_second_is_over_the_whole_span() -> None:
+def test_tokens_per_second_is_over_the_time_in_which_something_ran() -> None:
     rows = [
         row("a", Outcome.ANSWERED, sampled_tokens=300, started_at=10.0, ended_at=14.0),
         row("b", Outcome.INFRA_FAILED, sampled_tokens=100, started_at=12.0, ended_at=20.0),
+        row("c", Outcome.ANSWERED, sampled_tokens=100, started_at=90.0, ended_at=100.0),
     ]
     summary = summarise(rows)
-    assert (summary.sampled_tokens, summary.wall_s, summary.tokens_per_s) == (400, 10.0, 40.0)
-    timed = summarise(rows, wall_s=16.0)
-    assert (timed.wall_s, timed.tokens_per_s) == (16.0, 25.0)
+    assert (summary.sampled_tokens, summary.wall_s, summary.tokens_per_s) == (500, 20.0, 25.0)
 
 
 def test_nothing_counted_leaves_ratios_open() -> None:
@@ -171,7 +172,7 @@ def test_row_of_an_episode() -> None:
         reward_parts={"answer": 1.0, "malformed": -0.1},
         answer="12",
         question="?",
-        tags={},
+        tags={"depth": "2"},
         token_ids_T=tuple(range(7)),
         phases_T=phases,
         logprobs_T=(math.nan, math.nan, -1.0, -1.0, math.nan, -1.0, -1.0),
@@ -190,4 +191,7 @@ def test_row_of_an_episode() -> None:
     assert (found.trial_calls, found.execution_calls, found.tool_errors) == (1, 2, 2)
     assert (found.turns, found.policy_errors) == (3, {"malformed_json": 1})
     assert (found.sampled_tokens, found.started_at, found.ended_at) == (4, 50.0, 52.5)
+    assert (found.answer, found.split, found.tags) == ("12", "heldout", {"depth": "2"})
+    assert found.question == EvalRow.of(replace(episode, answer="")).question
+    assert found.question != EvalRow.of(replace(episode, question="!")).question
     assert summarise([episode]) == summarise([found])
