@@ -1,6 +1,6 @@
 """Config sections of the world: which environment, and how its tools are served."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -10,6 +10,10 @@ SandboxProfile = Literal["compute", "files", "files+quota"]
 PerturbationLevel = Literal["clean", "slight", "medium", "heavy", "union"]
 """RoTBench's names; what each does is in `envs/perturb_levels.py`."""
 CatalogNovelty = Literal["names", "operations", "compositions"]
+CatalogQuirk = Literal["none", "key", "argument", "unit", "pair", "order", "busy", "closed"]
+CatalogDoc = Literal["vague", "true", "false", "missing"]
+
+Share = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -21,7 +25,7 @@ class Section(BaseModel):
 class CatalogConfig(Section):
     """`[env.catalog]`: how hard the built-in tools are; the defaults are the easiest benchmark."""
 
-    depths: dict[Literal["1", "2", "3"], float] = {"1": 1.0}
+    depths: dict[Literal["1", "2", "3"], Share] = {"1": 1.0}
     """Weights of the composition depths: how many operations a question names, one tool each."""
     tools: int = Field(default=4, ge=1, le=9)
     """Tools of a task; those that it does not need are distractors."""
@@ -33,6 +37,29 @@ class CatalogConfig(Section):
     examples: float = Field(default=0.0, ge=0, le=1)
     """Share of tasks that state their goals by example (`123>321`), not by name (`reverse`);
     tasks that need a new operation always do.
+    """
+
+    recurrent: float = Field(default=0.5, ge=0, le=1)
+    """Share of `train` tasks whose tools recur with the same behaviour; the rest is a long tail of
+    tools drawn anew, whose names can only be copied.
+    """
+    quirks: dict[CatalogQuirk, Share] = {"none": 0.5, "key": 0.25, "argument": 0.25}
+    """Weights of what a tool hides. `key`: an argument that no doc names; `argument`: the doc is
+    wrong about the argument's name; `unit`: digits of results are off by 3 or 6; `pair`: a second
+    argument, as documented (hides nothing); `order`: the two arguments are swapped; `busy`: the
+    first call of a session fails; `closed`: a session must open it first (a state).
+    """
+    docs: dict[CatalogDoc, Share] = {"vague": 0.5, "true": 0.2, "false": 0.3}
+    """Weights of what a description says: nothing of use, the operation, another operation
+    (misleading), or nothing at all (`missing`).
+    """
+    duplicates: float = Field(default=0.0, ge=0, le=1)
+    """Chance of a tool that is not needed to do what another of the task does; recurrent tools of
+    `train` stay as they are.
+    """
+    marks: float = Field(default=0.0, ge=0, le=1)
+    """Share of tasks whose tools each put a hidden letter behind what they return, so that no
+    policy can work the answer out without calling them.
     """
 
     @field_validator("novelty", mode="before")
@@ -47,13 +74,18 @@ class CatalogConfig(Section):
 
     @property
     def trial_calls(self) -> int:
-        """Trial calls with which every task can be solved: each tool once, and once mended."""
-        return 2 * self.tools
+        """Trial calls with which every task can be solved: for each tool, the calls of a step."""
+        return self.step_calls * self.tools
 
     @property
     def execution_calls(self) -> int:
         """Execution calls that a policy may need which forgets what to mend, once a step."""
-        return 2 * self.deepest
+        return self.step_calls * self.deepest
+
+    @property
+    def step_calls(self) -> int:
+        """Most calls until a tool answers: one refused, one to open it, one that counts."""
+        return 3 if self.quirks.get("closed", 0) > 0 else 2
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> "CatalogConfig":
@@ -62,10 +94,20 @@ class CatalogConfig(Section):
         deepest = max(
             (int(depth) for depth, weight in self.depths.items() if weight > 0), default=0
         )
-        if min(self.depths.values(), default=-1) < 0 or deepest == 0:
+        if deepest == 0:
             raise ValueError(
-                f"expected depths with weights of at least 0, one of them above, found "
+                f"expected depths with a weight above 0, found "
                 f"{self.depths}: give for example {{1 = 0.5, 2 = 0.3, 3 = 0.2}}"
+            )
+        for shares in (self.quirks, self.docs):
+            if sum(shares.values()) <= 0:
+                raise ValueError(
+                    f"expected quirks and docs with a weight above 0, found {shares}: give one"
+                )
+        if self.marks > 0 and self.duplicates > 0:
+            raise ValueError(
+                "expected no duplicates among tools that leave marks, found both: two tools would "
+                "have an answer each; set one of them to 0"
             )
         if deepest > self.tools:
             raise ValueError(

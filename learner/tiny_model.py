@@ -8,9 +8,19 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from envs.catalog.instances import ARGUMENTS, DOCUMENTED_ARGUMENT, KEYS, VAGUE_DOC
+from envs.catalog.instances import VAGUE_DOC
 from envs.catalog.names import SYLLABLES
 from envs.catalog.operations import OPERATIONS, PROBE, RESERVED_OPERATIONS
+from envs.catalog.quirks import (
+    ARGUMENTS,
+    BUSY,
+    CLOSED,
+    DOCUMENTED_ARGUMENT,
+    KEYS,
+    OPENING,
+    SWAPPED,
+    SWITCH_ARGUMENT,
+)
 
 MAX_POSITIONS = 512
 HIDDEN = 128
@@ -43,6 +53,13 @@ _STRUCTURE = (
     "want ",
     "; ",
     f"{PROBE}>",
+    f"({DOCUMENTED_ARGUMENT}, {SWITCH_ARGUMENT}): ",
+    f'", "{SWITCH_ARGUMENT}": "',
+    SWAPPED,
+    BUSY,
+    CLOSED,
+    OPENING,
+    "off by ",
     "guess ",
     "call ",
     ": call ",

@@ -5,16 +5,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from envs.catalog.instances import DOCUMENTED_ARGUMENT
 from envs.catalog.operations import PROBE, recognise
+from envs.catalog.quirks import (
+    BUSY,
+    CLOSED,
+    DOCUMENTED_ARGUMENT,
+    OPENING,
+    SWAPPED,
+    SWITCH_ARGUMENT,
+    SWITCH_VALUE,
+    read_probe,
+    shifted,
+)
 from envs.messages import Message
 
-_TOOL_LINE = re.compile(r"^(?:\d+\. )?(\w+)(?:\(\w*\))?: (.*)$", re.MULTILINE)
+_TOOL_LINE = re.compile(r"^(?:\d+\. )?(\w+)(\([\w, ]*\))?: (.*)$", re.MULTILINE)
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _EXPERIENCE = re.compile(r"<experience>(.*?)</experience>", re.DOTALL)
 _CLAUSE = re.compile(r"\S+: \d+\. (\w+)")
-_KEY_ERROR = re.compile(r"needs key=(\w+)")
-_ARGUMENT_ERROR = re.compile(r"use (\w+)")
+_TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use \w+)")
 
 
 @dataclass(slots=True)
@@ -23,23 +32,45 @@ class KnownTool:
 
     number: int
     name: str
+    arguments: str
+    """The documented ones, in brackets."""
     doc: str
     argument: str = DOCUMENTED_ARGUMENT
     key: str = ""
+    swapped: bool = False
+    closed: bool = False
+    opened: bool = False
+    """Whether it was opened in the phase that is under way."""
+    offset: int = 0
     result: str = ""
+    """What it made of the probe, its unit converted back."""
 
     @property
     def repair(self) -> str:
         """The quirk in words; empty while none is known."""
         if self.key:
             return f"needs key={self.key}"
+        if self.swapped:
+            return SWAPPED
+        if self.closed:
+            return CLOSED
+        if self.offset:
+            return f"off by {self.offset}"
         return f"use {self.argument}" if self.argument != DOCUMENTED_ARGUMENT else ""
+
+    @property
+    def subject(self) -> str:
+        """First word of its doc; empty where it has none."""
+        return self.doc.split()[0] if self.doc else ""
 
     def call(self, value: str, *, plain: bool = False) -> str:
         """Write a call; `plain` as the doc has it."""
         arguments = {DOCUMENTED_ARGUMENT if plain else self.argument: value}
         if self.key and not plain:
             arguments["key"] = self.key
+        if SWITCH_ARGUMENT in self.arguments:
+            pair = (value, SWITCH_VALUE) if plain or not self.swapped else (SWITCH_VALUE, value)
+            arguments = dict(zip((DOCUMENTED_ARGUMENT, SWITCH_ARGUMENT), pair, strict=True))
         return f"<tool_call>{json.dumps({'name': self.name, 'arguments': arguments})}</tool_call>"
 
 
@@ -72,7 +103,8 @@ class View:
     executing: bool
     turns: int = 0
     last: KnownTool | None = None
-    failed: bool = False
+    trouble: str = ""
+    """What the last call was refused for; empty where it was not."""
     blocked: bool = False
     chosen: list[str] = field(default_factory=list)
     """Names of the tools that the experience gives, one a goal."""
@@ -93,7 +125,7 @@ def read(messages: Sequence[Message], *, executing: bool) -> View:
     """Read an episode's messages from the opening on; `executing` where it has no trial phase."""
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     *goals, value = messages[1].content.split()
-    tools = [KnownTool(number, name, doc) for number, (name, doc) in listed]
+    tools = [KnownTool(number, *parts) for number, parts in listed]
     view = View(tools, [_goal(text) for text in goals], value, executing)
     for message in messages[2:]:
         if message.role == "assistant":
@@ -113,7 +145,7 @@ def _goal(text: str) -> Goal:
 
 def _note_turn(view: View, text: str) -> None:
     view.turns += 1
-    view.failed = False
+    view.trouble = ""
     call = _CALL.search(text)
     if call is not None:
         name = json.loads(call[1])["name"]
@@ -121,17 +153,31 @@ def _note_turn(view: View, text: str) -> None:
     experience = _EXPERIENCE.search(text)
     if experience is not None:
         view.executing, view.chosen = True, _CLAUSE.findall(experience[1])
+        for tool in view.tools:
+            tool.opened = False
 
 
 def _note_answer(view: View, text: str) -> None:
-    key, argument = _KEY_ERROR.search(text), _ARGUMENT_ERROR.search(text)
-    if view.last is not None and key is not None:
-        view.last.key, view.failed = key[1], True
-    elif view.last is not None and argument is not None:
-        view.last.argument, view.failed = argument[1], True
+    tool, trouble = view.last, _TROUBLE.match(text)
+    if tool is not None and trouble is not None:
+        view.trouble = trouble[1]
+        _note_trouble(tool, trouble[1])
     elif text.startswith("no "):
         view.blocked = True
+    elif tool is not None and text == OPENING:
+        tool.opened = True
     elif view.executing:
-        view.executed.append(text)
-    elif view.last is not None:
-        view.last.result = text
+        view.executed.append(shifted(text, -tool.offset) if tool else text)
+    elif tool is not None:
+        tool.result, tool.offset = read_probe(text)
+
+
+def _note_trouble(tool: KnownTool, trouble: str) -> None:
+    if trouble.startswith("needs key="):
+        tool.key = trouble.removeprefix("needs key=")
+    elif trouble.startswith("use "):
+        tool.argument = trouble.removeprefix("use ")
+    elif trouble == SWAPPED:
+        tool.swapped = True
+    elif trouble == CLOSED:
+        tool.closed = True

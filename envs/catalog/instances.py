@@ -3,40 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import get_args
 
 from envs.catalog.operations import OPERATIONS, Operation
+from envs.catalog.quirks import (
+    SWITCH_ARGUMENT,
+    SWITCH_VALUE,
+    Quirk,
+    draw_quirk,
+    weighted,
+)
+from envs.config import CatalogConfig, CatalogDoc, CatalogQuirk
 from envs.tools import JsonObject, ToolSet, ToolSpec
 
-QuirkKind = Literal["none", "key", "argument"]
-DocKind = Literal["vague", "true", "false"]
-
-DOCUMENTED_ARGUMENT = "x"
-ARGUMENTS: tuple[str, ...] = ("text", "word", "item", "code")
-"""What the argument may really be called where the doc is wrong about it."""
-KEYS: tuple[str, ...] = ("gold", "blue", "green", "black", "white", "pink")
-"""Values of the undocumented argument `key`."""
 VAGUE_DOC = "edit x"
 
 _SOURCE = """\
-def {name}(**arguments):
+{prelude}def {name}(**arguments):
     if "{argument}" not in arguments:
-        raise ValueError("use {argument}")
-{key_check}    text = str(arguments["{argument}"])
+        raise ValueError("{missing}")
+{checks}    text = str(arguments["{argument}"])
     return {expression}
-"""
-_KEY_CHECK = """\
-    if arguments.get("key") != "{key}":
-        raise ValueError("needs key={key}")
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Quirk:
-    """What the doc does not say; `value` is the key, or the argument's real name."""
+class Shares:
+    """Weights of quirks and docs, in an order that does not depend on how they were written."""
 
-    kind: QuirkKind = "none"
-    value: str = ""
+    quirks: tuple[tuple[CatalogQuirk, float], ...]
+    docs: tuple[tuple[CatalogDoc, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +42,78 @@ class Instance:
     name: str
     operation: Operation
     quirk: Quirk
-    doc_kind: DocKind
+    doc_kind: CatalogDoc
     doc: str
+    mark: str = ""
+    """A letter behind whatever it returns."""
+
+    def apply(self, text: str) -> str:
+        """Return what the tool makes of `text`, its unit converted back."""
+        return self.operation.apply(text) + self.mark
 
     @property
     def spec(self) -> ToolSpec:
         """What the policy is told; the schema requires nothing, for the doc may be wrong."""
-        argument: JsonObject = {"type": "string"}
+        arguments: JsonObject = {name: {"type": "string"} for name in self.quirk.documented}
+        if SWITCH_ARGUMENT in arguments:
+            arguments[SWITCH_ARGUMENT] = {
+                "type": "string",
+                "description": f"write {SWITCH_VALUE}",
+            }
         return ToolSpec(
             name=self.name,
             description=self.doc,
-            parameters={"type": "object", "properties": {DOCUMENTED_ARGUMENT: argument}},
+            parameters={"type": "object", "properties": arguments},
         )
 
     @property
     def source(self) -> str:
         """Python source of the tool; runs only inside a sandboxed session."""
-        argument = self.quirk.value if self.quirk.kind == "argument" else DOCUMENTED_ARGUMENT
-        check = _KEY_CHECK.format(key=self.quirk.value) if self.quirk.kind == "key" else ""
+        expression = self.quirk.converted(self.operation.expression)
         return _SOURCE.format(
+            prelude=self.quirk.prelude,
             name=self.name,
-            argument=argument,
-            key_check=check,
-            expression=self.operation.expression,
+            argument=self.quirk.argument,
+            missing=self.quirk.missing,
+            checks=self.quirk.checks,
+            expression=f'{expression} + "{self.mark}"' if self.mark else expression,
         )
 
 
-def draw_quirk(rng: Random) -> Quirk:
-    """Draw none (50 %), an undocumented key (25 %) or a wrongly documented argument (25 %)."""
-    share = rng.random()
-    if share < 0.5:
-        return Quirk()
-    if share < 0.75:
-        return Quirk("key", rng.choice(KEYS))
-    return Quirk("argument", rng.choice(ARGUMENTS))
+def shares_of(config: CatalogConfig) -> Shares:
+    """Return the weights of `config`, in the order of their declaration."""
+    return Shares(
+        tuple((kind, config.quirks.get(kind, 0.0)) for kind in get_args(CatalogQuirk)),
+        tuple((kind, config.docs.get(kind, 0.0)) for kind in get_args(CatalogDoc)),
+    )
+
+
+DEFAULT_SHARES = shares_of(CatalogConfig())
 
 
 def draw_instance(
-    name: str, operation: Operation, rng: Random, known: Sequence[Operation] = OPERATIONS
+    name: str,
+    operation: Operation,
+    rng: Random,
+    known: Sequence[Operation] = OPERATIONS,
+    shares: Shares = DEFAULT_SHARES,
 ) -> Instance:
-    """Draw quirk and doc of a tool: vague 50 %, true 20 %, false 30 % (another of `known`)."""
-    quirk = draw_quirk(rng)
-    share = rng.random()
-    if share < 0.5:
-        return Instance(name, operation, quirk, "vague", VAGUE_DOC)
-    if share < 0.7:
-        return Instance(name, operation, quirk, "true", f"{operation.name} x")
-    others = [other for other in known if other != operation]
-    return Instance(name, operation, quirk, "false", f"{rng.choice(others).name} x")
+    """Draw quirk and doc of a tool; a false doc names another operation of `known`."""
+    quirk = draw_quirk(shares.quirks, rng)
+    match doc_kind := weighted(shares.docs, rng):
+        case "vague":
+            doc = VAGUE_DOC
+        case "missing":
+            doc = ""
+        case "true":
+            doc = f"{operation.name} x"
+        case "false":
+            others = [other for other in known if other != operation]
+            doc = f"{rng.choice(others).name} x"
+    return Instance(name, operation, quirk, doc_kind, doc)
 
 
-def tool_set_of(instances: tuple[Instance, ...]) -> ToolSet:
+def tool_set_of(instances: Sequence[Instance]) -> ToolSet:
     """Return the tool set that a session opens with."""
     return ToolSet(
         tools=tuple(instance.spec for instance in instances),

@@ -13,6 +13,7 @@ from random import Random
 
 from envs.catalog.conversation import Goal, KnownTool, View, read
 from envs.catalog.operations import PROBE
+from envs.catalog.quirks import CLOSED, OPENING
 from envs.messages import Message
 from envs.seeds import stable_hash
 
@@ -55,10 +56,13 @@ def _trial_turn(view: View, rng: Random) -> str:
         return _conclude("", view, rng)
     if last is None:
         return f"try 1. {view.tools[0].call(PROBE)}"
-    if view.failed:
-        return f"{last.repair}: try {last.number}. {last.call(PROBE)}"
+    if last.closed and not last.opened:
+        return f"{CLOSED}: try {last.number}. {last.call(OPENING)}"
+    if view.trouble or not last.result:
+        return f"{view.trouble or OPENING}: try {last.number}. {last.call(PROBE)}"
     still_open = [goal for goal in view.goals if view.serving(goal) is None]
-    note = f"got {view.seen(last.result)}, want {_labels(_open_before(view, last))}: "
+    seen = f"got {view.seen(last.result)}{f', off by {last.offset}' if last.offset else ''}"
+    note = f"{seen}, want {_labels(_open_before(view, last))}: "
     if not still_open:
         return _conclude(f"{note}done {last.number}. ", view, rng)
     if any(view.serving(goal) is last for goal in view.goals):
@@ -95,16 +99,24 @@ def _conclude(note: str, view: View, rng: Random) -> str:
 def _execution_turn(view: View, rng: Random) -> str:
     step = len(view.executed)
     value = view.executed[-1] if view.executed else view.value
+    said = [view.last.repair] if view.last and _was_converted(view) else []
     if step == len(view.goals):
-        return f"<answer>{value}</answer>"
+        return "".join(f"{text}: " for text in said) + f"<answer>{value}</answer>"
     name = view.chosen[step] if step < len(view.chosen) else ""
     tool = next((tool for tool in view.tools if tool.name == name), view.tools[0])
-    said = [view.goals[step].label] if len(view.goals) > 1 else []
-    plain = not view.failed and rng.random() < FORGETFUL
-    if view.failed:
-        said.append(tool.repair)
-    opening = f"{', '.join(said)}: call" if said else "call"
-    return f"{opening} {tool.number}. {tool.call(value, plain=plain)}"
+    said += [view.goals[step].label] if len(view.goals) > 1 else []
+    plain = not view.trouble and rng.random() < FORGETFUL
+    opening = tool.closed and not tool.opened and not plain
+    if view.trouble or opening:
+        said.append(view.trouble or CLOSED)
+    call = tool.call(OPENING if opening else value, plain=plain)
+    return f"{', '.join(said)}{': ' if said else ''}call {tool.number}. {call}"
+
+
+def _was_converted(view: View) -> bool:
+    """Whether the value at hand is the last call's result, brought back from the tool's unit."""
+    answered = bool(view.executed) and not view.trouble
+    return answered and view.last is not None and view.last.offset > 0
 
 
 def _assigned(view: View, rng: Random) -> list[KnownTool]:
@@ -120,6 +132,6 @@ def _guess(view: View, goal: Goal, taken: Sequence[KnownTool], rng: Random) -> K
     """Choose among the tools not seen to do something else: by the docs, else a vague one."""
     free = [tool for tool in view.tools if tool not in taken]
     open_tools = [tool for tool in free if not tool.result] or free or view.tools
-    named = [tool for tool in open_tools if tool.doc.split()[0] == goal.operation]
-    vague = [tool for tool in open_tools if tool.doc.split()[0] == "edit"]
+    named = [tool for tool in open_tools if tool.subject == goal.operation]
+    vague = [tool for tool in open_tools if tool.subject in ("edit", "")]
     return rng.choice(named or vague or open_tools)

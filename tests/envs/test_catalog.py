@@ -5,10 +5,12 @@ from itertools import pairwise
 
 import pytest
 
-from envs.catalog.environment import CatalogEnvironment, recurrent_tools
-from envs.catalog.instances import ARGUMENTS, KEYS, Instance, Quirk
+from envs.catalog.drawing import recurrent_tools
+from envs.catalog.environment import CatalogEnvironment
+from envs.catalog.instances import Instance
 from envs.catalog.names import SYLLABLES, names_of, split_of
 from envs.catalog.operations import OPERATIONS, named, recognise
+from envs.catalog.quirks import ARGUMENTS, KEYS, Quirk
 from envs.errors import ConfigError
 from envs.tasks import Split, Task
 

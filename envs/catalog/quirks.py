@@ -1,0 +1,127 @@
+"""Hidden quirks of tools: what a doc does not say, and a trial does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from envs.config import CatalogQuirk
+
+DOCUMENTED_ARGUMENT = "x"
+SWITCH_ARGUMENT, SWITCH_VALUE = "y", "on"
+"""The second argument of tools that document two."""
+ARGUMENTS: tuple[str, ...] = ("text", "word", "item", "code")
+"""What the argument may really be called where the doc is wrong about it."""
+KEYS: tuple[str, ...] = ("gold", "blue", "green", "black", "white", "pink")
+"""Values of the undocumented argument `key`."""
+OFFSETS: tuple[int, ...] = (3, 6)
+"""How far, modulo ten, the digits of a result are off where the tool counts in another unit. The
+probe's digits are 1 to 3, so its results never look like those of another offset.
+"""
+OPENING = "open"
+"""The text that opens a closed tool, and its answer."""
+SWAPPED, BUSY, CLOSED = "swap x y", "again", "open first"
+"""Errors, each of which says what mends it."""
+
+_DIGITS = "0123456789"
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Quirk:
+    """What the doc does not say; `value` is the key, the argument's real name, or the offset."""
+
+    kind: CatalogQuirk = "none"
+    value: str = ""
+
+    @property
+    def documented(self) -> tuple[str, ...]:
+        """Names of the arguments that the doc shows."""
+        two = self.kind in ("pair", "order")
+        return (DOCUMENTED_ARGUMENT, SWITCH_ARGUMENT) if two else (DOCUMENTED_ARGUMENT,)
+
+    @property
+    def argument(self) -> str:
+        """Name of the argument that takes the text."""
+        if self.kind == "argument":
+            return self.value
+        return SWITCH_ARGUMENT if self.kind == "order" else DOCUMENTED_ARGUMENT
+
+    @property
+    def prelude(self) -> str:
+        """Python source before the function: the state of a session."""
+        return "_seen = []\n" if self.kind in ("busy", "closed") else ""
+
+    @property
+    def missing(self) -> str:
+        """The error where the argument with the text is missing."""
+        return SWAPPED if self.kind == "order" else f"use {self.argument}"
+
+    @property
+    def checks(self) -> str:
+        """Python source that refuses a call; it comes before the text is read."""
+        match self.kind:
+            case "key":
+                return _refusal(
+                    f'arguments.get("key") != "{self.value}"', f"needs key={self.value}"
+                )
+            case "pair":
+                wrong = f'arguments.get("{SWITCH_ARGUMENT}") != "{SWITCH_VALUE}"'
+                return _refusal(wrong, f"needs {SWITCH_ARGUMENT}={SWITCH_VALUE}")
+            case "order":
+                wrong = f'arguments.get("{DOCUMENTED_ARGUMENT}") != "{SWITCH_VALUE}"'
+                return _refusal(wrong, SWAPPED)
+            case "busy":
+                return "    _seen.append(1)\n" + _refusal("len(_seen) == 1", BUSY)
+            case "closed":
+                opening = f'arguments["{DOCUMENTED_ARGUMENT}"] == "{OPENING}"'
+                opened = f'    if {opening}:\n        _seen.append(1)\n        return "{OPENING}"\n'
+                return opened + _refusal("not _seen", CLOSED)
+            case _:
+                return ""
+
+    def converted(self, expression: str) -> str:
+        """Return Python source of the result in the tool's unit."""
+        if self.kind != "unit":
+            return expression
+        there = shifted(_DIGITS, int(self.value))
+        return f'({expression}).translate(str.maketrans("{_DIGITS}", "{there}"))'
+
+
+def _refusal(condition: str, error: str) -> str:
+    return f'    if {condition}:\n        raise ValueError("{error}")\n'
+
+
+def draw_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> Quirk:
+    """Draw a quirk by `weights`: a kind, and the value that goes with it."""
+    match kind := weighted(weights, rng):
+        case "key":
+            return Quirk(kind, rng.choice(KEYS))
+        case "argument":
+            return Quirk(kind, rng.choice(ARGUMENTS))
+        case "unit":
+            return Quirk(kind, str(rng.choice(OFFSETS)))
+        case _:
+            return Quirk(kind)
+
+
+def weighted(weights: Sequence[tuple[Kind, float]], rng: Random) -> Kind:
+    """Draw by `weights` with one number of `rng`."""
+    share, reached = rng.random() * sum(weight for _, weight in weights), 0.0
+    for kind, weight in weights:
+        reached += weight
+        if share < reached:
+            return kind
+    return next(kind for kind, weight in reversed(weights) if weight > 0)
+
+
+def shifted(text: str, offset: int) -> str:
+    """Return `text` with its digits moved up by `offset`, modulo ten; the rest as it is."""
+    return "".join(str((int(c) + offset) % 10) if c in _DIGITS else c for c in text)
+
+
+def read_probe(result: str) -> tuple[str, int]:
+    """Split the result of a trial with the probe into what the operation did and the offset."""
+    digits = "".join(character for character in result if character in _DIGITS)
+    offset = max((3 * ((int(digit) - 1) // 3) for digit in digits if digit != "0"), default=0)
+    return shifted(digits, -offset), offset
