@@ -40,7 +40,7 @@ class Command:
 def test_help_of_every_command_has_an_example(trialrun: Command) -> None:
     code, out, _ = trialrun("--help")
     assert code == 0
-    for name in ("demo", "doctor", "sft", "train", "eval", "serve", "episodes"):
+    for name in ("demo", "doctor", "sft", "train", "eval", "serve", "episodes", "compare", "plot"):
         assert name in out
         code, help_text, _ = trialrun(name, "--help")
         assert (code, "Example: trialrun " + name in help_text) == (0, True)
