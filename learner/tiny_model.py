@@ -22,7 +22,7 @@ from envs.catalog.quirks import (
     SWITCH_ARGUMENT,
 )
 
-MAX_POSITIONS = 512
+MAX_POSITIONS = 1024
 HIDDEN = 128
 LAYERS = 3
 HEADS = 4
