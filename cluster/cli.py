@@ -16,6 +16,7 @@ from cluster.collect_config import CollectSource
 from cluster.command_line import JsonOption, report, stack
 from cluster.config import RunConfig, load_config, recipe_names, to_toml
 from cluster.doctor import run_doctor
+from cluster.study_recipe import load_study, read_seeds
 from envs.errors import TrialrunError
 from envs.tasks import Split
 from rollout.openai_config import ToolFormat
@@ -51,6 +52,28 @@ def demo(
     """Build a tiny model, teach it, reinforce it, and show what it learnt on tools it never saw."""
     config = _config("demo", [f"run.seed={seed}", *(overrides or [])], dry_run=False)
     result = stack("demo").run_demo(config)
+    if as_json:
+        report(result, as_json=True)
+
+
+@app.command(epilog="Example: [bold]trialrun study --seeds 5 --dir runs/study[/]")
+def study(
+    recipe: RecipeArgument = "study",
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, or a list of them: 5, or 11,12,13.")
+    ] = "5",
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Where results are kept; an existing one goes on.")
+    ] = Path("runs/study"),
+    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare arms over seeds and settings, as the recipe says; once stopped, it goes on."""
+    planned = load_study(recipe, overrides or ())
+    if arms is not None:
+        planned = planned.only([arm.strip() for arm in arms.split(",")])
+    result = stack("study").run_study(planned, read_seeds(seeds, planned.config.run.seed), folder)
     if as_json:
         report(result, as_json=True)
 
