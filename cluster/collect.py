@@ -24,7 +24,7 @@ from cluster.player import Actors, Player
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
 from cluster.teach import EndpointActors, open_stage, scripted_actors, teaching_stream
-from envs.errors import ConfigError
+from envs.errors import ConfigError, StoreError
 from envs.tasks import TaskCollection
 from envs.tools import JsonObject
 from rollout.openai_client import ChatClient, Spending
@@ -50,12 +50,11 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     Raises ConfigError where a collection cannot go on under other settings, or is impossible.
     """
     progress = Progress()
-    if resume and RunLayout(out).run_json.exists():
-        check_same(config, load_config(str(RunLayout(out).config_toml)))
-    else:
-        resume = False
-    model = find_model(config)
+    resume = _goes_on(config, out, resume=resume)
     section = config.collect
+    if section.source == "endpoint":
+        run_async(_check_endpoint(section.endpoint))
+    model = find_model(config)
     progress.say(
         f"{section.source}: {_tasks(config)} tasks x {section.samples} "
         f"in mode {config.episode.mode}, episodes in {out}"
@@ -73,6 +72,26 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     cost: JsonObject = {"requests": spent.requests, "teacher_tokens": spent.tokens} if spent else {}
     stopped = "" if affordable else "the budget is spent: raise it and go on with --resume"
     return {"run_dir": str(out), **report, **cost, **({"stopped": stopped} if stopped else {})}
+
+
+def _goes_on(config: RunConfig, out: Path, *, resume: bool) -> bool:
+    """Whether there is something to go on with. Raises StoreError, ConfigError where that may not
+    be.
+    """
+    layout = RunLayout(out)
+    if not layout.run_json.exists():
+        return False
+    if not resume:
+        raise StoreError(
+            f"there is a run in {out} already: go on with --resume, or choose another --out"
+        )
+    check_same(config, load_config(str(layout.config_toml)))
+    return True
+
+
+async def _check_endpoint(endpoint: EndpointConfig) -> None:
+    async with open_http(endpoint) as http:
+        await ChatClient(http, endpoint, endpoint_key(endpoint, os.environ)).check()
 
 
 async def _collect(
@@ -118,10 +137,8 @@ async def _acting(config: RunConfig, model: Path, out: Path) -> AsyncIterator[_A
             yield _Acting(scripted_actors(config, stage))
         return
     endpoint = section.endpoint
-    key = endpoint_key(endpoint, os.environ)
     async with open_http(endpoint) as http:
-        client = ChatClient(http, endpoint, key)
-        await client.check()
+        client = ChatClient(http, endpoint, endpoint_key(endpoint, os.environ))
         async with open_stage(config, model, out) as stage:
             yield _Acting(EndpointActors(stage, client, endpoint), client)
 
