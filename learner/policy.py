@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from envs.errors import ConfigError, MissingError
 from learner.attention import attention_arguments, attention_for
 from learner.packing import Pack
+from learner.token_scores import TokenScores
 
 PREFIX = "policy."
 """What `PolicyModule` puts before the Hugging Face name of a parameter."""
 
-_CHUNK_LOGITS = 2**25  # logits of one chunk: 128 MiB in float32
+CHUNK_LOGITS = 2**25  # logits of one chunk: 128 MiB in float32
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "logits_soft_cap")
 
 
@@ -26,41 +26,33 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.policy: PreTrainedModel = model
         self._attention = attention
-        self.chunk_logits = _CHUNK_LOGITS
+        self.chunk_logits = CHUNK_LOGITS
+        self.entropy_gradient = False
+        """Entropies have a gradient too; this keeps all logits of a pack for the backward pass."""
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return differentiable logprobs_P at the sampling temperature, and entropies_P."""
         decoder: Any = self.policy.get_decoder()
-        hidden = decoder(
-            input_ids=pack.token_ids_T[None],
-            position_ids=pack.positions_T[None],
+        hidden_UH = decoder(
+            input_ids=pack.token_ids_U[None],
+            position_ids=pack.positions_U[None],
             use_cache=False,
-            **attention_arguments(self._attention, pack.lengths_S, pack.token_ids_T.device),
+            **attention_arguments(self._attention, pack),
         ).last_hidden_state[0]
-        hidden_P = hidden.index_select(0, pack.predict_P)
-        rows = max(1, self.chunk_logits // self.policy.config.vocab_size)
-        if len(hidden_P) <= rows:
-            return self._score(hidden_P, pack.targets_P, pack.temperatures_P)
-        parts = [
-            checkpoint(self._score, *chunk, use_reentrant=False)
-            for chunk in zip(
-                hidden_P.split(rows),
-                pack.targets_P.split(rows),
-                pack.temperatures_P.split(rows),
-                strict=True,
-            )
-        ]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-    def _score(
-        self, hidden_P: Tensor, targets_P: Tensor, temperatures_P: Tensor
-    ) -> tuple[Tensor, Tensor]:
         head: Any = self.policy.get_output_embeddings()
-        logits_PV = head(hidden_P).float() / temperatures_P[:, None]
-        logprobs_PV = torch.log_softmax(logits_PV, dim=-1)
-        with torch.no_grad():
-            entropies_P = -(logprobs_PV.exp() * logprobs_PV).sum(-1)
-        return logprobs_PV.gather(1, targets_P[:, None])[:, 0], entropies_P
+        hidden_QH = hidden_UH.index_select(0, pack.predict_Q)
+        if type(head) is nn.Linear and head.bias is None and not self.entropy_gradient:
+            # One access per pass, however many chunks: under ZeRO 3 it is a collective.
+            logprobs_Q, entropies_Q = TokenScores.apply(
+                hidden_QH, head.weight, pack.targets_Q, pack.temperatures_Q, self.chunk_logits
+            )
+        else:
+            logits_QV = head(hidden_QH).float() / pack.temperatures_Q[:, None]
+            all_QV = torch.log_softmax(logits_QV, dim=-1)
+            logprobs_Q = all_QV.gather(1, pack.targets_Q[:, None])[:, 0]
+            of_entropy_QV = all_QV if self.entropy_gradient else all_QV.detach()
+            entropies_Q = -(of_entropy_QV.exp() * of_entropy_QV).sum(-1)
+        return logprobs_Q.index_select(0, pack.scores_P), entropies_Q[pack.scores_P]
 
 
 def load_policy(path: str, dtype: torch.dtype, device: torch.device) -> PolicyModule:
