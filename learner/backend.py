@@ -69,6 +69,10 @@ class Backend(Protocol):
         """
         ...
 
+    def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As `named_weights`, what engines are sent: with adapters, these alone in PEFT's names."""
+        ...
+
     def save(self, path: Path) -> None:
         """Write weights and optimizer state into the folder `path`; collective."""
         ...

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import deepspeed
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from envs.errors import ConfigError, LearnerError, NonFiniteError
 from learner.backend import RankPlace
 from learner.config import OptimizerSection
+from learner.lora import PEFT, adapters_off, is_factor, merged, saved_name
 from learner.optimizers import build_optimizer
 from learner.packing import Pack
 from learner.policy import PREFIX, PolicyModule, load_policy
+from rollout.config import LoraConfig
 
 _TAG = "state"
+_NO_ADAPTERS = LoraConfig()
 _PERSISTENT_ELEMENTS = 10_000  # smaller parameters (norms) stay whole on every rank under ZeRO 3
 
 
@@ -39,6 +43,7 @@ class DeepSpeedBackend:
         config: OptimizerSection,
         *,
         reference: bool = False,
+        lora: LoraConfig = _NO_ADAPTERS,
     ) -> None:
         _refuse_impossible(dtype, config)
         self.rank, self.world_size = place.rank, place.world_size
@@ -47,11 +52,17 @@ class DeepSpeedBackend:
         self._dtype: torch.dtype = getattr(torch, dtype)
         _join(place, config.collective_timeout_s)
         module = load_policy(model_path, self._dtype, self._device)
+        module.entropy_gradient = config.entropy_gradient
+        self._lora = lora
+        if lora.rank:
+            resolve_name(f"{PEFT}:add_adapters")(module.policy, lora)
         if config.activation_checkpointing:
             module.policy.gradient_checkpointing_enable({"use_reentrant": False})
         self.fingerprint = _fingerprint(module)
         self._reference = (
-            load_policy(model_path, self._dtype, self._device).eval() if reference else None
+            load_policy(model_path, self._dtype, self._device).eval()
+            if reference and not lora.rank
+            else None
         )
         embeddings = [
             parameter
@@ -65,7 +76,7 @@ class DeepSpeedBackend:
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, embeddings, config),
-            config=_engine_config(dtype, config, place.world_size),
+            config=_engine_config(dtype, config, place.world_size, place.device),
         )
         self._engine: Any = engine
         self._module = module
@@ -77,11 +88,12 @@ class DeepSpeedBackend:
         return self._engine(pack.to(self._device))
 
     def score(self, pack: Pack, *, reference: bool = False) -> tuple[Tensor, Tensor]:
-        scorer: Any = self._reference if reference else self._engine
+        bare = reference and self._lora.rank > 0
+        scorer: Any = self._reference if reference and not bare else self._engine
         if scorer is None:
             raise LearnerError("expected a backend made with reference=True, found one without")
         self._engine.eval()
-        with torch.no_grad():
+        with torch.no_grad(), adapters_off(self._module) if bare else nullcontext():
             return scorer(pack.to(self._device))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -128,21 +140,38 @@ class DeepSpeedBackend:
         return values
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for layer in self._layers():
+            yield from merged(layer, self._lora) if self._lora.rank else layer
+
+    def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
+        if not self._lora.rank:
+            yield from self.named_weights()
+            return
+        for layer in self._layers(factors_only=True):
+            for name, tensor in layer:
+                yield saved_name(name), tensor
+
+    def _layers(self, *, factors_only: bool = False) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield the parameters layer by layer, whole while the iterator stands there."""
         named = [
             (name.removeprefix(PREFIX), parameter)
             for name, parameter in self._module.named_parameters()
+            if is_factor(name) or not factors_only
         ]
         for _, members in groupby(named, key=lambda item: _layer_of(item[0])):
             layer = list(members)
             with self._whole([parameter for _, parameter in layer]):
-                for name, parameter in layer:
-                    yield name, parameter.detach()
+                yield [(name, parameter.detach()) for name, parameter in layer]
 
     def save(self, path: Path) -> None:
-        self._engine.save_checkpoint(str(path), tag=_TAG)
+        self._engine.save_checkpoint(
+            str(path), tag=_TAG, exclude_frozen_parameters=self._lora.rank > 0
+        )
 
     def load(self, path: Path) -> None:
-        found, _ = self._engine.load_checkpoint(str(path), tag=_TAG)
+        found, _ = self._engine.load_checkpoint(
+            str(path), tag=_TAG, load_module_strict=self._lora.rank == 0
+        )
         if found is None:
             raise LearnerError(f"expected a DeepSpeed checkpoint in {path}, found none")
 
@@ -206,7 +235,22 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _engine_config(dtype: str, config: OptimizerSection, world_size: int) -> dict[str, Any]:
+def _offload(config: OptimizerSection, *, pinned: bool) -> dict[str, Any]:
+    """Return the parts of `zero_optimization` that move state to host memory."""
+    places = {
+        "offload_optimizer": config.offload_optimizer,
+        "offload_param": config.offload_params,
+    }
+    return {
+        key: {"device": "cpu", "pin_memory": pinned}
+        for key, place in places.items()
+        if place == "cpu"
+    }
+
+
+def _engine_config(
+    dtype: str, config: OptimizerSection, world_size: int, device: str
+) -> dict[str, Any]:
     """DeepSpeed's own configuration; we set the end of accumulation, so its counts are 1."""
     plain = _is_plain(dtype, config)
     return {
@@ -221,6 +265,7 @@ def _engine_config(dtype: str, config: OptimizerSection, world_size: int) -> dic
             "stage": config.zero_stage,
             "overlap_comm": False,
             "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+            **_offload(config, pinned=device == "cuda"),
         },
         "steps_per_print": None,
     }

@@ -1,28 +1,35 @@
 """Export to a Hugging Face folder: safetensors, configuration and the tokenizer's files."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from envs.errors import LearnerError
 from learner.backend import Backend
+from learner.lora import PEFT
+from rollout.config import LoraConfig
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+ADAPTER_FOLDER = "adapter"
+"""Inside an exported folder: what PEFT loads onto the model that the run started from."""
+
 _OWN = ("config.json", "generation_config.json")
 
 
-def export_model(backend: Backend, source: Path, target: Path) -> None:
+def export_model(backend: Backend, source: Path, target: Path, lora: LoraConfig) -> None:
     """Write the current weights to `target`, with the tokenizer files of `source`; collective.
 
-    The folder appears whole, by a rename. Raises LearnerError where `target` exists already.
+    With adapters the weights are merged, and the adapters lie beside them in ADAPTER_FOLDER. The
+    folder appears whole, by a rename. Raises LearnerError where `target` exists already.
     """
-    weights: dict[str, Tensor] = {}
-    for name, tensor in backend.named_weights():
-        if backend.rank == 0:
-            weights[name] = tensor.to("cpu", copy=True)
+    weights = _copied(backend, backend.named_weights())
+    adapters = _copied(backend, backend.pushed_weights()) if lora.rank else {}
     exists = backend.gather(target.exists())[0]
     if exists:
         raise LearnerError(f"expected to export to a new folder, found {target} there already")
@@ -32,8 +39,19 @@ def export_model(backend: Backend, source: Path, target: Path) -> None:
         partial.mkdir(parents=True)
         _write_weights(weights, source, partial)
         _copy_tokenizer(source, partial)
+        if lora.rank:
+            folder = partial / ADAPTER_FOLDER
+            folder.mkdir()
+            save_file(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
+            describe = resolve_name(f"{PEFT}:peft_config")
+            describe(lora, str(source)).save_pretrained(str(folder))
         partial.rename(target)
     backend.gather(None)
+
+
+def _copied(backend: Backend, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return whole tensors in host memory on rank 0, nothing on the others; collective."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in named if backend.rank == 0}
 
 
 def _write_weights(weights: dict[str, Tensor], source: Path, folder: Path) -> None:

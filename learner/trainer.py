@@ -43,6 +43,7 @@ class Trainer:
             setup.model.dtype,
             self._optimizer,
             reference=setup.sft is None and setup.learner.kl_coef > 0,
+            lora=setup.model.lora,
         )
         self._limits = read_limits(Path(setup.model_path), setup.model.max_model_len)
         self._optimizer_steps = 0
@@ -129,6 +130,10 @@ class Trainer:
         """Yield (Hugging Face name, whole tensor), valid until the next; every rank exhausts it."""
         return self._backend.named_weights()
 
+    def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As `named_weights`, what a push carries: with adapters, these alone."""
+        return self._backend.pushed_weights()
+
     def save(self, path: str | Path, step: int) -> None:
         """Write a checkpoint that `load` resumes from bit for bit; replaces an older one."""
         save_checkpoint(self._backend, Path(path), self._record(step))
@@ -143,8 +148,11 @@ class Trainer:
         return record.step
 
     def export(self, path: str | Path) -> None:
-        """Write a Hugging Face folder: safetensors, configuration, tokenizer."""
-        export_model(self._backend, Path(self.setup.model_path), Path(path))
+        """Write a Hugging Face folder: safetensors, configuration, tokenizer.
+
+        With adapters the weights are merged, and PEFT's folder of the adapters lies in `adapter`.
+        """
+        export_model(self._backend, Path(self.setup.model_path), Path(path), self.setup.model.lora)
 
     def close(self) -> None:
         """Free the engine; the process group lives until the process ends."""

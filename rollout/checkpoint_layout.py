@@ -4,11 +4,15 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from envs.errors import DataFileError, MissingError
+from envs.errors import ConfigError, DataFileError, MissingError
+from rollout.config import LoraConfig, ModelConfig
 from rollout.weights import WeightLayout
+
+ADAPTER_PREFIX = "base_model.model."
+"""What PEFT puts before the Hugging Face name of a layer that has adapters."""
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAX_HEADER_BYTES = 100_000_000
@@ -20,7 +24,50 @@ def checkpoint_layout(model_path: str, dtype: str) -> WeightLayout:
     Tensors come layer by layer. A tied `lm_head` has no slot: the embedding is its weight.
     Raises MissingError for a folder without safetensors, DataFileError for a broken header.
     """
-    folder = Path(model_path)
+    shapes = _shapes(Path(model_path))
+    return _laid_out([(name, shapes[name]) for name in sorted(shapes, key=_layer_order)], dtype)
+
+
+def adapter_layout(model_path: str, dtype: str, lora: LoraConfig) -> WeightLayout:
+    """Return the layout of the adapters on the folder `model_path`, in PEFT's names.
+
+    Per target layer of shape (out, in): `lora_A` (rank, in), then `lora_B` (out, rank). Raises
+    ConfigError where no layer is called like a target.
+    """
+    shapes = _shapes(Path(model_path))
+    layers = [
+        name.removesuffix(".weight")
+        for name in sorted(shapes, key=_layer_order)
+        if name.endswith(".weight") and name.split(".")[-2] in lora.target_modules
+    ]
+    if not layers:
+        raise ConfigError(
+            f"expected layers called {', '.join(lora.target_modules)} (model.lora.target_modules) "
+            f"in {model_path}, found none"
+        )
+    factors = []
+    for layer in layers:
+        out, into = shapes[f"{layer}.weight"]
+        factors.append((f"{ADAPTER_PREFIX}{layer}.lora_A.weight", (lora.rank, into)))
+        factors.append((f"{ADAPTER_PREFIX}{layer}.lora_B.weight", (out, lora.rank)))
+    return _laid_out(factors, dtype)
+
+
+def push_layout(model_path: str, model: ModelConfig) -> WeightLayout:
+    """Return what a weight push carries: the adapters where there are any, else every weight."""
+    if model.lora.rank:
+        return adapter_layout(model_path, model.dtype, model.lora)
+    return checkpoint_layout(model_path, model.dtype)
+
+
+def _laid_out(shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: str) -> WeightLayout:
+    item = _ITEM_BYTES[dtype]
+    return WeightLayout.of(
+        [(name, dtype, shape, item * math.prod(shape)) for name, shape in shapes]
+    )
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise MissingError(
@@ -29,13 +76,7 @@ def checkpoint_layout(model_path: str, dtype: str) -> WeightLayout:
     shapes = {name: shape for shard in shards for name, shape in _header(shard)}
     if _is_tied(folder):
         shapes.pop("lm_head.weight", None)
-    item = _ITEM_BYTES[dtype]
-    return WeightLayout.of(
-        [
-            (name, dtype, shapes[name], item * math.prod(shapes[name]))
-            for name in sorted(shapes, key=_layer_order)
-        ]
-    )
+    return shapes
 
 
 def _header(shard: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
