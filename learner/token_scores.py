@@ -48,7 +48,10 @@ class TokenScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_Q: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        gradient_Q = grad_outputs[0]
         if ctx.spent:
             raise LearnerError("expected one backward pass per forward pass, found a second")
         ctx.spent = True

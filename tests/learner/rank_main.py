@@ -14,6 +14,7 @@ import torch
 
 from envs.errors import ConfigError, LearnerError, MissingError
 from learner.config import LearnerConfig, OptimizerSection, SftConfig
+from learner.deepspeed_backend import DeepSpeedBackend
 from learner.trainer import Trainer, TrainerSetup
 from rollout.config import ModelConfig
 
@@ -160,11 +161,30 @@ def options() -> dict[str, dict[str, float]]:
     return found
 
 
+def chunks() -> dict[str, dict[str, float]]:
+    """Logits whole, and in chunks of which ranks have different numbers, of one very long episode.
+
+    Under ZeRO 3 every use of the head's weights is a collective: were there one per chunk, ranks
+    would wait for each other for ever.
+    """
+    found = {}
+    for name, stage in (("whole", 0), ("chunked", 3)):
+        one = trainer(LearnerConfig.model_validate({**SMALL, "zero_stage": stage}))
+        backend = one._backend
+        assert isinstance(backend, DeepSpeedBackend)
+        if name == "chunked":
+            backend._module.chunk_logits = 64 * 5
+        found[name] = one.rl_step(table("uneven")).metrics
+        one.close()
+    return found
+
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     found: dict[str, Any] = {f"stage{stage}": train(stage) for stage in range(4)}
     found["refusals"] = refusals()
     found["options"] = options()
+    found["chunks"] = chunks()
     found["disagreement"] = disagreement()
     sft = {**SMALL, "lr": 3e-3}
     found["sft"] = imitate(OptimizerSection.model_validate({**sft, "zero_stage": 1}))

@@ -204,6 +204,14 @@ def test_every_objective_runs_on_every_stage(found: Found) -> None:
         )
 
 
+def test_ranks_with_more_logits_than_others_do_not_wait_for_ever(found: Found) -> None:
+    for ranks in found.values():
+        whole, chunked = (ranks[0]["chunks"][name] for name in ("whole", "chunked"))
+        assert whole["grad_norm"] > 0
+        for name in ("loss", "grad_norm", "entropy", "mismatch_kl"):
+            assert chunked[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+
+
 @pytest.mark.parametrize("optimizer", ["sft", "muon"])
 def test_imitation_lowers_the_loss_alike_on_one_and_two_ranks(found: Found, optimizer: str) -> None:
     alone, pair = found[1][0][optimizer], found[2][0][optimizer]
