@@ -186,6 +186,19 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _deterministic_is_possible(self) -> Self:
+        if not self.run.deterministic:
+            return self
+        if not self.episode.seeded:
+            raise ValueError("run.deterministic needs episode.seeded = true: nothing else is drawn")
+        if self.model.dtype != "float32" and not self.cluster.gpus_per_worker:
+            raise ValueError(
+                "run.deterministic needs model.dtype = 'float32' on CPU workers: in "
+                f"{self.model.dtype} a token's logprob depends on what is computed beside it"
+            )
+        return self
+
     @property
     def path(self) -> Path:
         """The run directory."""

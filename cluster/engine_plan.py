@@ -21,3 +21,4 @@ class EnginePlan:
     gpu: bool
     transport: str
     factory: str = VLLM
+    deterministic: bool = False

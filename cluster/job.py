@@ -145,6 +145,7 @@ def _make_pool(config: RunConfig, model: Path, fleet: ToolFleet) -> RolloutPool:
         config.run.seed & 0x7FFFFFFF,
         section.gpus_per_worker > 0,
         section.transport,
+        deterministic=config.run.deterministic,
     )
     share = Share(section.cpus_per_worker, section.gpus_per_worker)
     timing = PoolTiming(

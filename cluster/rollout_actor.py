@@ -74,7 +74,9 @@ class RayWorker:
             num_cpus=share.cpus,
             num_gpus=share.gpus,
             max_concurrency=MAX_CALLS,
-            runtime_env={"env_vars": engine_environment(gpu=plan.gpu)},
+            runtime_env={
+                "env_vars": engine_environment(gpu=plan.gpu, deterministic=plan.deterministic)
+            },
         ).remote(name, spec, plan, access)
         self._name = name
         self.pid = 0

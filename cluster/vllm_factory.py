@@ -17,5 +17,6 @@ def make_engine(template: ChatTemplate, plan: EnginePlan) -> Engine:
             plan.seed,
             "cuda" if plan.gpu else "cpu",
             "cuda_ipc" if plan.transport == "cuda_ipc" else "shm",
+            deterministic=plan.deterministic,
         )
     )

@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.weight_transfer.base import (
     WeightTransferInitRequest,
     WeightTransferUpdateRequest,
@@ -16,16 +17,17 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.logprobs import FlatLogprobs
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from envs.errors import EngineError, EpisodeError, WeightSyncError
-from rollout.checkpoint_layout import checkpoint_layout
+from rollout.checkpoint_layout import push_layout
 from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
-from rollout.vllm_weights import BACKEND, REFUSED, WorkerExtension
+from rollout.vllm_weights import ADAPTER_ID, BACKEND, REFUSED, WorkerExtension
 from rollout.weights import WeightLayout, WeightManifest
 
 Device = Literal["cpu", "cuda"]
@@ -34,6 +36,9 @@ Transport = Literal["shm", "nccl", "cuda_ipc"]
 _BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "nccl": "nccl", "cuda_ipc": "ipc"}
 _FINISH: Mapping[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _CLOSE_TIMEOUT_S = 10.0
+_ROW_INVARIANT = "rollout.vllm_row_invariant.RowInvariantExtension"
+"""By name: importing it changes vLLM, which only the engine's own workers should see."""
+_CHECK = "row_variant_layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ class VllmSpec:
     clear_cache_on_load: bool = True
     """Drop prefix-cache blocks at a load and recompute what is in flight; the version salt alone
     already keeps a new-version request from being served old blocks."""
+    deterministic: bool = False
+    """A request's tokens and logprobs do not depend on what else is computed at the time; on CPU
+    vLLM's linear layers are replaced for it, on a GPU set `VLLM_BATCH_INVARIANT`."""
 
 
 class VllmEngine:
@@ -67,6 +75,9 @@ class VllmEngine:
         self._paused = False
         self._broken = ""
         self._loading = asyncio.Lock()
+        self._adapter = (
+            LoRARequest("policy", ADAPTER_ID, "pushed") if spec.model.lora.rank else None
+        )
 
     @property
     def version(self) -> int:
@@ -79,8 +90,10 @@ class VllmEngine:
 
     @cached_property
     def layout(self) -> WeightLayout:
-        """What `load` accepts: the tensors of the model's checkpoint, in the engine's dtype."""
-        return checkpoint_layout(self._spec.model_path, self._spec.model.dtype)
+        """What `load` accepts: the tensors of the model's checkpoint, in the engine's dtype; with
+        adapters, these alone.
+        """
+        return push_layout(self._spec.model_path, self._spec.model)
 
     async def start(self) -> None:
         """Start vLLM. Raises EngineError when it fails or misses `start_timeout_s`.
@@ -93,7 +106,10 @@ class VllmEngine:
                 self._llm = await asyncio.to_thread(
                     AsyncLLM.from_engine_args, _engine_args(self._spec)
                 )
+                if self._adapter is not None:
+                    await self._load_adapter(self._llm, {})
                 await self._llm.update_weight_version(str(self._version))
+                await self._check_rows(self._llm)
         except TimeoutError as error:
             raise EngineError(
                 f"expected vLLM to be ready within {deadline_s:g} s, found it still starting"
@@ -119,7 +135,12 @@ class VllmEngine:
             started = clock()
             tokens = tokens_input(list(prompt.token_ids), cache_salt=f"policy-{self._version}")
         try:
-            stream = llm.generate(tokens, self._sampling(params, room), prompt.request_id)
+            stream = llm.generate(
+                tokens,
+                self._sampling(params, room),
+                prompt.request_id,
+                lora_request=self._adapter,
+            )
             outputs = [output.outputs[0] async for output in stream]
         except EngineDeadError as error:
             self._broken = self._broken or "its process died"
@@ -169,6 +190,15 @@ class VllmEngine:
         if llm.output_handler is not None:
             llm.output_handler.cancel()  # before the core goes, or it reports the core as dead
         await asyncio.to_thread(llm.shutdown, _CLOSE_TIMEOUT_S)
+
+    async def _check_rows(self, llm: AsyncLLM) -> None:
+        if _replaces_linear(self._spec):
+            varying = [name for found in await llm.collective_rpc(_CHECK) for name in found]
+            if varying:
+                raise EngineError(
+                    "expected linear layers that compute a row alike whatever is beside it, found "
+                    f"others on this CPU: {', '.join(varying[:4])}; set run.deterministic = false"
+                )
 
     def _live(self) -> AsyncLLM:
         if self._llm is None:
@@ -229,22 +259,44 @@ class VllmEngine:
             await llm.resume_generation()
 
     async def _transfer(self, llm: AsyncLLM, manifest: WeightManifest) -> None:
-        await llm.start_weight_update()
+        adapters = self._adapter is not None
+        if not adapters:
+            await llm.start_weight_update()
         try:
-            await llm.update_weights(WeightTransferUpdateRequest(_update_info(manifest)))
+            if adapters:
+                await self._load_adapter(llm, _update_info(manifest))
+            else:
+                await llm.update_weights(WeightTransferUpdateRequest(_update_info(manifest)))
         except EngineDeadError:
             raise
         except Exception as error:
             if REFUSED in str(error):
                 raise WeightSyncError(f"version {manifest.version}: {error}") from error
             raise
-        await llm.finish_weight_update(str(manifest.version))
+        if adapters:
+            await llm.update_weight_version(str(manifest.version))
+        else:
+            await llm.finish_weight_update(str(manifest.version))
         answered = await llm.get_weight_version()
         if answered != str(manifest.version):
             raise RuntimeError(
                 f"expected vLLM to answer version {manifest.version}, found {answered}"
             )
         self._version = manifest.version
+
+    async def _load_adapter(self, llm: AsyncLLM, update: dict[str, Any]) -> None:
+        lora = self._spec.model.lora
+        peft = {
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "target_modules": list(lora.target_modules),
+        }
+        shapes = [(slot.name, slot.dtype, list(slot.shape)) for slot in self.layout.slots]
+        await llm.collective_rpc("load_adapter", args=(peft, shapes, update))
+
+
+def _replaces_linear(spec: VllmSpec) -> bool:
+    return spec.deterministic and spec.device == "cpu"
 
 
 def _engine_args(spec: VllmSpec) -> AsyncEngineArgs:
@@ -268,9 +320,22 @@ def _engine_args(spec: VllmSpec) -> AsyncEngineArgs:
         generation_config="vllm",
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
+        enable_lora=spec.model.lora.rank > 0,
+        max_loras=1,
+        max_lora_rank=_rank_class(spec.model.lora.rank),
         weight_transfer_config=WeightTransferConfig(backend=_BACKENDS[spec.transport]),
-        worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
+        worker_extension_cls=_ROW_INVARIANT
+        if _replaces_linear(spec)
+        else f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
     )
+
+
+def _rank_class(rank: int) -> Any:
+    """Return the smallest of the ranks that vLLM has buffers for. Raises EngineError."""
+    ranks = get_args(MaxLoRARanks)
+    if rank > max(ranks):
+        raise EngineError(f"expected model.lora.rank of at most {max(ranks)}, found {rank}")
+    return min(size for size in ranks if size >= rank)
 
 
 def _completion(output: CompletionOutput, queue_s: float) -> Completion:

@@ -47,7 +47,7 @@ THIRD_PARTY = {
 """What each package may import from outside; `cluster` may import everything."""
 
 VENDORS = {
-    "vllm": ("rollout/vllm_engine.py", "rollout/vllm_weights.py"),
+    "vllm": ("rollout/vllm_engine.py", "rollout/vllm_row_invariant.py", "rollout/vllm_weights.py"),
     "deepspeed": ("learner/deepspeed_backend.py",),
     "ray": ("cluster/*.py",),
     "fastapi": ("envs/tool_*.py", "envs/*_server.py", "cluster/dashboard*.py"),
