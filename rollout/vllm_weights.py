@@ -4,6 +4,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,6 +21,8 @@ from vllm.distributed.weight_transfer.factory import (
     WeightTransferTrainerFactory,
 )
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
@@ -31,6 +34,9 @@ from rollout.weights import TensorSlot, WeightLayout, checksum
 BACKEND = "trialrun_shm"
 REFUSED = "weights refused"
 """Starts the message of an update that was turned down before any byte of it was used."""
+ADAPTER_ID = 1
+"""vLLM's number of the one adapter; every request names it."""
+
 _KEPT_MAPPINGS = 2
 
 
@@ -49,64 +55,27 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
     slots: list[tuple[str, str, list[int], int, int]]
 
 
-class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """Loads a whole policy version from a file that every worker of the node maps.
+class _PublishedFiles:
+    """Versions in files of shared memory, verified before they are read.
 
     Mappings are kept between updates, for the sender alternates two files and mapping fresh pages
-    costs more than copying them. The sender must leave a file alone until the update has finished.
+    costs more than copying them.
     """
 
-    init_info_cls = SharedMemoryInitInfo
-    update_info_cls = SharedMemoryUpdateInfo
-
-    def __init__(
-        self,
-        config: WeightTransferConfig,
-        vllm_config: VllmConfig,
-        device: torch.device,
-        model: torch.nn.Module,
-    ) -> None:
-        super().__init__(config, vllm_config, device, model)
+    def __init__(self) -> None:
         self._mappings: dict[tuple[int, int], mmap.mmap] = {}
         """By device and inode, least recently used first."""
 
-    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        """Do nothing: there is no rendezvous."""
+    def tensors(self, info: SharedMemoryUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield views of the version's tensors; the check comes before the first.
 
-    def start_weight_update(self) -> None:
-        """Do nothing: layers are opened only once the update has been verified."""
-
-    def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load one version; the base class would ask for an accelerator, which a CPU lacks."""
-        self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
-
-    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        """Verify the file, then load every tensor through vLLM's layerwise reload.
-
-        Raises ValueError starting with `REFUSED` while the old weights are still whole.
+        Raises ValueError starting with `REFUSED`.
         """
-        buffer = self._verified(update_info)
-        slots = [
-            TensorSlot(name, dtype, tuple(shape), offset, nbytes)
-            for name, dtype, shape, offset, nbytes in update_info.slots
-        ]
-        initialize_layerwise_reload(self.model)
-        model = cast(_TakesCheckpoint, self.model)
-        model.load_weights((slot.name, _view(buffer, slot)) for slot in slots)
+        buffer = self._verified(info)
+        for name, dtype, shape, offset, nbytes in info.slots:
+            yield name, _view(buffer, TensorSlot(name, dtype, tuple(shape), offset, nbytes))
 
-    def finish_weight_update(self) -> None:
-        """Finalise the layers; on CPU repack a tied `lm_head`, which the reload leaves stale."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        if (
-            self.device.type == "cpu"
-            and self.model_config.hf_config.get_text_config().tie_word_embeddings
-        ):
-            _repack_tied_head(self.model)
-
-    def shutdown(self) -> None:
-        """Forget the mappings; the files are the sender's."""
+    def clear(self) -> None:
         self._mappings.clear()
 
     def _verified(self, update_info: SharedMemoryUpdateInfo) -> mmap.mmap:
@@ -137,8 +106,96 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
         return buffer
 
 
+class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
+    """Loads a whole policy version from a file that every worker of the node maps.
+
+    The sender must leave a file alone until the update has finished.
+    """
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdateInfo
+
+    def __init__(
+        self,
+        config: WeightTransferConfig,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        model: torch.nn.Module,
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self._files = _PublishedFiles()
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        """Do nothing: there is no rendezvous."""
+
+    def start_weight_update(self) -> None:
+        """Do nothing: layers are opened only once the update has been verified."""
+
+    def update_weights(self, update_info: dict[str, object]) -> None:
+        """Load one version; the base class would ask for an accelerator, which a CPU lacks."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        """Verify the file, then load every tensor through vLLM's layerwise reload.
+
+        Raises ValueError starting with `REFUSED` while the old weights are still whole.
+        """
+        tensors = self._files.tensors(update_info)
+        first = next(tensors)
+        initialize_layerwise_reload(self.model)
+        cast(_TakesCheckpoint, self.model).load_weights(chain([first], tensors))
+
+    def finish_weight_update(self) -> None:
+        """Finalise the layers; on CPU repack a tied `lm_head`, which the reload leaves stale."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if (
+            self.device.type == "cpu"
+            and self.model_config.hf_config.get_text_config().tie_word_embeddings
+        ):
+            _repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Forget the mappings; the files are the sender's."""
+        self._files.clear()
+
+
 class WorkerExtension:
-    """Named in the engine's arguments so that every vLLM worker process imports this module."""
+    """Named in the engine's arguments: every vLLM worker imports this module, and can do this."""
+
+    model_runner: Any
+    model_config: Any
+    _files: _PublishedFiles | None = None
+
+    def load_adapter(
+        self, peft: dict[str, Any], shapes: list[tuple[str, str, list[int]]], update: dict[str, Any]
+    ) -> None:
+        """Put the adapter of `update` in the place of the last one, or zeros where it is empty.
+
+        `peft` is PEFT's configuration; `shapes` are (name, dtype, shape) in its names. Raises
+        ValueError starting with `REFUSED` while the old adapter is whole.
+        """
+        if update:
+            self._files = self._files or _PublishedFiles()
+            found = self._files.tensors(SharedMemoryUpdateInfo(**update))
+            tensors = {name: view.clone() for name, view in found}
+        else:
+            tensors = {
+                name: torch.zeros(shape, dtype=getattr(torch, dtype))
+                for name, dtype, shape in shapes
+            }
+        manager = self.model_runner.lora_manager._adapter_manager
+        adapter = LoRAModel.from_lora_tensors(
+            ADAPTER_ID,
+            tensors,
+            PEFTHelper.from_dict(peft),
+            device="cpu",
+            dtype=self.model_runner.lora_config.lora_dtype,
+        )
+        manager.remove_adapter(ADAPTER_ID)
+        manager.add_adapter(adapter)
+        manager.activate_adapter(ADAPTER_ID)
 
 
 @dataclass(frozen=True, slots=True)
