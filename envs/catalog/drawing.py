@@ -128,8 +128,7 @@ def _with_duplicates(
     listed: list[Instance] = []
     for tool in drawn.listed:
         if tool not in drawn.needed and rng.random() < config.duplicates:
-            others: Sequence[Instance] = [other for other in drawn.listed if other != tool]
-            operation = rng.choice(others).operation
+            operation = rng.choice([*drawn.needed, *listed]).operation
             tool = draw_instance(tool.name, operation, rng, kind.known, shares_of(config))
         listed.append(tool)
     return DrawnTools(tuple(listed), drawn.needed)

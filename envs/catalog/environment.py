@@ -67,7 +67,7 @@ def draw_task(config: CatalogConfig, split: Split, seed: int, index: int) -> Tas
     kind = draw_kind(config, split, seed, index)
     rng = Random(stable_hash("catalog task", split, seed, index))
     drawn = draw_tools(config, kind, rng)
-    value = _draw_value(drawn.needed, kind, rng)
+    value = draw_value(drawn.needed, kind, rng)
     goals = goals_of([tool.operation for tool in drawn.needed], kind.by_example)
     suffix = "" if kind.depth == 1 and kind.novelty == "names" else f"-d{kind.depth}-{kind.novelty}"
     return Task(
@@ -111,7 +111,7 @@ def goals_of(operations: Sequence[Operation], by_example: bool) -> list[str]:
     return [f"{PROBE}>{op.apply(PROBE)}" if by_example else op.name for op in operations]
 
 
-def _draw_value(needed: Sequence[Instance], kind: TaskKind, rng: Random) -> str:
+def draw_value(needed: Sequence[Instance], kind: TaskKind, rng: Random) -> str:
     """Draw distinct digits; never such that an example of the question is the answer."""
     shown = {PROBE, *(tool.operation.apply(PROBE) for tool in needed)} if kind.by_example else set()
     while True:
