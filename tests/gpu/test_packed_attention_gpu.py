@@ -1,6 +1,7 @@
 """Packed attention on a GPU: the flash kernels against SDPA per episode, gradients included."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,38 +10,39 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from learner.attention import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN
-from learner.batch import EpisodeBatch
-from learner.packing import Pack, pack
+from learner.packing import Pack
 from learner.policy import PolicyModule
 
 pytestmark = [pytest.mark.real, pytest.mark.gpu]
 
-CUDA = torch.device("cuda")
+SHARED = 30
 
 
 def group() -> Pack:
-    """Six episodes of 40 to 290 tokens that share their first 30."""
-    generator = np.random.default_rng(0)
-    lengths = np.arange(40, 340, 50)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids = generator.integers(0, 256, int(offsets[-1])).astype(np.int32)
-    for start in offsets[1:-1]:
-        ids[start : start + 30] = ids[:30]
-    count = len(lengths)
-    mask = np.concatenate([np.arange(length) >= 30 for length in lengths])
-    batch = EpisodeBatch(
-        episodes_B=tuple(map(str, range(count))),
-        groups_B=("g",) * count,
-        outcomes_B=("answered",) * count,
-        rewards_B=np.zeros(count, np.float32),
-        temperatures_B=np.ones(count, np.float32),
-        offsets=offsets,
-        token_ids_N=ids,
-        phases_N=np.zeros(len(ids), np.int8),
-        loss_mask_N=mask,
-        logprobs_N=np.zeros(len(ids), np.float32),
-    )
-    return pack(batch, range(count), mask).to(CUDA)
+    """Six episodes of 40 to 290 tokens that share their first 30; what follows is predicted."""
+    lengths = tuple(range(40, 340, 50))
+    owned = (lengths[0], *(length - SHARED for length in lengths[1:]))
+    starts = np.cumsum([0, *owned])
+    paths = [torch.arange(lengths[0])]
+    for start, own in zip(starts[1:-1].tolist(), owned[1:], strict=True):
+        paths.append(torch.cat([torch.arange(SHARED), torch.arange(start, start + own)]))
+    targets = torch.cat([path[SHARED:] for path in paths])
+    ids = torch.randint(0, 256, (int(starts[-1]),), generator=torch.Generator().manual_seed(0))
+    return Pack(
+        token_ids_U=ids,
+        positions_U=torch.cat(
+            [torch.arange(n)[-own:] for n, own in zip(lengths, owned, strict=True)]
+        ),
+        paths_T=torch.cat(paths),
+        lengths_S=lengths,
+        owned_S=owned,
+        predict_Q=torch.cat([path[SHARED - 1 : -1] for path in paths]),
+        targets_Q=ids[targets],
+        temperatures_Q=torch.ones(len(targets)),
+        scores_P=torch.arange(len(targets)),
+        segments_P=torch.zeros(len(targets), dtype=torch.int64),
+        sources_P=np.arange(len(targets)),
+    ).to(torch.device("cuda"))
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, implementation: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logprobs, and all gradients in one row."""
-    model = LlamaForCausalLM.from_pretrained(
+    model: Any = LlamaForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=implementation
-    ).cuda()
-    policy = PolicyModule(model, implementation)
+    )
+    policy = PolicyModule(model.cuda(), implementation)
     logprobs_P, _ = policy(group())
     logprobs_P.mean().backward()
-    gradients = [parameter.grad.float().flatten() for parameter in policy.parameters()]
+    gradients = [p.grad.float().flatten() for p in policy.parameters() if p.grad is not None]
     return logprobs_P.detach(), torch.cat(gradients)
 
 
