@@ -174,6 +174,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_travel_by_shared_memory(self) -> Self:
+        if self.model.lora.rank and self.cluster.transport != "shm":
+            raise ValueError(
+                f"model.lora.rank ({self.model.lora.rank}) needs cluster.transport 'shm', found "
+                f"{self.cluster.transport!r}: adapters travel through shared memory"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sessions_have_room(self) -> Self:
         sessions = self.rollouts.episodes_per_worker
         if self.episode.mode == "free" and self.episode.trial_sessions == "isolated":

@@ -101,10 +101,10 @@ def model_states(shape: ModelShape, plan: TrainingPlan) -> States:
     master = 0 if plain else FLOAT * trainable
     moments = _MOMENTS * FLOAT * trainable
     buffers = 0
-    if ranks > 1 and stage >= 1:
-        buffers += item * min(_BUCKET, plan.trainable)
     if stage == 3:
-        buffers += item * min(_MAX_LIVE, shape.parameters)
+        buffers += item * (_BUCKET + min(_MAX_LIVE, shape.parameters))
+    elif ranks > 1 and stage >= 1:
+        buffers += item * min(_BUCKET, plan.trainable)
     host = 0
     if plan.optimizer.offload_optimizer == "cpu":
         host += master + moments + FLOAT * trainable  # the gradient is handed over in float32
