@@ -3,8 +3,7 @@ minutes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +12,13 @@ from rich.table import Table
 
 from cluster.commands import next_free, run_async
 from cluster.config import RunConfig
-from cluster.evaluate import eval_tasks, evaluate
-from cluster.imitate import imitate
-from cluster.job import Job, find_model, new_run, open_job
+from cluster.evaluate import eval_tasks
+from cluster.job import Job, find_model, open_job
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
-from cluster.teach import teach
+from cluster.study_stages import measured, serving, taught, with_values
 from cluster.train import reinforce
 from envs.tools import JsonObject
-from learner.model_folder import folder_weights
-from learner.publish import SharedMemoryPublisher
-from rollout.checkpoint_layout import checkpoint_layout
 from rollout.evaluation import EvalSummary
 from rollout.run_reader import EpisodeFilter, RunReader
 from rollout.transcript import render
@@ -51,7 +46,7 @@ def run_demo(config: RunConfig) -> JsonObject:
     """Run the demonstration and print its table and two episodes; returns the numbers."""
     if config.path.exists():
         free = next_free(Path(config.run.dir), config.run.name)
-        config = _with(config, "run", name=free.name)
+        config = with_values(config, "run", name=free.name)
     progress = Progress()
     with ray_session(config):
         results = run_async(_demonstrate(config, progress))
@@ -79,8 +74,8 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
         _taught(config, base, "direct", progress), _taught(config, base, "trial", progress)
     )
     results: dict[tuple[Policy, str], EvalSummary] = {}
-    training = _with(config, "model", path=str(trial))
-    training = _with(training, "run", dir=str(config.path), name="train")
+    training = with_values(config, "model", path=str(trial))
+    training = with_values(training, "run", dir=str(config.path), name="train")
     async with open_job(training, resume=False) as job:
         progress.say("held-out tools before reinforcement")
         for policy in (BLOCKED, TRIAL):
@@ -92,7 +87,7 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
         await job.learner.export(training.path / "model")
         progress.say("held-out tools after reinforcement")
         results |= await _measure(config, job, REINFORCED)
-        async with _serving(config, job, direct, training.run.steps + 1):
+        async with serving(config, job.pool, direct, training.run.steps + 1):
             results |= await _measure(config, job, DIRECT)
     return {
         key: results[key]
@@ -104,46 +99,30 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
 
 async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) -> Path:
     """Return the model after SFT on teacher episodes of `mode`."""
-    config = _with(config, "episode", mode=mode)
+    config = with_values(config, "episode", mode=mode)
     if mode == "direct":  # fewer and shorter successes: a fair baseline sees as many tokens
-        config = _with(config, "teacher", episodes=2 * config.teacher.episodes)
-        config = _with(config, "sft", epochs=2 * config.sft.epochs)
-    lesson = await teach(config, base, config.path / f"teacher-{mode}")
+        config = with_values(config, "teacher", episodes=2 * config.teacher.episodes)
+        config = with_values(config, "sft", epochs=2 * config.sft.epochs)
     out = config.path / f"sft-{mode}"
-    metrics = await imitate(config, base, lesson.table, out)
-    progress.say(
-        f"{mode}: imitated {lesson.table.num_rows} of {lesson.played} episodes "
-        f"in {len(metrics)} steps, loss {metrics[0]['loss']:.2f} to {metrics[-1]['loss']:.3f}"
-    )
+    made = await taught(config, base, config.path / f"teacher-{mode}", out)
+    progress.say(f"{mode}: {made.line}")
     return out
-
-
-@asynccontextmanager
-async def _serving(config: RunConfig, job: Job, model: Path, version: int) -> AsyncIterator[None]:
-    """Let the pool's engines serve the weights in folder `model` meanwhile."""
-    layout = checkpoint_layout(str(model), config.model.dtype)
-    publisher = SharedMemoryPublisher(Path(config.cluster.shm_dir), layout)
-    try:
-        await job.pool.load(publisher.publish(version, folder_weights(model)))
-        yield
-    finally:
-        publisher.close()
 
 
 async def _measure(
     config: RunConfig, job: Job, policy: Policy
 ) -> dict[tuple[Policy, str], EvalSummary]:
     """Evaluate what the pool serves on held-out tools, greedy and at temperature 1."""
-    config = _with(config, "episode", mode=policy.mode)
+    config = with_values(config, "episode", mode=policy.mode)
     if policy.trial_calls is not None:
         trial = config.episode.trial.model_copy(update={"calls": policy.trial_calls})
-        config = _with(config, "episode", trial=trial)
-    tasks, measured = eval_tasks(config), {}
+        config = with_values(config, "episode", trial=trial)
+    tasks, found = eval_tasks(config), {}
     for how, temperature in ((GREEDY, 0.0), (SAMPLED, 1.0)):
-        setting = _with(config, "eval", temperature=temperature)
-        with new_run(_eval_path(config, policy, how), setting) as run:
-            measured[policy, how] = await evaluate(setting, job.pool, run, tasks)
-    return measured
+        setting = with_values(config, "eval", temperature=temperature)
+        path = _eval_path(config, policy, how)
+        found[policy, how] = await measured(setting, job.pool, path, tasks)
+    return found
 
 
 def _eval_path(config: RunConfig, policy: Policy, how: str) -> Path:
@@ -151,10 +130,6 @@ def _eval_path(config: RunConfig, policy: Policy, how: str) -> Path:
         f"{policy.name} {how}".replace("=", "").replace("+", "").replace(",", "").lower().split()
     )
     return config.path / "-".join(["eval", *words])
-
-
-def _with(config: RunConfig, section: str, **changes: object) -> RunConfig:
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
 
 
 def _table(results: Results, tasks: int) -> Table:

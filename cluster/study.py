@@ -15,6 +15,7 @@ from cluster.commands import run_async
 from cluster.job import STACK
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
+from cluster.study_ceilings import ceiling_stages
 from cluster.study_graph import StageGraph
 from cluster.study_recipe import Study
 from cluster.study_report import StageTime, StudyReport, to_markdown, to_terminal
@@ -38,7 +39,9 @@ def run_study(study: Study, seeds: Sequence[int], folder: Path) -> JsonObject:
     with _alone(folder):
         studies = {seed: study.seeded(seed) for seed in seeds}
         progress = Progress()
-        missing = sum(len(_graph(one, folder, progress).unfinished) for one in studies.values())
+        graphs = [_graph(one, folder, progress) for one in studies.values()]
+        graphs.append(_ceiling_graph(study, folder))
+        missing = sum(len(graph.unfinished) for graph in graphs)
         progress.say(f"{missing} stages to do in {folder}, for {len(seeds)} seeds")
         if missing:
             with ray_session(study.config):
@@ -70,12 +73,17 @@ def collect(study: Study, seeds: Sequence[int], folder: Path) -> StudyReport:
         found = [result for key, result in results.items() if "accuracy" in result]
         evaluations += [{"seed": seed, **result} for result in found]
         cells += [_cell(seed, result) for result in found if result["accuracy"] is not None]
-    return StudyReport(study, cells, _ceilings(study), times, models, evaluations, _versions())
+    known = _ceiling_graph(study, folder).finished or {}
+    ceilings = {key: _number(result["success"]) for key, result in known.items()}
+    return StudyReport(study, cells, ceilings, times, models, evaluations, _versions())
 
 
 async def _work_off(
     studies: Sequence[Study], whole: Study, folder: Path, progress: Progress
 ) -> None:
+    await _ceiling_graph(whole, folder).run(
+        lambda key, result: progress.say(f"ceiling of {key}: {_number(result['success']):.2f}")
+    )
     seeds = [study.config.run.seed for study in studies]
     for study in studies:
         seed, stand = study.config.run.seed, Stand(study.config)
@@ -128,10 +136,8 @@ def _cell(seed: int, result: JsonObject) -> Cell:
     )
 
 
-def _ceilings(study: Study) -> dict[str, float]:
-    """Return what a policy that may not try can reach at best, by setting, where that is known."""
-    del study
-    return {}
+def _ceiling_graph(study: Study, folder: Path) -> StageGraph:
+    return StageGraph(folder / "ceilings", ceiling_stages(study), study.section.slots)
 
 
 def _news(result: JsonObject) -> str:

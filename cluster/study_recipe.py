@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -64,6 +64,12 @@ class StudySection(Section):
     arms: dict[str, ArmSection] = Field(default_factory=dict)
     settings: dict[str, Changes] = Field(default_factory=lambda: {"heldout": {}})
     """What differs from the recipe in each column of the table."""
+    ceilings: tuple[str, ...] = ()
+    """Settings for which to estimate what a policy that may not try can reach at best; the exact
+    search takes seconds a task at depth 1 and 2, and does not end at depth 3.
+    """
+    ceiling_tasks: int = Field(default=60, ge=2)
+    """Tasks of that estimate."""
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Self:
@@ -79,6 +85,8 @@ class StudySection(Section):
             _known(arm.model or "?", self.models, f"arms.{name}.model")
             for other in arm.against:
                 _known(other, self.arms, f"arms.{name}.against")
+        for setting in self.ceilings:
+            _known(setting, self.settings, "ceilings")
         _no_circles(self.models)
         return self
 
@@ -200,7 +208,7 @@ def _apply(tree: Changes, change: Mapping[str, JsonValue], section: Section) -> 
             tree[key] = value
 
 
-def _known(name: str, names: Mapping[str, Section], where: str) -> None:
+def _known(name: str, names: Collection[str], where: str) -> None:
     if name and name not in names:
         raise ValueError(f"{where}: expected one of {', '.join(names)}, found {name!r}")
 

@@ -186,6 +186,7 @@ class TestRecipe:
             ("arms.direct.against=['nobody']", "arms.direct.against: expected one of"),
             ("arms.direct.changes.run.sede=1", "run.sede: unknown key"),
             ("settings.depth1-names.env.catalog.depths={}", "depths"),
+            ("ceilings=['depth9']", "ceilings: expected one of depth1-names"),
             ("arm.direct.model=1", "arm: unknown key"),
         ],
     )
