@@ -22,7 +22,7 @@ from envs.messages import Message
 _TOOL_LINE = re.compile(r"^(?:\d+\. )?(\w+)(\([\w, ]*\))?: (.*)$", re.MULTILINE)
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _EXPERIENCE = re.compile(r"<experience>(.*?)</experience>", re.DOTALL)
-_CLAUSE = re.compile(r"\S+: \d+\. (\w+)")
+_CLAUSE = re.compile(r"(\S+): \d+\. (\w+)")
 _TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use \w+)")
 
 
@@ -106,7 +106,7 @@ class View:
     trouble: str = ""
     """What the last call was refused for; empty where it was not."""
     blocked: bool = False
-    chosen: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
     """Names of the tools that the experience gives, one a goal."""
     executed: list[str] = field(default_factory=list)
     """Results of the execution calls that did not fail."""
@@ -152,7 +152,7 @@ def _note_turn(view: View, text: str) -> None:
         view.last = next((tool for tool in view.tools if tool.name == name), None)
     experience = _EXPERIENCE.search(text)
     if experience is not None:
-        view.executing, view.chosen = True, _CLAUSE.findall(experience[1])
+        view.executing, view.chosen = True, dict(_CLAUSE.findall(experience[1]))
         for tool in view.tools:
             tool.opened = False
 

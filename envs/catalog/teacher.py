@@ -8,7 +8,7 @@ Every turn restates what the next decision needs, so that a tiny model can make 
 just before: what was got and what is still wanted; in the execution, which step it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from envs.catalog.conversation import Goal, KnownTool, View, read
@@ -40,7 +40,8 @@ def direct_reply(messages: Sequence[Message], seed: int) -> str:
     """Return the next turn of the direct teacher: call what the docs suggest, and answer."""
     view = read(messages, executing=True)
     rng = Random(stable_hash("catalog direct teacher", seed))
-    view.chosen = [tool.name for tool in _assigned(view, rng)]
+    assigned = zip(view.goals, _assigned(view, rng), strict=True)
+    view.chosen = {goal.label: tool.name for goal, tool in assigned}
     return _execution_turn(view, rng)
 
 
@@ -66,7 +67,8 @@ def _trial_turn(view: View, rng: Random) -> str:
     if not still_open:
         return _conclude(f"{note}done {last.number}. ", view, rng)
     if any(view.serving(goal) is last for goal in view.goals):
-        note += f"found {last.number}. want {_labels(still_open)}: "
+        found = _clauses((goal, tool) for goal in view.goals if (tool := view.serving(goal)))
+        note += f"found {found}; want {_labels(still_open)}: "
     untried = [tool for tool in view.tools if not tool.result]
     if not untried or rng.random() < LAZY / len(view.goals):
         return _conclude(note, view, rng)
@@ -84,16 +86,23 @@ def _labels(goals: Sequence[Goal]) -> str:
 
 def _conclude(note: str, view: View, rng: Random) -> str:
     """Write the experience, one clause a goal; where goals are open, say first what is guessed."""
-    assigned = _assigned(view, rng)
-    guessed = [
-        tool for goal, tool in zip(view.goals, assigned, strict=True) if view.serving(goal) is None
-    ]
-    verdict = "guess " + "".join(f"{tool.number}. " for tool in guessed) if guessed else ""
-    clauses = "; ".join(
-        f"{goal.label}: {tool.number}. {tool.name}{', ' + tool.repair if tool.repair else ''}"
-        for goal, tool in zip(view.goals, assigned, strict=True)
-    )
-    return f"{note}{verdict}<experience>{clauses}</experience>"
+    assigned = list(zip(view.goals, _assigned(view, rng), strict=True))
+    guessed = [(goal, tool) for goal, tool in assigned if view.serving(goal) is None]
+    known = _clauses(pair for pair in assigned if pair not in guessed)
+    clauses = [*(_clause(*pair) for pair in guessed), *([known] if known else [])]
+    verdict = "guess " + "".join(f"{tool.number}. " for _, tool in guessed) if guessed else ""
+    return f"{note}{verdict}<experience>{'; '.join(clauses)}</experience>"
+
+
+def _clauses(assigned: Iterable[tuple[Goal, KnownTool]]) -> str:
+    """Write what serves which goal, latest find first: each list is the one before and one more."""
+    latest_first = sorted(assigned, key=lambda pair: -pair[1].number)
+    return "; ".join(_clause(goal, tool) for goal, tool in latest_first)
+
+
+def _clause(goal: Goal, tool: KnownTool) -> str:
+    repair = f", {tool.repair}" if tool.repair else ""
+    return f"{goal.label}: {tool.number}. {tool.name}{repair}"
 
 
 def _execution_turn(view: View, rng: Random) -> str:
@@ -102,7 +111,7 @@ def _execution_turn(view: View, rng: Random) -> str:
     said = [view.last.repair] if view.last and _was_converted(view) else []
     if step == len(view.goals):
         return "".join(f"{text}: " for text in said) + f"<answer>{value}</answer>"
-    name = view.chosen[step] if step < len(view.chosen) else ""
+    name = view.chosen.get(view.goals[step].label, "")
     tool = next((tool for tool in view.tools if tool.name == name), view.tools[0])
     said += [view.goals[step].label] if len(view.goals) > 1 else []
     plain = not view.trouble and rng.random() < FORGETFUL

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from envs.catalog.compositions import RESERVED_PAIRS, reserved_pairs
+from envs.catalog.compositions import reserved_pairs
 from envs.catalog.environment import CatalogEnvironment, ExactMatch
 from envs.catalog.leaks import composition_of, leaks
 from envs.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, named
@@ -178,7 +178,15 @@ def test_no_split_leaks(count: int) -> None:
     assert leaks(train, drawn(HARD, "validation", count // 2)) == []
     compositions = {composition_of(task) for task in train}
     assert len(compositions) > 60
-    assert len(reserved_pairs()) == RESERVED_PAIRS
+
+
+def test_train_composes_every_operation_first_and_second_but_no_reserved_pair() -> None:
+    pairs = {composition_of(task) for task in drawn(knob(depths={"2": 1}), "train", 400)}
+    for place in (0, 1):
+        assert {pair[place] for pair in pairs} == {operation.name for operation in OPERATIONS}
+        assert max(Counter(pair[place] for pair in reserved_pairs()).values()) == 1
+    assert len(reserved_pairs()) >= 6
+    assert not pairs & reserved_pairs()
 
 
 def test_leaks_are_found_where_there_are_some() -> None:

@@ -154,17 +154,14 @@ def test_a_diligent_teacher_solves_every_depth_within_the_stated_calls(
 
 def test_with_several_goals_each_turn_says_what_the_next_decision_needs() -> None:
     config = CatalogConfig(depths={"2": 1.0})
-    task = next(
-        task
-        for seed, task in enumerate(CatalogEnvironment(config).tasks("heldout", 2, 100))
-        if "found" in (text := said(played(task, seed, trial_reply, 8))) and "guess" not in text
+    tasks = CatalogEnvironment(config).tasks("heldout", 2, 60)
+    plays = [(task, played(task, seed, trial_reply, 8)) for seed, task in enumerate(tasks)]
+    task, messages = next(
+        (task, messages)
+        for task, messages in plays
+        if "found" in said(messages) and "guess" not in said(messages)
     )
     first, second, value = task.question.split()
-    messages = next(
-        m
-        for m in (played(task, seed, trial_reply, 8) for seed in range(200))
-        if "guess" not in said(m)
-    )
     turns = [m.content for m in messages if m.role == "assistant"]
     noted = next(turn for turn in turns if "found" in turn)
     got = re.match(rf"got (\S+), want {first} {second}: found (\d\. )want (\S+): try \d\. <", noted)
