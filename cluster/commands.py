@@ -76,8 +76,9 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         missing = still_to_play(config, run, tasks)
         progress.say(
             f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, "
-            f"{missing} episodes to play; go on after a stop with --run {path}"
+            f"{missing} episodes to play"
         )
+        progress.say(f"after a stop, go on with: --run {path}")
         if missing:
             with ray_session(config):
                 run_async(_play_on_a_pool(config, model, run, tasks))

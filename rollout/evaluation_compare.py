@@ -98,7 +98,9 @@ def _check(sides: Sequence[Side]) -> None:
     if len(sides) < 2:
         raise ConfigError(f"expected two or more sides to compare, found {names}")
     if len(set(names)) < len(names):
-        raise ConfigError(f"expected a name of its own for each side, found {names}: write NAME=RUN")
+        raise ConfigError(
+            f"expected a name of its own for each side, found {names}: write NAME=RUN"
+        )
     seeds = {side.name: len(side.seeds) for side in sides}
     if not all(seeds.values()):
         raise ConfigError(f"expected at least one evaluation on every side, found {seeds}")
