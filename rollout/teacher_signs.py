@@ -138,6 +138,7 @@ def shingles(episode: Episode) -> frozenset[int]:
 
 
 def _runs(text: str, size: int) -> list[str]:
+    """Return all runs of `size` words; of fewer words, all of them; of none, nothing."""
     found = words(text)
-    starts = range(max(len(found) - size + 1, 1))
+    starts = range(max(len(found) - size + 1, min(len(found), 1)))
     return [" ".join(found[start : start + size]) for start in starts]

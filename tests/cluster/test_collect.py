@@ -1,0 +1,403 @@
+"""Collecting examples: killed and resumed, filtered, mixed, and without a secret on the disk."""
+
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.collect import check_same, endpoint_key, run_collect
+from cluster.collection import Collection, Extent
+from cluster.config import RolloutsSection, RunConfig, load_config, to_toml
+from cluster.imitate import Source, kept_of, lessons, parse_source
+from cluster.kept import keep, read_kept
+from cluster.player import Actors, Player
+from cluster.progress import Progress
+from cluster.task_stream import TaskStream
+from cluster.teach import EndpointActors, Stage
+from envs.errors import ConfigError, EngineError, InfraError
+from envs.scripted_tools import ScriptedTools
+from envs.tasks import Task
+from envs.tools import AnswerStatus, ToolAnswer
+from learner.tiny_model import build_tiny_model
+from rollout.config import EpisodeConfig
+from rollout.episode import Episode, Lease, Outcome, Phase, Turn
+from rollout.episode_schema import from_batch, to_batch
+from rollout.ledger_state import DropReason, State
+from rollout.openai_config import EndpointConfig
+from rollout.run_directory import RunDirectory
+from rollout.run_layout import RunInfo
+from rollout.run_reader import RunReader
+from rollout.teacher_filter import FilterConfig, Given
+from rollout.template import ChatTemplate
+from tests.cluster.conftest import Numbered, canned
+from tests.rollout.conftest import make_tokenizer
+from tests.rollout.fake_endpoint import KEY, PROMPT, FakeEndpoint, call, fails, says
+
+RULES = FilterConfig(min_trials=0, leakage=False, produced=False)
+EXTENT = Extent(tasks=4, samples=2, seed=5, concurrency=3)
+QUIET = Progress(quiet=True)
+
+
+@dataclass
+class Teacher:
+    """Plays canned episodes: odd samples are right; `before` may play another, or fail, instead."""
+
+    before: Callable[[Lease], Episode | None] = lambda lease: None
+    played: list[str] = field(default_factory=list)
+
+    async def run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
+        episode = self.before(lease) or canned(lease, task, 0, "")
+        self.played.append(lease.episode)
+        return to_batch([episode]), prefer
+
+
+def new_run(path: Path) -> RunDirectory:
+    info = RunInfo(run="unit", seed=5, created_at=0.0)
+    return RunDirectory.create(path, to_toml(RunConfig()), info)
+
+
+async def play(
+    run: RunDirectory, actors: Actors, affordable: Callable[[], bool] = lambda: True
+) -> None:
+    player = Player(actors, run, RolloutsSection(), EpisodeConfig())
+    stream = TaskStream(Numbered(), "train", 5)
+    await Collection(run, stream, player, EXTENT, affordable).play_all(QUIET)
+
+
+def stored(path: Path) -> Counter[str]:
+    return Counter(row.episode for row in RunReader(path).episodes())
+
+
+EVERY = {f"t{task:06d}-{sample:02d}": 1 for task in range(4) for sample in range(2)}
+
+
+async def test_every_sample_of_every_task_is_stored_and_ends_as_collected(tmp_path: Path) -> None:
+    with new_run(tmp_path / "run") as run:
+        await play(run, Teacher())
+        entries = run.ledger.entries.values()
+        assert {entry.reason for entry in entries} == {DropReason.COLLECTED}
+        assert len({entry.lease.seed for entry in entries}) == len(EVERY)
+        assert run.ledger.audit().violations == ()
+    assert stored(tmp_path / "run") == EVERY
+
+
+async def test_a_killed_collection_plays_only_what_is_missing(tmp_path: Path) -> None:
+    def dies(lease: Lease) -> None:
+        if lease.group == "t000002":
+            raise EngineError("gone")
+
+    path, first, second = tmp_path / "run", Teacher(dies), Teacher()
+    with new_run(path) as run:
+        with pytest.raises(EngineError, match="gone"):
+            await play(run, first)
+        assert run.ledger.open_leases()
+    with RunDirectory.open(path) as run:
+        run.recover(-1)
+        await play(run, second)
+        assert run.ledger.audit().states[State.DROPPED] == len(EVERY)
+    assert stored(path) == EVERY
+    assert first.played and not set(first.played) & set(second.played)
+
+
+async def test_what_a_kill_left_finished_is_not_played_again(tmp_path: Path) -> None:
+    path, teacher = tmp_path / "run", Teacher()
+    with new_run(path) as run:
+        lease = Lease("unit", "t000000-00", "t000000", "train-0", 0, 0, 1)
+        other = replace(lease, episode="t000000-01", sample_index=1)
+        run.ledger.lease([lease, other])
+        task = Numbered().tasks("train", 5, 1)[0]
+        run.append(to_batch([canned(lease, task, 0, "")]))
+    with RunDirectory.open(path) as run:
+        run.recover(-1)
+        await play(run, teacher)
+        assert run.ledger.entries["t000000-00"].reason is DropReason.COLLECTED
+    assert sorted(teacher.played) == sorted(set(EVERY) - {"t000000-00"})
+
+
+async def test_a_spent_budget_leaves_the_rest_for_later(tmp_path: Path) -> None:
+    path, teacher = tmp_path / "run", Teacher()
+    with new_run(path) as run:
+        await play(run, teacher, lambda: len(teacher.played) < 3)
+    played = len(stored(path))
+    assert 3 <= played < len(EVERY)
+    with RunDirectory.open(path) as run:
+        run.recover(-1)
+        await play(run, teacher)
+    assert stored(path) == EVERY
+
+
+def infra(lease: Lease) -> Episode:
+    episode = canned(lease, Numbered().tasks("train", 5, 1)[0], 0, "")
+    return replace(
+        episode, outcome=Outcome.INFRA_FAILED, reward=None, reward_parts={}, error="overloaded"
+    )
+
+
+async def test_one_failure_of_the_world_is_tried_again(tmp_path: Path) -> None:
+    teacher = Teacher(lambda lease: None if lease.attempt else infra(lease))
+    with new_run(tmp_path / "run") as run:
+        await play(run, teacher)
+        assert run.ledger.audit().reasons == {DropReason.COLLECTED: len(EVERY)}
+    assert keep(tmp_path / "run", RULES, Given()).report["episodes"] == len(EVERY)
+
+
+async def test_a_world_that_fails_every_episode_ends_it_with_the_last_error(
+    tmp_path: Path,
+) -> None:
+    message = "8 episodes in a row failed, the last: overloaded"
+    with new_run(tmp_path / "run") as run, pytest.raises(InfraError, match=message):
+        await play(run, Teacher(infra))
+
+
+async def test_the_policys_pool_plays_too(tmp_path: Path, fleet: Any) -> None:
+    with new_run(tmp_path / "run") as run:
+        pool = fleet.pool()
+        pool.resize(1)
+        await play(run, pool)
+        await pool.close()
+    assert stored(tmp_path / "run") == EVERY
+    assert read_kept(tmp_path / "run") is None
+    kept = keep(tmp_path / "run", RULES, Given())
+    assert kept.kept == tuple(f"t{task:06d}-01" for task in range(4)), "right ones only"
+
+
+# What is kept, and what SFT reads
+
+
+async def collected(path: Path) -> Path:
+    with new_run(path) as run:
+        await play(run, Teacher())
+    return path
+
+
+async def test_the_selection_says_why_and_can_be_made_again(tmp_path: Path) -> None:
+    run = await collected(tmp_path / "run")
+    report = keep(run, RULES, Given()).report
+    assert (report["episodes"], report["kept"], report["dropped"]) == (8, 4, {"wrong": 4})
+    assert report["by_source"] == {"policy": {"played": 8, "kept": 4}}
+    assert kept_of(run)["episode"].to_pylist() == [f"t{task:06d}-01" for task in range(4)]
+    again = keep(run, RULES.model_copy(update={"min_answer": 0.0}), Given())
+    assert again.report["dropped"] == {"duplicate": 4}, "wrong ones rank behind right ones"
+    keep(run, FilterConfig(), Given())
+    with pytest.raises(ConfigError, match="nothing was kept of the 8 episodes"):
+        kept_of(run)
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate(make_tokenizer())
+
+
+async def test_weights_say_how_often_an_episode_is_seen(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
+    one, two = await collected(tmp_path / "one"), await collected(tmp_path / "two")
+    mixed = lessons([Source(one, 2.5), Source(two, 0.25)], template, 1)
+    counts = Counter(mixed["episode"].to_pylist()[: 4 * 2 + 2])
+    assert sorted(counts.values()) == [2, 2, 3, 3]
+    assert mixed.num_rows == 10 + 1
+    assert lessons([Source(one, 0.5)], template, 1) == lessons([Source(one, 0.5)], template, 1)
+    with pytest.raises(ConfigError, match="leave no episode"):
+        lessons([Source(one, 0.01)], template, 1)
+
+
+def test_a_source_is_a_folder_and_perhaps_a_weight(tmp_path: Path) -> None:
+    odd = tmp_path / "a=2"
+    assert parse_source(f"{odd}=0.5") == Source(odd, 0.5)
+    odd.mkdir()
+    assert parse_source(str(odd)) == Source(odd, 1.0)
+    for wrong in ("a=b", "a=0", "a=-1", "a=nan", "a=inf"):
+        with pytest.raises(ConfigError, match="expected DIR or DIR=WEIGHT"):
+            parse_source(wrong)
+
+
+async def test_episodes_of_another_tokenizer_are_refused(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
+    def spoken(lease: Lease) -> Episode:
+        turn = Turn(Phase.EXECUTION, 1, 3, "not what these tokens say", "stop", "")
+        return replace(canned(lease, Numbered().tasks("train", 5, 1)[0], 0, ""), turns=(turn,))
+
+    with new_run(tmp_path / "run") as run:
+        await play(run, Teacher(spoken))
+    with pytest.raises(ConfigError, match="collected for another tokenizer"):
+        lessons([Source(tmp_path / "run")], template, 0)
+
+
+# Endpoints
+
+
+async def test_an_endpoints_key_is_nowhere_in_the_run_directory(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
+    good = [
+        says(call("double", 3)),
+        says("<experience>it doubles</experience>"),
+        says(call("double", 21)),
+        says("<answer>42</answer>"),
+    ]
+    endpoint = FakeEndpoint([fails(500, KEY), *good, fails(400, f"bad {KEY}")])
+    tools = ScriptedTools(
+        lambda made, before: ToolAnswer(
+            status=AnswerStatus.OK, text=str(2 * int(str(made.arguments["x"]))), seconds=0.0
+        )
+    )
+    stage = Stage(tools, template, 16_000)
+    actors = EndpointActors(stage, endpoint.client(PROMPT), PROMPT)
+    path = tmp_path / "run"
+    with new_run(path) as run:
+        player = Player(actors, run, RolloutsSection(), EpisodeConfig())
+        extent = Extent(2, 1, 5, 1)
+        await Collection(run, TaskStream(Numbers(), "train", 5), player, extent).play_all(QUIET)
+    reader = RunReader(path)
+    played = from_batch(reader.batch(reader.episodes()))
+    assert played[0].source == "m"
+    assert (played[0].outcome, played[0].extra["teacher_requests"]) == (Outcome.ANSWERED, 5.0)
+    assert played[1].error.endswith("bad ***")
+    assert endpoint.keys[0].endswith(KEY)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert files and not [file for file in files if KEY.encode() in file.read_bytes()]
+
+
+@dataclass(frozen=True)
+class Numbers(Numbered):
+    """Tasks with a tool that doubles."""
+
+    def tasks(self, split: Any, seed: int, count: int | None) -> list[Task]:
+        tool = {
+            "name": "double",
+            "description": "",
+            "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}},
+        }
+        empty = super().tasks(split, seed, count)
+        tools = empty[0].tool_set.model_validate(
+            {"tools": [tool], "sources": ["def double(x): return 2 * x"], "functions": ["double"]}
+        )
+        return [replace(task, tool_set=tools) for task in empty]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "needs collect.endpoint.model"),
+        ({"base_url": "ftp://x"}, "expected http://HOST"),
+        ({"base_url": f"https://me:{KEY}@x/v1"}, "with credentials or a query"),
+        ({"base_url": f"https://x/v1?key={KEY}"}, "with credentials or a query"),
+        ({"key_variable": KEY}, "the key itself does not belong there"),
+        ({"key_variable": "UNSET"}, "the environment variable UNSET holds no key"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_refused_without_telling_secrets(
+    changes: dict[str, str], message: str
+) -> None:
+    endpoint = EndpointConfig(model="m").model_copy(update=changes)
+    with pytest.raises(ConfigError, match=message) as error:
+        endpoint_key(endpoint, {"OTHER": KEY})
+    assert KEY not in str(error.value)
+
+
+def test_the_key_comes_from_the_variable_that_is_named() -> None:
+    endpoint = EndpointConfig(model="m", key_variable="TEACHER_KEY")
+    assert endpoint_key(endpoint, {"TEACHER_KEY": f" {KEY}\n"}) == KEY
+    assert endpoint_key(endpoint.model_copy(update={"key_variable": ""}), {"A": KEY}) == ""
+
+
+def test_a_collection_goes_on_under_the_settings_that_made_it() -> None:
+    before = load_config("catalog", ["collect.source=endpoint", "collect.endpoint.model=a"])
+    for change in ("collect.tasks=900", "collect.filter.min_trials=0", "collect.concurrency=2"):
+        settings = ["collect.source=endpoint", "collect.endpoint.model=a", change]
+        check_same(load_config("catalog", settings), before)
+    for change, name in (
+        ("collect.samples=2", "collect.samples"),
+        ("collect.endpoint.model=b", "collect.endpoint.model"),
+        ("episode.mode=direct", r"\[episode\]"),
+        ("run.seed=9", "run.seed"),
+    ):
+        settings = ["collect.source=endpoint", "collect.endpoint.model=a", change]
+        with pytest.raises(ConfigError, match=f"other values of {name}"):
+            check_same(load_config("catalog", settings), before)
+
+
+# The real thing
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The tiny model behind vLLM's own OpenAI server: its folder and the server's address."""
+    model = build_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = (
+        f"--model {model} --served-model-name tiny --host 127.0.0.1 --port {port} "
+        "--dtype float32 --max-model-len 512 --enforce-eager --block-size 32 "
+        "--kv-cache-memory-bytes 67108864 --no-enable-chunked-prefill "
+        "--max-num-batched-tokens 2048 --disable-log-stats --disable-uvicorn-access-log"
+    )
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
+    with subprocess.Popen(
+        ["env", "TORCHDYNAMO_DISABLE=1", "VLLM_ENABLE_V1_MULTIPROCESSING=0", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if "Application startup complete" in line:
+                break
+        try:
+            assert server.poll() is None, "".join(said[-20:])
+            yield model, f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.real
+@pytest.mark.timeout(300)
+def test_vllms_own_server_teaches(served: tuple[Path, str], tmp_path: Path) -> None:
+    model, url = served
+    settings = [
+        "collect.source=endpoint",
+        "collect.endpoint.model=tiny",
+        f"collect.endpoint.base_url={url}",
+        f"model.path={model}",
+        "collect.endpoint.max_tokens=40",
+        "episode.max_tokens_per_turn=40",
+        "collect.concurrency=4",
+        "collect.filter.min_answer=0",
+        "collect.filter.min_trials=0",
+        "collect.filter.max_policy_errors=99",
+        "collect.filter.produced=false",
+        "tools.isolation.required=seccomp",
+    ]
+    out = tmp_path / "out"
+    report = run_collect(load_config("catalog", [*settings, "collect.tasks=3"]), out, resume=False)
+    assert report["episodes"] == 3
+    more = load_config("catalog", [*settings, "collect.tasks=5"])
+    assert run_collect(more, out, resume=True)["episodes"] == 5
+    reader = RunReader(out)
+    episodes = from_batch(reader.batch(reader.episodes()))
+    template = ChatTemplate.load(model)
+    for episode in episodes:
+        opening = [m for m in episode.messages if m.role in ("system", "user")][:2]
+        prompt = template.prompt(opening)
+        assert list(episode.token_ids_T[: len(prompt)]) == prompt
+        assert (episode.source, episode.outcome.counts) == ("tiny", True)
+        assert episode.extra["teacher_requests"] >= len(episode.turns) >= 1
+    with pytest.raises(ConfigError, match="no model 'other'; it offers: tiny"):
+        run_collect(
+            load_config("catalog", [*settings, "collect.endpoint.model=other"]),
+            tmp_path / "none",
+            resume=False,
+        )
