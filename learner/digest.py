@@ -29,7 +29,7 @@ def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
 def whole_digest(digests: Mapping[str, str]) -> float:
     """Return one whole number below 2^53 that stands for all tensors."""
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
-    return float(xxhash.xxh3_64_intdigest(text) >> (64 - _WHOLE_BITS))
+    return float(xxhash.xxh3_64_intdigest(text.encode()) >> (64 - _WHOLE_BITS))
 
 
 def sealed(report: StepReport, digests: Mapping[str, str]) -> StepReport:
