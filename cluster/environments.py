@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from envs import toolhop_teacher
 from envs.catalog.environment import CatalogEnvironment
 from envs.catalog.teacher import direct_reply, draw_trial_calls, trial_reply
 from envs.config import EnvConfig, ToolServerConfig
@@ -49,6 +50,9 @@ def _listed_tools(endpoint: Endpoint) -> ToolSet:
 
 def teacher_of(config: EnvConfig, mode: Mode) -> tuple[Reply, Callable[[int, int], int]]:
     """Return the teacher's replies, and its trial budget from a seed and the full budget."""
+    if config.name == "toolhop" and not config.path and config.perturbation == "clean":
+        reply = toolhop_teacher.direct_reply if mode == "direct" else toolhop_teacher.trial_reply
+        return reply, toolhop_teacher.full_budget
     if config.name != "catalog":
         raise ConfigError(
             f"environment {config.name!r} has no scripted teacher: "

@@ -1,0 +1,81 @@
+"""One learner rank with adapters: what a real test looks at, as JSON.
+
+Usage: lora_main.py PORT FOLDER; FOLDER holds model/ and even.arrow.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from learner.config import LearnerConfig
+from learner.model_folder import folder_weights
+from learner.trainer import Trainer, TrainerSetup
+from rollout.config import ModelConfig
+
+PORT, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "zero0": {"zero_stage": 0},
+    "zero1-offload": {"zero_stage": 1, "offload_optimizer": "cpu"},
+    "zero3": {"zero_stage": 3, "activation_checkpointing": True},
+    "zero3-offload": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_params": "cpu"},
+}
+
+
+def trainer(settings: dict[str, Any], rank: int = 4) -> Trainer:
+    config = {"lr": 1e-2, "micro_batch_tokens": 64, "kl_coef": 0.1, **settings}
+    model = {"path": str(FOLDER / "model"), "lora": {"rank": rank, "alpha": 8.0}}
+    return Trainer(
+        TrainerSetup(
+            rank=0,
+            world_size=1,
+            master_addr="127.0.0.1",
+            master_port=PORT,
+            model_path=str(FOLDER / "model"),
+            model=ModelConfig.model_validate(model),
+            learner=LearnerConfig.model_validate(config),
+        )
+    )
+
+
+def factors(one: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in one.pushed_weights()}
+
+
+def look_at(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    with pa.ipc.open_file(FOLDER / "even.arrow") as reader:
+        table = reader.read_all()
+    first = trainer(settings)
+    reports = [first.rl_step(table) for _ in range(2)]
+    first.save(FOLDER / f"checkpoint-{name}", step=2)
+    third = first.rl_step(table)
+    second = trainer(settings)
+    second.load(FOLDER / f"checkpoint-{name}")
+    again = second.rl_step(table)
+    ends = factors(first), factors(second)
+    first.export(FOLDER / f"export-{name}")
+    optimizer: Any = first._backend._engine.optimizer  # pyright: ignore
+    inner = getattr(optimizer, "optimizer", optimizer)
+    moments = [t for s in inner.state.values() for t in s.values() if torch.is_tensor(t)]
+    return {
+        "kl": [report.metrics["kl"] for report in [*reports, third] if "kl" in report.metrics],
+        "resumed": all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0]),
+        "losses": [third.metrics["loss"], again.metrics["loss"]],
+        "names": sorted(ends[0]),
+        "moved": sum(float(t.abs().sum()) > 0 for n, t in ends[0].items() if ".lora_B." in n),
+        "trained": sum(tensor.numel() for tensor in ends[0].values()),
+        "moment_bytes": sum(t.nbytes for t in moments if t.numel() > 1),
+        "logprobs": [float(value.sum()) for value in map(torch.from_numpy, _scores(first, table))],
+    }
+
+
+def _scores(one: Trainer, table: pa.Table) -> list[Any]:
+    return [values[values == values] for values in one.logprobs(table)]
+
+
+found = {name: look_at(name, settings) for name, settings in SETTINGS.items()}
+found["tensors"] = len(list(folder_weights(FOLDER / "model")))
+(FOLDER / "found.json").write_text(json.dumps(found))
