@@ -79,21 +79,24 @@ class StepReplay:
 
 
 def run_replay_step(run: Path, step: int) -> StepReplay:
+    """As `replay_step`, with Ray for as long as it takes."""
+    with ray_session(load_config(str(RunReader(run).layout.config_toml))):
+        return run_async(replay_step(run, step, Progress()))
+
+
+async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
     """Run learner step `step` of a run again, from the nearest checkpoint before it.
 
     Raises MissingError for a step, its episodes or its model that are not there; ConfigError where
     another version of what computes is installed than the run began with.
     """
     reader = RunReader(run)
-    _refuse_other_versions(reader)
+    refuse_other_versions(reader.run.versions)
     config = load_config(str(reader.layout.config_toml))
-    if step < 1:
-        raise MissingError(f"expected a step, which count from 1, found {step}")
-    base = _nearest_checkpoint(reader, step)
+    base = nearest_checkpoint(reader, step)
     first = int(base.name) + 1 if base else 1
-    steps = [_recorded(reader, number) for number in range(first, step + 1)]
-    with ray_session(config):
-        return run_async(_replay(config, base, steps, Progress()))
+    steps = [recorded_step(reader, number) for number in range(first, step + 1)]
+    return await _replay(config, base, steps, progress)
 
 
 async def _replay(
@@ -116,8 +119,8 @@ async def _replay(
     raise AssertionError("a step is replayed from an earlier one")
 
 
-def _refuse_other_versions(reader: RunReader) -> None:
-    recorded = reader.run.versions
+def refuse_other_versions(recorded: Mapping[str, str]) -> None:
+    """Raise ConfigError where what computes is not what the run began with."""
     for name in KERNELS:
         if name in recorded and version(name) != recorded[name]:
             raise ConfigError(
@@ -126,14 +129,22 @@ def _refuse_other_versions(reader: RunReader) -> None:
             )
 
 
-def _nearest_checkpoint(reader: RunReader, step: int) -> Path | None:
-    """Return the newest checkpoint before `step`; None is the initial model."""
+def nearest_checkpoint(reader: RunReader, step: int) -> Path | None:
+    """Return the newest checkpoint before `step`; None is the initial model.
+
+    Raises MissingError for a step that cannot be.
+    """
+    if step < 1:
+        raise MissingError(f"expected a step, which count from 1, found {step}")
     before = [p for p in whole_checkpoints(reader.layout.checkpoints) if int(p.name) < step]
     return max(before, default=None)
 
 
-def _recorded(reader: RunReader, step: int) -> Recorded:
-    """Raises MissingError where the run holds not all of it any more, or never did."""
+def recorded_step(reader: RunReader, step: int) -> Recorded:
+    """Return what the run says of `step`.
+
+    Raises MissingError where it holds not all of it any more, or never did.
+    """
     metrics = {row.step: row.values for row in reader.metrics()}
     if step not in metrics:
         trained = f"steps {min(metrics)} to {max(metrics)}" if metrics else "none"

@@ -4,7 +4,6 @@ import asyncio
 import math
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.config import RunConfig, load_config
+from cluster.config import RunConfig
 from cluster.environments import make_environment
 from cluster.evaluate import eval_tasks, evaluate
-from cluster.imitate import imitate
-from cluster.job import Job, find_model, new_run, open_job
+from cluster.job import Job, new_run, open_job
 from cluster.progress import Progress
-from cluster.ray_session import ray_session
-from cluster.teach import teach
 from cluster.train import reinforce
 from envs.seeds import stable_hash
 from rollout.episode import Episode, Lease
@@ -48,37 +44,19 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
-    folder = tmp_path_factory.mktemp("loop")
-    config = load_config(
-        "catalog",
-        [
-            f"run.dir={folder}",
-            f"run.models_dir={folder / 'models'}",
-            f"run.steps={STEPS}",
-            "run.checkpoint_every=2",
-            "rollouts.max_staleness=0",
-            "rollouts.groups_per_step=4",
-            "rollouts.group_size=4",
-            "rollouts.max_refills=2",
-            "teacher.episodes=1200",
-            "episode.trial_call_cost=0.02",
-            "engine.kv_cache_mib=64",
-            "eval.tasks=8",
-        ],
+def played(lessons: Any) -> Played:
+    config = lessons.config(
+        "loop",
+        f"run.steps={STEPS}",
+        "run.checkpoint_every=2",
+        "rollouts.max_staleness=0",
+        "rollouts.max_refills=2",
+        "eval.tasks=8",
     )
-    with ray_session(config):
-        yield asyncio.run(play(config))
+    return asyncio.run(play(config))
 
 
 async def play(config: RunConfig) -> Played:
-    base = find_model(config)
-    lesson = await teach(config, base, config.path.parent / "teacher")
-    taught = config.path.parent / "taught"
-    await imitate(config, base, lesson.table, taught)
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"path": str(taught)})}
-    )
     async with open_job(config, resume=False) as job:
         await job.pool.wait_healthy(2)
         running = asyncio.create_task(reinforce(job, Progress(quiet=True)))

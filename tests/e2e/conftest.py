@@ -1,0 +1,58 @@
+"""What the end-to-end tests share: a recipe small enough, and a model that was taught a little."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.config import RunConfig, load_config
+from cluster.imitate import imitate
+from cluster.job import find_model
+from cluster.ray_session import ray_session
+from cluster.teach import teach
+
+_RECIPE = (
+    "rollouts.groups_per_step=4",
+    "rollouts.group_size=4",
+    "engine.kv_cache_mib=64",
+    "teacher.episodes=300",
+    "sft.epochs=4",
+    # rewards differ between the samples of a hardly taught model by how often it tries
+    "episode.trial_call_cost=0.02",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """A taught model, and the recipe with which tests go on from it, while Ray runs."""
+
+    folder: Path
+    base: Path
+    taught: Path
+
+    def config(self, name: str, *overrides: str) -> RunConfig:
+        """Return the recipe of a run called `name` that starts from the taught model."""
+        return recipe(self.folder, f"run.name={name}", f"model.path={self.taught}", *overrides)
+
+
+def recipe(folder: Path, *overrides: str) -> RunConfig:
+    """Return the catalog recipe at the size of a test."""
+    places = (f"run.dir={folder}", f"run.models_dir={folder / 'models'}")
+    return load_config("catalog", [*places, *_RECIPE, *overrides])
+
+
+@pytest.fixture(scope="session")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
+    folder = tmp_path_factory.mktemp("e2e")
+    config = recipe(folder)
+    with ray_session(config):
+        base, taught = find_model(config), folder / "taught"
+        asyncio.run(_teach(config, base, taught))
+        yield Lessons(folder, base, taught)
+
+
+async def _teach(config: RunConfig, base: Path, taught: Path) -> None:
+    lesson = await teach(config, base, config.path.parent / "teacher")
+    await imitate(config, base, lesson.table, taught)

@@ -1,0 +1,124 @@
+"""The same seed twice: other workers, another order, the same bits; and one step run again."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.progress import Progress
+from cluster.replay_step import TIMINGS, StepReplay, replay_step
+from cluster.train import train
+from rollout.episode import Episode, Timings
+from rollout.ledger_state import State
+from rollout.run_reader import RunReader
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+
+STEPS = 3
+OF_THE_LOOP = {"collect_s", "learn_s", "push_s", "workers", "worker_losses"}
+
+
+@pytest.fixture(scope="module")
+def runs(lessons: Any) -> tuple[Path, Path]:
+    """One run on two workers, the other on one that plays few episodes at once."""
+    shared = (
+        "run.deterministic=true",
+        f"run.steps={STEPS}",
+        "run.checkpoint_every=2",
+        "rollouts.max_refills=2",
+    )
+    one = lessons.config("one", *shared)
+    other = lessons.config("other", *shared, "rollouts.workers=1", "rollouts.episodes_per_worker=5")
+    for config in (one, other):
+        asyncio.run(train(config, Progress(quiet=True)))
+    return one.path, other.path
+
+
+@pytest.fixture(scope="module")
+def replayed(runs: tuple[Path, Path]) -> StepReplay:
+    return asyncio.run(replay_step(runs[0], STEPS, Progress(quiet=True)))
+
+
+def comparable(episode: Episode) -> Episode:
+    """Leave out times, and who played the episode; NaN, which equals nothing, becomes 1."""
+    turns = tuple(
+        replace(
+            turn,
+            calls=tuple(replace(call, seconds=0.0, cpu_seconds=0.0) for call in turn.calls),
+        )
+        for turn in episode.turns
+    )
+    return replace(
+        episode,
+        lease=replace(episode.lease, run=""),
+        turns=turns,
+        logprobs_T=tuple(1.0 if math.isnan(lp) else lp for lp in episode.logprobs_T),
+        timings=Timings(0, 0, 0, 0, 0),
+        worker="",
+        tool_server="",
+    )
+
+
+def played(run: Path) -> dict[str, Episode]:
+    reader = RunReader(run)
+    return {row.episode: comparable(reader.episode(row.episode)) for row in reader.episodes()}
+
+
+def learnt(run: Path) -> list[Mapping[str, float]]:
+    left_out = TIMINGS | OF_THE_LOOP
+    return [
+        {name: value for name, value in row.values.items() if name not in left_out}
+        for row in RunReader(run).metrics()
+    ]
+
+
+def states(run: Path) -> dict[str, tuple[State, int | None, Any]]:
+    entries = RunReader(run).ledger().entries
+    return {name: (entry.state, entry.step, entry.reason) for name, entry in entries.items()}
+
+
+def test_the_same_seed_gives_the_same_bits(runs: tuple[Path, Path]) -> None:
+    one, other = runs
+    workers = [{RunReader(run).episode(e).worker for e in played(run)} for run in runs]
+    assert [len(names) for names in workers] == [2, 1]
+    assert played(one) == played(other)
+    assert states(one) == states(other)
+    assert learnt(one) == learnt(other)
+    assert (one / "model" / "model.safetensors").read_bytes() == (
+        other / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_something_was_learnt_asynchronously(runs: tuple[Path, Path]) -> None:
+    rows = RunReader(runs[0]).metrics()
+    assert [row.values["staleness_max"] for row in rows] == [0, 1, 1]
+    assert all(row.values["grad_norm"] > 0 for row in rows)
+    assert len({row.values["weights_digest"] for row in rows}) == STEPS
+    assert max(row.values["dlogp_max"] for row in rows[:1]) < 1e-3
+
+
+def test_a_step_run_again_from_its_checkpoint_ends_in_the_same_weights(
+    replayed: StepReplay,
+) -> None:
+    assert (replayed.step, replayed.base, replayed.steps) == (STEPS, "checkpoint 000002", 1)
+    assert replayed.differences == ()
+    assert replayed.to_json()["verdict"] == "equal, bit for bit"
+
+
+def test_a_step_is_another_with_another_rate(runs: tuple[Path, Path]) -> None:
+    """What the replay says of a run whose recipe no longer is what it was made with."""
+    path = runs[1] / "config.toml"
+    config = path.read_text()
+    assert "lr = 0.0003" in config
+    path.write_text(config.replace("lr = 0.0003", "lr = 0.0004"))
+    try:
+        found = asyncio.run(replay_step(runs[1], 1, Progress(quiet=True)))
+    finally:
+        path.write_text(config)
+    assert found.base == "the initial model"
+    kinds = [difference.where.split()[0] for difference in found.differences]
+    assert kinds == ["weights", "metric"]
