@@ -235,10 +235,12 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
 
-    Raises ConfigError for broken TOML, an unknown key or an impossible value; MissingError when
+    A recipe's `[study]` is for `trialrun study` and is left aside. Raises ConfigError for broken TOML, an unknown key or an impossible value; MissingError when
     there is no such recipe.
     """
-    return checked_config(read_recipe(recipe, overrides), recipe)
+    tree = read_recipe(recipe, overrides)
+    tree.pop("study", None)
+    return checked_config(tree, recipe)
 
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
