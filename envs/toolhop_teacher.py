@@ -1,7 +1,7 @@
 """The scripted teacher of the dozen ToolHop tasks that ship with the project.
 
 ToolHop has no gold calls. For these tasks a file holds, per hop, the call that misleads a
-newcomer, the call that works, and its value; the teacher makes both in its trials, and the second in
+newcomer, the call that works, and its value; the teacher makes both in its trials, the second in
 the execution.
 """
 
