@@ -124,8 +124,8 @@ class EvalSection(Section):
     seed: int = Field(default=0, ge=0)
     """Draw of the tasks, mixed with the run's seed."""
     by: tuple[str, ...] = ()
-    """Tags of the tasks to make tables by, such as `["depth", "novelty", "depth*novelty"]`; empty is
-    every tag that takes between 2 and 8 values.
+    """Tags of the tasks to make tables by, such as `["depth", "novelty", "depth*novelty"]`; empty
+    is every tag that takes between 2 and 8 values.
     """
 
 
@@ -235,8 +235,8 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
 
-    A recipe's `[study]` is for `trialrun study` and is left aside. Raises ConfigError for broken TOML, an unknown key or an impossible value; MissingError when
-    there is no such recipe.
+    A recipe's `[study]` is for `trialrun study` and is left aside. Raises ConfigError for broken
+    TOML, an unknown key or an impossible value; MissingError when there is no such recipe.
     """
     tree = read_recipe(recipe, overrides)
     tree.pop("study", None)
