@@ -163,7 +163,7 @@ def _draw_pass_at_k(axes: Axes, report: EvalReport) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(report.ks, [str(k) for k in report.ks])
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.03)
     axes.grid(alpha=0.3)
     axes.set_xlabel("k")
     axes.set_ylabel("pass@k")

@@ -31,7 +31,8 @@ def trialrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
-        return code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return run
 
