@@ -92,7 +92,7 @@ def compare(
     sides: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME=RUN,RUN",
+            metavar="[NAME=]RUN[,RUN]",
             help="Two or more evaluations of the same tasks; several runs of one side are seeds, "
             "paired with the other sides' in order.",
         ),
