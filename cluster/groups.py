@@ -14,6 +14,9 @@ from cluster.task_stream import TaskStream
 from envs.errors import first_cause
 from envs.seeds import stable_hash
 from envs.tasks import Task
+from learner.batch import read_episodes
+from learner.config import LearnerConfig
+from learner.selection import varies
 from rollout.episode import Lease
 from rollout.ledger import Ledger
 from rollout.ledger_state import DropReason, State
@@ -43,10 +46,9 @@ class Group:
         """Oldest policy version of any sampled token."""
         return int(self.batch["oldest_version"].to_numpy().min())
 
-    @property
-    def varies(self) -> bool:
-        """Whether rewards differ: without, no advantage is other than zero."""
-        return bool(np.ptp(self.rewards) > 1e-6)
+    def teaches(self, config: LearnerConfig) -> bool:
+        """Whether what the learner compares differs: without, no advantage is other than zero."""
+        return varies(read_episodes(pa.Table.from_batches([self.batch])), config)
 
 
 class GroupPlayer:

@@ -36,6 +36,7 @@ class Rollouts:
         self._groups = GroupPlayer(pool, stream, run, config)
         self._run = run
         self._section = config.rollouts
+        self._learner = config.learner
         self._version = 0
         self._playing: set[asyncio.Task[None]] = set()
         self._ready: deque[Group] = deque()
@@ -56,7 +57,7 @@ class Rollouts:
                 groups.append(group)
             elif self._version - group.oldest_version > self._section.max_staleness:
                 self._drop(group.episodes, DropReason.STALE)
-            elif not group.varies and refills < self._section.max_refills:
+            elif not group.teaches(self._learner) and refills < self._section.max_refills:
                 refills += 1
                 self._drop(group.episodes, DropReason.ZERO_VARIANCE)
             else:

@@ -39,6 +39,7 @@ class Rounds:
         self._groups = GroupPlayer(pool, stream, run, config)
         self._run = run
         self._section = config.rollouts
+        self._learner = config.learner
         self._steps = config.run.steps
         self._reader = RunReader(run.path)
         self._version = 0
@@ -107,7 +108,7 @@ class Rounds:
             for group in await self._settle_all(wave):
                 if group is None:
                     continue
-                if not group.varies and refills > 0:
+                if not group.teaches(self._learner) and refills > 0:
                     refills -= 1
                     drop(self._run.ledger, group.episodes, DropReason.ZERO_VARIANCE)
                     continue
