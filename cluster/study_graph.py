@@ -50,6 +50,11 @@ class StageGraph:
             self._add(stage)
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """Hash, by key, of all that a stage's result depends on."""
+        return self._digests
+
+    @property
     def unfinished(self) -> list[str]:
         """Keys of the stages without a result, in order. Raises ConfigError as `run` does."""
         return [key for key in self._stages if self._stored(key) is None]

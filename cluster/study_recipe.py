@@ -1,6 +1,5 @@
 """`[study]`: the models that a study makes, the arms that play them, and the settings they meet."""
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ Changes = dict[str, JsonValue]
 """Part of a recipe, as a tree: it replaces what the recipe says."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*")
 """Names become folders."""
+_OF_NO_CONSEQUENCE = {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"}
 
 
 class ModelSection(Section):
@@ -193,10 +193,15 @@ def changed(config: RunConfig, origin: str, *changes: Mapping[str, JsonValue]) -
     return checked_config(tree, origin)
 
 
-def fingerprint(config: RunConfig) -> JsonValue:
-    """Return what results depend on: where things lie is left out."""
-    tree = config.model_dump(mode="json", exclude={"run": {"dir", "models_dir", "name"}})
-    return json.loads(json.dumps(tree))
+def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
+    """Return what results depend on of `sections`, or of all without any.
+
+    Where things lie, and how often a run is saved, is left out; the seed never is.
+    """
+    tree = config.model_dump(mode="json", include=set(sections) or None)
+    kept = config.run.model_dump(mode="json", exclude=_OF_NO_CONSEQUENCE)
+    tree["run"] = kept if not sections or "run" in sections else {"seed": config.run.seed}
+    return tree
 
 
 def _apply(tree: Changes, change: Mapping[str, JsonValue], section: Section) -> None:

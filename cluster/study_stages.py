@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, evaluate, reopened
@@ -32,6 +33,13 @@ from rollout.run_reader import RunReader
 
 WEIGHTS = "model"
 """Folder of a model stage that holds what it made, in Hugging Face's layout."""
+
+_PLAYED = ("model", "env", "tools", "episode")
+_USED = {
+    "sft": (*_PLAYED, "teacher", "sft"),
+    "grpo": (*_PLAYED, "run", "rollouts", "learner"),
+}
+"""Sections of the recipe that a model's training depends on: another key makes no other model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ async def taught(
 
 def tokens_of(table: pa.Table) -> int:
     """Return the tokens of all episodes, prompts and observations included."""
-    return sum(len(ids) for chunk in table["token_ids"].chunks for ids in chunk)
+    return int(pc.sum(pc.list_value_length(table["token_ids"])).as_py())
 
 
 @asynccontextmanager
@@ -196,7 +204,11 @@ def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Sta
         return await _imitated(config_, parent, folder, int(str(matched["trained_tokens"])))
 
     needs = tuple(model_key(other) for other in (model.parent, model.match) if other)
-    inputs = {"kind": model.kind, "match": model.match, "recipe": fingerprint(config)}
+    inputs = {
+        "kind": model.kind,
+        "match": model.match,
+        "recipe": fingerprint(config, *_USED[model.kind]),
+    }
     slots = 1 if model.kind == "sft" else study.section.slots
     return Stage(model_key(name), needs, inputs, make, slots)
 
@@ -259,6 +271,6 @@ def _evaluation_stage(
         summary = await measured(at, pool, folder / "run", eval_tasks(at))
         return {"arm": cell[0], "setting": cell[1], "temperature": cell[2], **summary.to_json()}
 
-    inputs = {"recipe": fingerprint(config)}
+    inputs = {"recipe": fingerprint(config, *_PLAYED, "eval")}
     key, slots = evaluation_key(*cell), study.section.slots
     return Stage(key, (model_key(arm.model),), inputs, play, slots, models)
