@@ -335,10 +335,6 @@ def test_losses_and_gradients_are_trls(
     apart = max(float((found[key] - expected[key]).abs().max()) for key in expected)
     record_property("loss apart", abs(float(mine - loss)))
     record_property("gradient apart, of the largest", apart / largest)
-    print(
-        f"{name}: loss {float(loss):.6f}, apart {abs(float(mine - loss)):.1e}, "
-        f"gradients apart {apart / largest:.1e} of {largest:.2e}"
-    )
     # float32: products over a sequence add up the rounding of its logprobs
     assert float(mine) == pytest.approx(float(loss), abs=2e-5)
     assert apart < 1e-4 * largest
