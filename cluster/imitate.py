@@ -73,10 +73,9 @@ def lessons(sources: Sequence[Source], template: ChatTemplate, seed: int) -> pa.
         table = kept_of(source.run)
         _check_tokens(table, template, source.run)
         tables += _weighted(table, source, seed)
-    mixed = pa.concat_tables(tables)
-    if mixed.num_rows == 0:
+    if not tables:
         raise ConfigError("the weights leave no episode to imitate: raise them")
-    return mixed
+    return pa.concat_tables(tables)
 
 
 def kept_of(run: Path) -> pa.Table:
