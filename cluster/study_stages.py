@@ -8,7 +8,6 @@ from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, evaluate, reopened
@@ -74,7 +73,7 @@ async def taught(
 
 def tokens_of(table: pa.Table) -> int:
     """Return the tokens of all episodes, prompts and observations included."""
-    return int(pc.sum(pc.list_value_length(table["token_ids"])).as_py())
+    return sum(len(chunk.flatten()) for chunk in table["token_ids"].chunks)
 
 
 @asynccontextmanager
