@@ -34,7 +34,9 @@ ROLLOUT_CONTRACTS = frozenset(
 _ROLLOUT = (
     "httpx jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
 )
-_LEARNER = "deepspeed gguf numpy pyarrow pydantic safetensors tokenizers torch transformers xxhash"
+_LEARNER = (
+    "deepspeed gguf numpy peft pyarrow pydantic safetensors tokenizers torch transformers xxhash"
+)
 _ENVS = (
     "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "
     "websockets yaml"
@@ -56,6 +58,8 @@ VENDORS = {
     "mcp_types": ("envs/mcp_*.py",),
     "httpx2": ("envs/mcp_*.py",),
     "websockets": ("envs/openenv_tools.py", "envs/tool_connection.py"),
+    "peft": ("learner/peft_adapters.py",),
+    "matplotlib": ("cluster/plots.py",),
     "torch": ("rollout/vllm_*.py", "learner/*.py", "cluster/*.py"),
     "transformers": ("rollout/template.py", "rollout/vllm_*.py", "learner/*.py", "cluster/*.py"),
 }
