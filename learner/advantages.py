@@ -64,7 +64,7 @@ def _members(
 ) -> list[list[int]]:
     members: dict[str, list[int]] = {}
     for index in np.flatnonzero(np.isfinite(rewards_B)).tolist():
-        members.setdefault("" if whole else groups_B[index], []).append(index)
+        members.setdefault("" if whole else groups_B[int(index)], []).append(int(index))
     return list(members.values())
 
 

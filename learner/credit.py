@@ -140,5 +140,5 @@ def trial_yield(
 def _groups(answers_B: NDArray[np.float64], groups_B: Sequence[str]) -> list[list[int]]:
     members: dict[str, list[int]] = {}
     for index in np.flatnonzero(np.isfinite(answers_B)).tolist():
-        members.setdefault(groups_B[index], []).append(index)
+        members.setdefault(groups_B[int(index)], []).append(int(index))
     return list(members.values())

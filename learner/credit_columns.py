@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rollout.episode import Phase
@@ -37,10 +36,11 @@ def read_credit_columns(batch: pa.RecordBatch) -> CreditColumns:
     rewards_B = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64)
     parts = [dict(row) for row in batch.column("reward_parts").to_pylist()]
     answers_B = np.array([row.get("answer", np.nan) for row in parts])
-    turns = pc.list_flatten(batch.column("turns"))
-    episode_of_turn = pc.list_parent_indices(batch.column("turns")).to_numpy()
-    in_trial = np.isin(pc.struct_field(turns, "phase").to_numpy(), _TRIAL_PHASES)
-    faulty = pc.not_equal(pc.struct_field(turns, "policy_error"), "").to_numpy(zero_copy_only=False)
+    turns_B: Any = batch.column("turns")
+    turns = turns_B.flatten()
+    episode_of_turn = turns_B.value_parent_indices().to_numpy()
+    in_trial = np.isin(turns.field("phase").to_numpy(), _TRIAL_PHASES)
+    faulty = np.array([bool(error) for error in turns.field("policy_error").to_pylist()], bool)
     count = batch.num_rows
     trial_calls_B, informative_B = _trial_calls(turns, episode_of_turn, count)
     return CreditColumns(
@@ -58,12 +58,10 @@ def _trial_calls(
     turns: Any, episode_of_turn: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return per episode how many trial calls were made, and how many different ones."""
-    lists = pc.struct_field(turns, "calls")
-    calls = pc.list_flatten(lists)
-    episodes = episode_of_turn[pc.list_parent_indices(lists).to_numpy()]
-    columns = (
-        pc.struct_field(calls, name).to_pylist() for name in ("name", "arguments", "purpose")
-    )
+    lists = turns.field("calls")
+    calls = lists.flatten()
+    episodes = episode_of_turn[lists.value_parent_indices().to_numpy()]
+    columns = (calls.field(name).to_pylist() for name in ("name", "arguments", "purpose"))
     made = [
         (episode, name, arguments)
         for episode, name, arguments, purpose in zip(episodes.tolist(), *columns, strict=True)

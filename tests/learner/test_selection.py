@@ -198,3 +198,15 @@ def test_token_columns_of_different_lengths_are_refused(make_episode, make_table
 def test_an_empty_table_is_refused(make_table, make_episode) -> None:
     with pytest.raises(LearnerError, match="empty"):
         read_episodes(make_table([make_episode(0)]).slice(0, 0))
+
+
+def test_credit_columns_of_a_part_of_a_table(make_episode, make_table) -> None:
+    fault = Turn(Phase.EXECUTION, 0, 1, "", "stop", "no_action")
+    again = replace(trials(1)[0], calls=trials(2)[0].calls * 2)
+    turns = [(), trials(3), (again, fault), trials(1)]
+    table = make_table([replace(make_episode(i), turns=made) for i, made in enumerate(turns)])
+    credit = read_episodes(table.slice(1, 2)).credit
+    assert credit.informative_B.tolist() == [3, 2]
+    assert credit.trial_calls_B.tolist() == [3, 4]
+    assert credit.execution_faults_B.tolist() == [False, True]
+    assert not credit.trial_faults_B.any()
