@@ -19,7 +19,7 @@ from cluster.commands import run_async
 from cluster.config import RunConfig, load_config
 from cluster.environments import make_environment
 from cluster.job import find_model, new_run, open_pool, recorded_in
-from cluster.kept import KeptFile, keep, kept_path, stored_episodes
+from cluster.kept import KeptFile, episodes_of, keep, kept_path
 from cluster.player import Actors, Player
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
@@ -36,6 +36,8 @@ from rollout.teacher_filter import Given
 from rollout.teacher_prompt import TeacherNotes
 from rollout.template import ChatTemplate
 
+_APART = ("by_tag", "failures")
+"""Parts of the report that are no row of a table of numbers."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SAME = ("model", "env", "episode")
@@ -67,7 +69,9 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     template = ChatTemplate.load(model)
     kept = keep(out, section.filter, _given(config, template))
     _show(kept, out)
-    report = {name: value for name, value in kept.report.items() if name != "by_tag"}
+    report = {
+        name: value for name, value in kept.report.items() if name not in ("by_tag", "failures")
+    }
     spent = _spent(out) if section.source == "endpoint" else None
     cost: JsonObject = {"requests": spent.requests, "teacher_tokens": spent.tokens} if spent else {}
     stopped = "" if affordable else "the budget is spent: raise it and go on with --resume"
@@ -223,7 +227,7 @@ def _spent(out: Path) -> Spending:
     """Return what the stored episodes took; what a kill interrupted is not in it."""
     total = Spending()
     reader = RunReader(out)
-    for episode in stored_episodes(reader):
+    for episode in episodes_of(reader, reader.episodes()):
         counts = [int(episode.extra.get(f"teacher_{name}", 0)) for name in _COUNTS]
         total.add(Spending(*counts))
     return total
@@ -245,4 +249,8 @@ def _show(kept: KeptFile, out: Path) -> None:
         table.add_row(reason.replace("_", " "), str(count))
     console = Console(stderr=True, highlight=False)
     console.print(table)
+    failures = report["failures"]
+    assert isinstance(failures, dict)
+    for error, count in failures.items():
+        console.print(f"{count} x {error}", markup=False, soft_wrap=True)
     console.print(f"the selection is in {kept_path(out)}", soft_wrap=True)

@@ -27,6 +27,8 @@ from rollout.teacher_filter import (
 )
 
 _AT_ONCE = 64
+_SHOWN = 200
+"""Characters of an error that the report shows."""
 _MOST_VALUES = 12
 """A tag with more values than this is no row of a table."""
 
@@ -79,10 +81,14 @@ def last_attempts(reader: RunReader) -> list[EpisodeRow]:
 
 
 def stored_episodes(reader: RunReader) -> Iterator[Episode]:
-    """Yield every stored episode's last attempt, ordered by id, a few in memory at a time."""
-    rows = last_attempts(reader)
+    """Yield every stored episode's last attempt, ordered by id."""
+    yield from episodes_of(reader, last_attempts(reader))
+
+
+def episodes_of(reader: RunReader, rows: Sequence[EpisodeRow]) -> Iterator[Episode]:
+    """Yield the episodes of `rows`, a few in memory at a time."""
     for start in range(0, len(rows), _AT_ONCE):
-        yield from from_batch(reader.batch(rows[start : start + _AT_ONCE]))
+        yield from from_batch(reader.batch(list(rows[start : start + _AT_ONCE])))
 
 
 def describe(candidates: Sequence[Candidate], selection: Selection) -> JsonObject:
@@ -94,6 +100,7 @@ def describe(candidates: Sequence[Candidate], selection: Selection) -> JsonObjec
         "episodes": len(candidates),
         "kept": len(kept),
         "dropped": {reason.value: reasons[reason] for reason in Reason if reasons[reason]},
+        "failures": dict(Counter(c.error[:_SHOWN] for c in candidates if c.error).most_common(3)),
         "tasks_kept": len({c.task for c in kept}),
         "corrected": corrected,
         "corrected_share": corrected / len(kept) if kept else 0.0,

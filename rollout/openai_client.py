@@ -108,15 +108,15 @@ class ChatClient:
                 "Set collect.endpoint.model (--model)"
             )
 
-    async def complete(self, body: JsonObject, label: str) -> tuple[ChatReply, Spending]:
-        """Return the endpoint's reply to `body`, and what it took; `label` varies the waits.
+    async def complete(self, body: JsonObject, label: str, took: Spending) -> ChatReply:
+        """Return the endpoint's reply to `body`; `label` varies the waits.
 
-        Raises TeacherError (this request failed) or EngineError (none can succeed: the key, the
-        model or the budget).
+        What it takes is added to `took`, where it fails too. Raises TeacherError (this request
+        failed) or EngineError (none can succeed: the key, the model or the budget).
         """
         config, loop = self._config, asyncio.get_running_loop()
         deadline = loop.time() + config.deadline_s
-        took, fault = Spending(), _Fault("no time was left")
+        tries, fault = 0, _Fault("no time was left")
         for attempt in range(config.attempts):
             wait_s = self._quiet_until - loop.time()
             if attempt and fault.retry_after_s is None:
@@ -128,14 +128,15 @@ class ChatClient:
             self._afford()
             self.spent.requests += 1
             took.requests += 1
+            tries += 1
             reply = await self._attempt(body, min(config.attempt_timeout_s, deadline - loop.time()))
             if isinstance(reply, ChatReply):
                 self._count(body, reply, took)
-                return reply, took
+                return reply
             fault = reply
             if fault.retry_after_s is not None:
                 self._quiet_until = max(self._quiet_until, loop.time() + fault.retry_after_s)
-        raise TeacherError(f"no reply after {took.requests} tries: {fault.text}")
+        raise TeacherError(f"no reply after {tries} tries: {fault.text}")
 
     def _afford(self) -> None:
         if not self.budget_left:

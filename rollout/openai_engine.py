@@ -79,8 +79,8 @@ class OpenAIEngine:
         said = Said("", "", False)
         for attempt in range(_EMPTY_TRIES):
             body = self._body(prompt, _reseeded(params, attempt))
-            reply, took = await self._client.complete(body, f"{prompt.request_id}.{attempt}")
-            self.spent.add(took)
+            label = f"{prompt.request_id}.{attempt}"
+            reply = await self._client.complete(body, label, self.spent)
             said = read_reply(reply, self._config.thinking)
             if said.refusal:
                 raise TeacherError(f"refused: {said.refusal[:200]}")

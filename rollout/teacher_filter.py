@@ -103,6 +103,8 @@ class Candidate:
     source: str
     tags: Mapping[str, str]
     reason: Reason | None
+    error: str
+    """Why the world failed it; empty where it did not."""
     reward: float
     calls: int
     trial_calls: int
@@ -137,6 +139,7 @@ def examine(episode: Episode, rules: FilterConfig, given: Given) -> Candidate:
         source=episode.source,
         tags=episode.tags,
         reason=reason,
+        error="" if episode.outcome.counts else episode.error or episode.outcome.value,
         reward=episode.reward or 0.0,
         calls=len(calls),
         trial_calls=sum(call.purpose == "trial" for call in calls),

@@ -260,7 +260,10 @@ async def test_an_endpoints_key_is_nowhere_in_the_run_directory(
     reader = RunReader(path)
     played = from_batch(reader.batch(reader.episodes()))
     assert played[0].source == "m"
-    assert (played[0].outcome, played[0].extra["teacher_requests"]) == (Outcome.ANSWERED, 5.0)
+    requests = [episode.extra["teacher_requests"] for episode in played]
+    assert (played[0].outcome, requests) == (Outcome.ANSWERED, [5.0, *[1.0] * 3])
+    failures = keep(path, RULES, Given()).report["failures"]
+    assert isinstance(failures, dict) and [*failures.values()] == [1]
     assert played[1].error.endswith("bad ***")
     assert endpoint.keys[0].endswith(KEY)
     files = [file for file in path.rglob("*") if file.is_file()]

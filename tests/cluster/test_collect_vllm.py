@@ -1,5 +1,7 @@
 """vLLM's own OpenAI server as the teacher, over real HTTP, with real tool servers."""
 
+import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,21 +18,28 @@ from rollout.episode_schema import from_batch
 from rollout.run_reader import RunReader
 from rollout.template import ChatTemplate
 
+MAX_LEN = 4096
+
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The tiny model behind vLLM's own OpenAI server: its folder and the server's address."""
-    model = build_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 0)
+    folder = tmp_path_factory.mktemp("models")
+    model, server_model = build_tiny_model(folder / "tiny", 0), folder / "longer"
+    shutil.copytree(model, server_model)  # the instruction alone is longer than what tiny reads
+    config = json.loads((model / "config.json").read_text())
+    longer = config | {"max_position_embeddings": MAX_LEN}
+    (server_model / "config.json").write_text(json.dumps(longer))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = (
-        f"--model {model} --served-model-name tiny --host 127.0.0.1 --port {port} "
-        "--dtype float32 --max-model-len 512 --enforce-eager --block-size 32 "
+        f"--model {server_model} --served-model-name tiny --host 127.0.0.1 --port {port} "
+        f"--dtype float32 --max-model-len {MAX_LEN} --enforce-eager --block-size 32 "
         "--kv-cache-memory-bytes 67108864 --no-enable-chunked-prefill "
-        "--max-num-batched-tokens 2048 --disable-log-stats --disable-uvicorn-access-log"
+        f"--max-num-batched-tokens {MAX_LEN} --disable-log-stats --disable-uvicorn-access-log"
     )
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
     with subprocess.Popen(
@@ -39,13 +48,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
         stderr=subprocess.STDOUT,
         text=True,
     ) as server:
-        assert server.stdout is not None
-        said = []
-        for line in server.stdout:
-            said.append(line)
-            if "Application startup complete" in line:
-                break
         try:
+            assert server.stdout is not None
+            said = []
+            for line in server.stdout:
+                said.append(line)
+                if "Application startup complete" in line:
+                    break
             assert server.poll() is None, "".join(said[-20:])
             yield model, f"http://127.0.0.1:{port}/v1"
         finally:

@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from envs.errors import ConfigError, EngineError, MissingError, TeacherError
-from rollout.openai_client import ChatClient
+from rollout.openai_client import ChatClient, Spending
 from rollout.openai_wire import read_reply
 from tests.rollout.fake_endpoint import (
     KEY,
@@ -39,7 +39,8 @@ from tests.rollout.fake_endpoint import (
 async def test_trouble_is_tried_again(trouble: Answer) -> None:
     endpoint = FakeEndpoint([trouble, trouble, says("yes")])
     client = endpoint.client(PROMPT)
-    answer, took = await client.complete({"model": "m"}, "r")
+    took = Spending()
+    answer = await client.complete({"model": "m"}, "r", took)
     assert read_reply(answer, "drop").text == "yes"
     assert (took.requests, took.tokens) == (3, 15)
     assert client.spent == took
@@ -48,7 +49,8 @@ async def test_trouble_is_tried_again(trouble: Answer) -> None:
 async def test_a_hang_ends_at_the_deadline_of_the_try() -> None:
     config = PROMPT.model_copy(update={"attempt_timeout_s": 0.05})
     endpoint = FakeEndpoint([hangs, says("yes")])
-    answer, took = await endpoint.client(config).complete({}, "r")
+    took = Spending()
+    answer = await endpoint.client(config).complete({}, "r", took)
     assert (read_reply(answer, "drop").text, took.requests) == ("yes", 2)
 
 
@@ -58,7 +60,7 @@ async def test_a_lost_connection_is_tried_again_and_then_named() -> None:
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(lose))
     with pytest.raises(TeacherError, match=r"after 4 tries.*Server disconnected"):
-        await ChatClient(http, PROMPT, "").complete({}, "r")
+        await ChatClient(http, PROMPT, "").complete({}, "r", Spending())
 
 
 async def test_retry_after_holds_all_requests_back_and_ends_at_the_deadline() -> None:
@@ -67,14 +69,14 @@ async def test_retry_after_holds_all_requests_back_and_ends_at_the_deadline() ->
     client = endpoint.client(config)
     for _ in range(2):
         with pytest.raises(TeacherError, match=r"after \d tries"):
-            await client.complete({}, "r")
+            await client.complete({}, "r", Spending())
     assert len(endpoint.requests) == 1, "the second request waited for the first one's Retry-After"
 
 
 async def test_the_wait_that_was_asked_for_is_kept() -> None:
     endpoint = FakeEndpoint([fails(429, retry_after="0.2"), says("yes")])
     began = asyncio.get_running_loop().time()
-    await endpoint.client(PROMPT).complete({}, "r")
+    await endpoint.client(PROMPT).complete({}, "r", Spending())
     assert asyncio.get_running_loop().time() - began >= 0.2
 
 
@@ -90,14 +92,14 @@ async def test_what_no_request_survives_stops_the_collection(answer: Answer, mes
     config = PROMPT.model_copy(update={"key_variable": "TEACHER_KEY"})
     endpoint = FakeEndpoint([answer])
     with pytest.raises(EngineError, match=message):
-        await endpoint.client(config).complete({}, "r")
+        await endpoint.client(config).complete({}, "r", Spending())
     assert len(endpoint.requests) == 1
 
 
 async def test_a_reply_that_does_not_say_what_it_used_still_costs() -> None:
     body = {"choices": [{"message": {"content": "x" * 300}}]}
     client = FakeEndpoint([lambda endpoint, request: JSONResponse(body)]).client(PROMPT)
-    await client.complete({"messages": ["y" * 300]}, "r")
+    await client.complete({"messages": ["y" * 300]}, "r", Spending())
     assert client.spent.prompt_tokens >= 100
     assert client.spent.completion_tokens >= 100
 

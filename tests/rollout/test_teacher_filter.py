@@ -222,6 +222,7 @@ def candidate(episode: str, **changes: Any) -> Candidate:
         "source": "m",
         "tags": {},
         "reason": None,
+        "error": "",
         "reward": 1.0,
         "calls": 2,
         "trial_calls": 1,
