@@ -20,7 +20,7 @@ def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """Return the 64-bit xxh3 hash of every tensor's bytes, in hexadecimal, by name."""
     return {
         name: xxhash.xxh3_64_hexdigest(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         )
         for name, tensor in named
     }

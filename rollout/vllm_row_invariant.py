@@ -20,7 +20,7 @@ _COUNTS = (1, 2, 3, 5, 8, 16, 17, 33, 48)
 
 
 def row_invariant_gemm(
-    layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    layer: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Multiply as vLLM's `cpu_unquantized_gemm` does, but never a single row."""
     if x.numel() != x.shape[-1]:
@@ -60,7 +60,7 @@ def _rows_vary(layer: Any, columns: int) -> bool:
     draw = torch.Generator().manual_seed(0)
     dtype = next((p.dtype for p in layer.parameters()), torch.float32)
     x = torch.randn(_ROWS, columns, generator=draw).to(dtype)
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)  # None where the layer keeps it packed
     whole = row_invariant_gemm(layer, x, weight)
     return any(
         not torch.equal(row_invariant_gemm(layer, x[:count].contiguous(), weight), whole[:count])

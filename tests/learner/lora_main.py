@@ -76,6 +76,6 @@ def _scores(one: Trainer, table: pa.Table) -> list[Any]:
     return [values[values == values] for values in one.logprobs(table)]
 
 
-found = {name: look_at(name, settings) for name, settings in SETTINGS.items()}
+found: dict[str, Any] = {name: look_at(name, settings) for name, settings in SETTINGS.items()}
 found["tensors"] = len(list(folder_weights(FOLDER / "model")))
 (FOLDER / "found.json").write_text(json.dumps(found))

@@ -100,7 +100,8 @@ def kept_bytes(layers: int, dtype: torch.dtype, *, checkpointing: bool = False) 
     pass, weights left out.
     """
     torch.manual_seed(0)
-    model = LlamaForCausalLM(small_llama(layers)).to(dtype)
+    model = LlamaForCausalLM(small_llama(layers))
+    torch.nn.Module.to(model, dtype)
     model.set_attn_implementation("sdpa")
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
