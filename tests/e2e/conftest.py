@@ -17,10 +17,16 @@ _RECIPE = (
     "rollouts.groups_per_step=4",
     "rollouts.group_size=4",
     "engine.kv_cache_mib=64",
-    "teacher.episodes=300",
-    "sft.epochs=4",
-    # rewards differ between the samples of a hardly taught model by how often it tries
+    # one tool of a hundred and sixty, truly described: in seconds of lessons a model learns to
+    # call it now and then, and rewards differ by how often, and by whether that was well formed
+    "env.catalog.tools=1",
+    "env.catalog.recurrent=1.0",
+    "env.catalog.quirks={none=1.0}",
+    "env.catalog.docs={true=1.0}",
+    "teacher.episodes=400",
+    "sft.epochs=5",
     "episode.trial_call_cost=0.02",
+    "eval.split=train",
 )
 
 

@@ -22,7 +22,7 @@ from rollout.run_reader import RunReader
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 14
+STEPS = 8
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
     run = tmp_path / "catalog"
     first = start(tmp_path)
     tree = psutil.Process(first.pid)
-    wait_for_step(run, random.Random().randint(3, 6), first)
+    wait_for_step(run, random.Random().randint(2, 4), first)
     family = [tree, *tree.children(recursive=True)]
     ours = [process for process in family if "Agent" not in process.name()]
     os.kill(first.pid, signal.SIGKILL)
@@ -117,7 +117,7 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
     assert by_step == dict.fromkeys(range(1, STEPS + 1), 8), (
         "every step trained two whole groups, each once"
     )
-    assert trained_before >= 3
+    assert trained_before >= 2
     assert finished <= {row.episode for row in reader.episodes()}, "no finished episode was lost"
     lost = [episode for episode in finished if state.entries[episode].state is not State.TRAINED]
     assert lost == [], "every finished group was trained"
