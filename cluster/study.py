@@ -47,8 +47,8 @@ def run_study(study: Study, seeds: Sequence[int], folder: Path) -> JsonObject:
             with ray_session(study.config):
                 run_async(_work_off(list(studies.values()), study, folder, progress))
         report = collect(study, seeds, folder)
-        _publish(report, folder)
-        Console(stderr=True).print(to_terminal(report))
+        if not missing:
+            _publish(report, folder)
     return {
         "results": str(folder / "results.json"),
         "table": str(folder / "results.md"),
@@ -61,6 +61,7 @@ def collect(study: Study, seeds: Sequence[int], folder: Path) -> StudyReport:
     """Return the report of the seeds that are whole in `folder`."""
     cells: list[Cell] = []
     times: list[StageTime] = []
+    arms = list(study.section.arms)
     models: list[JsonObject] = []
     evaluations: list[JsonObject] = []
     for seed in seeds:
@@ -70,7 +71,8 @@ def collect(study: Study, seeds: Sequence[int], folder: Path) -> StudyReport:
         times += [StageTime(seed, key, _number(r["seconds"])) for key, r in results.items()]
         for name in study.section.models:
             models.append({"seed": seed, "model": name, **results[model_key(name)]})
-        found = [result for key, result in results.items() if "accuracy" in result]
+        found = [result for result in results.values() if "accuracy" in result]
+        found.sort(key=lambda result: arms.index(str(result["arm"])))
         evaluations += [{"seed": seed, **result} for result in found]
         cells += [_cell(seed, result) for result in found if result["accuracy"] is not None]
     known = _ceiling_graph(study, folder).finished or {}
@@ -96,9 +98,7 @@ async def _work_off(
             await graph.run(finished)
         finally:
             await stand.close()
-        report = collect(whole, seeds, folder)
-        _publish(report, folder)
-        Console(stderr=True).print(to_terminal(report))
+        _publish(collect(whole, seeds, folder), folder)
 
 
 def _graph(
@@ -110,6 +110,7 @@ def _graph(
 
 
 def _publish(report: StudyReport, folder: Path) -> None:
+    """Write the report and print its tables."""
     recipe = {
         "recipe": report.study.config.model_dump(mode="json"),
         "study": report.study.section.model_dump(mode="json"),
@@ -121,6 +122,7 @@ def _publish(report: StudyReport, folder: Path) -> None:
     }
     for name, text in texts.items():
         replace_file(folder / name, text.encode())
+    Console(stderr=True).print(to_terminal(report))
 
 
 def _cell(seed: int, result: JsonObject) -> Cell:
