@@ -141,9 +141,9 @@ def test_a_step_reports_what_it_did(found: Found) -> None:
         np.testing.assert_allclose(mine["trainer_logprobs"], theirs["trainer_logprobs"], atol=1e-5)
     timing = {"seconds", "tokens_per_s"}
     for name in alone["metrics"].keys() - timing:
-        assert pair["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-3, abs=1e-6), (
-            name
-        )
+        assert pair["metrics"][name] == pytest.approx(
+            alone["metrics"][name], rel=1e-3, abs=1e-6, nan_ok=True
+        ), name
     assert 0 < alone["metrics"]["entropy"] <= math.log(64)
     assert alone["metrics"]["grad_norm"] > 0.5  # so that the clip took part in what is compared
     assert alone["metrics"]["mismatch_kl"] > 0
