@@ -27,6 +27,7 @@ from envs.sandbox_process import Child, ChildGone, ChildSpoke, Exit
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
 _GRACE_S = 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 _RESTARTED = "the tool's state starts again from the beginning"
 
 
@@ -52,7 +53,9 @@ class _Request(BaseModel):
 class SandboxSession:
     """Live tools in one child; after a child's end the next call starts from the initial state.
 
-    Calls run one after the other. The session is lost, and says so as INFRA_ERROR, when its child
+    Calls run one after the other. Who keeps ending children waits for the next one, 0.25 s at the
+    second restart and twice as long each time, 2 s at most: a fork costs the neighbours more than
+    any call. The session is lost, and says so as INFRA_ERROR, when its child
     ended through no fault of a tool.
     """
 
@@ -66,6 +69,7 @@ class SandboxSession:
         self._child: Child | None = None
         self._cpu_spent = 0.0
         self._number = 0
+        self._restart_pause_s = 0.0
         self._lost = ""
         self._turn = asyncio.Lock()
 
@@ -108,7 +112,7 @@ class SandboxSession:
 
     async def _ask(self, name: str, arguments: str) -> ToolAnswer:
         if self._child is None:
-            await self.start()
+            await self._restart()
         child = self._child
         if child is None:
             raise SandboxError("the session was closed")
@@ -127,6 +131,13 @@ class SandboxSession:
             return await self._after_end(child, fault, time.monotonic() - began)
         elapsed = time.monotonic() - began
         return await self._checked(child, frame, elapsed)
+
+    async def _restart(self) -> None:
+        pause_s = self._restart_pause_s
+        self._restart_pause_s = min(2 * pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        await asyncio.sleep(pause_s)
+        if not self._lost:
+            await self.start()
 
     async def _checked(self, child: Child, frame: bytes, elapsed: float) -> ToolAnswer:
         try:

@@ -11,6 +11,9 @@ from envs.sandbox_options import ZygoteOptions
 from envs.sandbox_scratch import ScratchRoot
 from envs.sandbox_syscalls import ZYGOTE_FILE_RULES, ZYGOTE_RULES
 
+_NICENESS = 5
+"""Tools come after their server, and after whoever waits for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Achieved:
@@ -31,6 +34,8 @@ def lock_down(options: ZygoteOptions, control: socket.socket, root: ScratchRoot)
     parent only waits for it. Raises IsolationError or OSError.
     """
     quiet = os.open(os.devnull, os.O_RDWR)
+    with contextlib.suppress(OSError):
+        sandbox_confine.take_short_turns(_NICENESS)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # a machine short of memory takes tools first
     achieved = _attainable(options, root)

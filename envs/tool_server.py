@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
 from envs.replay_host import ReplayHost
+from envs.sandbox_confine import take_short_turns
 from envs.session_host import SessionHost
 from envs.tool_host import ToolHost
 from envs.tool_metrics import ToolMetrics
@@ -209,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _exit_with_parent()
     if options.token_file:
         options.token = options.token_file.read_text()
+    with contextlib.suppress(OSError):
+        take_short_turns()
     try:
         _serve(options)
     except (TrialrunError, ValidationError) as error:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -136,6 +137,35 @@ class TestSession:
         assert "exit code 7" in answer.text
         assert "starts again from the beginning" in answer.text
         assert (await session.call("bump", "{}")).text == "1"
+
+    async def test_who_keeps_ending_children_waits_longer_each_time(
+        self, pool: SandboxPool
+    ) -> None:
+        session = await opened(pool, tool_set(COUNTER, "bump", "die"))
+        loop, waits = asyncio.get_running_loop(), []
+        for _ in range(4):
+            began = loop.time()
+            await session.call("die", "{}")
+            waits.append(loop.time() - began)
+        assert waits[2] >= 0.25
+        assert waits[3] >= 0.5
+        assert min(waits[:2]) < 0.25, "the first restart waits for nothing"
+
+    async def test_session_closed_while_it_waits_takes_no_child(self, pool: SandboxPool) -> None:
+        session = await opened(pool, tool_set(COUNTER, "die"))
+        for _ in range(2):
+            await session.call("die", "{}")
+        waiting = asyncio.create_task(session.call("die", "{}"))
+        await asyncio.sleep(0)
+        session.close()
+        assert (await waiting).status is AnswerStatus.INFRA_ERROR
+
+    async def test_tools_come_after_whoever_else_wants_the_core(self, pool: SandboxPool) -> None:
+        assert pool.zygote_pid
+        zygote = psutil.Process(pool.zygote_pid)
+        family = [zygote, *zygote.children(recursive=True)]
+        assert len(family) > 1
+        assert {process.nice() for process in family} == {5}
 
     async def test_calls_at_once_run_one_after_the_other(self, pool: SandboxPool) -> None:
         session = await opened(pool, tool_set(COUNTER, "bump"))
