@@ -9,10 +9,15 @@ import psutil
 import ray
 
 from cluster.config import RunConfig
-from envs.errors import MissingError
+from envs.errors import InfraError, MissingError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local Ray; trajectories pass through it, weights do not."""
+
+START_WAIT = "RAY_raylet_start_wait_time_s"
+"""Environment variable of Ray: seconds that a raylet may take to start."""
+START_WAIT_S = 120
+"""In place of Ray's 30, which two cores busy with other work outlast."""
 
 
 @contextmanager
@@ -20,23 +25,39 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     """Connect to the cluster in RAY_ADDRESS (set for submitted jobs), else start Ray on this
     machine.
 
-    A local Ray is told of as many CPUs as the recipe reserves, since its actors share two cores
-    well.
-    Raises MissingError when RAY_ADDRESS leads nowhere.
+    Raises MissingError when RAY_ADDRESS leads nowhere, InfraError when Ray does not start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(START_WAIT, str(START_WAIT_S))
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
-        try:
-            ray.init(address=address, log_to_driver=False)
-        except ConnectionError as error:
-            raise MissingError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
+        _join(address)
     else:
-        section = config.cluster
-        wanted = (
-            config.rollouts.workers * section.cpus_per_worker
-            + config.learner.ranks * section.cpus_per_rank
-        )
+        _start(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except Exception as error:  # Ray has no type of its own for this; some are plain Exceptions
+        raise MissingError(
+            f"no Ray cluster at RAY_ADDRESS={address}: {_one_line(error)}; give HOST:PORT of a "
+            "head that runs the same Ray and Python, or unset RAY_ADDRESS to start Ray here"
+        ) from error
+
+
+def _start(config: RunConfig) -> None:
+    """Start Ray, told of as many CPUs as the recipe reserves: its actors share two cores well."""
+    section = config.cluster
+    wanted = (
+        config.rollouts.workers * section.cpus_per_worker
+        + config.learner.ranks * section.cpus_per_rank
+    )
+    try:
         ray.init(
             num_cpus=max(psutil.cpu_count() or 1, int(wanted) + 2),
             include_dashboard=False,
@@ -44,7 +65,19 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except Exception as error:  # a start that times out is a plain Exception
+        raise InfraError(
+            f"Ray did not start on this machine: {_one_line(error)} Try again with less running "
+            f"beside it, or with more patience: {START_WAIT}={2 * _start_wait_s()} (now "
+            f"{_start_wait_s()} seconds). Ray's own account: /tmp/ray/session_latest/logs, "
+            "raylet.err and gcs_server.err"
+        ) from error
+
+
+def _start_wait_s() -> int:
+    set_to = os.environ.get(START_WAIT, "")
+    return int(set_to) if set_to.isdecimal() else START_WAIT_S
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

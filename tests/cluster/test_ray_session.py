@@ -1,0 +1,63 @@
+"""What a user reads where Ray does not start, or is not where RAY_ADDRESS says."""
+
+import os
+from typing import Any, NoReturn
+
+import pytest
+import ray
+
+from cluster.config import RunConfig
+from cluster.ray_session import START_WAIT, ray_session
+from envs.errors import InfraError, MissingError, TrialrunError
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, error: Exception) -> TrialrunError:
+    """Return what the session raises where `ray.init` raises `error`."""
+
+    def init(**_: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(TrialrunError) as raised, ray_session(RunConfig()):
+        pass
+    return raised.value
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (START_WAIT, "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "")  # so that what the session sets is undone too
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_start_that_times_out_is_one_line_that_says_what_to_try(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    timed_out = Exception("The current node timed out during startup.\nThis could happen.")
+    error = refusal(environment, timed_out)
+    assert isinstance(error, InfraError)
+    assert "timed out during startup. This could happen." in str(error)
+    assert "RAY_raylet_start_wait_time_s=240 (now 120 seconds)" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_ray_is_given_more_patience_unless_the_user_chose(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    refusal(environment, Exception("no"))
+    assert os.environ[START_WAIT] == "120"
+    environment.setenv(START_WAIT, "7")
+    error = refusal(environment, Exception("no"))
+    assert os.environ[START_WAIT] == "7"
+    assert "=14 (now 7 seconds)" in str(error)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
+def test_an_address_that_is_none(environment: pytest.MonkeyPatch, address: str) -> None:
+    environment.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(MissingError, match=f"no Ray cluster at RAY_ADDRESS={address}: .*HOST:PORT"),
+        ray_session(RunConfig()),
+    ):
+        pass
