@@ -13,6 +13,11 @@ from rich.table import Table
 from envs.errors import ConfigError
 from envs.tools import JsonObject
 
+RAY_START_WAIT = "RAY_raylet_start_wait_time_s"
+"""Environment variable of Ray: seconds that its start may take; read once, as ray is imported."""
+RAY_START_WAIT_S = 120
+"""In place of Ray's 30, which two cores busy with other work outlast."""
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output.")
 ]
@@ -23,6 +28,7 @@ def stack(module: str) -> Any:
     # The driver computes nothing: no accelerator to look for, no bars for loading a file.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault(RAY_START_WAIT, str(RAY_START_WAIT_S))
     try:
         return importlib.import_module(f"cluster.{module}")
     except ImportError as error:

@@ -8,16 +8,12 @@ from contextlib import contextmanager
 import psutil
 import ray
 
+from cluster.command_line import RAY_START_WAIT, RAY_START_WAIT_S
 from cluster.config import RunConfig
 from envs.errors import InfraError, MissingError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local Ray; trajectories pass through it, weights do not."""
-
-START_WAIT = "RAY_raylet_start_wait_time_s"
-"""Environment variable of Ray: seconds that a raylet may take to start."""
-START_WAIT_S = 120
-"""In place of Ray's 30, which two cores busy with other work outlast."""
 
 
 @contextmanager
@@ -28,7 +24,6 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     Raises MissingError when RAY_ADDRESS leads nowhere, InfraError when Ray does not start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(START_WAIT, str(START_WAIT_S))
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
         _join(address)
@@ -66,17 +61,13 @@ def _start(config: RunConfig) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
         )
     except Exception as error:  # a start that times out is a plain Exception
+        waited = os.environ.get(RAY_START_WAIT, "30")
         raise InfraError(
             f"Ray did not start on this machine: {_one_line(error)} Try again with less running "
-            f"beside it, or with more patience: {START_WAIT}={2 * _start_wait_s()} (now "
-            f"{_start_wait_s()} seconds). Ray's own account: /tmp/ray/session_latest/logs, "
-            "raylet.err and gcs_server.err"
+            f"beside it, or with more patience, {RAY_START_WAIT}={3 * RAY_START_WAIT_S} (now "
+            f"{waited} seconds). Ray's own account: raylet.err and gcs_server.err in "
+            "/tmp/ray/session_latest/logs"
         ) from error
-
-
-def _start_wait_s() -> int:
-    set_to = os.environ.get(START_WAIT, "")
-    return int(set_to) if set_to.isdecimal() else START_WAIT_S
 
 
 def _one_line(error: Exception) -> str:

@@ -42,3 +42,10 @@ def test_the_driver_starts_without_the_engine_and_the_trainer(start: str) -> Non
 def test_the_walk_sees_them_where_they_are() -> None:
     assert "vllm" in everything_behind("cluster.vllm_factory")
     assert "deepspeed" in everything_behind("learner.trainer")
+
+
+@pytest.mark.parametrize("start", ["cluster.cli", "cluster.cli_runs"])
+def test_the_command_line_prepares_the_environment_before_ray_reads_it(start: str) -> None:
+    """`stack` sets what Ray reads as it is imported, and imports it then."""
+    behind = everything_behind(start)
+    assert "cluster.command_line" in behind and "ray" not in behind

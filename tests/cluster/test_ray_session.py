@@ -6,8 +6,9 @@ from typing import Any, NoReturn
 import pytest
 import ray
 
+from cluster.command_line import RAY_START_WAIT, stack
 from cluster.config import RunConfig
-from cluster.ray_session import START_WAIT, ray_session
+from cluster.ray_session import ray_session
 from envs.errors import InfraError, MissingError, TrialrunError
 
 
@@ -25,7 +26,8 @@ def refusal(monkeypatch: pytest.MonkeyPatch, error: Exception) -> TrialrunError:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in (START_WAIT, "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"):
+    told = ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED", "DS_ACCELERATOR", "TQDM_DISABLE")
+    for name in (RAY_START_WAIT, *told):
         monkeypatch.setenv(name, "")  # so that what the session sets is undone too
         monkeypatch.delenv(name)
     return monkeypatch
@@ -38,19 +40,20 @@ def test_a_start_that_times_out_is_one_line_that_says_what_to_try(
     error = refusal(environment, timed_out)
     assert isinstance(error, InfraError)
     assert "timed out during startup. This could happen." in str(error)
-    assert "RAY_raylet_start_wait_time_s=240 (now 120 seconds)" in str(error)
+    assert "more patience, RAY_raylet_start_wait_time_s=360 (now 30 seconds)" in str(error)
     assert "\n" not in str(error)
 
 
-def test_ray_is_given_more_patience_unless_the_user_chose(
-    environment: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("chosen", "found"), [(None, "120"), ("7", "7")])
+def test_ray_gets_more_patience_unless_the_user_chose(
+    environment: pytest.MonkeyPatch, chosen: str | None, found: str
 ) -> None:
-    refusal(environment, Exception("no"))
-    assert os.environ[START_WAIT] == "120"
-    environment.setenv(START_WAIT, "7")
-    error = refusal(environment, Exception("no"))
-    assert os.environ[START_WAIT] == "7"
-    assert "=14 (now 7 seconds)" in str(error)
+    """It is set before the stack is imported: Ray looks only once, as it is imported."""
+    if chosen is not None:
+        environment.setenv(RAY_START_WAIT, chosen)
+    stack("groups")
+    assert os.environ[RAY_START_WAIT] == found
+    assert f"(now {found} seconds)" in str(refusal(environment, Exception("no")))
 
 
 @pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
