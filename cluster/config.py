@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,6 +10,8 @@ import tomli_w
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cluster.collect_config import CollectSection
+from cluster.known_keys import LIKENESS, explain, said_of, stray_keys, unknown_key
+from cluster.study_config import StudySection, needed_models
 from envs.config import EnvConfig, Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
 from envs.tasks import Split
@@ -227,6 +230,12 @@ class RunConfig(Section):
             )
 
 
+class RecipeKeys(RunConfig):
+    """Every key that a recipe may have: those of a run, and the description of a study."""
+
+    study: StudySection = StudySection()
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the project."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -235,11 +244,12 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
 
-    A recipe's `[study]` is for `trialrun study` and is left aside. Raises ConfigError for broken
-    TOML, an unknown key or an impossible value; MissingError when there is no such recipe.
+    A recipe's `[study]` is for `trialrun study`: it is checked and left aside. Raises ConfigError
+    for broken TOML, an unknown key or an impossible value; MissingError when there is no such
+    recipe.
     """
     tree = read_recipe(recipe, overrides)
-    tree.pop("study", None)
+    checked_study(tree.pop("study", {}), recipe, overrides)
     return checked_config(tree, recipe)
 
 
@@ -256,7 +266,34 @@ def checked_config(tree: Mapping[str, JsonValue], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain(error, f"recipe {origin}", RunConfig)) from None
+        raise ConfigError(explain(error, f"recipe {origin}", RecipeKeys)) from None
+
+
+def checked_study(described: JsonValue, origin: str, overrides: Sequence[str]) -> StudySection:
+    """Return the study that `described` is; the recipe's keys in it are known ones too.
+
+    Raises ConfigError, which names `origin`; also where an override makes a model that no arm
+    plays, since its name is a misspelt one then.
+    """
+    try:
+        study = StudySection.model_validate(described)
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"recipe {origin}", StudySection, "study")) from None
+    faults = [
+        unknown_key(path, RunConfig, under)
+        for under, changes in study.changes.items()
+        for path in stray_keys(changes, RunConfig)
+    ]
+    played = needed_models({arm.model for arm in study.arms.values()}, study.models)
+    for override in overrides:
+        name = override.partition("=")[0].strip().removeprefix("study.models.").partition(".")[0]
+        if name in study.models and name not in played:
+            near = get_close_matches(name, played, 1, LIKENESS)
+            meant = f"; did you mean study.models.{near[0]}?" if near else ""
+            faults.append(f"study.models.{name}: no arm plays this model{meant}")
+    if faults:
+        raise ConfigError(said_of(f"recipe {origin}", faults))
+    return study
 
 
 def to_toml(config: RunConfig) -> str:
@@ -308,34 +345,3 @@ def _value(text: str) -> JsonValue:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def explain(error: ValidationError, origin: str, section: type[Section]) -> str:
-    """Return a line per fault that `error` found in `origin`, which should describe `section`."""
-    lines = [f"{origin}:"]
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key; {_known_keys(section, fault['loc'])}")
-        else:
-            reason = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"  {key or 'config'}: {reason}{_found(fault['input'])}")
-    return "\n".join(lines)
-
-
-def _found(value: object) -> str:
-    return "" if isinstance(value, dict | Section) else f" (found {value!r})"
-
-
-def _known_keys(section: type[Section], location: tuple[int | str, ...]) -> str:
-    model = section
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, Section)
-        ):
-            break
-        model = field.annotation
-    return f"known keys are: {', '.join(sorted(model.model_fields))}"

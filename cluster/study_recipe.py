@@ -1,94 +1,17 @@
 """`[study]`: the models that a study makes, the arms that play them, and the settings they meet."""
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import JsonValue
 
-from cluster.config import RunConfig, checked_config, explain, read_recipe
+from cluster.config import RunConfig, checked_config, checked_study, read_recipe
+from cluster.study_config import Changes, StudySection, needed_models
 from cluster.study_graph import digest_of
 from envs.config import Section
 from envs.errors import ConfigError
 
-Changes = dict[str, JsonValue]
-"""Part of a recipe, as a tree: it replaces what the recipe says."""
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*")
-"""Names become folders."""
 _OF_NO_CONSEQUENCE = {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"}
-
-
-class ModelSection(Section):
-    """`[study.models.NAME]`: a model that the study trains, once per seed, for every arm of it."""
-
-    kind: Literal["sft", "grpo"] = "sft"
-    """Imitation of the teacher, or reinforcement."""
-    parent: str = ""
-    """The model it starts from: another of the study, or empty for the recipe's."""
-    match: str = ""
-    """`sft`: imitate as many episodes as that `grpo` model played, and for as many tokens as it was
-    trained on, instead of what `teacher.episodes` and `sft.epochs` say.
-    """
-    changes: Changes = Field(default_factory=dict)
-    """What differs from the recipe while it is trained."""
-
-    @model_validator(mode="after")
-    def _only_imitation_is_matched(self) -> Self:
-        if self.match and self.kind != "sft":
-            raise ValueError(f"expected match with kind = 'sft' only, found {self.kind!r}")
-        return self
-
-
-class ArmSection(Section):
-    """`[study.arms.NAME]`: a row of the table: a model, and how it plays."""
-
-    title: str
-    """What the table calls it."""
-    model: str
-    """The model of the study that plays."""
-    against: tuple[str, ...] = ()
-    """Arms that it is compared with: the best of them, setting by setting."""
-    changes: Changes = Field(default_factory=dict)
-    """What differs from the recipe while it plays."""
-
-
-class StudySection(Section):
-    """`[study]`: what is compared, on what."""
-
-    slots: int = Field(default=2, ge=1)
-    """Models that are imitated into being at once; about one CPU each."""
-    temperatures: dict[str, float] = Field(default_factory=lambda: {"greedy": 0.0, "T=1": 1.0})
-    """Sampling temperatures of the evaluation, by the name that the table calls them."""
-    models: dict[str, ModelSection] = Field(default_factory=dict)
-    arms: dict[str, ArmSection] = Field(default_factory=dict)
-    settings: dict[str, Changes] = Field(default_factory=lambda: {"heldout": {}})
-    """What differs from the recipe in each column of the table."""
-    ceilings: tuple[str, ...] = ()
-    """Settings for which to estimate what a policy that may not try can reach at best; the exact
-    search takes seconds a task at depth 1 and 2, and does not end at depth 3.
-    """
-    ceiling_tasks: int = Field(default=60, ge=2)
-    """Tasks of that estimate."""
-
-    @model_validator(mode="after")
-    def _names_lead_somewhere(self) -> Self:
-        for name in (*self.models, *self.arms, *self.settings, *self.temperatures):
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"expected names of letters, digits and ._=-, found {name!r}")
-        for name, model in self.models.items():
-            for key, other in (("parent", model.parent), ("match", model.match)):
-                _known(other, self.models, f"models.{name}.{key}")
-            if model.match and self.models[model.match].kind != "grpo":
-                raise ValueError(f"models.{name}.match: expected a grpo model, found {model.match}")
-        for name, arm in self.arms.items():
-            _known(arm.model or "?", self.models, f"arms.{name}.model")
-            for other in arm.against:
-                _known(other, self.arms, f"arms.{name}.against")
-        for setting in self.ceilings:
-            _known(setting, self.settings, "ceilings")
-        _no_circles(self.models)
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +58,7 @@ class Study:
             for name, arm in section.arms.items()
             if name in arms
         }
-        needed = _needed({arm.model for arm in kept.values()}, section.models)
+        needed = needed_models({arm.model for arm in kept.values()}, section.models)
         models = {name: model for name, model in section.models.items() if name in needed}
         smaller = section.model_copy(update={"arms": kept, "models": models})
         return Study(self.config, smaller)
@@ -147,12 +70,8 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
     described = tree.pop("study", None)
     if not described:
         raise ConfigError(f"recipe {recipe} describes no study: expected a section [study]")
-    config = checked_config(tree, recipe)
-    try:
-        section = StudySection.model_validate(described)
-    except ValidationError as error:
-        raise ConfigError(explain(error, f"recipe {recipe}, [study]", StudySection)) from None
-    study = Study(config, section)
+    section = checked_study(described, recipe, overrides)
+    study = Study(checked_config(tree, recipe), section)
     if not (section.arms and section.settings and section.temperatures):
         raise ConfigError(f"recipe {recipe}: expected arms, settings and temperatures in [study]")
     for name, model in section.models.items():
@@ -211,26 +130,3 @@ def _apply(tree: Changes, change: Mapping[str, JsonValue], section: Section) -> 
             _apply(inner, value, below)
         else:
             tree[key] = value
-
-
-def _known(name: str, names: Collection[str], where: str) -> None:
-    if name and name not in names:
-        raise ValueError(f"{where}: expected one of {', '.join(names)}, found {name!r}")
-
-
-def _no_circles(models: Mapping[str, ModelSection]) -> None:
-    for name in models:
-        if name in _needed({models[name].parent, models[name].match} - {""}, models):
-            raise ValueError(f"models.{name}: expected a model of its own origin, found a circle")
-
-
-def _needed(names: set[str], models: Mapping[str, ModelSection]) -> set[str]:
-    """Return `names` and every model that one of them builds on."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [other for other in (models[name].parent, models[name].match) if other]
-    return found

@@ -1,9 +1,11 @@
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.config import RunConfig, load_config, recipe_names, to_toml
+from cluster.study_recipe import load_study
 from envs.errors import ConfigError, MissingError
 
 
@@ -36,9 +38,18 @@ def test_overrides_are_toml_values_or_plain_strings() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.sede=3", "run.sede: unknown key; known keys are: checkpoint_every, "),
-        ("episode.trial.cals=3", "episode.trial.cals: unknown key; known keys are: calls, seconds"),
-        ("nowhere.seed=3", "nowhere: unknown key"),
+        ("run.sede=3", r"^recipe catalog: run.sede: unknown key; did you mean run.seed\?$"),
+        ("run.zzz=3", "run.zzz: unknown key; known keys are: checkpoint_every, "),
+        ("episode.trial.cals=3", r"cals: unknown key; did you mean episode.trial.calls\?"),
+        ("leraner.lr=1", r"leraner.lr: unknown key; did you mean learner.lr\?"),
+        (
+            "optimiser.clip_low=1",
+            r"clip_low: unknown key; did you mean learner.clip_low\?",
+        ),
+        ("learner.group_size=4", r"did you mean rollouts.group_size\?"),
+        ("nowhere.x=3", "nowhere.x: unknown key; known keys are: cluster, .*, study, "),
+        ("env.catalog.quirks={kee=1}", r"quirks.kee: unknown key; did you mean env.*quirks.key\?"),
+        ("stduy.slots=1", r"stduy.slots: unknown key; did you mean study.slots\?"),
         ("run.seed=-1", r"run.seed: Input should be greater than or equal to 0 \(found -1\)"),
         ("run.seed=soon", r"run.seed: .*valid integer.* \(found 'soon'\)"),
         ("run=3", "expected section.key=value"),
@@ -54,6 +65,53 @@ def test_overrides_are_toml_values_or_plain_strings() -> None:
 def test_a_bad_override_names_its_key(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("catalog", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("study.slotz=3", "study.slotz: unknown key; did you mean study.slots?"),
+        ("study.seed=3", "study.seed: unknown key; known keys are: arms, "),
+        (
+            "study.models.direct.chagnes.run.seed=1",
+            "unknown key; did you mean study.models.direct.changes.run.seed?",
+        ),
+        ("study.arms.direct.titel=x", "unknown key; did you mean study.arms.direct.title?"),
+        (
+            "study.arms.direct.changes.episode.trail.calls=1",
+            "unknown key; did you mean study.arms.direct.changes.episode.trial.calls?",
+        ),
+        (
+            "study.settings.easy.env.catalogue.tools=1",
+            "unknown key; did you mean study.settings.easy.env.catalog.tools?",
+        ),
+        (
+            "study.models.trail-grpo.changes.learner.lr=1",
+            "no arm plays this model; did you mean study.models.trial-grpo?",
+        ),
+    ],
+)
+@pytest.mark.parametrize("load", [load_config, load_study])
+def test_a_misspelt_key_of_a_study_is_an_error_of_every_command(
+    load: Callable[[str, list[str]], object], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load("study", [override])
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("load", [load_config, load_study])
+def test_known_keys_of_a_study_may_be_set(
+    load: Callable[[str, list[str]], object],
+) -> None:
+    load("study", ["study.slots=1", "study.settings.seven.env.catalog.tools=7"])
+    load("study", ["study.models.trial-grpo.changes.learner.lr=1e-3"])
+
+
+def test_every_fault_is_said_on_a_line_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"^recipe catalog:\n  run.sede: .*\n  sft.lrr: .*$"):
+        load_config("catalog", ["run.sede=1", "sft.lrr=2"])
 
 
 def test_a_value_is_no_section() -> None:

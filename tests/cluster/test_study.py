@@ -187,7 +187,7 @@ class TestRecipe:
             ("arms.direct.changes.run.sede=1", "run.sede: unknown key"),
             ("settings.depth1-names.env.catalog.depths={}", "depths"),
             ("ceilings=['depth9']", "ceilings: expected one of depth1-names"),
-            ("arm.direct.model=1", "arm: unknown key"),
+            ("arm.direct.model=1", "did you mean study.arms.direct.model?"),
         ],
     )
     def test_a_study_that_cannot_work_is_refused_before_it_starts(
