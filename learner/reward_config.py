@@ -1,8 +1,8 @@
 """Config sections of what the learner adds to rewards before it compares episodes."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from envs.config import Section
 
@@ -29,6 +29,16 @@ class SoftOverlong(Section):
     max_tokens: int = Field(default=0, ge=0)
     """Episodes of this many sampled tokens or more pay all of `penalty`; 0 is off."""
     buffer_tokens: int = Field(default=128, ge=1)
-    """The penalty rises linearly over the last so many tokens before `max_tokens`."""
+    """The penalty rises linearly over the last so many tokens before `max_tokens`, below which it
+    has to be."""
     penalty: float = Field(default=1.0, ge=0)
     """Taken from the reward at `max_tokens`."""
+
+    @model_validator(mode="after")
+    def _the_shortest_pay_nothing(self) -> Self:
+        if 0 < self.max_tokens <= self.buffer_tokens:
+            raise ValueError(
+                f"expected overlong.buffer_tokens below overlong.max_tokens = {self.max_tokens}, "
+                f"found {self.buffer_tokens}: the first sampled token would be punished; lower it"
+            )
+        return self

@@ -23,6 +23,8 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
         ({"tis_mode": "token_mask"}, "ratio_reference"),
         ({"tis_floor": 0.5}, "ratio_reference"),
         ({"loss": "gspo", "credit": "phase"}, "gspo_token"),
+        ({"overlong": {"max_tokens": 100}}, r"overlong.buffer_tokens below .* = 100, found 128"),
+        ({"overlong": {"max_tokens": 64, "buffer_tokens": 64}}, r"= 64, found 64"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(section: dict[str, object], named: str) -> None:
