@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
 from cluster.machine import Kernel, Machine, read_machine
 from envs.errors import MissingError, TemplateError
 from envs.sandbox_scratch import LANDLOCK_FOR_FILES
+from learner.attention_kind import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN, attention_kind
 
 Status = Literal["ok", "warn", "missing"]
 
 STACK = ("torch", "vllm", "deepspeed", "ray", "transformers", "pyarrow")
 RAY_PORTS: Mapping[int, str] = {6379: "Ray's head", 8265: "Ray's dashboard"}
 _CUDA_LINKED = ("torchvision", "torchaudio", "torchcodec")
+_FLASH_ATTN = Version("2.3.3")
+"""The first that transformers takes."""
+_ATTENTION: Mapping[str, str] = {
+    PACKED_SDPA: "torch's SDPA, episode by episode",
+    PACKED_VARLEN: "torch's own flash kernel",
+    PACKED_FLASH: "package flash-attn",
+}
 _COLOURS: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 MEMORY_GIB = 6.0
@@ -60,6 +69,7 @@ def examine(model: str | None = None) -> list[Finding]:
         check_one_vllm(versions),
         check_torch_build(machine, versions),
         check_gpus(machine),
+        check_attention(machine, versions),
     ]
     findings += check_sizes(machine)
     findings += check_sandbox(machine)
@@ -183,6 +193,23 @@ def check_gpus(machine: Machine) -> Finding:
         return Finding("devices", "warn", machine.gpu_refusal, "nvidia-smi (repair the driver)")
     names = [f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in machine.gpus]
     return Finding("devices", "ok", ", ".join(names) or f"{machine.cpus} CPUs, no GPU")
+
+
+def check_attention(machine: Machine, versions: Mapping[str, str]) -> Finding:
+    """The attention that a learner takes here; on a GPU it depends on the model's precision."""
+    if "torch" not in versions:
+        return Finding("attention", "missing", "torch is not installed", "make setup")
+    cuda = bool(machine.gpus) and not versions["torch"].endswith("+cpu")
+    found = versions.get("flash-attn", versions.get("flash_attn", "0"))
+    flash_attn = Version(found) >= _FLASH_ATTN
+    half, full = (
+        attention_kind(cuda=cuda, sixteen_bit=sixteen_bit, flash_attn=flash_attn)
+        for sixteen_bit in (True, False)
+    )
+    found = f"{full} ({_ATTENTION[full]})"
+    if half != full:
+        found = f"{half} ({_ATTENTION[half]}) on GPUs in bfloat16 and float16, else {found}"
+    return Finding("attention", "ok", found)
 
 
 def check_sizes(machine: Machine) -> list[Finding]:

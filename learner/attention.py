@@ -16,11 +16,8 @@ from transformers.modeling_flash_attention_utils import (
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from envs.errors import LearnerError
+from learner.attention_kind import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN, attention_kind
 from learner.packing import Pack
-
-PACKED_SDPA = "packed_sdpa"
-PACKED_FLASH = "packed_flash"
-PACKED_VARLEN = "packed_varlen"
 
 _LIKE = 0.8  # episodes at least this fraction of another's length are attended in one call
 _SHORT = 64  # tokens below which a call costs more than the padding it saves
@@ -142,14 +139,12 @@ AttentionInterface.register(PACKED_FLASH, packed_flash)
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> str:
-    """Return what a model is loaded with.
-
-    A 16-bit model on CUDA takes package flash-attn where it is installed, else torch's own flash
-    kernel, which needs nothing installed; all else SDPA per episode.
-    """
-    if device.type != "cuda" or dtype == torch.float32:
-        return PACKED_SDPA
-    return PACKED_FLASH if is_flash_attn_2_available() else PACKED_VARLEN
+    """Return what a model is loaded with."""
+    return attention_kind(
+        cuda=device.type == "cuda",
+        sixteen_bit=dtype != torch.float32,
+        flash_attn=is_flash_attn_2_available(),
+    )
 
 
 def attention_arguments(implementation: str, pack: Pack) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from cluster.doctor import (
     OPEN_FILES,
     Finding,
+    check_attention,
     check_gpus,
     check_one_vllm,
     check_open_files,
@@ -61,6 +62,7 @@ def test_a_machine_without_faults_has_none() -> None:
         check_one_vllm(VERSIONS),
         check_torch_build(MACHINE, VERSIONS),
         check_gpus(MACHINE),
+        check_attention(MACHINE, VERSIONS),
         *check_sizes(MACHINE),
         *check_sandbox(MACHINE),
         check_open_files(MACHINE),
@@ -135,6 +137,41 @@ def test_a_gpu_machine_keeps_torchvision() -> None:
     versions = {"torch": "2.13.0", "torchvision": "0.28.0"}
     assert check_torch_build(GPU_MACHINE, versions).status == "ok"
     assert "H200 (141 GiB)" in check_gpus(GPU_MACHINE).found
+
+
+@pytest.mark.parametrize(
+    ("machine", "versions", "found"),
+    [
+        (MACHINE, VERSIONS, "packed_sdpa (torch's SDPA, episode by episode)"),
+        (GPU_MACHINE, VERSIONS, "packed_sdpa (torch's SDPA, episode by episode)"),
+        (
+            GPU_MACHINE,
+            {"torch": "2.13.0"},
+            "packed_varlen (torch's own flash kernel) on GPUs in bfloat16 and float16, else "
+            "packed_sdpa (torch's SDPA, episode by episode)",
+        ),
+        (
+            GPU_MACHINE,
+            {"torch": "2.13.0", "flash_attn": "2.8.3+cu13"},
+            "packed_flash (package flash-attn) on GPUs in bfloat16 and float16, else "
+            "packed_sdpa (torch's SDPA, episode by episode)",
+        ),
+        (
+            GPU_MACHINE,
+            {"torch": "2.13.0", "flash-attn": "2.3.0"},
+            "packed_varlen (torch's own flash kernel) on GPUs in bfloat16 and float16, else "
+            "packed_sdpa (torch's SDPA, episode by episode)",
+        ),
+    ],
+)
+def test_the_learners_attention_is_told(
+    machine: Machine, versions: dict[str, str], found: str
+) -> None:
+    assert check_attention(machine, versions) == Finding("attention", "ok", found)
+
+
+def test_without_torch_there_is_no_attention() -> None:
+    assert check_attention(MACHINE, {}).status == "missing"
 
 
 def test_the_stack_is_compared_with_its_pins() -> None:
@@ -257,6 +294,7 @@ def test_the_stack_of_this_environment_is_found() -> None:
     statuses = {finding.name: finding.status for finding in examine()}
     assert statuses["Python"] == statuses["one vLLM"] == "ok"
     assert statuses["torch build"] != "missing"
+    assert statuses["attention"] == "ok"
 
 
 def test_the_table_shows_brackets_as_they_are() -> None:
