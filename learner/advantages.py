@@ -40,8 +40,9 @@ def group_advantages(
     (Dr. GRPO, arXiv 2503.20783): r - mean; `rloo` (arXiv 2402.14740): r - mean of the others;
     `maxrl` (arXiv 2602.02710): (r - mean) / (mean + eps), for rewards that are successes.
     Over all B: `grpo_batch_std` (Lite PPO, arXiv 2508.08221): (r - mean of group) / (std of all
-    rewards + eps); `gpg` (arXiv 2504.02546): (r - mean of group) * B / (B - those in groups without
-    variance); `reinforce_pp_baseline` (arXiv 2501.03262): r - mean of group, then centred and
+    rewards + eps); `gpg` (arXiv 2504.02546): (r - mean of group) * (those in the mean) / (those in
+    groups that vary), so that the mean is over the latter whether or not the others are left out of
+    it; `reinforce_pp_baseline` (arXiv 2501.03262): r - mean of group, then centred and
     divided by its std + eps over all; `reinforce_pp` (same): (r - mean) / (std + eps) over all, so
     that groups of one and groups without variance take part.
     """
@@ -55,6 +56,8 @@ def group_advantages(
             reasons_B[index] = reason
         values_B[indices] = _within_group(rewards[indices], rule)
     _scale_over_all(values_B, rewards, groups, rule)
+    if rule.estimator == "gpg":
+        values_B *= _gpg_scale(rewards, groups, reasons_B)
     values_B[[bool(reason) for reason in reasons_B]] = np.nan
     return Advantages(values_B.astype(np.float32), tuple(reasons_B))
 
@@ -103,9 +106,19 @@ def _scale_over_all(
     elif rule.estimator == "reinforce_pp_baseline":
         centred = values_B[valid] - values_B[valid].mean()
         values_B[valid] = _divided(centred, _std(values_B[valid], rule.ddof) + rule.eps)
-    elif rule.estimator == "gpg":
-        useful = sum(len(indices) for indices in groups if np.ptp(rewards_B[list(indices)]) > 0)
-        values_B[valid] *= len(valid) / max(useful, 1)
+
+
+def _gpg_scale(
+    rewards_B: NDArray[np.float64], groups: Sequence[Sequence[int]], reasons_B: Sequence[str]
+) -> float:
+    """Return B / (B - M) of GPG: B episodes count in the mean, M of them in groups that are equal.
+
+    Its gradient is the sum over the B - M others divided by B - M: where the M are left out of the
+    mean already, there is nothing to correct.
+    """
+    averaged = sum(not reason for reason in reasons_B)
+    varying = sum(len(indices) for indices in groups if np.ptp(rewards_B[list(indices)]) > 0)
+    return averaged / max(varying, 1)
 
 
 def _std(values: NDArray[np.float64], ddof: int) -> float:

@@ -104,7 +104,7 @@ class LearnerConfig(OptimizerSection):
     advantage: Estimator = "grpo"
     """Within groups: `grpo` divides by std + eps, `grpo_no_std` (Dr. GRPO) does not, `rloo` leaves
     one out, `maxrl` divides by mean + eps. Over the step: `grpo_batch_std` (Lite PPO) divides by
-    the std of all rewards, `gpg` scales up for groups that teach nothing, `reinforce_pp_baseline`
+    the std of all rewards, `gpg` makes up for groups that teach nothing, `reinforce_pp_baseline`
     whitens what is left of the group's mean, `reinforce_pp` (REINFORCE++) knows no groups."""
     advantage_eps: float = Field(default=0.1, ge=0)
     """Added to the standard deviation, or to the mean under `maxrl`."""

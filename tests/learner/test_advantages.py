@@ -67,10 +67,21 @@ def test_the_std_may_be_that_of_all_rewards() -> None:
     assert result.reasons_B[4:] == ("zero_variance",) * 2
 
 
-def test_gpg_makes_up_for_groups_that_teach_nothing() -> None:
-    # 6 episodes, 4 in groups with variance: centred rewards times 6/4
-    result = advantages(TWO_GROUPS, "gpg", groups="aaaabb")
-    np.testing.assert_allclose(result.values_B[:4], [0.375, -1.125, 0.375, 0.375])
+@pytest.mark.parametrize("drop", [True, False])
+def test_gpg_takes_the_mean_over_groups_that_vary_once(drop: bool) -> None:
+    # B = 7 of which 2 are equal and 1 is alone, never in the mean: gradient = sum over a / 4
+    rewards, gradients = [*TWO_GROUPS, 1.0], np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    result = advantages(rewards, "gpg", groups="aaaabbc", drop=drop)
+    averaged = [index for index, reason in enumerate(result.reasons_B) if not reason]
+    assert averaged == [0, 1, 2, 3] if drop else [0, 1, 2, 3, 4, 5]
+    found = (result.values_B * gradients)[averaged].mean()
+    assert found == pytest.approx((0.25 * 1 - 0.75 * 2 + 0.25 * 3 + 0.25 * 4) / 4)
+
+
+def test_gpg_makes_up_for_groups_that_are_counted_and_teach_nothing() -> None:
+    # 6 episodes in the mean, 4 of them in groups that vary: centred rewards times 6/4
+    result = advantages(TWO_GROUPS, "gpg", groups="aaaabb", drop=False)
+    np.testing.assert_allclose(result.values_B, [0.375, -1.125, 0.375, 0.375, 0, 0])
 
 
 def test_reinforce_pp_baseline_whitens_over_the_step() -> None:
