@@ -25,8 +25,11 @@ class Rollouts:
     """Keeps the pool busy and hands out groups.
 
     A group may start while fewer than (version + 1 + max_staleness) * groups_per_step groups were
-    started, dropped ones not counted: this bounds staleness by construction, and max_staleness = 0
-    makes the run strictly on-policy.
+    started, dropped ones not counted. So no more are under way than the next 1 + max_staleness
+    steps consume, and groups that arrive in the order in which they started are never too old;
+    max_staleness = 0 is strictly on-policy, for a step waits for all that is under way. Above 0
+    others may overtake a group: `collect` drops one that arrives too old as stale, and its place is
+    played anew. A group that a resumed run trains again at its step is exempt.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Numbered:
 
 
 def canned(lease: Lease, task: Task, version: int, worker: str) -> Episode:
-    """An answered episode of two sampled tokens; odd samples are right."""
+    """An answered episode of two tokens sampled with `version`; odd samples are right."""
     return Episode(
         lease=lease,
         environment=task.environment,
@@ -90,9 +90,10 @@ class FakeWorker:
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         self.fleet.started.append((self.name, lease))
+        version = self.version
         for _ in range(self.fleet.delays.randrange(self.fleet.delay + 1)):
             await asyncio.sleep(0)
-        gate = asyncio.create_task(self.fleet.gate.wait())
+        gate = asyncio.create_task(self.fleet.gates.get(lease.group, self.fleet.gate).wait())
         death = asyncio.create_task(self.dead.wait())
         try:
             await asyncio.wait((gate, death), return_when=asyncio.FIRST_COMPLETED)
@@ -101,7 +102,7 @@ class FakeWorker:
             death.cancel()
         if self.dead.is_set():
             raise WorkerLost(f"{self.name} died")
-        return to_batch([self.fleet.play(lease, task, self.version, self.name)])
+        return to_batch([self.fleet.play(lease, task, version, self.name)])
 
     async def load(self, manifest: WeightManifest) -> None:
         if self.refuse_loads:
@@ -126,6 +127,8 @@ class Fleet:
     workers: list[FakeWorker] = field(default_factory=list)
     started: list[tuple[str, Lease]] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Groups with a gate of their own."""
     delay: int = 0
     """Turns of the event loop that an episode takes at most."""
     delays: Random = field(default_factory=Random)

@@ -8,7 +8,7 @@ import pytest
 from cluster.config import RunConfig, to_toml
 from cluster.rollouts import Rollouts
 from cluster.task_stream import TaskStream
-from rollout.ledger_state import DropReason, State
+from rollout.ledger_state import DropReason, Entry, State
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunInfo
 from rollout.weights import WeightManifest
@@ -76,6 +76,39 @@ async def test_staleness_admits_one_step_ahead(tmp_path: Path, fleet: Any, numbe
         await asyncio.sleep(0.05)
         assert len(fleet.started) == 16
         await rollouts.close()
+
+
+async def test_a_group_that_others_overtook_is_dropped_as_stale(
+    tmp_path: Path, fleet: Any, numbered: Any, manifest_of: ManifestOf
+) -> None:
+    """Group 0 begins with version 0 and arrives when the step after version 2 collects."""
+    config = make_config(tmp_path, max_staleness=1)
+    fleet.gates["g000000"] = asyncio.Event()
+    with new_run(config) as run:
+        rollouts = await started(fleet, numbered, run, config)
+        seen: list[str] = []
+        for step in (1, 2, 3):
+            groups = await rollouts.collect(2)
+            assert all(step - 1 - group.oldest_version <= 1 for group in groups)
+            seen += [group.name for group in groups]
+            run.ledger.train(step, [episode for group in groups for episode in group.episodes])
+            if step == 2:
+                fleet.gates["g000000"].set()
+                while any(e.state is State.LEASED for e in first_group(run)):
+                    await asyncio.sleep(0)
+            await rollouts.load(manifest_of(step))
+        assert "g000000" not in seen
+        assert {entry.reason for entry in first_group(run)} == {DropReason.STALE}
+        assert len(run.ledger.groups) == 2 * (3 + 2) + 1, "its place is played anew"
+        await rollouts.close()
+        rollouts.abandon()
+        audit = run.ledger.audit()
+        assert audit.violations == ()
+        assert (audit.states[State.TRAINED], audit.reasons[DropReason.STALE]) == (24, 4)
+
+
+def first_group(run: RunDirectory) -> list[Entry]:
+    return [run.ledger.entries[episode] for episode in run.ledger.groups["g000000"]]
 
 
 async def test_groups_without_variance_are_replaced_within_the_bound(
