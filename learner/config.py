@@ -53,6 +53,9 @@ class OptimizerSection(Section):
     `offload_optimizer = "cpu"`."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """A collective that waits longer for another rank fails."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Steps in a row that may make no update because a logit, loss or gradient was not finite; one
+    more ends the training. A step of several updates is skipped when all of them are."""
 
     @property
     def entropy_gradient(self) -> bool:
@@ -175,9 +178,6 @@ class LearnerConfig(OptimizerSection):
     """Optimizer steps per pass."""
     decay_steps: int = Field(default=0, ge=0)
     """Optimizer steps after warm-up in which the rate falls linearly to zero; 0 keeps it."""
-    max_skipped_steps: int = Field(default=3, ge=0)
-    """Steps in a row that may be skipped because a logit, loss or gradient was not finite; one more
-    ends the run."""
 
     @property
     def entropy_gradient(self) -> bool:

@@ -25,6 +25,7 @@ from learner.packing import Pack, pack, share_of_rank
 from learner.report import Scores, StepReport, annotate, step_metrics
 from learner.schedule import rl_scale, sft_scale, warmup
 from learner.selection import NON_FINITE, Selection, select
+from learner.skipped_steps import SkippedSteps
 from learner.trainer_setup import TrainerSetup
 
 
@@ -47,13 +48,13 @@ class Trainer:
         )
         self._limits = read_limits(Path(setup.model_path), setup.model.max_model_len)
         self._optimizer_steps = 0
-        self._skipped = 0
+        self._skips = SkippedSteps(self._optimizer.max_skipped_steps)
 
     def rl_step(self, table: pa.Table) -> StepReport:
         """Train on the episodes of `table` (EPISODE_SCHEMA); each rank takes its share.
 
         An update in which anything is not finite leaves the weights as they were, and its episodes
-        are dropped. Raises NonFiniteError when that happens once too often in a row.
+        are dropped. Raises NonFiniteError at one step too many in a row of nothing but these.
         """
         if self.setup.sft is not None:
             raise ConfigError(
@@ -69,10 +70,14 @@ class Trainer:
             scores = self._score(batch, selection.kept, selection.weights_N > 0)
             proximal_N = scores.logprobs_N.copy()
         trained: set[int] = set()
-        for _ in range(self._config.ppo_epochs):
-            for part in parts:
-                if self._update(batch, selection, part, scores, proximal_N):
-                    trained.update(part)
+        failed: NonFiniteError | None = None
+        for part in parts * self._config.ppo_epochs:
+            try:
+                self._update(batch, selection, part, scores, proximal_N)
+                trained.update(part)
+            except NonFiniteError as error:
+                failed = error
+        self._skips.end_step(len(scores.grad_norms), failed)
         selection = selection.without(set(selection.kept) - trained, NON_FINITE)
         merged = Scores.merge(self._backend.gather(scores))
         metrics = step_metrics(batch, selection, merged, time.perf_counter() - started)
@@ -88,7 +93,12 @@ class Trainer:
         )
 
     def sft(self, table: pa.Table, seed: int = 0) -> Iterator[dict[str, float]]:
-        """Train on `table` for the configured epochs; yield the metrics of each optimizer step."""
+        """Train on `table` for the configured epochs; yield the metrics of each optimizer step.
+
+        A step in which anything is not finite leaves the weights as they were and yields nothing;
+        `skipped` counts them. Raises NonFiniteError for one too many in a row, and where no step
+        was made.
+        """
         config = self._sft_config()
         batch = self._read(table)
         fitting = self._limits.fitting(batch)
@@ -100,17 +110,30 @@ class Trainer:
                 batch, fitting, config.batch_tokens, stable_hash(seed, "sft", epoch)
             )
         ]
-        overlong = float(len(batch) - len(fitting))
+        failures: list[NonFiniteError] = []
         for step, indices in enumerate(steps):
-            metrics = self._imitate(batch, indices, weights_N, sft_scale(config, step, len(steps)))
+            scale = sft_scale(config, step, len(steps))
+            try:
+                metrics = self._imitate(batch, indices, weights_N, scale)
+            except NonFiniteError as error:
+                failures.append(error)
+                self._skips.end_step(0, error)
+                continue
+            self._skips.end_step(1)
             yield metrics | {
                 "step": float(step),
                 "steps": float(len(steps)),
-                "dropped_overlong": overlong,
+                "skipped": float(len(failures)),
+                "dropped_overlong": float(len(batch) - len(fitting)),
             }
+        if len(failures) == len(steps):
+            raise failures[-1]
 
     def sft_step(self, table: pa.Table) -> dict[str, float]:
-        """Make one optimizer step on all episodes of `table`, at the rate after warm-up."""
+        """Make one optimizer step on all episodes of `table`, at the rate after warm-up.
+
+        Raises NonFiniteError, with the weights as before, where something was not finite.
+        """
         config = self._sft_config()
         batch = self._read(table)
         weights_N = phase_weights(batch, config.phase_weights)
@@ -177,10 +200,10 @@ class Trainer:
         part: Sequence[int],
         scores: Scores,
         proximal_N: NDArray[np.float32] | None,
-    ) -> bool:
+    ) -> None:
         """Make one optimizer step on the episodes of `part`; what it sees goes into `scores`.
 
-        Returns False, with scores and weights as before, where something was not finite.
+        Raises NonFiniteError, with scores and weights as before, where something was not finite.
         """
         targets = _targets(batch, selection, part, proximal_N, self._config)
         packs = self._packs(batch, part, selection.weights_N > 0)
@@ -191,20 +214,11 @@ class Trainer:
             share = pack_loss(packed, prediction, targets, self._config)
             self._backend.backward(share.loss, last=index == len(packs) - 1)
             seen.append((packed, share.detached(), logprobs_P.detach(), entropies_P.detach()))
-        try:
-            norm = self._step(rl_scale(self._config, self._optimizer_steps))
-        except NonFiniteError:
-            self._skipped += 1
-            if self._skipped > self._config.max_skipped_steps:
-                raise
-            return False
-        self._skipped = 0
-        scores.grad_norms.append(norm)
+        scores.grad_norms.append(self._step(rl_scale(self._config, self._optimizer_steps)))
         for packed, share, logprobs_P, entropies_P in seen:
             scores.add(share)
             if proximal_N is None:
                 scores.record(packed, logprobs_P, entropies_P)
-        return True
 
     def _imitate(
         self,

@@ -136,6 +136,15 @@ def imitate(section: OptimizerSection) -> list[dict[str, float]]:
     return metrics
 
 
+def poisoned_imitation() -> list[float]:
+    """Steps that two epochs make of four episodes, one of which is poisoned, a step each."""
+    section = {**SMALL, "batch_tokens": 24, "epochs": 2, "max_skipped_steps": 1}
+    one = trainer(LearnerConfig(), SftConfig.model_validate(section))
+    steps = [row["step"] for row in one.sft(table("poison"), seed=7)]
+    one.close()
+    return steps
+
+
 def options() -> dict[str, dict[str, float]]:
     """Every loss and the reference copy, over several updates of one step."""
     found = {}
@@ -191,6 +200,7 @@ def main() -> None:
     found["muon"] = imitate(
         OptimizerSection.model_validate({**sft, "zero_stage": 0, "optimizer": "muon"})
     )
+    found["poisoned_sft"] = poisoned_imitation()
     low = trainer(LearnerConfig.model_validate({**SMALL, "zero_stage": 2}), dtype="bfloat16")
     found["bfloat16"] = low.rl_step(table("even")).metrics
     low.close()

@@ -21,6 +21,7 @@ from learner.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoin
 from learner.config import LearnerConfig
 from learner.limits import ModelLimits, read_limits
 from learner.selection import select
+from learner.skipped_steps import SkippedSteps
 from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig
 from rollout.episode import Episode, Outcome
@@ -161,12 +162,22 @@ def test_another_models_checkpoint_is_refused_before_anything_is_loaded(
         load_checkpoint(backend, tmp_path / "5", MINE)
 
 
+def test_steps_are_counted_and_not_their_updates() -> None:
+    """Two skipped steps in a row are borne; what some update was made of begins anew."""
+    skips, error = SkippedSteps(2), NonFiniteError("infinite")
+    for updates in (0, 0, 1, 0, 0):
+        skips.end_step(updates, error)
+    skips.end_step(0)
+    with pytest.raises(NonFiniteError, match="infinite"):
+        skips.end_step(0, error)
+
+
 # With a real engine
 
 
 @pytest.fixture(scope="module")
 def trainer(llama_folder: Path) -> Iterator[Any]:
-    """One rank of a real learner, which gives up at the third bad step in a row."""
+    """One rank of a real learner, which gives up at the third bad step in a row, of two updates."""
     before = dict(os.environ)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -179,7 +190,7 @@ def trainer(llama_folder: Path) -> Iterator[Any]:
             master_port=port,
             model_path=str(llama_folder),
             model=ModelConfig(path=str(llama_folder), max_model_len=40),
-            learner=LearnerConfig(zero_stage=0, lr=1e-3, max_skipped_steps=2, minibatches=1),
+            learner=LearnerConfig(zero_stage=0, lr=1e-3, max_skipped_steps=2, minibatches=2),
         )
     )
     yield one

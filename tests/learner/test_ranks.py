@@ -220,6 +220,13 @@ def test_imitation_lowers_the_loss_alike_on_one_and_two_ranks(found: Found, opti
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=5e-3)
 
 
+def test_imitation_goes_on_after_a_step_that_is_not_finite(found: Found) -> None:
+    """Eight steps, of which the two with the poisoned episode are skipped."""
+    for ranks in found.values():
+        assert len(ranks[0]["poisoned_sft"]) == 6
+        assert all(rank["poisoned_sft"] == ranks[0]["poisoned_sft"] for rank in ranks)
+
+
 def test_bfloat16_trains(found: Found) -> None:
     for ranks in found.values():
         assert ranks[0]["bfloat16"]["loss"] == pytest.approx(
