@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cluster.collection import Collection, Extent
 from cluster.commands import run_async
-from cluster.config import RunConfig, load_config
+from cluster.config import RolloutsSection, RunConfig, load_config
 from cluster.environments import make_environment
 from cluster.job import find_model, new_run, open_pool, recorded_in
 from cluster.kept import KeptFile, episodes_of, keep, kept_path
@@ -111,11 +111,19 @@ async def _collect(
                     acting.client.spent.add(_spent(out))
             extent = Extent(_tasks(config), section.samples, config.run.seed, section.concurrency)
             episode = config.episode.model_copy(update={"temperature": section.temperature})
-            player = Player(acting.actors, run, config.rollouts, episode)
+            player = Player(acting.actors, run, playing_section(config), episode)
             stream = teaching_stream(config)
             collection = Collection(run, stream, player, extent, acting.affordable)
             await collection.play_all(progress)
             return not run.ledger.open_leases() and len(run.ledger.groups) >= extent.tasks
+
+
+def playing_section(config: RunConfig) -> RolloutsSection:
+    """Return how often an episode is tried: at an endpoint as often as its section says."""
+    section, collect = config.rollouts, config.collect
+    if collect.source != "endpoint":
+        return section
+    return section.model_copy(update={"max_attempts": collect.endpoint.episode_attempts})
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,10 @@ class EndpointConfig(Section):
     """Tries of one request: again after 408, 425, 429, 5xx, a lost connection, a time-out or a
     reply that cannot be read.
     """
+    episode_attempts: int = Field(default=3, ge=1)
+    """Tries of one episode that the endpoint or a tool failed, in place of `rollouts.max_attempts`:
+    here each is paid for.
+    """
     attempt_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline of one try, from sending to the last byte."""
     deadline_s: float = Field(default=600.0, gt=0)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.cli import main
-from cluster.collect import check_same, endpoint_key, run_collect
+from cluster.collect import check_same, endpoint_key, playing_section, run_collect
 from cluster.collection import Collection, Extent
 from cluster.config import RolloutsSection, RunConfig, load_config, to_toml
 from cluster.imitate import Source, kept_of, lessons, parse_source
@@ -148,6 +148,15 @@ async def test_one_failure_of_the_world_is_tried_again(tmp_path: Path) -> None:
     assert keep(tmp_path / "run", RULES, Given()).report["episodes"] == len(EVERY)
 
 
+@pytest.mark.parametrize(("source", "tries"), [("scripted", 7), ("policy", 7), ("endpoint", 2)])
+def test_at_an_endpoint_tries_are_paid_for_and_fewer(source: str, tries: int) -> None:
+    endpoint = "collect.endpoint.episode_attempts=2"
+    config = load_config(
+        "catalog", [f"collect.source={source}", "rollouts.max_attempts=7", endpoint]
+    )
+    assert playing_section(config).max_attempts == tries
+
+
 async def test_a_world_that_fails_every_episode_ends_it_with_the_last_error(
     tmp_path: Path,
 ) -> None:
@@ -254,7 +263,7 @@ async def test_an_endpoints_key_is_nowhere_in_the_run_directory(
     actors = EndpointActors(stage, endpoint.client(PROMPT), PROMPT)
     path = tmp_path / "run"
     with new_run(path) as run:
-        player = Player(actors, run, RolloutsSection(), EpisodeConfig())
+        player = Player(actors, run, RolloutsSection(max_attempts=3), EpisodeConfig())
         extent = Extent(2, 1, 5, 1)
         await Collection(run, TaskStream(Numbers(), "train", 5), player, extent).play_all(QUIET)
     reader = RunReader(path)

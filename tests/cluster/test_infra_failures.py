@@ -45,6 +45,7 @@ PROBE = ToolSpec(
     description="",
     parameters={"type": "object", "properties": {"x": {"type": "integer"}}},
 )
+DEFAULT_ATTEMPTS = RolloutsSection().max_attempts
 CONFIG = LearnerConfig(advantage="grpo", credit="phase")
 
 
@@ -189,11 +190,20 @@ def sizes(table: pa.Table) -> list[int]:
     return [row["counts"] for row in table["group"].value_counts().to_pylist()]
 
 
+def test_the_default_attempts_fill_999_groups_of_8_in_1000_at_8_calls_an_episode() -> None:
+    def share_of_full_groups(attempts: int) -> float:
+        return float((1 - (1 - 0.9**8) ** attempts) ** 8)
+
+    assert (
+        share_of_full_groups(DEFAULT_ATTEMPTS) >= 0.999 > share_of_full_groups(DEFAULT_ATTEMPTS - 1)
+    )
+
+
 async def test_groups_are_refilled_to_full_and_no_advantage_changes(
     tmp_path: Path, template: ChatTemplate
 ) -> None:
     clean, quiet, _ = await collected(tmp_path / "clean", template, 0.0, 3)
-    failed, worker, audit = await collected(tmp_path / "failed", template, 0.1, 8)
+    failed, worker, audit = await collected(tmp_path / "failed", template, 0.1, DEFAULT_ATTEMPTS)
     assert quiet.failures == 0
     assert 0.05 < worker.failures / worker.calls < 0.2
     assert audit.re_leases == worker.failures > 0
