@@ -21,6 +21,21 @@ Estimator = Literal[
 ]
 CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
+_CLIPPED = ("token", "gspo", "gspo_token")
+_USED_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("clip_low", "loss", (*_CLIPPED, "cispo")),
+    ("clip_high", "loss", (*_CLIPPED, "cispo")),
+    ("dual_clip", "loss", _CLIPPED),
+    ("sapo_tau_positive", "loss", ("sapo",)),
+    ("sapo_tau_negative", "loss", ("sapo",)),
+    ("tis_mode", "ratio_reference", ("proximal",)),
+    ("tis_cap", "ratio_reference", ("proximal",)),
+    ("tis_floor", "ratio_reference", ("proximal",)),
+    ("constant_length", "aggregation", ("constant",)),
+)
+"""Options of `[learner]` that only some values of another use. What differs from its default was
+asked for; the default was not, for a run's own config.toml says it too."""
+
 
 class OptimizerSection(Section):
     """What `[learner]` and `[sft]` both say: how weights are sharded and moved."""
@@ -199,13 +214,20 @@ class LearnerConfig(OptimizerSection):
 
     @model_validator(mode="after")
     def _options_that_would_do_nothing(self) -> Self:
-        if self.ratio_reference == "behaviour" and (
-            self.tis_mode != "token_truncate" or self.tis_floor > 0
-        ):
-            raise ValueError(
-                "expected ratio_reference = 'proximal' with tis_mode and tis_floor, found "
-                "'behaviour', whose ratio is already the sampler's: set it, or leave them out"
-            )
+        for key, user, values in _USED_WITH:
+            found, default = getattr(self, key), type(self).model_fields[key].default
+            if found != default and getattr(self, user) not in values:
+                raise ValueError(
+                    f"{key} = {found!r} does nothing with {user} = {getattr(self, user)!r}: set "
+                    f"{user} to {' or '.join(map(repr, values))}, or {key} to {default!r}"
+                )
+        for key in ("kl_unbiased", "kl_estimator"):
+            found, default = getattr(self, key), type(self).model_fields[key].default
+            if self.kl_coef == 0 and found != default:
+                raise ValueError(
+                    f"{key} = {found!r} does nothing with kl_coef = 0: set kl_coef above 0, or "
+                    f"{key} to {default!r}"
+                )
         if self.loss == "gspo" and self.credit == "phase":
             raise ValueError(
                 "expected one advantage per sequence with loss = 'gspo', found credit = 'phase': "

@@ -1,6 +1,7 @@
 import tomllib
 
 import pytest
+import tomli_w
 from pydantic import ValidationError
 
 from envs.errors import ConfigError
@@ -20,8 +21,6 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
     [
         ({"dual_clip": 1.2}, "dual_clip"),
         ({"ratio_reference": "proximal", "tis_floor": 2.0}, "tis_floor"),
-        ({"tis_mode": "token_mask"}, "ratio_reference"),
-        ({"tis_floor": 0.5}, "ratio_reference"),
         ({"loss": "gspo", "credit": "phase"}, "gspo_token"),
         ({"overlong": {"max_tokens": 100}}, r"overlong.buffer_tokens below .* = 100, found 128"),
         ({"overlong": {"max_tokens": 64, "buffer_tokens": 64}}, r"= 64, found 64"),
@@ -30,6 +29,43 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
 def test_combinations_that_cannot_work_are_refused(section: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         LearnerConfig.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"clip_low": 0.3, "loss": "sapo"}, "set loss to 'token' or 'gspo' or .* clip_low to 0.2"),
+        ({"clip_high": 0.3, "loss": "reinforce"}, "set loss to 'token' or .* clip_high to 0.25"),
+        ({"dual_clip": 3.0, "loss": "cispo"}, "set loss to 'token' or 'gspo' or 'gspo_token'"),
+        ({"dual_clip": 3.0, "loss": "sapo"}, r"dual_clip = 3\.0 does nothing with loss = 'sapo'"),
+        ({"dual_clip": 3.0, "loss": "reinforce"}, "or dual_clip to 0.0"),
+        ({"sapo_tau_positive": 2.0}, "set loss to 'sapo'"),
+        ({"sapo_tau_negative": 2.0, "loss": "cispo"}, "set loss to 'sapo'"),
+        ({"tis_mode": "token_mask"}, "set ratio_reference to 'proximal'"),
+        ({"tis_cap": 3.0}, "tis_cap = 3.0 does nothing with ratio_reference = 'behaviour'"),
+        ({"tis_floor": 0.5}, "set ratio_reference to 'proximal'"),
+        ({"constant_length": 1}, "set aggregation to 'constant'"),
+        ({"kl_unbiased": True}, "set kl_coef above 0"),
+        ({"kl_estimator": "k1"}, "set kl_coef above 0"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    section: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message) as refused:
+        LearnerConfig.model_validate(section)
+    assert refused.value.error_count() == 1
+
+
+@pytest.mark.parametrize("loss", ["token", "gspo", "gspo_token", "cispo", "sapo", "reinforce"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_a_stored_configuration_says_every_default_and_is_accepted(
+    loss: str, aggregation: str
+) -> None:
+    config = LearnerConfig.model_validate({"loss": loss, "aggregation": aggregation})
+    stored = tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))
+    assert set(stored) == set(LearnerConfig.model_fields)
+    assert LearnerConfig.model_validate(stored) == config
 
 
 def test_every_option_is_a_recipe_line() -> None:

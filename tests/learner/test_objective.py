@@ -79,7 +79,8 @@ def test_token_loss_is_a_weighted_sum(packed) -> None:
     ],
 )
 def test_the_other_losses(packed, loss: str, value: float) -> None:
-    config = LearnerConfig.model_validate({"loss": loss, "sapo_tau_negative": 1.0})
+    taus = {"sapo_tau_negative": 1.0} if loss == "sapo" else {}
+    config = LearnerConfig.model_validate({"loss": loss, **taus})
     share, _ = loss_of(packed, config, [2.0, 1.0, 2.0, 1.0])
     assert share.loss.item() == pytest.approx(value, abs=1e-6)
 

@@ -287,7 +287,8 @@ def ours(
     policy: PolicyModule, played: Played, start: dict[str, Tensor], case: Case
 ) -> tuple[Selection, Tensor, dict[str, Tensor]]:
     """Return our selection, loss and gradients."""
-    config = LearnerConfig.model_validate({**TRL_STD, **CLIP, **OLD, **case.ours})
+    clip = {} if case.ours.get("loss") == "sapo" else CLIP
+    config = LearnerConfig.model_validate({**TRL_STD, **clip, **OLD, **case.ours})
     batch = played.batch
     policy.policy.load_state_dict(start)
     policy.zero_grad()
