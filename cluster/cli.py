@@ -5,6 +5,7 @@ not found.
 import json
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Distributed RL for language models that learn tools by trying them.",
+    epilog="Begin with [bold]trialrun doctor[/], then [bold]trialrun demo[/]. Exit codes: 0 ok, "
+    "1 failed, 2 usage or configuration, 3 unreachable or not found.",
 )
 
 RecipeArgument = Annotated[
@@ -35,12 +38,36 @@ RecipeArgument = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", help="Override one value of the recipe; repeatable."
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override one value of the recipe, such as run.seed=3; repeatable. "
+        "`trialrun train RECIPE --dry-run` lists the keys.",
     ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")
 ]
+
+
+def _show_version(*, wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"trialrun {metadata.version('trialrun')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and stop.",
+            is_eager=True,
+            callback=lambda wanted: _show_version(wanted=wanted),
+        ),
+    ] = False,
+) -> None:
+    """Take what may stand before a command."""
 
 
 @app.command(epilog="Example: [bold]trialrun demo --seed 3[/]")
@@ -58,18 +85,26 @@ def demo(
 
 @app.command(epilog="Example: [bold]trialrun study --seeds 5 --dir runs/study[/]")
 def study(
-    recipe: RecipeArgument = "study",
+    recipe: Annotated[
+        str, typer.Argument(help="The shipped recipe, or a TOML file with a section \\[study].")
+    ] = "study",
     seeds: Annotated[
-        str, typer.Option(help="How many seeds, or a list of them: 5, or 11,12,13.")
+        str, typer.Option(help="A number of seeds (5), or a list of seeds (11,12,13).")
     ] = "5",
     folder: Annotated[
         Path, typer.Option("--dir", help="Where results are kept; an existing one goes on.")
     ] = Path("runs/study"),
-    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Only these arms of the recipe, separated by commas.")
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare arms over seeds and settings, as the recipe says; once stopped, it goes on."""
+    """Train and compare policies over seeds and kinds of tasks; once stopped, it goes on.
+
+    The recipe's section \\[study] names the arms (rows of the table: a model, and how it plays)
+    and the settings (its columns).
+    """
     planned = load_study(recipe, overrides or ())
     if arms is not None:
         planned = planned.only([arm.strip() for arm in arms.split(",")])
@@ -106,7 +141,10 @@ def sft(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune the model on episodes that succeeded, and export it as a Hugging Face folder."""
+    """Fine-tune the model on episodes that succeeded, and export it as a Hugging Face folder.
+
+    The folder is `model` in the recipe's run directory, RUN.DIR/RUN.NAME.
+    """
     config = _config(recipe, overrides, dry_run=dry_run)
     report(stack("commands").run_sft(config, sources or []), as_json=as_json)
 
@@ -118,18 +156,28 @@ def sft(
 def collect(
     recipe: RecipeArgument = "catalog",
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; without, `collected` in the recipe's.")
+        Path | None,
+        typer.Option(
+            help="Run directory to write. Default: `collected` in the recipe's, RUN.DIR/RUN.NAME."
+        ),
     ] = None,
     source: Annotated[
-        CollectSource | None, typer.Option(help="Who plays (collect.source).")
+        CollectSource | None,
+        typer.Option(
+            help="Who plays: the environment's own teacher, a chat endpoint, or the recipe's "
+            "model. Default: the recipe's collect.source."
+        ),
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Address of the endpoint.")] = None,
-    model: Annotated[str | None, typer.Option(help="Its model's name.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="The endpoint, such as https://HOST/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint's name of its model.")] = None,
     key_variable: Annotated[
         str | None, typer.Option(help="Environment variable with its API key.")
     ] = None,
     tool_format: Annotated[
-        ToolFormat | None, typer.Option(help="Tool calls as text, or natively.")
+        ToolFormat | None,
+        typer.Option(help="Tool calls as text, or by the endpoint's own `tools`."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the collection was left.")
@@ -162,7 +210,11 @@ def train(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Reinforce the model: rollout workers play episodes, the learner steps, weights flow back."""
+    """Reinforce the model: rollout workers play episodes, the learner steps, weights flow back.
+
+    All of it is kept in the recipe's run directory, RUN.DIR/RUN.NAME: episodes, metrics,
+    checkpoints and the model.
+    """
     config = _config(recipe, overrides, dry_run=dry_run, training=True)
     report(stack("commands").run_train(config, resume=resume), as_json=as_json)
 
@@ -214,12 +266,18 @@ def evaluate(
 def serve(
     recipe: RecipeArgument = "catalog",
     host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Listen on this port; 0 takes a free one.")
+    ] = 0,
     token: Annotated[
-        str, typer.Option(envvar="TRIALRUN_TOKEN", help="Bearer token; needed off loopback.")
+        str,
+        typer.Option(
+            envvar="TRIALRUN_TOKEN",
+            help="Bearer token that clients must send; needed where others reach the address.",
+        ),
     ] = "",
-    split: Annotated[Split, typer.Option(help="Which tasks.")] = "train",
-    tasks: Annotated[int, typer.Option(min=1, help="How many of them.")] = 12,
+    split: Annotated[Split, typer.Option(help="Split that the tasks are of.")] = "train",
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks.")] = 12,
     overrides: SetOption = None,
 ) -> None:
     """Serve the tools of an environment's tasks over HTTP, MCP and OpenEnv, until stopped."""
@@ -232,10 +290,11 @@ def serve(
 def estimate(
     recipe: RecipeArgument,
     gpu_memory_gib: Annotated[
-        float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU.")
+        float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU, in GiB.")
     ] = 80.0,
     model_config: Annotated[
-        Path | None, typer.Option("--model-config", help="The model's config.json.")
+        Path | None,
+        typer.Option("--model-config", help="config.json of a model that is not on this machine."),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,

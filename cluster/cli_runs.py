@@ -31,19 +31,21 @@ class _ShowByDefault(TyperGroup):
 episodes = typer.Typer(
     cls=_ShowByDefault,
     no_args_is_help=True,
-    help="List the episodes of a run, show one whole, or replay them.",
+    help="List the episodes of a run, show one whole, or replay them.\n\n"
+    "`trialrun episodes RUN` is short for `trialrun episodes show RUN`.",
     epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]",
 )
 
 
 @episodes.command(epilog="Example: [bold]trialrun episodes replay runs/demo g000003-02[/]")
 def replay(
-    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, of a run at work or ended.")],
     episode: Annotated[
         str | None, typer.Argument(help="Replay this episode (a unique beginning of its id).")
     ] = None,
     traffic: Annotated[
-        Path | None, typer.Option(help="Recorded tool traffic, where it is not in the run.")
+        Path | None,
+        typer.Option(help="Folder of recorded tool traffic, where it is not in the run."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,12 +60,14 @@ def replay(
 
 @episodes.command(epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]")
 def show(
-    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, of a run at work or ended.")],
     episode: Annotated[
         str | None, typer.Argument(help="Show this episode (a unique beginning of its id).")
     ] = None,
-    outcome: Annotated[Outcome | None, typer.Option(help="Only episodes that ended so.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, the newest.")] = 20,
+    outcome: Annotated[
+        Outcome | None, typer.Option(help="List only episodes that ended so.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="List at most so many, the newest.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List the episodes of a run, or show one whole."""
@@ -123,7 +127,7 @@ def compare(
 
 @app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")
 def plot(
-    run: Annotated[Path, typer.Argument(help="A run directory, live or dead.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, of a run at work or ended.")],
 ) -> None:
     """Draw a training run's metrics, or an evaluation, to plot.png in its directory."""
     sys.stdout.write(f"{stack('plots').draw_run(run)}\n")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from cluster.cli import main
 from envs.toolhop import OWN_TASKS
 from learner.tiny_model import build_tiny_model
 
+_COMMANDS = (
+    *("demo", "study", "doctor", "sft", "collect", "train", "audit", "eval", "serve", "estimate"),
+    *("episodes", "compare", "plot", "replay-step"),
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -40,10 +45,26 @@ class Command:
 def test_help_of_every_command_has_an_example(trialrun: Command) -> None:
     code, out, _ = trialrun("--help")
     assert code == 0
-    for name in ("demo", "doctor", "sft", "train", "eval", "serve", "episodes", "compare", "plot"):
+    assert "Begin with trialrun doctor" in out and "Exit codes: 0 ok" in out
+    for name in _COMMANDS:
         assert name in out
         code, help_text, _ = trialrun(name, "--help")
         assert (code, "Example: trialrun " + name in help_text) == (0, True)
+
+
+def test_the_version(trialrun: Command) -> None:
+    assert trialrun("--version") == (0, f"trialrun {metadata.version('trialrun')}\n", "")
+
+
+def test_help_says_where_results_go_and_where_keys_are_listed(
+    trialrun: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for command in ("sft", "train", "collect"):
+        assert "RUN.DIR/RUN.NAME" in trialrun(command, "--help")[1]
+    assert "`trialrun train RECIPE --dry-run` lists the keys" in trialrun("eval", "--help")[1]
+    assert "TOML file with a section [study]." in trialrun("study", "--help")[1]
+    assert "section [study] names the arms" in " ".join(trialrun("study", "--help")[1].split())
 
 
 def test_a_dry_run_prints_the_resolved_recipe_and_starts_nothing(
