@@ -74,6 +74,14 @@ def test_only_adapters_are_trained_and_pushed(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_reference_is_the_model_with_its_adapters_off(found: dict[str, Any], name: str) -> None:
+    start, _, third = found[name]["reference_kl"]
+    assert start == pytest.approx(0, abs=1e-6)  # the second factor starts at zero
+    assert found[name]["expected_kl"] > 1e-3
+    assert third == pytest.approx(found[name]["expected_kl"], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_stage_and_offload_learns_the_same(found: dict[str, Any], name: str) -> None:
     assert found[name]["logprobs"] == pytest.approx(found["zero0"]["logprobs"], abs=1e-3)
 
