@@ -103,7 +103,7 @@ def test_a_task_and_its_first_turn_are_few_tokens(folder: Path) -> None:
 
 def test_the_folder_loads_and_the_seed_decides_the_weights(folder: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model).__name__ == "LlamaForCausalLM"
+    assert type(model).__name__ == "Qwen3ForCausalLM"
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
