@@ -19,6 +19,7 @@ from cluster.train import train
 from envs.errors import TrialrunError, first_cause
 from envs.tasks import Task
 from envs.tools import JsonObject
+from learner.config import check_adapters
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunLayout
 from rollout.template import ChatTemplate
@@ -39,6 +40,7 @@ def run_sft(config: RunConfig, sources: Sequence[str]) -> JsonObject:
     teacher where there are none.
     """
     progress = Progress()
+    check_adapters(config.model.lora, config.sft)
     model = find_model(config)
     if sources:
         chosen = [parse_source(source) for source in sources]

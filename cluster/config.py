@@ -15,7 +15,12 @@ from cluster.study_config import StudySection, needed_models
 from envs.config import EnvConfig, Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
 from envs.tasks import Split
-from learner.config import LearnerConfig, SftConfig, check_sampling_for_training
+from learner.config import (
+    LearnerConfig,
+    SftConfig,
+    check_adapters,
+    check_sampling_for_training,
+)
 from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -222,6 +227,7 @@ class RunConfig(Section):
     def check_trainable(self) -> None:
         """Refuse what evaluation may do but training may not. Raises ConfigError."""
         check_sampling_for_training(self.episode)
+        check_adapters(self.model.lora, self.learner)
         if self.episode.experience == "dropped":
             raise ConfigError(
                 "expected episode.experience = 'carried' for training, found 'dropped': the "

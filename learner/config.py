@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from envs.config import Section
 from envs.errors import ConfigError
 from learner.reward_config import SoftOverlong, TrialCost
-from rollout.config import EpisodeConfig
+from rollout.config import EpisodeConfig, LoraConfig
 
 Estimator = Literal[
     "grpo",
@@ -261,4 +261,20 @@ def check_sampling_for_training(episode: EpisodeConfig) -> None:
             f"expected episode.top_p = 1 and episode.top_k = 0 for training, found top_p = "
             f"{episode.top_p} and top_k = {episode.top_k}: truncated sampling biases the ratio; "
             f"truncate in evaluation only"
+        )
+
+
+def check_adapters(lora: LoraConfig, section: OptimizerSection) -> None:
+    """Refuse what adapters cannot be trained with. Raises ConfigError."""
+    if not lora.rank:
+        return
+    if section.optimizer == "muon":
+        raise ConfigError(
+            f"expected optimizer = 'adamw' with model.lora.rank = {lora.rank}, found 'muon': it "
+            "makes the update of a weight orthogonal, and adapters train two factors of one"
+        )
+    if isinstance(section, LearnerConfig) and lora.dropout > 0:
+        raise ConfigError(
+            f"expected model.lora.dropout = 0 in reinforcement learning, found {lora.dropout:g}: "
+            "the policy that is trained would not be the one that sampled; keep it for SFT"
         )

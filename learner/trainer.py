@@ -15,7 +15,7 @@ from envs.seeds import stable_hash
 from learner.backend import Backend, RankPlace
 from learner.batch import EpisodeBatch, phase_weights, predictable, read_episodes
 from learner.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
-from learner.config import LearnerConfig, SftConfig
+from learner.config import LearnerConfig, SftConfig, check_adapters
 from learner.deepspeed_backend import DeepSpeedBackend
 from learner.export import export_model
 from learner.limits import read_limits
@@ -36,6 +36,7 @@ class Trainer:
         self.setup = setup
         self._config = setup.learner
         self._optimizer = setup.sft or setup.learner
+        check_adapters(setup.model.lora, self._optimizer)
         self._backend: Backend = DeepSpeedBackend(
             RankPlace(
                 setup.rank, setup.world_size, setup.master_addr, setup.master_port, setup.device

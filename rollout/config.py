@@ -17,7 +17,7 @@ class LoraConfig(Section):
     alpha: float = Field(default=32.0, gt=0)
     """The product of the factors is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapters' input, in the learner's gradient passes only."""
+    """Of the adapters' input, in gradient passes of SFT; reinforcement learning refuses it."""
     target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",

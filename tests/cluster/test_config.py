@@ -137,3 +137,16 @@ def test_training_refuses_sampling_it_cannot_correct(override: str) -> None:
     config = load_config("catalog", [override])
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         config.check_trainable()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.lora.dropout=0.1"],
+        ["learner.optimizer=muon", "learner.zero_stage=0", "model.dtype=float32"],
+    ],
+)
+def test_training_refuses_what_adapters_cannot_be_trained_with(overrides: list[str]) -> None:
+    config = load_config("qwen2.5-7b-lora", overrides)
+    with pytest.raises(ConfigError, match=r"model\.lora"):
+        config.check_trainable()

@@ -5,9 +5,14 @@ import tomli_w
 from pydantic import ValidationError
 
 from envs.errors import ConfigError
-from learner.config import LearnerConfig, SftConfig, check_sampling_for_training
+from learner.config import (
+    LearnerConfig,
+    SftConfig,
+    check_adapters,
+    check_sampling_for_training,
+)
 from learner.schedule import rl_scale, sft_scale
-from rollout.config import EpisodeConfig
+from rollout.config import EpisodeConfig, LoraConfig
 
 
 def test_muon_on_sharded_matrices_is_refused() -> None:
@@ -102,6 +107,21 @@ def test_sampling_that_the_loss_cannot_correct_is_refused(sampling: dict[str, fl
 
 def test_full_sampling_is_accepted_at_any_temperature() -> None:
     check_sampling_for_training(EpisodeConfig(temperature=0.7))
+
+
+def test_dropout_of_adapters_is_for_sft() -> None:
+    lora = LoraConfig(rank=4, dropout=0.1)
+    check_adapters(lora, SftConfig())
+    with pytest.raises(ConfigError, match=r"lora\.dropout = 0 in reinforcement learning, found 0.1"):
+        check_adapters(lora, LearnerConfig())
+
+
+def test_muon_does_not_train_adapters() -> None:
+    for section in (SftConfig, LearnerConfig):
+        muon = section(optimizer="muon", zero_stage=0)
+        check_adapters(LoraConfig(), muon)
+        with pytest.raises(ConfigError, match=r"'adamw' with model\.lora\.rank = 4, found 'muon'"):
+            check_adapters(LoraConfig(rank=4), muon)
 
 
 def test_the_rate_warms_up_and_falls() -> None:
