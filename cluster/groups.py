@@ -121,11 +121,15 @@ def by_sample(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batch if (np.diff(order) == 1).all() else batch.take(pa.array(order))
 
 
-def drop(ledger: Ledger, episodes: Sequence[str], reason: DropReason) -> None:
-    """End episodes untrained; those that were dropped before a resume stay as they are."""
+def drop(
+    ledger: Ledger, episodes: Sequence[str], reason: DropReason, step: int | None = None
+) -> None:
+    """End episodes untrained, `step` being that whose learner left them out; those that were
+    dropped before a resume stay as they are.
+    """
     left = [episode for episode in episodes if ledger.entries[episode].state is not State.DROPPED]
     if left:
-        ledger.drop(left, reason)
+        ledger.drop(left, reason, step)
 
 
 def abandon(ledger: Ledger) -> None:

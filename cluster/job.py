@@ -36,11 +36,6 @@ from rollout.template import ChatTemplate
 
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
 
-_CONTRIBUTED = {DropReason.TRUNCATED}
-"""Reasons to leave an episode out of the loss though its reward was in the baseline: it counts as
-trained.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -73,11 +68,10 @@ class Job:
     def trained(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
         """Record what became of every episode of `step`; comes before its checkpoint."""
         dropped = {episode: DropReason(reason) for episode, reason in report.dropped}
-        for reason in set(dropped.values()) - _CONTRIBUTED:
-            drop(self.run.ledger, [e for e in dropped if dropped[e] is reason], reason)
-        left = [episode for group in groups for episode in group.episodes]
-        gone = {episode for episode, reason in dropped.items() if reason not in _CONTRIBUTED}
-        self.run.ledger.train(step, [episode for episode in left if episode not in gone])
+        for reason in sorted(set(dropped.values())):
+            drop(self.run.ledger, [e for e in dropped if dropped[e] is reason], reason, step)
+        given = [episode for group in groups for episode in group.episodes]
+        self.run.ledger.train(step, [episode for episode in given if episode not in dropped])
         if report.annotations is not None:
             self.run.annotate(step, report.annotations)
         self.run.sync()

@@ -8,9 +8,10 @@ trains no group twice and loses none:
 2. `train(step, ...)` is recorded before the checkpoint of `step` becomes visible. A kill between
    the two rolls the step back; the other order would train it twice.
 3. On resume, `roll_back(step of the checkpoint)` makes the groups of later steps ready again, each
-   with the step that trained it, and `reconcile` squares the ledger with the store: an open
-   lease whose episode was stored counts as finished, a finished episode that did not reach the
-   disk is leased again. `RunDirectory.recover` does both.
+   whole, for the learner compares with what it leaves out too, and with the step that was given it;
+   and `reconcile` squares the ledger with the store: an open lease whose episode was stored counts
+   as finished, a finished episode that did not reach the disk is leased again.
+   `RunDirectory.recover` does both.
 4. Then `ready_groups()` are trained in that order, and `open_leases()` are leased again one by
    one: the finished samples of a group in flight are kept.
 """
@@ -97,12 +98,14 @@ class Ledger(LedgerState):
         """Record that `step` trained `episodes`. Raises StoreError unless all are finished."""
         self._record(Trained(step=step, episodes=tuple(episodes)))
 
-    def drop(self, episodes: Sequence[str], reason: DropReason) -> None:
-        """End `episodes` untrained. Raises StoreError for one that has ended already."""
-        self._record(Dropped(reason=reason, episodes=tuple(episodes)))
+    def drop(self, episodes: Sequence[str], reason: DropReason, step: int | None = None) -> None:
+        """End `episodes` untrained, for good or, where the learner of `step` left them out, until
+        that is rolled back. Raises StoreError for one that has ended already.
+        """
+        self._record(Dropped(reason=reason, episodes=tuple(episodes), step=step))
 
     def roll_back(self, step: int) -> None:
-        """Make what was trained after `step` ready again."""
+        """Make what was trained after `step` ready again, with what the learner left out then."""
         self._record(RolledBack(step=step))
 
     def reconcile(self, stored: Mapping[str, Mapping[int, bool]]) -> None:

@@ -3,7 +3,7 @@
     lease ──► LEASED ──finish──► FINISHED ──train──► TRAINED at step s
                │  ▲ │                │  ▲                │
                │  └─┘ re_lease       │  └── roll_back ───┘  (of steps after the checkpoint)
-               └──── drop ──► DROPPED ◄── drop ──┘
+               └──── drop ──► DROPPED ◄── drop ──┘            (what their learner dropped, too)
 
 Every event is a pydantic model; `LedgerState.apply` refuses one that contradicts what went before.
 """
@@ -106,10 +106,13 @@ class Dropped(_Event):
     event: Literal["dropped"] = "dropped"
     reason: DropReason
     episodes: tuple[str, ...]
+    step: int | None = None
+    """Step whose learner was given them and left them out; None for what no learner saw."""
 
 
 class RolledBack(_Event):
-    """Training went back to the checkpoint of `step`: what was trained after it was not."""
+    """Training went back to the checkpoint of `step`: what was trained, or left out of training,
+    after it was not."""
 
     event: Literal["rolled_back"] = "rolled_back"
     step: int
@@ -129,7 +132,7 @@ class Entry:
     order: int
     """Grows with every change of any episode, so that it sorts them; a roll-back leaves it."""
     step: int | None = None
-    """Step that trained it; once rolled back, the step that did before."""
+    """Step that trained it or left it out; once rolled back, the step that did before."""
     reason: DropReason | None = None
 
 
@@ -142,7 +145,7 @@ class ReadyGroup:
     episodes: tuple[str, ...]
     """Those that finished, by sample index; dropped ones are left out."""
     planned_step: int | None
-    """Step that trained the group before a roll-back: the resumed run trains it there again."""
+    """Step that was given the group before a roll-back: the resumed run trains it there again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +259,13 @@ class LedgerState:
                 return self._trained(event)
             case Dropped():
                 changed = self._moved(event.episodes, State.DROPPED, State.LEASED, State.FINISHED)
-                return [replace(entry, reason=event.reason, step=None) for entry in changed]
+                return [replace(entry, reason=event.reason, step=event.step) for entry in changed]
             case RolledBack():
                 return [
-                    replace(entry, state=State.FINISHED)
+                    replace(entry, state=State.FINISHED, reason=None)
                     for entry in self.entries.values()
                     if entry.step is not None
-                    and entry.state is State.TRAINED
+                    and entry.state in (State.TRAINED, State.DROPPED)
                     and entry.step > event.step
                 ]
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from cluster.config import RunConfig, to_toml
+from cluster.job import Job
 from cluster.rollouts import Rollouts
 from cluster.task_stream import TaskStream
+from learner.report import StepReport
 from rollout.ledger_state import DropReason, Entry, State
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunInfo
@@ -228,4 +230,32 @@ async def test_a_resumed_run_trains_every_finished_group_once(
         assert left_open <= {
             e for e, entry in again.ledger.entries.items() if entry.state is State.TRAINED
         }
+        await resumed.close()
+
+
+async def test_what_the_learner_leaves_out_is_dropped_and_compared_again_after_a_roll_back(
+    tmp_path: Path, fleet: Any, numbered: Any
+) -> None:
+    config = make_config(tmp_path)
+    left_out = [("g000000-01", "truncated"), ("g000001-02", "bad_logprobs")]
+    report = StepReport(metrics={}, annotations=None, dropped=left_out)
+    with new_run(config) as run:
+        rollouts = await started(fleet, numbered, run, config)
+        nothing: Any = None
+        job = Job(config, run, nothing, rollouts, nothing, None)
+        job.trained(1, await rollouts.collect(2), report)
+        audit = run.ledger.audit()
+        assert audit.violations == ()
+        assert audit.states[State.TRAINED] == 6
+        assert audit.reasons == {DropReason.TRUNCATED: 1, DropReason.BAD_LOGPROBS: 1}
+        await rollouts.close()
+    with RunDirectory.open(config.path) as again:
+        again.recover(0)
+        resumed = await started(fleet, numbered, again, config)
+        groups = await resumed.collect(2)
+        assert [group.batch.num_rows for group in groups] == [4, 4], "the baseline is as it was"
+        assert [group.planned_step for group in groups] == [1, 1]
+        job = Job(config, again, nothing, resumed, nothing, None)
+        job.trained(1, groups, report)
+        assert again.ledger.audit() == audit
         await resumed.close()

@@ -158,6 +158,24 @@ def test_a_roll_back_plans_the_same_groups_for_the_same_steps(ledger: Ledger, pa
         twice.train(1, groups["c"])
 
 
+def test_a_roll_back_gives_the_learner_back_what_it_left_out(ledger: Ledger, path: Path) -> None:
+    episodes = {name: finish_group(ledger, name) for name in "abc"}
+    ledger.drop(["a.0"], DropReason.TRUNCATED, step=1)
+    ledger.train(1, ["a.1"])
+    ledger.drop(["b.0"], DropReason.TRUNCATED, step=2)  # and a kill before the rest is trained
+    ledger.drop(episodes["c"], DropReason.ZERO_VARIANCE)
+    assert ledger.audit().reasons == {DropReason.TRUNCATED: 2, DropReason.ZERO_VARIANCE: 2}
+    resumed = Ledger(path)
+    resumed.roll_back(1)
+    assert [(g.episodes, g.planned_step) for g in resumed.ready_groups()] == [(("b.0", "b.1"), 2)]
+    resumed.roll_back(0)
+    assert [(g.episodes, g.planned_step) for g in resumed.ready_groups()] == [
+        (("a.0", "a.1"), 1),
+        (("b.0", "b.1"), 2),
+    ]
+    assert resumed.audit().reasons == {DropReason.ZERO_VARIANCE: 2}
+
+
 def test_reconciling_squares_the_ledger_with_the_store(ledger: Ledger) -> None:
     ledger.lease(leases("g", 4))
     for lease in leases("g", 4)[2:]:
