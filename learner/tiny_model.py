@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from envs.catalog.instances import VAGUE_DOC
 from envs.catalog.names import SYLLABLES
-from envs.catalog.operations import OPERATIONS, PROBE, RESERVED_OPERATIONS
+from envs.catalog.operations import OPERATIONS, RESERVED_OPERATIONS
 from envs.catalog.quirks import (
     ARGUMENTS,
     BUSY,
@@ -52,7 +52,6 @@ _STRUCTURE = (
     ": found ",
     "want ",
     "; ",
-    f"{PROBE}>",
     f"({DOCUMENTED_ARGUMENT}, {SWITCH_ARGUMENT}): ",
     f'", "{SWITCH_ARGUMENT}": "',
     SWAPPED,

@@ -67,7 +67,7 @@ def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> flo
         )
     rng = Random(stable_hash("catalog task", "heldout", 0, index))
     drawn = draw_tools(config, kind, rng)
-    value = draw_value(drawn.needed, kind, rng)
+    value = draw_value(drawn.needed, (), rng)
     goals = tuple(tool.operation for tool in drawn.needed)
     situation = _Situation(
         belief=tuple(_belief(config, kind, drawn)),

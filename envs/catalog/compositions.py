@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import combinations, pairwise, permutations
+from itertools import pairwise, permutations
 
 from envs.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, Operation
 from envs.config import CatalogNovelty
@@ -26,15 +26,18 @@ def apply_all(operations: Sequence[Operation], text: str) -> str:
 
 @cache
 def effective(operations: tuple[Operation, ...]) -> bool:
-    """Whether every step counts: leaving any out, or all, gives another result; and it has one."""
+    """Whether every step counts, and in its place: with any left out, or in any other order, the
+    result is another; and there is one.
+    """
     text = _LETTERS[: value_digits(len(operations))]
     full = apply_all(operations, text)
-    shorter = (
+    others = (
         apply_all(part, text)
-        for size in range(len(operations))
-        for part in combinations(operations, size)
+        for size in range(len(operations) + 1)
+        for part in permutations(operations, size)
+        if part != operations
     )
-    return full != "" and full not in shorter
+    return full != "" and full not in others
 
 
 @cache

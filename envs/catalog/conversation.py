@@ -79,14 +79,14 @@ class Goal:
     """One operation that the question asks for."""
 
     label: str
-    """Its name, or its result for `PROBE` where the question gives an example."""
+    """Its name, or the example's result where the question gives one."""
     operation: str
     """Its name, empty where the example is of none that is known."""
     result: str
-    """Its result for `PROBE` by example; empty by name."""
+    """The example's result; empty by name."""
 
     def met_by(self, result: str) -> bool:
-        """Whether a tool that turns `PROBE` into `result` serves this goal."""
+        """Whether a tool that turns the probe into `result` serves this goal."""
         if self.result:
             return result == self.result
         found = recognise(PROBE, result)
@@ -100,6 +100,8 @@ class View:
     tools: list[KnownTool]
     goals: list[Goal]
     value: str
+    probe: str
+    """What trials are made with: the input of the question's examples, else `PROBE`."""
     executing: bool
     turns: int = 0
     last: KnownTool | None = None
@@ -126,7 +128,8 @@ def read(messages: Sequence[Message], *, executing: bool) -> View:
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     *goals, value = messages[1].content.split()
     tools = [KnownTool(number, *parts) for number, parts in listed]
-    view = View(tools, [_goal(text) for text in goals], value, executing)
+    probe = goals[0].partition(">")[0] if ">" in goals[0] else PROBE
+    view = View(tools, [_goal(text) for text in goals], value, probe, executing)
     for message in messages[2:]:
         if message.role == "assistant":
             _note_turn(view, message.content)
@@ -169,7 +172,7 @@ def _note_answer(view: View, text: str) -> None:
     elif view.executing:
         view.executed.append(shifted(text, -tool.offset) if tool else text)
     elif tool is not None:
-        tool.result, tool.offset = read_probe(text)
+        tool.result, tool.offset = read_probe(text, view.probe)
 
 
 def _note_trouble(tool: KnownTool, trouble: str) -> None:

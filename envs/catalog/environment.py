@@ -7,7 +7,7 @@ from random import Random
 from envs.catalog.compositions import value_digits
 from envs.catalog.drawing import DrawnTools, TaskKind, draw_kind, draw_tools
 from envs.catalog.instances import Instance, tool_set_of
-from envs.catalog.operations import OPERATIONS, PROBE, Operation
+from envs.catalog.operations import OPERATIONS, PROBE
 from envs.config import CatalogConfig
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
@@ -67,8 +67,9 @@ def draw_task(config: CatalogConfig, split: Split, seed: int, index: int) -> Tas
     kind = draw_kind(config, split, seed, index)
     rng = Random(stable_hash("catalog task", split, seed, index))
     drawn = draw_tools(config, kind, rng)
-    value = draw_value(drawn.needed, kind, rng)
-    goals = goals_of([tool.operation for tool in drawn.needed], kind.by_example)
+    probe = draw_probe(config, Random(stable_hash("catalog probe", split, seed, index)))
+    goals = goals_of(drawn.needed, probe if kind.by_example else "")
+    value = draw_value(drawn.needed, goals, rng)
     suffix = "" if kind.depth == 1 and kind.novelty == "names" else f"-d{kind.depth}-{kind.novelty}"
     return Task(
         id=f"catalog-{split}-{seed}-{index}{suffix}",
@@ -106,16 +107,26 @@ def answer_of(needed: Sequence[Instance], value: str) -> str:
     return value
 
 
-def goals_of(operations: Sequence[Operation], by_example: bool) -> list[str]:
-    """Return the goals as a question states them: `reverse`, or by example `123>321`."""
-    return [f"{PROBE}>{op.apply(PROBE)}" if by_example else op.name for op in operations]
+def draw_probe(config: CatalogConfig, rng: Random) -> str:
+    """Draw the input of a task's examples: distinct digits, so that an operation can be read off.
+
+    With tools that count in other units, 1 to 3 in any order, or nobody could tell the unit.
+    """
+    digits = PROBE if config.quirks.get("unit", 0.0) > 0 else "0123456789"
+    return "".join(rng.sample(digits, len(PROBE)))
 
 
-def draw_value(needed: Sequence[Instance], kind: TaskKind, rng: Random) -> str:
+def goals_of(needed: Sequence[Instance], probe: str) -> list[str]:
+    """Return the goals as a question states them: `reverse`, or by example `582>285`."""
+    operations = [tool.operation for tool in needed]
+    return [f"{probe}>{op.apply(probe)}" if probe else op.name for op in operations]
+
+
+def draw_value(needed: Sequence[Instance], goals: Sequence[str], rng: Random) -> str:
     """Draw distinct digits; never such that an example of the question is the answer."""
-    shown = {PROBE, *(tool.operation.apply(PROBE) for tool in needed)} if kind.by_example else set()
+    shown = {text for goal in goals if ">" in goal for text in goal.split(">")}
     while True:
-        value = "".join(rng.sample("0123456789", value_digits(kind.depth)))
+        value = "".join(rng.sample("0123456789", value_digits(len(needed))))
         if not shown & {value, answer_of(needed, value)}:
             return value
 

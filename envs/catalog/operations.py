@@ -53,9 +53,11 @@ RESERVED_OPERATIONS: tuple[Operation, ...] = (
     Operation("duplicate", (_ALL, _ALL)),
     Operation("mirror", (_ALL, slice(None, None, -1))),
 )
-"""Those that `train` never uses; each is told from all others by its result for `PROBE`."""
+"""Those that `train` never uses; each is told from all others by its result for a probe."""
 PROBE = "123"
-"""The value of every example and of the teacher's trials: it makes an operation readable."""
+"""The value of the teacher's trials where the question gives no example: it makes an operation
+readable.
+"""
 
 
 def recognise(

@@ -120,8 +120,10 @@ def shifted(text: str, offset: int) -> str:
     return "".join(str((int(c) + offset) % 10) if c in _DIGITS else c for c in text)
 
 
-def read_probe(result: str) -> tuple[str, int]:
-    """Split the result of a trial with the probe into what the operation did and the offset."""
+def read_probe(result: str, probe: str) -> tuple[str, int]:
+    """Split the result of a trial with `probe` into what the operation did and the offset."""
     digits = "".join(character for character in result if character in _DIGITS)
-    offset = max((3 * ((int(digit) - 1) // 3) for digit in digits if digit != "0"), default=0)
-    return shifted(digits, -offset), offset
+    for offset in (0, *OFFSETS):
+        if set(shifted(digits, -offset)) <= set(probe):
+            return shifted(digits, -offset), offset
+    return digits, 0

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from random import Random
 
 from envs.catalog.conversation import Goal, KnownTool, View, read
-from envs.catalog.operations import PROBE
 from envs.catalog.quirks import CLOSED, OPENING
 from envs.messages import Message
 from envs.seeds import stable_hash
@@ -56,11 +55,11 @@ def _trial_turn(view: View, rng: Random) -> str:
     if view.blocked:
         return _conclude("", view, rng)
     if last is None:
-        return f"try 1. {view.tools[0].call(PROBE)}"
+        return f"try 1. {view.tools[0].call(view.probe)}"
     if last.closed and not last.opened:
         return f"{CLOSED}: try {last.number}. {last.call(OPENING)}"
     if view.trouble or not last.result:
-        return f"{view.trouble or OPENING}: try {last.number}. {last.call(PROBE)}"
+        return f"{view.trouble or OPENING}: try {last.number}. {last.call(view.probe)}"
     still_open = [goal for goal in view.goals if view.serving(goal) is None]
     seen = f"got {view.seen(last.result)}{f', off by {last.offset}' if last.offset else ''}"
     note = f"{seen}, want {_labels(_open_before(view, last))}: "
@@ -72,7 +71,7 @@ def _trial_turn(view: View, rng: Random) -> str:
     untried = [tool for tool in view.tools if not tool.result]
     if not untried or rng.random() < LAZY / len(view.goals):
         return _conclude(note, view, rng)
-    return f"{note}try {untried[0].number}. {untried[0].call(PROBE)}"
+    return f"{note}try {untried[0].number}. {untried[0].call(view.probe)}"
 
 
 def _open_before(view: View, last: KnownTool) -> list[Goal]:

@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from envs.catalog.compositions import reserved_pairs
+from envs.catalog.compositions import apply_all, reserved_pairs
 from envs.catalog.environment import CatalogEnvironment, ExactMatch
 from envs.catalog.leaks import composition_of, leaks
 from envs.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, named
@@ -97,10 +98,12 @@ class Prober:
     def solve(self) -> tuple[str, int, int]:
         """Return the answer, and the calls it took to try and to execute."""
         *goals, value = self.task.question.split()
+        probe = goals[0].split(">")[0] if ">" in goals[0] else "123"
         trial, results, offsets = Session(self.task), {}, {}
         for name in self.task.tool_set.functions:
-            digits = re.sub("[A-Z]", "", self.ask(trial, name, "123"))
-            offsets[name] = (int(min(digits)) - 1) // 3 * 3
+            digits = re.sub("[A-Z]", "", self.ask(trial, name, probe))
+            counted = set(probe) == set("123")  # else no tool counts in another unit
+            offsets[name] = (int(min(digits)) - 1) // 3 * 3 if counted else 0
             results[name] = "".join(str(int(digit) - offsets[name]) for digit in digits)
         execution = Session(self.task)
         for goal in goals:
@@ -187,6 +190,29 @@ def test_train_composes_every_operation_first_and_second_but_no_reserved_pair() 
         assert max(Counter(pair[place] for pair in reserved_pairs()).values()) == 1
     assert len(reserved_pairs()) >= 6
     assert not pairs & reserved_pairs()
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_tools_in_another_order_give_another_answer(split: Split) -> None:
+    """With double-first and double-last, who mixed up their tools would be right all the same."""
+    composed = [task for task in drawn(HARD, split, 300) if task.tags["depth"] != "1"]
+    assert len(composed) > 100
+    for task in composed:
+        steps = [named(name, OPERATIONS + RESERVED_OPERATIONS) for name in composition_of(task)]
+        value = task.question.split()[-1]
+        answers = [apply_all(order, value) for order in permutations(steps)]
+        assert answers.count(answers[0]) == 1, task.question
+
+
+def test_examples_are_made_from_inputs_of_their_own() -> None:
+    """Else a policy knows the few results by heart, and has never to compare two strings."""
+    tasks = CatalogEnvironment(CatalogConfig(examples=1.0)).tasks("train", 5, 300)
+    probes = {task.question.split(">")[0] for task in tasks}
+    assert len(probes) > 200
+    assert all(len(set(probe)) == 3 for probe in probes)
+    units = CatalogConfig(examples=1.0, quirks={"unit": 1.0})
+    tasks = CatalogEnvironment(units).tasks("train", 5, 50)
+    assert {"".join(sorted(task.question.split(">")[0])) for task in tasks} == {"123"}
 
 
 def test_leaks_are_found_where_there_are_some() -> None:

@@ -68,7 +68,7 @@ def test_the_notes_of_several_goals_are_one_token_a_word(
         *("got ", "mirror", ", want ", "mirror", " ", "reverse", ": found ", "3. "),
         *("want ", "reverse", ": try ", "4. "),
     ]
-    assert tokens(tokenizer, "123>12 123>23 7892")[:6] == ["123>", "1", "2", " ", "123>", "2"]
+    assert tokens(tokenizer, "582>58 582>82")[:7] == list("582>58 ")
     assert tokens(tokenizer, "12: 3. kabi; 23: ")[2:6] == [": ", "3. ", "ka", "bi"]
 
 
