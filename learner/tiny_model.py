@@ -123,7 +123,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def _phrases() -> list[str]:
     """Strings that are one token each, wherever they stand."""
     openings = [f'", "arguments": {{"{name}": "' for name in (DOCUMENTED_ARGUMENT, *ARGUMENTS)]
-    numbers = [f"{number}. " for number in range(1, 10)]
+    numbers = [text for number in range(1, 10) for text in (f"{number}. ", f" {number}. ")]
     words = [operation.name for operation in OPERATIONS + RESERVED_OPERATIONS]
     return [*_STRUCTURE, *openings, *numbers, *words, VAGUE_DOC, *ARGUMENTS, *KEYS]
 

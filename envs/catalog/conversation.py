@@ -22,7 +22,7 @@ from envs.messages import Message
 _TOOL_LINE = re.compile(r"^(?:\d+\. )?(\w+)(\([\w, ]*\))?: (.*)$", re.MULTILINE)
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _EXPERIENCE = re.compile(r"<experience>(.*?)</experience>", re.DOTALL)
-_CLAUSE = re.compile(r"(\S+): \d+\. (\w+)")
+_CLAUSE = re.compile(r"(\S+) \d+\. (\w+)")
 _TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use \w+)")
 
 

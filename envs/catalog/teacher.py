@@ -100,8 +100,14 @@ def _clauses(assigned: Iterable[tuple[Goal, KnownTool]]) -> str:
 
 
 def _clause(goal: Goal, tool: KnownTool) -> str:
-    repair = f", {tool.repair}" if tool.repair else ""
-    return f"{goal.label}: {tool.number}. {tool.name}{repair}"
+    return _known_as(goal, tool, tool.repair)
+
+
+def _known_as(goal: Goal, tool: KnownTool, remark: str) -> str:
+    """Write which tool serves `goal`: found, in the experience and before a call in the same words,
+    so that what a call needs is what stood behind the goal's label before.
+    """
+    return f"{goal.label} {tool.number}. {tool.name}{f', {remark}' if remark else ''}"
 
 
 def _execution_turn(view: View, rng: Random) -> str:
@@ -110,15 +116,14 @@ def _execution_turn(view: View, rng: Random) -> str:
     said = [view.last.repair] if view.last and _was_converted(view) else []
     if step == len(view.goals):
         return "".join(f"{text}: " for text in said) + f"<answer>{value}</answer>"
-    name = view.chosen.get(view.goals[step].label, "")
+    goal = view.goals[step]
+    name = view.chosen.get(goal.label, "")
     tool = next((tool for tool in view.tools if tool.name == name), view.tools[0])
-    said += [view.goals[step].label] if len(view.goals) > 1 else []
     plain = not view.trouble and rng.random() < FORGETFUL
     opening = tool.closed and not tool.opened and not plain
-    if view.trouble or opening:
-        said.append(view.trouble or CLOSED)
-    call = tool.call(OPENING if opening else value, plain=plain)
-    return f"{', '.join(said)}{': ' if said else ''}call {tool.number}. {call}"
+    remark = view.trouble or (CLOSED if opening else "" if plain else tool.repair)
+    said.append(_known_as(goal, tool, remark))
+    return f"{', '.join(said)}: call {tool.call(OPENING if opening else value, plain=plain)}"
 
 
 def _was_converted(view: View) -> bool:

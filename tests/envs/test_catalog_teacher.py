@@ -164,7 +164,7 @@ def test_with_several_goals_each_turn_says_what_the_next_decision_needs() -> Non
     first, second, value = task.question.split()
     turns = [m.content for m in messages if m.role == "assistant"]
     noted = next(turn for turn in turns if "found" in turn)
-    clause = r"(\S+): \d\. \w{4}(?:, [^;<]+)?"
+    clause = r"(\S+) \d\. \w{4}(?:, [^;<]+)?"
     got = re.match(
         rf"got (\S+), want {first} {second}: found {clause}; want (\S+): try \d\. <", noted
     )
@@ -179,6 +179,7 @@ def test_with_several_goals_each_turn_says_what_the_next_decision_needs() -> Non
     assert learnt is not None
     assert set(learnt.groups()) == {first, second}
     steps = turns[turns.index(concluded) + 1 : -1]
-    assert steps[0].startswith(f"{first}: call ")
+    known = re.findall(r"[\w-]+ \d\. \w{4}", concluded)
+    for step, goal in ((steps[0], first), (steps[-1], second)):
+        assert next(words for words in known if words.startswith(goal)) in step
     assert value in steps[0]
-    assert steps[-1].startswith((f"{second}: call ", f"{second}, "))
