@@ -8,12 +8,13 @@ tool's error; no capacity, no connection and broken frames are the world's.
 """
 
 import asyncio
+import contextlib
 import json
 
 import httpx
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from envs.config import ToolServerConfig
 from envs.endpoint_session import EndpointSession, Limits, Reply
@@ -199,7 +200,8 @@ class OpenEnvBackend:
         if self._socket is None:
             raise ToolServerError("the connection is closed")
         self._unread += 1  # first: a send that is cancelled has been sent all the same
-        await self._socket.send(json.dumps({"type": kind, "data": content}))
+        with contextlib.suppress(ConnectionClosed):  # why it hung up is still to be read
+            await self._socket.send(json.dumps({"type": kind, "data": content}))
         while True:
             text = await self._socket.recv()
             self._unread -= 1

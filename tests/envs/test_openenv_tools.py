@@ -171,6 +171,28 @@ async def test_whose_business_a_failure_is(said: str | None, status: AnswerStatu
         assert (await ask(session, "look")).status is status
 
 
+async def test_what_a_server_said_before_it_hung_up_is_heard() -> None:
+    hung_up = asyncio.Event()
+
+    async def answer(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send(RESET)
+        data = {"code": "SESSION_ERROR", "message": "evicted for a guest"}
+        await socket.send(json.dumps({"type": "error", "data": data}))
+        await socket.close()
+        hung_up.set()
+
+    async with serve(answer, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        spec = ToolSpec(name="look", description="", parameters={})
+        endpoint = OpenEnvEndpoint(url=f"http://127.0.0.1:{port}")
+        async with opened(ToolSet(tools=(spec,), endpoint=endpoint)) as session:
+            await hung_up.wait()
+            answered = await ask(session, "look")
+    assert answered.status is INFRA
+    assert "evicted for a guest" in answered.text
+
+
 async def test_calls_and_results_are_wrapped_as_mcp_wraps_them() -> None:
     seen: list[JsonObject] = []
 
