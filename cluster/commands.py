@@ -110,8 +110,8 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
         raise first_cause(errors) from errors
     except asyncio.CancelledError:
         raise TrialrunError(
-            "stopped by SIGTERM; what was finished is kept, go on with --resume "
-            "(an evaluation: --run)"
+            "stopped by SIGTERM; what was finished is kept: the same command goes on "
+            "(train and collect with --resume, eval with --run)"
         ) from None
 
 

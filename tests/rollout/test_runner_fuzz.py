@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import count
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
-EXAMPLES, TURNS = 500, 20
+FEW, MANY, TURNS = 100, 500, 20
 """500 examples of 20 completions: 10,000."""
 
 PIECES = (
@@ -86,20 +87,49 @@ def answer(call: ToolCall, before: list[ToolCall]) -> ToolAnswer:
 completions_seen = count()
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture),
-    database=None,
-    derandomize=True,
-)
-@given(
+def fuzz(examples: int) -> settings:
+    """Return settings under which the same examples are drawn each time."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture),
+        database=None,
+        derandomize=True,
+    )
+
+
+scripts = given(
     turns=st.lists(completions, min_size=TURNS, max_size=TURNS),
     mode=st.sampled_from(["direct", "trial", "free"]),
 )
+
+
+@fuzz(FEW)
+@scripts
 def test_malformed_completions(
     template: ChatTemplate, task: Task, turns: list[str], mode: str
 ) -> None:
+    play(template, task, turns, mode)
+
+
+@pytest.mark.real
+@fuzz(MANY)
+@scripts
+def test_ten_thousand_malformed_completions(
+    template: ChatTemplate, task: Task, turns: list[str], mode: str
+) -> None:
+    play(template, task, turns, mode)
+
+
+def test_all_were_played(request: pytest.FixtureRequest) -> None:
+    collected = [item.name for item in request.session.items]
+    examples = FEW * ("test_malformed_completions" in collected)
+    examples += MANY * ("test_ten_thousand_malformed_completions" in collected)
+    assert next(completions_seen) >= examples * TURNS
+
+
+def play(template: ChatTemplate, task: Task, turns: list[str], mode: str) -> None:
+    """Play episodes until every completion of `turns` was the policy's."""
     left = list(turns)
 
     def reply(messages: Sequence[Message], seed: int) -> str:
@@ -137,7 +167,3 @@ def test_malformed_completions(
             assert all(session.closed for session in tools.sessions)
 
     asyncio.run(play_all())
-
-
-def test_ten_thousand_were_played() -> None:
-    assert next(completions_seen) >= EXAMPLES * TURNS
