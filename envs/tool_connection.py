@@ -143,7 +143,8 @@ class ToolConnection:
             request.reply.set_result((kind, body))
         elif kind == "opened":  # given up meanwhile: nobody else would close the session
             session_id = OpenedSession.model_validate(body).id
-            self.request("close", CloseRequest(ids=(session_id,)), _PING_TIMEOUT_S)
+            closing = self.request("close", CloseRequest(ids=(session_id,)), _PING_TIMEOUT_S)
+            closing.add_done_callback(_noted)  # nobody waits for it
 
     def _expire(self, number: int, deadline_s: float) -> None:
         """Fail the request; it stays known, for its answer may come yet."""
@@ -159,6 +160,11 @@ class ToolConnection:
             request.expiry.cancel()
             if not request.reply.done():
                 request.reply.set_exception(ConnectionLost(self._lost))
+
+
+def _noted(reply: asyncio.Future[tuple[str, JsonValue]]) -> None:
+    if not reply.cancelled():
+        reply.exception()
 
 
 def _refusal(error: InvalidStatus) -> str:
