@@ -69,9 +69,7 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     template = ChatTemplate.load(model)
     kept = keep(out, section.filter, _given(config, template))
     _show(kept, out)
-    report = {
-        name: value for name, value in kept.report.items() if name not in ("by_tag", "failures")
-    }
+    report = {name: value for name, value in kept.report.items() if name not in _APART}
     spent = _spent(out) if section.source == "endpoint" else None
     cost: JsonObject = {"requests": spent.requests, "teacher_tokens": spent.tokens} if spent else {}
     stopped = "" if affordable else "the budget is spent: raise it and go on with --resume"

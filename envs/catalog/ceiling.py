@@ -19,18 +19,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from math import sqrt
-from random import Random
 from typing import Literal
 
 from envs.catalog.compositions import admitted
-from envs.catalog.drawing import DrawnTools, TaskKind, draw_kind, draw_tools
-from envs.catalog.environment import answer_of, draw_value
+from envs.catalog.drawing import DrawnTools, TaskKind, draw_kind
+from envs.catalog.environment import draw_parts
 from envs.catalog.instances import VAGUE_DOC, Instance
 from envs.catalog.operations import Operation
 from envs.catalog.quirks import KEYS
 from envs.config import CatalogConfig
 from envs.errors import ConfigError
-from envs.seeds import stable_hash
 
 Candidate = tuple[tuple[Operation, ...], float]
 """What each tool may do, and the weight of that."""
@@ -65,20 +63,19 @@ def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> flo
             f"expected tools that all differ, found duplicates = {config.duplicates} and "
             f"{config.tools} tools: set duplicates = 0, and at most {len(kind.known)} tools"
         )
-    rng = Random(stable_hash("catalog task", "heldout", 0, index))
-    drawn = draw_tools(config, kind, rng)
-    value = draw_value(drawn.needed, (), rng)
+    task = draw_parts(config, "heldout", 0, index)
+    drawn = task.tools
     goals = tuple(tool.operation for tool in drawn.needed)
     situation = _Situation(
         belief=tuple(_belief(config, kind, drawn)),
         states=("fresh",) * len(drawn.listed),
-        texts=frozenset((value,)),
+        texts=frozenset((task.value,)),
     )
     player = _Player(
         known=kind.known,
         looks=tuple((tool.doc, _refusal_chance(config, tool)) for tool in drawn.listed),
-        value=value,
-        answer=answer_of(drawn.needed, value),
+        value=task.value,
+        answer=task.answer,
         needed=frozenset(goals) if kind.marked else frozenset(),
     )
     return player.best(situation, execution_calls)

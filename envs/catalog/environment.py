@@ -26,6 +26,21 @@ class ExactMatch:
         return Score(exact, {"exact": exact})
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnTask:
+    """A task in parts: its tools, its goals as the question states them, and the value."""
+
+    kind: TaskKind
+    tools: DrawnTools
+    goals: tuple[str, ...]
+    value: str
+
+    @property
+    def answer(self) -> str:
+        """What the value becomes when each needed tool in turn is given what the last one made."""
+        return answer_of(self.tools.needed, self.value)
+
+
 class CatalogEnvironment:
     """Four tools a task, each with a hidden operation, a hidden quirk and a doc that may mislead.
 
@@ -64,22 +79,28 @@ class CatalogEnvironment:
 
 def draw_task(config: CatalogConfig, split: Split, seed: int, index: int) -> Task:
     """Draw task number `index` of `split`; what a level does not vary is drawn as without it."""
-    kind = draw_kind(config, split, seed, index)
-    rng = Random(stable_hash("catalog task", split, seed, index))
-    drawn = draw_tools(config, kind, rng)
-    probe = draw_probe(config, Random(stable_hash("catalog probe", split, seed, index)))
-    goals = goals_of(drawn.needed, probe if kind.by_example else "")
-    value = draw_value(drawn.needed, goals, rng)
+    drawn = draw_parts(config, split, seed, index)
+    kind = drawn.kind
     suffix = "" if kind.depth == 1 and kind.novelty == "names" else f"-d{kind.depth}-{kind.novelty}"
     return Task(
         id=f"catalog-{split}-{seed}-{index}{suffix}",
         environment="catalog",
         split=split,
-        question=" ".join([*goals, value]),
-        tool_set=tool_set_of(drawn.listed),
-        scorer=ExactMatch(answer_of(drawn.needed, value)),
-        tags=_tags(config, kind, drawn),
+        question=" ".join([*drawn.goals, drawn.value]),
+        tool_set=tool_set_of(drawn.tools.listed),
+        scorer=ExactMatch(drawn.answer),
+        tags=_tags(config, kind, drawn.tools),
     )
+
+
+def draw_parts(config: CatalogConfig, split: Split, seed: int, index: int) -> DrawnTask:
+    """Draw the parts of task number `index` of `split`."""
+    kind = draw_kind(config, split, seed, index)
+    rng = Random(stable_hash("catalog task", split, seed, index))
+    tools = draw_tools(config, kind, rng)
+    probe = draw_probe(config, Random(stable_hash("catalog probe", split, seed, index)))
+    goals = goals_of(tools.needed, probe if kind.by_example else "")
+    return DrawnTask(kind, tools, goals, draw_value(tools.needed, goals, rng))
 
 
 def _tags(config: CatalogConfig, kind: TaskKind, drawn: DrawnTools) -> dict[str, str]:
@@ -116,10 +137,10 @@ def draw_probe(config: CatalogConfig, rng: Random) -> str:
     return "".join(rng.sample(digits, len(PROBE)))
 
 
-def goals_of(needed: Sequence[Instance], probe: str) -> list[str]:
+def goals_of(needed: Sequence[Instance], probe: str) -> tuple[str, ...]:
     """Return the goals as a question states them: `reverse`, or by example `582>285`."""
     operations = [tool.operation for tool in needed]
-    return [f"{probe}>{op.apply(probe)}" if probe else op.name for op in operations]
+    return tuple(f"{probe}>{op.apply(probe)}" if probe else op.name for op in operations)
 
 
 def draw_value(needed: Sequence[Instance], goals: Sequence[str], rng: Random) -> str:
