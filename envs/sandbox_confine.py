@@ -99,13 +99,15 @@ def _prctl(option: int, value: int) -> None:
     _checked(f"prctl({option})", _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))
 
 
-def take_short_turns(niceness: int = 0) -> None:
+def take_short_turns(nicer_by: int = 0) -> None:
     """Have this process, and those it forks, run for 0.1 ms at a time while others want the core.
 
     So a tool that computes without end holds its neighbours up for hardly longer than that.
+    `nicer_by` is added to the niceness that the process has, up to 19.
     Kernels before 6.12 take the niceness alone. Source: sched_setattr(2), sched_runtime.
     """
     number = _SCHED_SETATTR.get(platform.machine()) if sys.platform == "linux" else None
+    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nicer_by)
     attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, 0, niceness, 0, _SLICE_NS, 0, 0)
     if number:
         _syscall("sched_setattr", number, 0, attributes, 0)

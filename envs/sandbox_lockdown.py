@@ -11,7 +11,7 @@ from envs.sandbox_options import ZygoteOptions
 from envs.sandbox_scratch import ScratchRoot
 from envs.sandbox_syscalls import ZYGOTE_FILE_RULES, ZYGOTE_RULES
 
-_NICENESS = 5
+_NICER_BY = 5
 """Tools come after their server, and after whoever waits for it."""
 
 
@@ -35,7 +35,7 @@ def lock_down(options: ZygoteOptions, control: socket.socket, root: ScratchRoot)
     """
     quiet = os.open(os.devnull, os.O_RDWR)
     with contextlib.suppress(OSError):
-        sandbox_confine.take_short_turns(_NICENESS)
+        sandbox_confine.take_short_turns(_NICER_BY)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # a machine short of memory takes tools first
     achieved = _attainable(options, root)
