@@ -1,7 +1,7 @@
 """Ten thousand malformed completions leave the runner with typed outcomes and no exception."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import pytest
@@ -87,47 +87,6 @@ def answer(call: ToolCall, before: list[ToolCall]) -> ToolAnswer:
 completions_seen = count()
 
 
-def fuzz(examples: int) -> settings:
-    """Return settings under which the same examples are drawn each time."""
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture),
-        database=None,
-        derandomize=True,
-    )
-
-
-scripts = given(
-    turns=st.lists(completions, min_size=TURNS, max_size=TURNS),
-    mode=st.sampled_from(["direct", "trial", "free"]),
-)
-
-
-@fuzz(FEW)
-@scripts
-def test_malformed_completions(
-    template: ChatTemplate, task: Task, turns: list[str], mode: str
-) -> None:
-    play(template, task, turns, mode)
-
-
-@pytest.mark.real
-@fuzz(MANY)
-@scripts
-def test_ten_thousand_malformed_completions(
-    template: ChatTemplate, task: Task, turns: list[str], mode: str
-) -> None:
-    play(template, task, turns, mode)
-
-
-def test_all_were_played(request: pytest.FixtureRequest) -> None:
-    collected = [item.name for item in request.session.items]
-    examples = FEW * ("test_malformed_completions" in collected)
-    examples += MANY * ("test_ten_thousand_malformed_completions" in collected)
-    assert next(completions_seen) >= examples * TURNS
-
-
 def play(template: ChatTemplate, task: Task, turns: list[str], mode: str) -> None:
     """Play episodes until every completion of `turns` was the policy's."""
     left = list(turns)
@@ -167,3 +126,30 @@ def play(template: ChatTemplate, task: Task, turns: list[str], mode: str) -> Non
             assert all(session.closed for session in tools.sessions)
 
     asyncio.run(play_all())
+
+
+def fuzzed(examples: int) -> Callable[..., None]:
+    """Return the test that plays so many scripts, the same ones each time."""
+    scripts = given(
+        turns=st.lists(completions, min_size=TURNS, max_size=TURNS),
+        mode=st.sampled_from(["direct", "trial", "free"]),
+    )
+    drawn = settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture),
+        database=None,
+        derandomize=True,
+    )
+    return drawn(scripts(play))
+
+
+test_malformed_completions = fuzzed(FEW)
+test_ten_thousand_malformed_completions = pytest.mark.real(fuzzed(MANY))
+
+
+def test_all_were_played(request: pytest.FixtureRequest) -> None:
+    collected = [item.name for item in request.session.items]
+    examples = FEW * ("test_malformed_completions" in collected)
+    examples += MANY * ("test_ten_thousand_malformed_completions" in collected)
+    assert next(completions_seen) >= examples * TURNS
