@@ -110,24 +110,26 @@ def _exit_with_parent() -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     config = ToolServerConfig.model_validate_json(options.config_json)
-    if options.uds:
-        listener = bind_unix(Path(options.uds))
-    else:
-        listener = bind_tcp(options.host, options.port, options.token)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     if options.record:
         config = config.model_copy(update={"record": True, "record_dir": options.record})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     metrics = ToolMetrics()
+    with _listening(options) as listener, session_host(config, metrics, options.replay) as host:
 
-    def say_ready() -> None:
-        print(f"ready {_address(listener)}", flush=True)
+        def say_ready() -> None:
+            print(f"ready {_address(listener)}", flush=True)
 
-    with session_host(config, metrics, options.replay) as host:
         app = create_app(host, options.token, metrics=metrics)
         loop_factory = server_settings(app).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(serve(host, app, listener, say_ready))
+
+
+def _listening(options: argparse.Namespace) -> socket.socket:
+    if options.uds:
+        return bind_unix(Path(options.uds))
+    return bind_tcp(options.host, options.port, options.token)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ seed, so it plays through the same runner and against the same tools as the poli
 it. It is imperfect on purpose: what reinforcement learning mends later is mostly its laziness.
 
 Every turn restates what the next decision needs, so that a tiny model can make it from what stands
-just before: what was got and what is still wanted; in the execution, which step it is.
+just before: what was got and what is still wanted; in the execution, the line of its experience
+that says how the tool is called.
 """
 
 from collections.abc import Iterable, Sequence
