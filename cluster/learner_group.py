@@ -18,6 +18,9 @@ from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.weights import WeightManifest
 
+_CLOSE_S = 10.0
+"""A rank at work would close after it: an SFT may take hours. The next run removes what it left."""
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerPlan:
@@ -82,9 +85,10 @@ class LearnerGroup:
         return (await self._all("logprobs", ray.put(table)))[0]
 
     async def close(self) -> None:
-        """Let the ranks free what they hold, then end them."""
-        with suppress(TrialrunError):
-            await self._all("close")
+        """Let the ranks free what they hold, unless they are at work, then end them."""
+        with suppress(TrialrunError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._all("close")
         for rank in self._ranks:
             ray.kill(rank)
 
