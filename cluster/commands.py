@@ -52,7 +52,7 @@ def run_sft(config: RunConfig, sources: Sequence[str]) -> JsonObject:
         progress.say(f"{table.num_rows} of {lesson.played} succeeded")
     out = config.path / "model"
     with ray_session(config):
-        metrics = run_async(imitate(config, model, table, out))
+        metrics = run_async(imitate(config, model, table, out, progress))
     return {
         "model": str(out),
         "episodes": table.num_rows,

@@ -10,6 +10,7 @@ import pyarrow as pa
 from cluster.config import RunConfig
 from cluster.kept import last_attempts, read_kept
 from cluster.learner_group import LearnerGroup, LearnerPlan
+from cluster.progress import Progress
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
 from rollout.episode_schema import from_batch
@@ -30,15 +31,18 @@ class Source:
 
 
 async def imitate(
-    config: RunConfig, model: Path, table: pa.Table, out: Path
+    config: RunConfig, model: Path, table: pa.Table, out: Path, progress: Progress
 ) -> list[dict[str, float]]:
     """Train the model on the policy turns of `table` and export it to `out`; returns metrics per
     step.
     """
+    metrics: list[dict[str, float]] = []
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
         await learner.start()
-        metrics = await learner.sft(table, config.run.seed)
+        async for step in learner.sft(table, config.run.seed):
+            metrics.append(step)
+            progress.imitated(step)
         await learner.export(out)
     finally:
         await learner.close()

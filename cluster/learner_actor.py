@@ -1,6 +1,7 @@
 """The Ray actor of one learner rank: a thin shell around Trainer."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -54,9 +55,9 @@ class LearnerActor:
             pass
         return report
 
-    def sft(self, table: pa.Table, seed: int) -> list[dict[str, float]]:
-        """Train one whole SFT; returns the metrics of every optimizer step."""
-        return list(self._live.sft(table, seed))
+    def sft(self, table: pa.Table, seed: int) -> Iterator[dict[str, float]]:
+        """Train one whole SFT; yields the metrics of every optimizer step."""
+        yield from self._live.sft(table, seed)
 
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
         return self._live.logprobs(table)

@@ -1,6 +1,7 @@
 """The learner as the loop sees it: its ranks as one, every wait with a deadline."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,17 @@ class LearnerGroup:
         """Make one reinforcement-learning step on the episodes of `table`. Raises LearnerError."""
         return (await self._all("rl_step", ray.put(table)))[0]
 
-    async def sft(self, table: pa.Table, seed: int) -> list[dict[str, float]]:
-        """Imitate the episodes of `table`; returns metrics per optimizer step."""
-        return (await self._all("sft", ray.put(table), seed))[0]
+    async def sft(self, table: pa.Table, seed: int) -> AsyncIterator[dict[str, float]]:
+        """Imitate the episodes of `table`; yields the metrics of each optimizer step.
+
+        A step, not the whole, has the learner's deadline. Raises LearnerError.
+        """
+        lessons = ray.put(table)
+        told = [
+            rank.sft.options(num_returns="streaming").remote(lessons, seed) for rank in self._ranks
+        ]
+        while (metrics := (await self._each([_next(one) for one in told], "sft"))[0]) is not None:
+            yield metrics
 
     async def publish(self, version: int) -> WeightManifest:
         """Publish the current weights as `version`."""
@@ -97,10 +106,10 @@ class LearnerGroup:
             [getattr(rank, method).remote(*arguments) for rank in self._ranks], method
         )
 
-    async def _each(self, refs: list[Any], method: str) -> list[Any]:
+    async def _each(self, answers: list[Any], method: str) -> list[Any]:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return list(await asyncio.gather(*refs))
+                return list(await asyncio.gather(*answers))
         except TimeoutError:
             raise LearnerError(
                 f"learner {method}: expected an end within {self._timeout_s:g} s, found none"
@@ -136,3 +145,11 @@ def learner_environment(*, gpu: bool) -> dict[str, str]:
     shared = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cuda" if gpu else "cpu"}
     # cuBLAS gives the same sums again only with a workspace of its own
     return shared | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if gpu else {"OMP_NUM_THREADS": "1"})
+
+
+async def _next(told: Any) -> dict[str, float] | None:
+    """Return what a rank tells next; None at its end. `told` is Ray's ObjectRefGenerator."""
+    try:
+        return await (await anext(told))
+    except StopAsyncIteration:
+        return None

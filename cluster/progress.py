@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+_Shown = tuple[str, str, str]
+"""A metric, what it is called here, and its format, which may end in a unit."""
 _SHOWN = (
     ("answer_mean", "success", ".2f"),
     ("reward_mean", "reward", ".2f"),
@@ -19,6 +21,14 @@ _SHOWN = (
     ("learn_s", "learn", ".1fs"),
     ("push_s", "push", ".2fs"),
 )
+_IMITATED = (
+    ("loss", "loss", ".3f"),
+    ("grad_norm", "grad", ".2f"),
+    ("lr", "lr", ".1e"),
+    ("tokens_per_s", "tok/s", ",.0f"),
+)
+_IMITATED_LINES = 20
+"""An SFT makes thousands of steps: each twentieth of it is one line."""
 
 
 class Progress:
@@ -40,12 +50,19 @@ class Progress:
         return track(steps, "training", console=self._console, transient=True)
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """Print one line about a finished step."""
-        parts = [
-            f"{label} {_number(metrics[key], form)}"
-            for key, label, form in _SHOWN
-            if key in metrics
-        ]
+        """Print one line about a finished step of reinforcement learning."""
+        self._line(step, steps, metrics, _SHOWN)
+
+    def imitated(self, metrics: Mapping[str, float]) -> None:
+        """Print one line about a finished step of SFT, if it completes a twentieth of all."""
+        step, steps = int(metrics["step"]) + 1, int(metrics["steps"])
+        if step * _IMITATED_LINES // steps > (step - 1) * _IMITATED_LINES // steps:
+            self._line(step, steps, metrics, _IMITATED)
+
+    def _line(
+        self, step: int, steps: int, metrics: Mapping[str, float], shown: Sequence[_Shown]
+    ) -> None:
+        parts = [f"{label} {_number(metrics[k], form)}" for k, label, form in shown if k in metrics]
         width = len(str(steps))
         self._console.print(f"step {step:>{width}}/{steps}  " + "  ".join(parts), soft_wrap=True)
 

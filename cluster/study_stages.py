@@ -68,7 +68,7 @@ async def taught(
     if tokens:
         epochs = max(1, ceil(tokens / tokens_of(lesson.table)))
         config = with_values(config, "sft", epochs=epochs)
-    return Taught(lesson, await imitate(config, model, lesson.table, out))
+    return Taught(lesson, await imitate(config, model, lesson.table, out, Progress(quiet=True)))
 
 
 def tokens_of(table: pa.Table) -> int:

@@ -10,6 +10,7 @@ import pytest
 from cluster.config import RunConfig, load_config
 from cluster.imitate import imitate
 from cluster.job import find_model
+from cluster.progress import Progress
 from cluster.ray_session import ray_session
 from cluster.teach import teach
 
@@ -61,4 +62,4 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
 
 async def _teach(config: RunConfig, base: Path, taught: Path) -> None:
     lesson = await teach(config, base, config.path.parent / "teacher")
-    await imitate(config, base, lesson.table, taught)
+    await imitate(config, base, lesson.table, taught, Progress(quiet=True))
