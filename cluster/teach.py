@@ -133,23 +133,25 @@ def teaching_stream(config: RunConfig) -> TaskStream:
 
 
 class _Remembering:
-    """Actors that keep what was played last of every episode, so that it need not be read back."""
+    """Actors that keep the right episodes as played last, so that they need not be read back."""
 
     def __init__(self, actors: Actors) -> None:
         self._actors = actors
-        self.batches: dict[str, pa.RecordBatch] = {}
+        self._right: dict[str, pa.RecordBatch] = {}
 
     async def run(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         batch, worker = await self._actors.run(lease, task, config, prefer)
-        self.batches[lease.episode] = batch
+        self._right.pop(lease.episode, None)
+        if dict(batch["reward_parts"][0].as_py()).get(ANSWER_PART, 0.0) >= 1:
+            self._right[lease.episode] = batch
         return batch, worker
 
+    @property
     def right(self) -> list[pa.RecordBatch]:
-        """Return the episodes whose answer was right, ordered by id."""
-        played = [self.batches[name] for name in sorted(self.batches)]
-        return [b for b in played if dict(b["reward_parts"][0].as_py()).get(ANSWER_PART, 0.0) >= 1]
+        """The episodes whose answer was right, ordered by id."""
+        return [self._right[name] for name in sorted(self._right)]
 
 
 async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
@@ -166,7 +168,7 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
             player = Player(actors, run, config.rollouts, config.episode)
             collection = Collection(run, teaching_stream(config), player, extent)
             await collection.play_all(Progress(quiet=True))
-    right = actors.right()
+    right = actors.right
     if not right:
         raise ConfigError(
             f"none of {section.episodes} teacher episodes succeeded; "
