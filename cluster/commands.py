@@ -111,7 +111,7 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
     except asyncio.CancelledError:
         raise TrialrunError(
             "stopped by SIGTERM; what was finished is kept: the same command goes on "
-            "(train and collect with --resume, eval with --run)"
+            "(train and collect with --resume, eval with --run; an SFT begins again)"
         ) from None
 
 
