@@ -137,6 +137,9 @@ def sft(
             "repeatable. Without, the scripted teacher plays.",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped SFT.")
+    ] = False,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -146,7 +149,7 @@ def sft(
     The folder is `model` in the recipe's run directory, RUN.DIR/RUN.NAME.
     """
     config = _config(recipe, overrides, dry_run=dry_run)
-    report(stack("commands").run_sft(config, sources or []), as_json=as_json)
+    report(stack("commands").run_sft(config, sources or [], resume=resume), as_json=as_json)
 
 
 @app.command(

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, play, reopened, still_to_play
-from cluster.imitate import imitate, lessons, parse_source
+from cluster.imitate import imitate, open_sft
 from cluster.job import find_model, new_run, open_pool, recorded_in
+from cluster.lessons import lessons, parse_source
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
-from cluster.teach import teach
+from cluster.teach import teach, teacher_folder
 from cluster.train import train
 from envs.errors import TrialrunError, first_cause
 from envs.tasks import Task
@@ -35,26 +36,27 @@ def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
 
 
-def run_sft(config: RunConfig, sources: Sequence[str]) -> JsonObject:
+def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonObject:
     """Imitate what run directories (`DIR` or `DIR=WEIGHT`) hold, or the environment's scripted
-    teacher where there are none.
+    teacher where there are none; `resume` goes on with an SFT that was stopped.
     """
     progress = Progress()
     check_adapters(config.model.lora, config.sft)
     model = find_model(config)
-    if sources:
-        chosen = [parse_source(source) for source in sources]
-        table = lessons(chosen, ChatTemplate.load(model), config.run.seed)
-    else:
-        progress.say(f"playing {config.teacher.episodes} teacher episodes")
-        lesson = run_async(teach(config, model, config.path / "teacher"))
-        table = lesson.table
-        progress.say(f"{table.num_rows} of {lesson.played} succeeded")
-    out = config.path / "model"
-    with ray_session(config):
-        metrics = run_async(imitate(config, model, table, out, progress))
+    chosen = [parse_source(source) for source in sources]
+    template = ChatTemplate.load(model)
+    with open_sft(config, config.path, resume=resume) as run:
+        if chosen:
+            table = lessons(chosen, template, config.run.seed)
+        else:
+            progress.say(f"playing {config.teacher.episodes} teacher episodes")
+            lesson = run_async(teach(config, model, teacher_folder(run.path)))
+            table = lesson.table
+            progress.say(f"{table.num_rows} of {lesson.played} succeeded")
+        with ray_session(config):
+            metrics = run_async(imitate(config, model, table, run, progress))
     return {
-        "model": str(out),
+        "model": str(run.layout.model),
         "episodes": table.num_rows,
         "steps": len(metrics),
         "first_loss": metrics[0]["loss"],
@@ -111,7 +113,7 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
     except asyncio.CancelledError:
         raise TrialrunError(
             "stopped by SIGTERM; what was finished is kept: the same command goes on "
-            "(train and collect with --resume, eval with --run; an SFT begins again)"
+            "(train, sft and collect with --resume, eval with --run)"
         ) from None
 
 

@@ -20,6 +20,7 @@ from cluster.study_stages import measured, serving, taught, with_values
 from cluster.train import reinforce
 from envs.tools import JsonObject
 from rollout.evaluation import EvalSummary
+from rollout.run_layout import RunLayout
 from rollout.run_reader import EpisodeFilter, RunReader
 from rollout.transcript import render
 
@@ -103,10 +104,10 @@ async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) 
     if mode == "direct":  # fewer and shorter successes: a fair baseline sees as many tokens
         config = with_values(config, "teacher", episodes=2 * config.teacher.episodes)
         config = with_values(config, "sft", epochs=2 * config.sft.epochs)
-    out = config.path / f"sft-{mode}"
-    made = await taught(config, base, config.path / f"teacher-{mode}", out)
+    path = config.path / f"sft-{mode}"
+    made = await taught(config, base, path)
     progress.say(f"{mode}: {made.line}")
-    return out
+    return RunLayout(path).model
 
 
 async def _measure(

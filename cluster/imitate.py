@@ -1,132 +1,124 @@
-"""SFT: the policy imitates episodes that succeeded."""
+"""SFT: the policy imitates episodes that succeeded; once stopped, it goes on."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config import RunConfig
-from cluster.kept import last_attempts, read_kept
+from cluster.config import RunConfig, load_config
+from cluster.job import new_run
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.progress import Progress
-from envs.errors import ConfigError
-from envs.seeds import stable_hash
-from rollout.episode_schema import from_batch
+from cluster.retention import keep_newest, newest_checkpoint
+from envs.errors import ConfigError, StoreError
+from envs.tools import JsonObject
+from rollout.journal import replace_file
+from rollout.run_directory import RunDirectory
+from rollout.run_layout import RunLayout
 from rollout.run_reader import RunReader
-from rollout.segments import EpisodeRow
-from rollout.template import ChatTemplate
 
-_CHECKED = 8
-"""Episodes of a set whose tokens are read back."""
+_MADE_FROM = "lessons.json"
+"""In the run directory: what is imitated, by its digest."""
+_SAME = ("model", "env", "episode", "teacher")
+"""Sections that must be as before where an SFT goes on; `[sft]` besides."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A run directory to imitate, and how often each of its episodes is seen in an epoch."""
+@contextmanager
+def open_sft(config: RunConfig, path: Path, *, resume: bool) -> Iterator[RunDirectory]:
+    """Create the run directory of an SFT, or open it to go on where there is one.
 
-    run: Path
-    weight: float = 1.0
+    Raises StoreError where there is one and `resume` is not set, ConfigError where it was begun
+    under other settings.
+    """
+    layout = RunLayout(path)
+    if not layout.run_json.exists():
+        run = new_run(path, config)
+    elif resume:
+        _check_same(config, load_config(str(layout.config_toml)), path)
+        run = RunDirectory.open(path)
+    else:
+        raise StoreError(
+            f"there is a run in {path} already: go on with --resume, or choose another run.name"
+        )
+    with run:
+        yield run
 
 
 async def imitate(
-    config: RunConfig, model: Path, table: pa.Table, out: Path, progress: Progress
+    config: RunConfig, model: Path, table: pa.Table, run: RunDirectory, progress: Progress
 ) -> list[dict[str, float]]:
-    """Train the model on the policy turns of `table` and export it to `out`; returns metrics per
-    step.
+    """Train the model on the policy turns of `table`, export it to the run's folder `model`, and
+    return the metrics per step.
+
+    Goes on from the newest checkpoint of `run`, bit for bit as without the stop, and repeats
+    nothing that is finished. Raises ConfigError where that was begun with other episodes.
     """
-    metrics: list[dict[str, float]] = []
+    _check_lessons(run.path, table)
+    if not run.layout.model.exists():
+        await _train(config, model, table, run, progress)
+    return [row.values for row in RunReader(run.path).metrics()]
+
+
+async def _train(
+    config: RunConfig, model: Path, table: pa.Table, run: RunDirectory, progress: Progress
+) -> None:
+    checkpoints = run.layout.checkpoints
+    begun = newest_checkpoint(checkpoints)
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
         await learner.start()
-        async for step in learner.sft(table, config.run.seed):
-            metrics.append(step)
-            progress.imitated(step)
-        await learner.export(out)
+        done = await learner.load(begun) if begun else 0
+        if done:
+            progress.say(f"going on from the checkpoint of step {done}")
+        async for row in learner.sft(table, config.run.seed, checkpoints, done):
+            progress.imitated(row)
+            run.record_metrics(int(row.pop("step")), row)
+            keep_newest(checkpoints, config.run.keep_checkpoints)
+        await learner.export(run.layout.model)
     finally:
         await learner.close()
-    return metrics
+    run.sync()
+    for left in checkpoints.iterdir():  # nothing goes on from them: the model is whole
+        shutil.rmtree(left)
 
 
-def parse_source(text: str) -> Source:
-    """Read `DIR` or `DIR=WEIGHT`. Raises ConfigError for a weight that is none."""
-    if Path(text).exists() or "=" not in text:
-        return Source(Path(text))
-    path, _, weight = text.rpartition("=")
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
+def _check_same(config: RunConfig, before: RunConfig, path: Path) -> None:
+    pairs = [(f"[{name}]", getattr(config, name), getattr(before, name)) for name in _SAME]
+    kept = {"checkpoint_every": config.sft.checkpoint_every}
+    pairs.append(("[sft]", config.sft, before.sft.model_copy(update=kept)))
+    pairs.append(("run.seed", config.run.seed, before.run.seed))
+    pairs.append(("learner.ranks", config.learner.ranks, before.learner.ranks))
+    changed = [name for name, now, then in pairs if now != then]
+    if changed:
         raise ConfigError(
-            f"--from {text!r}: expected DIR or DIR=WEIGHT, for example runs/a=0.5, "
-            f"found the weight {weight!r}"
+            f"the SFT in {path} was begun with other values of {', '.join(changed)}: "
+            "go on with the same ones, or choose another run.name"
         )
-    return Source(Path(path), number)
 
 
-def lessons(sources: Sequence[Source], template: ChatTemplate, seed: int) -> pa.Table:
-    """Return the episodes of all sources, each as often as its weight says.
-
-    A weight of 2.5 gives every episode twice and half of them, drawn by `seed`, once more. Raises
-    ConfigError where a source has nothing to imitate, or was collected for another tokenizer.
-    """
-    tables: list[pa.Table] = []
-    for source in sources:
-        table = kept_of(source.run)
-        _check_tokens(table, template, source.run)
-        tables += _weighted(table, source, seed)
-    if not tables:
-        raise ConfigError("the weights leave no episode to imitate: raise them")
-    return pa.concat_tables(tables)
-
-
-def kept_of(run: Path) -> pa.Table:
-    """Return what was kept of a collection, else a run's right answers, ordered by id.
-
-    Raises ConfigError for none.
-    """
-    kept = read_kept(run)
-    if kept is None:
-        return successes_of(run)
-    reader, wanted = RunReader(run), set(kept.kept)
-    rows = [row for row in last_attempts(reader) if row.episode in wanted]
-    if not rows:
-        raise ConfigError(f"nothing was kept of the {len(kept.dropped)} episodes in {run}")
-    return _table(reader, rows)
+def _check_lessons(run: Path, table: pa.Table) -> None:
+    """Note what is imitated; raise ConfigError where the run was begun with something else."""
+    described: JsonObject = {"episodes": table.num_rows, "digest": _digest_of(table)}
+    path = run / _MADE_FROM
+    if not path.exists():
+        replace_file(path, json.dumps(described).encode())
+        return
+    before = json.loads(path.read_bytes())
+    if before != described:
+        raise ConfigError(
+            f"the SFT in {run} was begun with {before['episodes']} other episodes than these "
+            f"{table.num_rows}: go on with the same --from, or choose another run.name"
+        )
 
 
-def successes_of(run: Path) -> pa.Table:
-    """Return the episodes of a run whose answer was right. Raises ConfigError for none."""
-    reader = RunReader(run)
-    rows = [row for row in reader.episodes() if row.reward is not None and row.reward > 0.5]
-    if not rows:
-        raise ConfigError(f"no episode in {run} has a reward above 0.5: nothing to imitate")
-    return _table(reader, rows)
-
-
-def _table(reader: RunReader, rows: list[EpisodeRow]) -> pa.Table:
-    return pa.Table.from_batches([reader.batch(rows)])
-
-
-def _weighted(table: pa.Table, source: Source, seed: int) -> list[pa.Table]:
-    whole, part = divmod(source.weight, 1.0)
-    names = table["episode"].to_pylist()
-    order = sorted(
-        range(len(names)), key=lambda row: stable_hash(seed, "mix", str(source.run), names[row])
-    )
-    drawn = sorted(order[: round(part * len(names))])
-    return [table] * int(whole) + ([table.take(drawn)] if drawn else [])
-
-
-def _check_tokens(table: pa.Table, template: ChatTemplate, run: Path) -> None:
-    for episode in from_batch(table.slice(0, _CHECKED).combine_chunks().to_batches()[0]):
-        for turn in episode.turns:
-            text = template.decode(episode.token_ids_T[turn.start : turn.end])
-            if text != turn.text:
-                raise ConfigError(
-                    f"{run} was collected for another tokenizer: tokens of episode "
-                    f"{episode.lease.episode} read {text[:40]!r} here and {turn.text[:40]!r} "
-                    "there; collect again with this model.path"
-                )
+def _digest_of(table: pa.Table) -> str:
+    """Return a hash of the episodes' names and tokens, in their order."""
+    lengths = [n for chunk in table["token_ids"].chunks for n in chunk.value_lengths().to_pylist()]
+    found = sha256(json.dumps([table["episode"].to_pylist(), lengths]).encode())
+    for chunk in table["token_ids"].chunks:
+        found.update(chunk.flatten().to_numpy().tobytes())
+    return found.hexdigest()

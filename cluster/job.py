@@ -20,7 +20,7 @@ from cluster.environments import make_environment
 from cluster.groups import Group, drop
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.pool import PoolTiming, RolloutPool
-from cluster.retention import newest_checkpoint
+from cluster.retention import checkpoint_path, newest_checkpoint
 from cluster.rollout_actor import RayWorker, Share
 from cluster.rollout_worker import WorkerSpec
 from cluster.rollouts import Rollouts
@@ -63,7 +63,7 @@ class Job:
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint of `step`."""
-        return self.run.layout.checkpoints / f"{step:06d}"
+        return checkpoint_path(self.run.layout.checkpoints, step)
 
     def trained(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
         """Record what became of every episode of `step`; comes before its checkpoint."""

@@ -12,6 +12,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from cluster.retention import checkpoint_path
 from learner.digest import sealed, tensor_digests
 from learner.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.report import StepReport
@@ -55,9 +56,20 @@ class LearnerActor:
             pass
         return report
 
-    def sft(self, table: pa.Table, seed: int) -> Iterator[dict[str, float]]:
-        """Train one whole SFT; yields the metrics of every optimizer step."""
-        yield from self._live.sft(table, seed)
+    def sft(
+        self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
+    ) -> Iterator[dict[str, float]]:
+        """Train what is left of an SFT; yields the metrics of every optimizer step, once it is
+        saved where it is one to be saved.
+        """
+        setup, saved = self._live.setup, steps_done
+        assert setup.sft is not None, "Trainer.sft refuses it"
+        for metrics in self._live.sft(table, seed, steps_done):
+            step = int(metrics["step"])
+            if step // setup.sft.checkpoint_every > saved // setup.sft.checkpoint_every:
+                self._live.save(checkpoint_path(Path(checkpoints), step), step)
+                saved = step
+            yield metrics
 
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
         return self._live.logprobs(table)

@@ -62,15 +62,16 @@ class LearnerGroup:
         """Make one reinforcement-learning step on the episodes of `table`. Raises LearnerError."""
         return (await self._all("rl_step", ray.put(table)))[0]
 
-    async def sft(self, table: pa.Table, seed: int) -> AsyncIterator[dict[str, float]]:
+    async def sft(
+        self, table: pa.Table, seed: int, checkpoints: Path, steps_done: int = 0
+    ) -> AsyncIterator[dict[str, float]]:
         """Imitate the episodes of `table`; yields the metrics of each optimizer step.
 
-        A step, not the whole, has the learner's deadline. Raises LearnerError.
+        Checkpoints go to the folder `checkpoints`; `steps_done` is the step of the one that was
+        loaded. A step, not the whole, has the learner's deadline. Raises LearnerError.
         """
-        lessons = ray.put(table)
-        told = [
-            rank.sft.options(num_returns="streaming").remote(lessons, seed) for rank in self._ranks
-        ]
+        asked = (ray.put(table), seed, steps_done, str(checkpoints))
+        told = [rank.sft.options(num_returns="streaming").remote(*asked) for rank in self._ranks]
         while (metrics := (await self._each([_next(one) for one in told], "sft"))[0]) is not None:
             yield metrics
 

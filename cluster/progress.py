@@ -55,7 +55,7 @@ class Progress:
 
     def imitated(self, metrics: Mapping[str, float]) -> None:
         """Print one line about a finished step of SFT, if it completes a twentieth of all."""
-        step, steps = int(metrics["step"]) + 1, int(metrics["steps"])
+        step, steps = int(metrics["step"]), int(metrics["steps"])
         if step * _IMITATED_LINES // steps > (step - 1) * _IMITATED_LINES // steps:
             self._line(step, steps, metrics, _IMITATED)
 

@@ -4,6 +4,11 @@ import shutil
 from pathlib import Path
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where in `folder` the checkpoint of `step` lies."""
+    return folder / f"{step:06d}"
+
+
 def keep_newest(folder: Path, count: int) -> None:
     """Remove all but the `count` newest whole checkpoints of `folder`; unfinished ones are left
     alone.

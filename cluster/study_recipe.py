@@ -11,7 +11,10 @@ from cluster.study_graph import digest_of
 from envs.config import Section
 from envs.errors import ConfigError
 
-_OF_NO_CONSEQUENCE = {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"}
+_OF_NO_CONSEQUENCE: dict[str, set[str]] = {
+    "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
+    "sft": {"checkpoint_every"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +120,11 @@ def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
 
     Where things lie, and how often a run is saved, is left out; the seed never is.
     """
-    tree = config.model_dump(mode="json", include=set(sections) or None)
-    kept = config.run.model_dump(mode="json", exclude=_OF_NO_CONSEQUENCE)
-    tree["run"] = kept if not sections or "run" in sections else {"seed": config.run.seed}
-    return tree
+    tree: dict[str, JsonValue] = config.model_dump(mode="json", include=set(sections) or None)
+    for name, ignored in _OF_NO_CONSEQUENCE.items():
+        if name in tree:
+            tree[name] = getattr(config, name).model_dump(mode="json", exclude=ignored)
+    return {"run": {"seed": config.run.seed}, **tree}
 
 
 def _apply(tree: Changes, change: Mapping[str, JsonValue], section: Section) -> None:

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, evaluate, reopened
-from cluster.imitate import imitate
+from cluster.imitate import imitate, open_sft
 from cluster.job import find_model, new_run, open_job, open_pool
 from cluster.pool import RolloutPool
 from cluster.progress import Progress
 from cluster.study_graph import Results, Stage
 from cluster.study_recipe import Study, fingerprint
-from cluster.teach import Lesson, teach
+from cluster.teach import Lesson, teach, teacher_folder
 from cluster.train import reinforce
 from envs.seeds import stable_hash
 from envs.tasks import Task
@@ -58,17 +58,16 @@ class Taught:
         )
 
 
-async def taught(
-    config: RunConfig, model: Path, lessons: Path, out: Path, tokens: int = 0
-) -> Taught:
-    """Let `model` imitate the teacher of the recipe and export it to `out`; the episodes stay in
-    `lessons`. With `tokens`, for as many epochs as it takes to see so many.
+async def taught(config: RunConfig, model: Path, path: Path, tokens: int = 0) -> Taught:
+    """Let `model` imitate the teacher of the recipe in the run directory `path`, going on where
+    that was begun. With `tokens`, for as many epochs as it takes to see so many.
     """
-    lesson = await teach(config, model, lessons)
-    if tokens:
-        epochs = max(1, ceil(tokens / tokens_of(lesson.table)))
-        config = with_values(config, "sft", epochs=epochs)
-    return Taught(lesson, await imitate(config, model, lesson.table, out, Progress(quiet=True)))
+    with open_sft(config, path, resume=True) as run:
+        lesson = await teach(config, model, teacher_folder(path))
+        if tokens:
+            epochs = max(1, ceil(tokens / tokens_of(lesson.table)))
+            config = with_values(config, "sft", epochs=epochs)
+        return Taught(lesson, await imitate(config, model, lesson.table, run, Progress(quiet=True)))
 
 
 def tokens_of(table: pa.Table) -> int:
@@ -213,10 +212,10 @@ def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Sta
 
 
 async def _imitated(config: RunConfig, parent: Path, folder: Path, tokens: int = 0) -> JsonObject:
-    lessons, out = folder / "lessons", folder / WEIGHTS
-    for left_behind in (lessons, out):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    made = await taught(config, parent, lessons, out, tokens)
+    """Imitate in the run directory `folder`, going on with a killed attempt where there is one."""
+    if not RunLayout(folder).run_json.exists():
+        shutil.rmtree(folder)
+    made = await taught(config, parent, folder, tokens)
     table, metrics = made.lesson.table, made.metrics
     return {
         "played_episodes": made.lesson.played,

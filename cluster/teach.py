@@ -2,7 +2,7 @@
 against the same sandboxed tools, as the policy that learns from it.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from cluster.collection import Collection, Extent
 from cluster.config import RunConfig
 from cluster.environments import make_environment, teacher_of
 from cluster.job import new_run, recorded_in
+from cluster.kept import last_attempts
 from cluster.player import Actors, Player
 from cluster.progress import Progress
 from cluster.routed_tools import LocalTools
@@ -28,6 +29,9 @@ from rollout.episode_schema import to_batch
 from rollout.openai_client import ChatClient
 from rollout.openai_config import EndpointConfig
 from rollout.openai_engine import OpenAIEngine, Part
+from rollout.run_directory import RunDirectory
+from rollout.run_layout import RunLayout
+from rollout.run_reader import RunReader
 from rollout.runner import EpisodeRunner, Identity
 from rollout.scripted_engine import ScriptedEngine
 from rollout.teacher_filter import ANSWER_PART
@@ -133,18 +137,20 @@ def teaching_stream(config: RunConfig) -> TaskStream:
 
 
 class _Remembering:
-    """Actors that keep the right episodes as played last, so that they need not be read back."""
+    """Actors that keep the right episodes as played last, so that they need not be read back;
+    `right` are those of an earlier process.
+    """
 
-    def __init__(self, actors: Actors) -> None:
+    def __init__(self, actors: Actors, right: Mapping[str, pa.RecordBatch]) -> None:
         self._actors = actors
-        self._right: dict[str, pa.RecordBatch] = {}
+        self._right = dict(right)
 
     async def run(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         batch, worker = await self._actors.run(lease, task, config, prefer)
         self._right.pop(lease.episode, None)
-        if dict(batch["reward_parts"][0].as_py()).get(ANSWER_PART, 0.0) >= 1:
+        if _is_right(batch):
             self._right[lease.episode] = batch
         return batch, worker
 
@@ -154,17 +160,23 @@ class _Remembering:
         return [self._right[name] for name in sorted(self._right)]
 
 
+def teacher_folder(run: Path) -> Path:
+    """Return where in the run directory of an SFT its teacher plays."""
+    return run / _NAME
+
+
 async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     """Play `teacher.episodes` scripted episodes in the recipe's mode, and return the successes.
 
-    Raises ConfigError where the environment has no teacher or nothing succeeded.
+    What the run at `run_path` has already is not played again. Raises ConfigError where the
+    environment has no teacher or nothing succeeded.
     """
     section = config.teacher
     teacher_of(config.env, config.episode.mode)
     extent = Extent(section.episodes, 1, config.run.seed, section.concurrency)
     async with open_stage(config, model, run_path) as stage:
-        with new_run(run_path, config) as run:
-            actors = _Remembering(scripted_actors(config, stage))
+        with _opened(config, run_path) as run:
+            actors = _Remembering(scripted_actors(config, stage), _right_in(run))
             player = Player(actors, run, config.rollouts, config.episode)
             collection = Collection(run, teaching_stream(config), player, extent)
             await collection.play_all(Progress(quiet=True))
@@ -175,3 +187,22 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
             f"look at them: trialrun episodes {run_path}"
         )
     return Lesson(pa.Table.from_batches(right), section.episodes)
+
+
+def _opened(config: RunConfig, path: Path) -> RunDirectory:
+    if not RunLayout(path).run_json.exists():
+        return new_run(path, config)
+    run = RunDirectory.open(path)
+    run.recover(-1)
+    return run
+
+
+def _right_in(run: RunDirectory) -> dict[str, pa.RecordBatch]:
+    """Return the right episodes among the last attempts that are stored, by id."""
+    reader = RunReader(run.path)
+    stored = ((row.episode, reader.batch([row])) for row in last_attempts(reader))
+    return {episode: batch for episode, batch in stored if _is_right(batch)}
+
+
+def _is_right(batch: pa.RecordBatch) -> bool:
+    return dict(batch["reward_parts"][0].as_py()).get(ANSWER_PART, 0.0) >= 1

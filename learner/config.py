@@ -243,6 +243,8 @@ class SftConfig(OptimizerSection):
     """Passes over the set, each in its own order."""
     batch_tokens: int = Field(default=2048, gt=0)
     """Tokens of one optimizer step, prompts and observations included, over all ranks."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Optimizer steps between checkpoints; a resumed SFT repeats at most so many."""
     decay_fraction: float = Field(default=0.4, ge=0, le=1)
     """Share of the steps at the end over which the learning rate falls linearly to zero."""
     phase_weights: PhaseWeights = PhaseWeights()

@@ -28,6 +28,9 @@ from learner.selection import NON_FINITE, Selection, select
 from learner.skipped_steps import SkippedSteps
 from learner.trainer_setup import TrainerSetup
 
+_SEED_BITS = 2**63 - 1
+"""What `torch.manual_seed` takes."""
+
 
 class Trainer:
     """One rank. Every rank calls the same methods with the same arguments, in the same order."""
@@ -93,12 +96,15 @@ class Trainer:
             ],
         )
 
-    def sft(self, table: pa.Table, seed: int = 0) -> Iterator[dict[str, float]]:
+    def sft(
+        self, table: pa.Table, seed: int = 0, steps_done: int = 0
+    ) -> Iterator[dict[str, float]]:
         """Train on `table` for the configured epochs; yield the metrics of each optimizer step.
 
-        A step in which anything is not finite leaves the weights as they were and yields nothing;
-        `skipped` counts them. Raises NonFiniteError for one too many in a row, and where no step
-        was made.
+        Steps count from 1; the first `steps_done`, which a loaded checkpoint has behind it, are
+        left out. A step in which anything is not finite leaves the weights as they were and yields
+        nothing; `skipped` counts them. Raises NonFiniteError for one too many in a row, and where
+        no step was made.
         """
         config = self._sft_config()
         batch = self._read(table)
@@ -111,24 +117,25 @@ class Trainer:
                 batch, fitting, config.batch_tokens, stable_hash(seed, "sft", epoch)
             )
         ]
-        failures: list[NonFiniteError] = []
-        for step, indices in enumerate(steps):
-            scale = sft_scale(config, step, len(steps))
+        skipped = steps_done - self._optimizer_steps if steps_done else 0
+        for step, indices in enumerate(steps[steps_done:], start=steps_done + 1):
+            torch.manual_seed(stable_hash(seed, "dropout", step, self.setup.rank) & _SEED_BITS)
+            scale = sft_scale(config, step - 1, len(steps))
             try:
                 metrics = self._imitate(batch, indices, weights_N, scale)
             except NonFiniteError as error:
-                failures.append(error)
+                skipped += 1
                 self._skips.end_step(0, error)
+                if skipped == len(steps):
+                    raise
                 continue
             self._skips.end_step(1)
             yield metrics | {
                 "step": float(step),
                 "steps": float(len(steps)),
-                "skipped": float(len(failures)),
+                "skipped": float(skipped),
                 "dropped_overlong": float(len(batch) - len(fitting)),
             }
-        if len(failures) == len(steps):
-            raise failures[-1]
 
     def sft_step(self, table: pa.Table) -> dict[str, float]:
         """Make one optimizer step on all episodes of `table`, at the rate after warm-up.

@@ -69,7 +69,10 @@ class RunDirectory(Closing):
     def create(
         cls, path: Path, config_toml: str, run: RunInfo, segment_bytes: int = SEGMENT_BYTES
     ) -> Self:
-        """Begin a run in a new or empty folder. Raises StoreError where it is not."""
+        """Begin a run in a new or empty folder, or beside runs that lie in it.
+
+        Raises StoreError where there is something else.
+        """
         layout = RunLayout(path)
         if layout.run_json.exists():
             raise StoreError(
@@ -78,8 +81,13 @@ class RunDirectory(Closing):
             )
         _make_folder(path)
         ours = {folder.name for folder in (*layout.folders, layout.tool_traffic)} | {"config.toml"}
-        names = {item.name for item in path.iterdir() if not item.name.startswith(".")}
-        foreign = sorted(names - ours)
+        foreign = sorted(
+            item.name
+            for item in path.iterdir()
+            if item.name not in ours
+            and not item.name.startswith(".")
+            and not RunLayout(item).run_json.exists()
+        )
         if foreign:
             raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
         with ExitStack() as undo:

@@ -67,6 +67,11 @@ class RunLayout:
         return self.root / "checkpoints"
 
     @property
+    def model(self) -> Path:
+        """The trained policy, as a Hugging Face folder; there only once it is whole."""
+        return self.root / "model"
+
+    @property
     def control(self) -> Path:
         """Journal of who scaled, paused and resumed the run."""
         return self.root / "control.jsonl"

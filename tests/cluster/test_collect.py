@@ -14,8 +14,8 @@ from cluster.cli import main
 from cluster.collect import check_same, endpoint_key, playing_section, run_collect
 from cluster.collection import Collection, Extent
 from cluster.config import RolloutsSection, RunConfig, load_config, to_toml
-from cluster.imitate import Source, kept_of, lessons, parse_source
 from cluster.kept import keep, read_kept
+from cluster.lessons import Source, kept_of, lessons, parse_source
 from cluster.player import Actors, Player
 from cluster.progress import Progress
 from cluster.task_stream import TaskStream

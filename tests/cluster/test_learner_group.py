@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -28,7 +29,10 @@ class Rank:
     def start(self, setup: object) -> None:
         pass
 
-    def sft(self, table: pa.Table, seed: int) -> Iterator[dict[str, float]]:
+    def sft(
+        self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
+    ) -> Iterator[dict[str, float]]:
+        assert (steps_done, checkpoints) == (0, "checkpoints")
         for step, order in enumerate(table["order"].to_pylist()):
             if order == "fail":
                 raise NonFiniteError("the loss of step 1 is nan")
@@ -57,7 +61,7 @@ async def follow(steps: Steps, overrides: list[str], *orders: str) -> None:
     async with asyncio.timeout(120):
         try:
             await learner.start()
-            async for step in learner.sft(pa.table({"order": orders}), 7):
+            async for step in learner.sft(pa.table({"order": orders}), 7, Path("checkpoints")):
                 steps.append(step)
         finally:
             await learner.close()

@@ -7,9 +7,9 @@ from cluster.progress import Progress
 
 def test_an_sft_is_twenty_lines_however_long(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
-    for step in range(1000):
+    for step in range(1, 1001):
         progress.imitated(
-            {"step": float(step), "steps": 1000.0, "loss": 1 / (step + 1), "tokens_per_s": 7512.4}
+            {"step": float(step), "steps": 1000.0, "loss": 1 / step, "tokens_per_s": 7512.4}
         )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 20
@@ -19,7 +19,7 @@ def test_an_sft_is_twenty_lines_however_long(capsys: pytest.CaptureFixture[str])
 
 def test_a_short_sft_is_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
-    for step in range(3):
+    for step in range(1, 4):
         progress.imitated({"step": float(step), "steps": 3.0, "loss": 0.5})
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == [
         "1/3",

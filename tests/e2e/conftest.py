@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.config import RunConfig, load_config
-from cluster.imitate import imitate
+from cluster.imitate import imitate, open_sft
 from cluster.job import find_model
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
-from cluster.teach import teach
+from cluster.teach import teach, teacher_folder
 
 _RECIPE = (
     "rollouts.groups_per_step=4",
@@ -55,11 +55,13 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
     folder = tmp_path_factory.mktemp("e2e")
     config = recipe(folder)
     with ray_session(config):
-        base, taught = find_model(config), folder / "taught"
-        asyncio.run(_teach(config, base, taught))
+        base = find_model(config)
+        taught = asyncio.run(_teach(config, base, folder / "taught"))
         yield Lessons(folder, base, taught)
 
 
-async def _teach(config: RunConfig, base: Path, taught: Path) -> None:
-    lesson = await teach(config, base, config.path.parent / "teacher")
-    await imitate(config, base, lesson.table, taught, Progress(quiet=True))
+async def _teach(config: RunConfig, base: Path, path: Path) -> Path:
+    with open_sft(config, path, resume=False) as run:
+        lesson = await teach(config, base, teacher_folder(path))
+        await imitate(config, base, lesson.table, run, Progress(quiet=True))
+        return run.layout.model

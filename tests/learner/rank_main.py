@@ -136,6 +136,29 @@ def imitate(section: OptimizerSection) -> list[dict[str, float]]:
     return metrics
 
 
+def resumed_imitation() -> dict[str, Any]:
+    """Eight steps, the second of them poisoned; another trainer repeats the second half."""
+    section = {**SMALL, "batch_tokens": 24, "epochs": 2, "zero_stage": 0, "optimizer": "muon"}
+    config, path = SftConfig.model_validate(section), OUT / "checkpoint_sft"
+    first, rows = trainer(LearnerConfig(), config), []
+    for row in first.sft(table("poison"), seed=7):
+        rows.append(row)
+        if row["step"] == 5:
+            first.save(path, step=5)
+    end = digest(first)
+    first.close()
+    second = trainer(LearnerConfig(), config)
+    done = second.load(path)
+    again = list(second.sft(table("poison"), seed=7, steps_done=done))
+    exactly = digest(second) == end
+    second.close()
+    told = [
+        [(row["step"], row["loss"], row["lr"], row["skipped"]) for row in half]
+        for half in ([row for row in rows if row["step"] > 5], again)
+    ]
+    return {"exactly": exactly, "told": told}
+
+
 def poisoned_imitation() -> list[float]:
     """Steps that two epochs make of four episodes, one of which is poisoned, a step each."""
     section = {**SMALL, "batch_tokens": 24, "epochs": 2, "max_skipped_steps": 1}
@@ -201,6 +224,7 @@ def main() -> None:
         OptimizerSection.model_validate({**sft, "zero_stage": 0, "optimizer": "muon"})
     )
     found["poisoned_sft"] = poisoned_imitation()
+    found["resumed_sft"] = resumed_imitation()
     low = trainer(LearnerConfig.model_validate({**SMALL, "zero_stage": 2}), dtype="bfloat16")
     found["bfloat16"] = low.rl_step(table("even")).metrics
     low.close()

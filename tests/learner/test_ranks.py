@@ -227,6 +227,16 @@ def test_imitation_goes_on_after_a_step_that_is_not_finite(found: Found) -> None
         assert all(rank["poisoned_sft"] == ranks[0]["poisoned_sft"] for rank in ranks)
 
 
+def test_imitation_goes_on_from_its_checkpoint_bit_for_bit(found: Found) -> None:
+    for ranks in found.values():
+        resumed = ranks[0]["resumed_sft"]
+        without, again = resumed["told"]
+        assert resumed["exactly"]
+        assert again == without
+        assert 2 <= len(again) <= 3
+        assert again[-1][0] + 0 <= 8 and again[-1][3] == 2, "skipped before and after are counted"
+
+
 def test_bfloat16_trains(found: Found) -> None:
     for ranks in found.values():
         assert ranks[0]["bfloat16"]["loss"] == pytest.approx(
