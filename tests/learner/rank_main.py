@@ -137,14 +137,14 @@ def imitate(section: OptimizerSection) -> list[dict[str, float]]:
 
 
 def resumed_imitation() -> dict[str, Any]:
-    """Eight steps, the second of them poisoned; another trainer repeats the second half."""
+    """Eight steps, two of them poisoned; another trainer repeats what came after the third made."""
     section = {**SMALL, "batch_tokens": 24, "epochs": 2, "zero_stage": 0, "optimizer": "muon"}
     config, path = SftConfig.model_validate(section), OUT / "checkpoint_sft"
     first, rows = trainer(LearnerConfig(), config), []
     for row in first.sft(table("poison"), seed=7):
         rows.append(row)
-        if row["step"] == 5:
-            first.save(path, step=5)
+        if len(rows) == 3:
+            first.save(path, step=int(row["step"]))
     end = digest(first)
     first.close()
     second = trainer(LearnerConfig(), config)
@@ -154,7 +154,7 @@ def resumed_imitation() -> dict[str, Any]:
     second.close()
     told = [
         [(row["step"], row["loss"], row["lr"], row["skipped"]) for row in half]
-        for half in ([row for row in rows if row["step"] > 5], again)
+        for half in (rows[3:], again)
     ]
     return {"exactly": exactly, "told": told}
 
