@@ -7,6 +7,7 @@ import pytest
 
 from cluster.config import RunConfig, load_config
 from cluster.imitate import imitate, open_sft
+from cluster.job import new_run
 from cluster.progress import Progress
 from envs.errors import ConfigError, StoreError
 from rollout.run_layout import RunLayout
@@ -45,6 +46,20 @@ def test_resume_begins_where_nothing_was_begun(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     with open_sft(config, config.path, resume=True) as run:
         assert RunLayout(config.path).run_json.exists()
+        assert run.path == config.path
+
+
+def test_an_sft_lies_beside_what_was_collected_and_beside_nothing_else(tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    new_run(config.path / "collected", config).close()
+    (config.path / "thesis.tex").touch()
+    with (
+        pytest.raises(StoreError, match=r"new or empty folder, found \['thesis\.tex'\]"),
+        open_sft(config, config.path, resume=False),
+    ):
+        pass
+    (config.path / "thesis.tex").unlink()
+    with open_sft(config, config.path, resume=False) as run:
         assert run.path == config.path
 
 
