@@ -1,6 +1,7 @@
 """The learner as the loop sees it: its ranks as one, every wait with a deadline."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class LearnerGroup:
         return (await self._all("load", str(path)))[0]
 
     async def export(self, path: Path) -> None:
-        """Write the weights as a Hugging Face folder."""
+        """Write the weights as a Hugging Face folder, in place of one of an earlier end."""
+        shutil.rmtree(path, ignore_errors=True)
         await self._all("export", str(path))
 
     async def logprobs(self, table: pa.Table) -> list[Any]:

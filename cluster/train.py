@@ -1,6 +1,5 @@
 """The training loop: collect, step, checkpoint, push."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +34,8 @@ async def train(config: RunConfig, progress: Progress, *, resume: bool = False) 
     config.check_trainable()
     async with open_job(config, resume=resume) as job:
         await reinforce(job, progress)
-        exported = job.run.layout.model
-        shutil.rmtree(exported, ignore_errors=True)  # of an earlier end, and more steps since
-        await job.learner.export(exported)
-        return exported
+        await job.learner.export(job.run.layout.model)
+        return job.run.layout.model
 
 
 async def reinforce(job: Job, progress: Progress) -> None:

@@ -40,6 +40,10 @@ class Rank:
                 time.sleep(3600)
             yield {"step": float(step), "seed": float(seed)}
 
+    def export(self, path: str) -> None:
+        Path(path).mkdir()
+        (Path(path) / "new").touch()
+
     def close(self) -> None:
         pass
 
@@ -71,6 +75,18 @@ async def test_every_step_is_told_as_rank_0_tells_it() -> None:
     steps: Steps = []
     await follow(steps, ["learner.ranks=2"], "well", "well", "well")
     assert steps == [{"step": float(step), "seed": 7.0} for step in range(3)]
+
+
+async def test_a_run_that_ended_and_went_on_exports_again(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "of the earlier end").touch()
+    learner = LearnerGroup(LearnerPlan(load_config("catalog"), "tiny"))
+    try:
+        await learner.export(model)
+    finally:
+        await learner.close()
+    assert [path.name for path in model.iterdir()] == ["new"]
 
 
 async def test_an_error_of_a_rank_keeps_its_type() -> None:
