@@ -67,7 +67,9 @@ async def _train(
     config: RunConfig, model: Path, table: pa.Table, run: RunDirectory, progress: Progress
 ) -> None:
     checkpoints = run.layout.checkpoints
-    begun = newest_checkpoint(checkpoints)
+    told = RunReader(run.path).metrics()
+    # ranks are ahead of what they told: a checkpoint may be of steps whose metrics a kill took
+    begun = newest_checkpoint(checkpoints, most=told[-1].step if told else 0)
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
         await learner.start()
@@ -76,8 +78,9 @@ async def _train(
             progress.say(f"going on from the checkpoint of step {done}")
         async for row in learner.sft(table, config.run.seed, checkpoints, done):
             progress.imitated(row)
-            run.record_metrics(int(row.pop("step")), row)
-            keep_newest(checkpoints, config.run.keep_checkpoints)
+            step = int(row.pop("step"))
+            run.record_metrics(step, row)
+            keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
         await learner.export(run.layout.model)
     finally:
         await learner.close()

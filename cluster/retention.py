@@ -1,5 +1,6 @@
 """Which checkpoints there are, and which stay on disk."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -9,21 +10,23 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"{step:06d}"
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the `count` newest whole checkpoints of `folder`; unfinished ones are left
-    alone.
+def keep_newest(folder: Path, count: int, most: float = math.inf) -> None:
+    """Remove all but the `count` newest whole checkpoints of `folder` up to step `most`; those of
+    later steps and unfinished ones are left alone.
     """
-    for path in whole_checkpoints(folder)[:-count]:
+    for path in whole_checkpoints(folder, most)[:-count]:
         shutil.rmtree(path)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint of the highest step in `folder`."""
-    return max(whole_checkpoints(folder), default=None)
+def newest_checkpoint(folder: Path, most: float = math.inf) -> Path | None:
+    """Return the whole checkpoint of the highest step in `folder`, up to step `most`."""
+    return max(whole_checkpoints(folder, most), default=None)
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
+def whole_checkpoints(folder: Path, most: float = math.inf) -> list[Path]:
     """Return the checkpoints of `folder` that were written to their end, oldest first."""
     return sorted(
-        path for path in folder.iterdir() if path.name.isdigit() and (path / "complete").exists()
+        path
+        for path in folder.iterdir()
+        if path.name.isdigit() and int(path.name) <= most and (path / "complete").exists()
     )

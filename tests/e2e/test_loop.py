@@ -152,7 +152,7 @@ def test_after_the_push_every_worker_samples_what_the_trainer_has(played: Played
 
 
 def test_weights_moved(played: Played) -> None:
-    before = AutoModelForCausalLM.from_pretrained(played.config.path.parent / "taught")
+    before = AutoModelForCausalLM.from_pretrained(played.config.model.path)
     after = AutoModelForCausalLM.from_pretrained(played.config.path / "model")
     pairs = zip(before.parameters(), after.parameters(), strict=True)
     assert any(not torch.equal(old, new) for old, new in pairs)
