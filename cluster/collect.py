@@ -23,6 +23,7 @@ from cluster.kept import KeptFile, episodes_of, keep, kept_path
 from cluster.player import Actors, Player
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
+from cluster.sameness import check_same
 from cluster.teach import EndpointActors, open_stage, scripted_actors, teaching_stream
 from envs.errors import ConfigError, StoreError
 from envs.tasks import TaskCollection
@@ -40,10 +41,13 @@ _APART = ("by_tag", "failures")
 """Parts of the report that are no row of a table of numbers."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_SAME = ("model", "env", "episode")
-"""Sections that must be as before where a collection goes on."""
-_SAME_HERE = ("source", "samples", "temperature")
-_SAME_ENDPOINT = ("model", "tool_format", "thinking")
+_SAME = (
+    *("model", "env", "episode", "run.seed"),
+    *("collect.source", "collect.samples", "collect.temperature"),
+)
+"""What must be as before where a collection goes on."""
+_SAME_ENDPOINT = tuple(f"collect.endpoint.{key}" for key in ("model", "tool_format", "thinking"))
+"""The same, where an endpoint plays."""
 
 
 def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
@@ -87,7 +91,7 @@ def _goes_on(config: RunConfig, out: Path, *, resume: bool) -> bool:
         raise StoreError(
             f"there is a run in {out} already: go on with --resume, or choose another --out"
         )
-    check_same(config, load_config(str(layout.config_toml)))
+    check_goes_on(config, load_config(str(layout.config_toml)))
     return True
 
 
@@ -194,23 +198,10 @@ def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=None, limits=limits, trust_env=not local)
 
 
-def check_same(config: RunConfig, before: RunConfig) -> None:
+def check_goes_on(config: RunConfig, before: RunConfig) -> None:
     """Raise ConfigError where a collection would go on under settings that change its episodes."""
-    pairs = [(f"[{name}]", getattr(config, name), getattr(before, name)) for name in _SAME]
-    pairs.append(("run.seed", config.run.seed, before.run.seed))
-    now, then = config.collect, before.collect
-    pairs += [(f"collect.{n}", getattr(now, n), getattr(then, n)) for n in _SAME_HERE]
-    if now.source == "endpoint":
-        pairs += [
-            (f"collect.endpoint.{n}", getattr(now.endpoint, n), getattr(then.endpoint, n))
-            for n in _SAME_ENDPOINT
-        ]
-    changed = [name for name, left, right in pairs if left != right]
-    if changed:
-        raise ConfigError(
-            f"the collection was begun with other values of {', '.join(changed)}: "
-            "go on with the same ones, or choose another --out"
-        )
+    same = [*_SAME, *(_SAME_ENDPOINT if config.collect.source == "endpoint" else ())]
+    check_same("the collection", before, config, same, instead="choose another --out")
 
 
 def _tasks(config: RunConfig) -> int:

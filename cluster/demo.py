@@ -77,7 +77,7 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
     results: dict[tuple[Policy, str], EvalSummary] = {}
     training = with_values(config, "model", path=str(trial))
     training = with_values(training, "run", dir=str(config.path), name="train")
-    async with open_job(training, resume=False) as job:
+    async with open_job(training, progress, resume=False) as job:
         progress.say("held-out tools before reinforcement")
         for policy in (BLOCKED, TRIAL):
             results |= await _measure(config, job, policy)

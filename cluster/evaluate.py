@@ -17,6 +17,7 @@ from cluster.environments import make_environment
 from cluster.eval_sheets import evaluation_markdown
 from cluster.player import Affinity, Player
 from cluster.pool import RolloutPool
+from cluster.sameness import check_same
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
 from envs.tasks import Task, TaskCollection
@@ -32,8 +33,8 @@ from rollout.run_layout import existing_run
 from rollout.run_reader import RunReader
 
 _NO_CHECKPOINT = -1
-_SAME = ("model", "env", "tools", "episode", "eval")
-"""Sections that must be as before where an evaluation goes on."""
+_SAME = ("model", "env", "tools", "episode", "eval", "run.seed")
+"""What must be as before where an evaluation goes on."""
 _SETTING = {
     "model": ("model", "path"),
     "environment": ("env", "name"),
@@ -110,12 +111,9 @@ def reopened(path: Path, config: RunConfig, tasks: Sequence[Task]) -> RunDirecto
     ConfigError where it is not of these tasks with these settings.
     """
     layout = existing_run(path)
-    changed = _differences(load_config(str(layout.config_toml)), config)
-    if changed:
-        raise ConfigError(
-            f"{path} holds an evaluation with other settings ({'; '.join(changed)}): "
-            "evaluate as before, or name another folder"
-        )
+    before = load_config(str(layout.config_toml))
+    what, instead = f"the evaluation in {path}", "name another folder"
+    check_same(what, before, config, _SAME, but=("eval.by",), instead=instead)
     run = RunDirectory.open(path)
     foreign = run.ledger.groups.keys() - {task.id for task in tasks}
     if foreign:
@@ -190,17 +188,3 @@ def _end_finished(run: RunDirectory, episodes: Sequence[str]) -> None:
     finished = [episode for episode in episodes if entries[episode].state is State.FINISHED]
     if finished:
         run.ledger.drop(finished, DropReason.EVALUATED)
-
-
-def _differences(before: RunConfig, now: RunConfig) -> list[str]:
-    found = []
-    for section in _SAME:
-        old, new = (config.model_dump(mode="json")[section] for config in (before, now))
-        found += [
-            f"{section}.{key} was {old[key]!r}, is {new[key]!r}"
-            for key in old
-            if old[key] != new[key] and (section, key) != ("eval", "by")
-        ]
-    if before.run.seed != now.run.seed:
-        found.append(f"run.seed was {before.run.seed}, is {now.run.seed}")
-    return found

@@ -14,6 +14,7 @@ from cluster.job import new_run
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.progress import Progress
 from cluster.retention import keep_newest, newest_checkpoint
+from cluster.sameness import check_same
 from envs.errors import ConfigError, StoreError
 from envs.tools import JsonObject
 from rollout.journal import replace_file
@@ -23,8 +24,8 @@ from rollout.run_reader import RunReader
 
 _MADE_FROM = "lessons.json"
 """In the run directory: what is imitated, by its digest."""
-_SAME = ("model", "env", "episode", "teacher")
-"""Sections that must be as before where an SFT goes on; `[sft]` besides."""
+_SAME = ("model", "env", "episode", "teacher", "sft", "run.seed", "learner.ranks")
+"""What must be as before where an SFT goes on."""
 
 
 @contextmanager
@@ -38,7 +39,8 @@ def open_sft(config: RunConfig, path: Path, *, resume: bool) -> Iterator[RunDire
     if not layout.run_json.exists():
         run = new_run(path, config)
     elif resume:
-        _check_same(config, load_config(str(layout.config_toml)), path)
+        before = load_config(str(layout.config_toml))
+        check_same(f"the SFT in {path}", before, config, _SAME, but=("sft.checkpoint_every",))
         run = RunDirectory.open(path)
     else:
         raise StoreError(
@@ -87,20 +89,6 @@ async def _train(
     run.sync()
     for left in checkpoints.iterdir():  # nothing goes on from them: the model is whole
         shutil.rmtree(left)
-
-
-def _check_same(config: RunConfig, before: RunConfig, path: Path) -> None:
-    pairs = [(f"[{name}]", getattr(config, name), getattr(before, name)) for name in _SAME]
-    kept = {"checkpoint_every": config.sft.checkpoint_every}
-    pairs.append(("[sft]", config.sft, before.sft.model_copy(update=kept)))
-    pairs.append(("run.seed", config.run.seed, before.run.seed))
-    pairs.append(("learner.ranks", config.learner.ranks, before.learner.ranks))
-    changed = [name for name, now, then in pairs if now != then]
-    if changed:
-        raise ConfigError(
-            f"the SFT in {path} was begun with other values of {', '.join(changed)}: "
-            "go on with the same ones, or choose another run.name"
-        )
 
 
 def _check_lessons(run: Path, table: pa.Table) -> None:

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config import RunConfig, to_toml
+from cluster.config import RunConfig, load_config, to_toml
 from cluster.engine_plan import EnginePlan
 from cluster.environments import make_environment
 from cluster.groups import Group, drop
 from cluster.learner_group import LearnerGroup, LearnerPlan
 from cluster.pool import PoolTiming, RolloutPool
+from cluster.progress import Progress
 from cluster.retention import checkpoint_path, newest_checkpoint
 from cluster.rollout_actor import RayWorker, Share
 from cluster.rollout_worker import WorkerSpec
 from cluster.rollouts import Rollouts
 from cluster.rounds import Rounds
+from cluster.sameness import check_same, differences
 from cluster.task_stream import TaskStream
 from cluster.tool_fleet import ToolFleet
 from learner.pretrained import check_folder_context, resolve_model
@@ -34,6 +36,13 @@ from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunInfo, RunLayout
 from rollout.template import ChatTemplate
 
+_SAME = (
+    *("model", "env", "episode", "run.seed", "run.deterministic", "rollouts.group_size"),
+    *("learner.ranks", "learner.zero_stage", "learner.optimizer"),
+    *("learner.betas", "learner.weight_decay"),
+)
+"""What must be as before where a run goes on: its tasks, its episodes, its optimizer's state."""
+_PLACES = ("run.dir", "run.name", "run.models_dir")
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
 
 
@@ -152,13 +161,26 @@ def _make_pool(config: RunConfig, model: Path, fleet: ToolFleet) -> RolloutPool:
     return RolloutPool(spawn, config.rollouts, timing)
 
 
+def goes_on(run: RunDirectory, config: RunConfig, step: int, progress: Progress) -> None:
+    """Let `run` go on after `step` as `config` says, and tell and record what is new in it.
+
+    Raises ConfigError where that would make another experiment of it.
+    """
+    before = load_config(str(run.layout.config_toml))
+    check_same(f"the run in {run.path}", before, config, _SAME)
+    new = differences(before, config, but=_PLACES)
+    if new:
+        progress.say(f"going on after step {step} with other settings: {'; '.join(new)}")
+        run.reconfigure(to_toml(config), step)
+
+
 @asynccontextmanager
-async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
+async def open_job(config: RunConfig, progress: Progress, *, resume: bool) -> AsyncIterator[Job]:
     """Start everything that training needs; with `resume`, from the newest whole checkpoint of the
     run.
 
     Raises StoreError where the run exists and `resume` is not set, MissingError where it does not
-    and is.
+    and is, and ConfigError where it cannot go on as `config` says.
     """
     model = find_model(config)
     stream = TaskStream(make_environment(config.env), "train", config.run.seed)
@@ -166,7 +188,9 @@ async def open_job(config: RunConfig, *, resume: bool) -> AsyncIterator[Job]:
     with run:
         checkpoint = newest_checkpoint(run.layout.checkpoints)
         if resume:
-            run.recover(int(checkpoint.name) if checkpoint else 0)
+            step = int(checkpoint.name) if checkpoint else 0
+            goes_on(run, config, step, progress)
+            run.recover(step)
         async with open_pool(recorded_in(config, run.path), model) as pool:
             learner = LearnerGroup(LearnerPlan(config, str(model)))
             try:

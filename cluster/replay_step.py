@@ -92,9 +92,9 @@ async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
     """
     reader = RunReader(run)
     refuse_other_versions(reader.run.versions)
-    config = load_config(str(reader.layout.config_toml))
     base = nearest_checkpoint(reader, step)
     first = int(base.name) + 1 if base else 1
+    config = load_config(str(recipe_of(reader, first, step)))
     steps = [recorded_step(reader, number) for number in range(first, step + 1)]
     return await _replay(config, base, steps, progress)
 
@@ -127,6 +127,17 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
                 f"expected {name} {recorded[name]}, which the run was started with, found "
                 f"{version(name)}: another version may round otherwise; install the run's"
             )
+
+
+def recipe_of(reader: RunReader, first: int, last: int) -> Path:
+    """Return the recipe of the steps from `first` to `last`. Raises ConfigError for several."""
+    recipe = reader.layout.config_of(last)
+    if recipe != reader.layout.config_of(first):
+        raise ConfigError(
+            f"the run went on with another recipe between the steps {first} and {last}, from a "
+            "checkpoint that is gone: raise run.keep_checkpoints to run such steps again"
+        )
+    return recipe
 
 
 def nearest_checkpoint(reader: RunReader, step: int) -> Path | None:

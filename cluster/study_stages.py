@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config import RunConfig
+from cluster.config import RunConfig, load_config
 from cluster.evaluate import eval_tasks, evaluate, reopened
 from cluster.imitate import imitate, open_sft
 from cluster.job import find_model, new_run, open_job, open_pool
@@ -213,7 +213,7 @@ def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Sta
 
 async def _imitated(config: RunConfig, parent: Path, folder: Path, tokens: int = 0) -> JsonObject:
     """Imitate in the run directory `folder`, going on with a killed attempt where there is one."""
-    if not RunLayout(folder).run_json.exists():
+    if not begun_for(folder, config, "sft"):
         shutil.rmtree(folder)
     made = await taught(config, parent, folder, tokens)
     table, metrics = made.lesson.table, made.metrics
@@ -233,10 +233,10 @@ async def _reinforced(
     """Reinforce, from the newest checkpoint of a killed attempt where there is one."""
     config = with_values(config, "model", path=str(parent))
     config = with_values(config, "run", dir=str(folder), name="run")
-    begun = RunLayout(config.path).run_json.exists()
+    begun = begun_for(config.path, config, "grpo")
     if not begun:
         shutil.rmtree(config.path, ignore_errors=True)
-    async with open_job(config, resume=begun) as job:
+    async with open_job(config, progress, resume=begun) as job:
         await reinforce(job, progress)
         await job.learner.export(folder / WEIGHTS)
     reader = RunReader(config.path)
@@ -248,6 +248,15 @@ async def _reinforced(
         "first_answers": rows[0]["answer_mean"],
         "last_answers": rows[-1]["answer_mean"],
     }
+
+
+def begun_for(path: Path, config: RunConfig, kind: str) -> bool:
+    """Whether there is a killed attempt at `path` that ends in what `config` asks for."""
+    layout = RunLayout(path)
+    if not layout.run_json.exists():
+        return False
+    before = load_config(str(layout.config_toml))
+    return fingerprint(before, *_USED[kind]) == fingerprint(config, *_USED[kind])
 
 
 def _trained_tokens(rows: Sequence[dict[str, float]]) -> int:

@@ -32,7 +32,7 @@ class Stopwatch:
 async def train(config: RunConfig, progress: Progress, *, resume: bool = False) -> Path:
     """Train as the recipe says and export the policy; returns its Hugging Face folder."""
     config.check_trainable()
-    async with open_job(config, resume=resume) as job:
+    async with open_job(config, progress, resume=resume) as job:
         await reinforce(job, progress)
         await job.learner.export(job.run.layout.model)
         return job.run.layout.model

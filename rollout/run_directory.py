@@ -162,6 +162,14 @@ class RunDirectory(Closing):
         self.ledger.reconcile(stored)
         self._note({"event": "recovered", "step": step})
 
+    def reconfigure(self, config_toml: str, step: int) -> None:
+        """Take another recipe for the steps after `step`; that of earlier ones is kept."""
+        until = self.layout.config_until(step)
+        if step > 0 and not until.exists():
+            replace_file(until, self.layout.config_toml.read_bytes())
+        replace_file(self.layout.config_toml, config_toml.encode())
+        self._note({"event": "reconfigured", "step": step})
+
     def sync(self) -> None:
         """Force everything so far to the disk: at the end of a step, before its checkpoint."""
         if self._segment is not None:

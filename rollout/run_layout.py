@@ -41,6 +41,18 @@ class RunLayout:
     def config_toml(self) -> Path:
         return self.root / "config.toml"
 
+    def config_until(self, step: int) -> Path:
+        """The recipe of the steps up to `step`, where the run went on with another."""
+        return self.root / f"config-until-{step}.toml"
+
+    def config_of(self, step: int) -> Path:
+        """The recipe that `step` was made with."""
+        ended = sorted(
+            (int(path.stem.rpartition("-")[2]), path)
+            for path in self.root.glob("config-until-*.toml")
+        )
+        return next((path for last, path in ended if step <= last), self.config_toml)
+
     @property
     def manifest(self) -> Path:
         """Journal of the directory itself: who opened it, which segments were started."""

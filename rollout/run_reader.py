@@ -58,7 +58,7 @@ class RunReader:
 
     @property
     def config_toml(self) -> str:
-        """The recipe that the run was started with. Raises MissingError."""
+        """The recipe that the run has, or had last. Raises MissingError."""
         if not self.layout.config_toml.exists():
             raise MissingError(f"expected config.toml, found none in {self.layout.root}")
         return self.layout.config_toml.read_text()

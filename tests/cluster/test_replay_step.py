@@ -15,6 +15,7 @@ from cluster.config import RunConfig, to_toml
 from cluster.replay_step import (
     Recorded,
     nearest_checkpoint,
+    recipe_of,
     recorded_step,
     refuse_other_versions,
 )
@@ -123,6 +124,16 @@ def test_the_nearest_checkpoint_before_the_step_is_the_base(run: Path) -> None:
     assert [path and path.name for path in found] == [None, "000002", "000002", "000004"]
     with pytest.raises(MissingError, match="count from 1"):
         nearest_checkpoint(reader, 0)
+
+
+def test_steps_of_two_recipes_are_not_run_again_as_one(run: Path) -> None:
+    reader = RunReader(run)
+    with RunDirectory.open(run) as directory:
+        directory.reconfigure("[run]", 4)
+    assert recipe_of(reader, 5, 6).read_text() == "[run]"
+    assert recipe_of(reader, 1, 4).read_text() == to_toml(RunConfig())
+    with pytest.raises(ConfigError, match="another recipe between the steps 3 and 5"):
+        recipe_of(reader, 3, 5)
 
 
 def test_what_stands_in_the_way_is_said(run: Path) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from cluster.config import load_config
+from cluster.job import new_run
 from cluster.progress import Progress
 from cluster.study import collect, run_study
 from cluster.study_graph import Stage, StageGraph
 from cluster.study_recipe import Study, load_study
-from cluster.study_stages import Stand, seed_stages, tokens_of
+from cluster.study_stages import Stand, begun_for, seed_stages, tokens_of
 from envs.errors import ConfigError
 
 MODELS = ("direct", "direct-copy", "trial-sft", "trial-grpo", "grpo-no-trial-tokens")
@@ -100,6 +102,29 @@ def test_the_ceiling_of_tasks_that_no_generator_draws_is_refused(tmp_path: Path)
     study = load_study("study", ["env.name=file"])
     with pytest.raises(ConfigError, match=r"known for env\.name = 'catalog' only"):
         run_study(study, [1], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "goes_on"),
+    [
+        ("grpo", "run.checkpoint_every=1", True),
+        ("grpo", "sft.lr=0.5", True),
+        ("grpo", "learner.lr=0.5", False),
+        ("grpo", "rollouts.group_size=4", False),
+        ("sft", "sft.checkpoint_every=1", True),
+        ("sft", "learner.lr=0.5", True),
+        ("sft", "sft.lr=0.5", False),
+        ("sft", "run.seed=77", False),
+    ],
+)
+def test_a_killed_attempt_goes_on_where_it_ends_in_the_same_model(
+    tmp_path: Path, kind: str, change: str, *, goes_on: bool
+) -> None:
+    path = tmp_path / "attempt"
+    assert not begun_for(path, load_config("catalog"), kind)
+    new_run(path, load_config("catalog")).close()
+    assert begun_for(path, load_config("catalog"), kind)
+    assert begun_for(path, load_config("catalog", [change]), kind) is goes_on
 
 
 def test_tokens_are_those_of_all_episodes() -> None:

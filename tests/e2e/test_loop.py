@@ -57,7 +57,7 @@ def played(lessons: Any) -> Played:
 
 
 async def play(config: RunConfig) -> Played:
-    async with open_job(config, resume=False) as job:
+    async with open_job(config, Progress(quiet=True), resume=False) as job:
         await job.pool.wait_healthy(2)
         running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
         victims = await kill_a_worker(job)
