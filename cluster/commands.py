@@ -11,7 +11,7 @@ from typing import TypeVar
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks, play, reopened, still_to_play
 from cluster.imitate import imitate, open_sft
-from cluster.job import find_model, new_run, open_pool, recorded_in
+from cluster.job import find_model, new_run, open_pool, open_run, recorded_in
 from cluster.lessons import lessons, parse_source
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
@@ -31,8 +31,9 @@ Result = TypeVar("Result")
 def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     """Train, or go on training; returns where the policy is."""
     config.check_trainable()
-    with ray_session(config):
-        exported = run_async(train(config, Progress(), resume=resume))
+    progress = Progress()
+    with open_run(config, progress, resume=resume) as run, ray_session(config):
+        exported = run_async(train(config, run, progress))
     return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.commands import next_free, run_async
 from cluster.config import RunConfig
 from cluster.evaluate import eval_tasks
-from cluster.job import Job, find_model, open_job
+from cluster.job import Job, find_model, open_job, open_run
 from cluster.progress import Progress
 from cluster.ray_session import ray_session
 from cluster.study_stages import measured, serving, taught, with_values
@@ -77,19 +77,20 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
     results: dict[tuple[Policy, str], EvalSummary] = {}
     training = with_values(config, "model", path=str(trial))
     training = with_values(training, "run", dir=str(config.path), name="train")
-    async with open_job(training, progress, resume=False) as job:
-        progress.say("held-out tools before reinforcement")
-        for policy in (BLOCKED, TRIAL):
-            results |= await _measure(config, job, policy)
-        progress.say(
-            f"{training.run.steps} steps of GRPO with {training.rollouts.workers} vLLM workers"
-        )
-        await reinforce(job, progress)
-        await job.learner.export(training.path / "model")
-        progress.say("held-out tools after reinforcement")
-        results |= await _measure(config, job, REINFORCED)
-        async with serving(config, job.pool, direct, training.run.steps + 1):
-            results |= await _measure(config, job, DIRECT)
+    with open_run(training, progress, resume=False) as run:
+        async with open_job(training, run) as job:
+            progress.say("held-out tools before reinforcement")
+            for policy in (BLOCKED, TRIAL):
+                results |= await _measure(config, job, policy)
+            progress.say(
+                f"{training.run.steps} steps of GRPO with {training.rollouts.workers} vLLM workers"
+            )
+            await reinforce(job, progress)
+            await job.learner.export(run.layout.model)
+            progress.say("held-out tools after reinforcement")
+            results |= await _measure(config, job, REINFORCED)
+            async with serving(config, job.pool, direct, training.run.steps + 1):
+                results |= await _measure(config, job, DIRECT)
     return {
         key: results[key]
         for policy in (DIRECT, BLOCKED, TRIAL, REINFORCED)

@@ -6,8 +6,8 @@ import asyncio
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -174,32 +174,41 @@ def goes_on(run: RunDirectory, config: RunConfig, step: int, progress: Progress)
         run.reconfigure(to_toml(config), step)
 
 
-@asynccontextmanager
-async def open_job(config: RunConfig, progress: Progress, *, resume: bool) -> AsyncIterator[Job]:
-    """Start everything that training needs; with `resume`, from the newest whole checkpoint of the
-    run.
+@contextmanager
+def open_run(config: RunConfig, progress: Progress, *, resume: bool) -> Iterator[RunDirectory]:
+    """Create the run directory of a training run, or open it to go on from its newest checkpoint.
 
-    Raises StoreError where the run exists and `resume` is not set, MissingError where it does not
-    and is, and ConfigError where it cannot go on as `config` says.
+    Starts nothing. Raises StoreError where the run exists and `resume` is not set, MissingError
+    where it does not and is, or where the model or the tasks are not there, and ConfigError where
+    the run cannot go on as `config` says.
     """
-    model = find_model(config)
-    stream = TaskStream(make_environment(config.env), "train", config.run.seed)
+    find_model(config)
+    make_environment(config.env)
     run = RunDirectory.open(config.path) if resume else new_run(config.path, config)
     with run:
-        checkpoint = newest_checkpoint(run.layout.checkpoints)
         if resume:
+            checkpoint = newest_checkpoint(run.layout.checkpoints)
             step = int(checkpoint.name) if checkpoint else 0
             goes_on(run, config, step, progress)
             run.recover(step)
-        async with open_pool(recorded_in(config, run.path), model) as pool:
-            learner = LearnerGroup(LearnerPlan(config, str(model)))
+        yield run
+
+
+@asynccontextmanager
+async def open_job(config: RunConfig, run: RunDirectory) -> AsyncIterator[Job]:
+    """Start everything that the training of `run` needs."""
+    model = find_model(config)
+    stream = TaskStream(make_environment(config.env), "train", config.run.seed)
+    checkpoint = newest_checkpoint(run.layout.checkpoints)
+    async with open_pool(recorded_in(config, run.path), model) as pool:
+        learner = LearnerGroup(LearnerPlan(config, str(model)))
+        try:
+            await asyncio.gather(learner.start(), pool.wait_healthy())
+            source = Rounds if config.run.deterministic else Rollouts
+            rollouts = source(pool, stream, run, config)
             try:
-                await asyncio.gather(learner.start(), pool.wait_healthy())
-                source = Rounds if config.run.deterministic else Rollouts
-                rollouts = source(pool, stream, run, config)
-                try:
-                    yield Job(config, run, pool, rollouts, learner, checkpoint)
-                finally:
-                    await rollouts.close()
+                yield Job(config, run, pool, rollouts, learner, checkpoint)
             finally:
-                await learner.close()
+                await rollouts.close()
+        finally:
+            await learner.close()

@@ -12,7 +12,7 @@ import pyarrow as pa
 from cluster.config import RunConfig, load_config
 from cluster.evaluate import eval_tasks, evaluate, reopened
 from cluster.imitate import imitate, open_sft
-from cluster.job import find_model, new_run, open_job, open_pool
+from cluster.job import find_model, new_run, open_job, open_pool, open_run
 from cluster.pool import RolloutPool
 from cluster.progress import Progress
 from cluster.study_graph import Results, Stage
@@ -236,9 +236,10 @@ async def _reinforced(
     begun = begun_for(config.path, config, "grpo")
     if not begun:
         shutil.rmtree(config.path, ignore_errors=True)
-    async with open_job(config, progress, resume=begun) as job:
-        await reinforce(job, progress)
-        await job.learner.export(folder / WEIGHTS)
+    with open_run(config, progress, resume=begun) as run:
+        async with open_job(config, run) as job:
+            await reinforce(job, progress)
+            await job.learner.export(folder / WEIGHTS)
     reader = RunReader(config.path)
     rows = [row.values for row in reader.metrics()]
     return {

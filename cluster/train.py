@@ -13,6 +13,7 @@ from cluster.job import Job, open_job, table_of
 from cluster.progress import Progress
 from cluster.retention import keep_newest
 from learner.report import StepReport
+from rollout.run_directory import RunDirectory
 
 
 class Stopwatch:
@@ -29,13 +30,12 @@ class Stopwatch:
         self._last = now
 
 
-async def train(config: RunConfig, progress: Progress, *, resume: bool = False) -> Path:
+async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Path:
     """Train as the recipe says and export the policy; returns its Hugging Face folder."""
-    config.check_trainable()
-    async with open_job(config, progress, resume=resume) as job:
+    async with open_job(config, run) as job:
         await reinforce(job, progress)
-        await job.learner.export(job.run.layout.model)
-        return job.run.layout.model
+        await job.learner.export(run.layout.model)
+        return run.layout.model
 
 
 async def reinforce(job: Job, progress: Progress) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from cluster.config import RunConfig, load_config
-from cluster.job import goes_on, new_run
+from cluster.job import goes_on, new_run, open_run
 from cluster.progress import Progress
 from cluster.sameness import check_same, differences
-from envs.errors import ConfigError
+from envs.errors import ConfigError, MissingError, StoreError
 from rollout.run_directory import RunDirectory
 
 
@@ -91,3 +91,20 @@ def test_a_run_that_moved_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     with RunDirectory.open(moved.path) as run:
         goes_on(run, moved, 0, Progress())
     assert "going on" not in capsys.readouterr().err
+
+
+def test_what_cannot_begin_leaves_nothing_behind(tmp_path: Path) -> None:
+    models = f"run.models_dir={tmp_path / 'models'}"
+    config, quiet = recipe(tmp_path, models), Progress(quiet=True)
+    with pytest.raises(MissingError), open_run(config, quiet, resume=True):
+        pass
+    lost = recipe(tmp_path, models, "env.name=toolhop", "env.path=nowhere.json")
+    with pytest.raises(MissingError, match="nowhere"), open_run(lost, quiet, resume=False):
+        pass
+    assert not config.path.exists()
+    with open_run(config, quiet, resume=False) as run:
+        run.record_metrics(1, {"loss": 0.5})
+    with pytest.raises(StoreError, match="resume it"), open_run(config, quiet, resume=False):
+        pass
+    with open_run(config, quiet, resume=True) as run:
+        assert run.path == config.path

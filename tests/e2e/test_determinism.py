@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.job import open_run
 from cluster.progress import Progress
 from cluster.replay_step import TIMINGS, StepReplay, replay_step
 from cluster.train import train
@@ -34,7 +35,8 @@ def runs(lessons: Any) -> tuple[Path, Path]:
     one = lessons.config("one", *shared)
     other = lessons.config("other", *shared, "rollouts.workers=1", "rollouts.episodes_per_worker=5")
     for config in (one, other):
-        asyncio.run(train(config, Progress(quiet=True)))
+        with open_run(config, Progress(quiet=True), resume=False) as run:
+            asyncio.run(train(config, run, Progress(quiet=True)))
     return one.path, other.path
 
 

@@ -22,7 +22,7 @@ from rollout.run_reader import RunReader
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-EPISODES = 300
+EPISODES = 200
 OVERRIDES = (
     f"teacher.episodes={EPISODES}",
     "teacher.concurrency=8",
@@ -74,6 +74,7 @@ def test_a_killed_sft_ends_in_the_same_weights_as_one_that_was_not(tmp_path: Pat
     def played() -> int:
         return len(RunReader(teacher).episodes()) if RunLayout(teacher).run_json.exists() else 0
 
+    undisturbed = Sft(tmp_path, "whole")
     Sft(tmp_path, "killed").kill_when(lambda: played() > 20)
     kept = {row.episode: row.started_at for row in RunReader(teacher).episodes()}
     assert 20 < len(kept) < EPISODES
@@ -84,7 +85,7 @@ def test_a_killed_sft_ends_in_the_same_weights_as_one_that_was_not(tmp_path: Pat
     assert not run.model.exists()
 
     told = Sft(tmp_path, "killed", "--resume").finish()
-    without = Sft(tmp_path, "whole").finish()
+    without = undisturbed.finish()
     assert {**told, "model": ""} == {**without, "model": ""}
     weights = "model.safetensors"
     assert (run.model / weights).read_bytes() == (other.model / weights).read_bytes()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from cluster.config import RunConfig
 from cluster.environments import make_environment
 from cluster.evaluate import eval_tasks, evaluate
-from cluster.job import Job, new_run, open_job
+from cluster.job import Job, new_run, open_job, open_run
 from cluster.progress import Progress
 from cluster.train import reinforce
 from envs.seeds import stable_hash
@@ -23,6 +23,7 @@ from rollout.episode import Episode, Lease
 from rollout.episode_schema import from_batch
 from rollout.evaluation import EvalSummary
 from rollout.ledger_state import State
+from rollout.run_directory import RunDirectory
 from rollout.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -53,11 +54,12 @@ def played(lessons: Any) -> Played:
         "rollouts.max_refills=2",
         "eval.tasks=8",
     )
-    return asyncio.run(play(config))
+    with open_run(config, Progress(quiet=True), resume=False) as run:
+        return asyncio.run(play(config, run))
 
 
-async def play(config: RunConfig) -> Played:
-    async with open_job(config, Progress(quiet=True), resume=False) as job:
+async def play(config: RunConfig, run: RunDirectory) -> Played:
+    async with open_job(config, run) as job:
         await job.pool.wait_healthy(2)
         running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
         victims = await kill_a_worker(job)
