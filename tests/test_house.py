@@ -191,11 +191,13 @@ def test_the_demo_takes_a_seed_and_arguments() -> None:
     assert plan[1].strip() == ".venv/bin/trialrun demo --seed 3 --quick"
 
 
-def test_the_gate_runs_check_and_test() -> None:
+def test_the_gate_runs_lint_types_and_every_test() -> None:
     gate = ROOT / ".ci" / "run"
     assert os.access(gate, os.X_OK)
-    assert re.findall(r"make (\w+)$", gate.read_text(), re.MULTILINE) == [
-        "check",
+    commands = re.findall(r"^[^#\n]*\bmake (.+)$", gate.read_text(), re.MULTILINE)
+    assert [target for command in commands for target in command.split()] == [
+        "lint",
+        "types",
         "interop",
         "test",
     ]
