@@ -26,7 +26,7 @@ types: setup ## basedpyright over the packages and the tests
 	$(PY) -m basedpyright
 
 unit: setup ## the tests that start neither vLLM nor DeepSpeed nor Ray
-	$(PY) -m pytest -q -m "not real and not gpu" $(ARGS)
+	$(PY) -m pytest -q -m "not real and not gpu" --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(PY) -m ruff check .
