@@ -5,7 +5,7 @@ policy itself, filtered and ready for `trialrun sft --from`.
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ from cluster.teach import EndpointActors, open_stage, scripted_actors, teaching_
 from envs.errors import ConfigError, StoreError
 from envs.tasks import TaskCollection
 from envs.tools import JsonObject
+from rollout.ledger_state import State
 from rollout.openai_client import ChatClient, Spending
 from rollout.openai_config import EndpointConfig
 from rollout.run_directory import RunDirectory
@@ -58,18 +59,20 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     progress = Progress()
     resume = _goes_on(config, out, resume=resume)
     section = config.collect
-    if section.source == "endpoint":
+    whole = resume and _is_whole(config, out)
+    if section.source == "endpoint" and not whole:
         run_async(_check_endpoint(section.endpoint))
     model = find_model(config)
     progress.say(
         f"{section.source}: {_tasks(config)} tasks x {section.samples} "
         f"in mode {config.episode.mode}, episodes in {out}"
     )
-    if section.source == "policy":
-        with ray_session(config):
-            affordable = run_async(_collect(config, model, out, progress, resume=resume))
+    affordable = True
+    if whole:
+        progress.say("nothing is left to play")
     else:
-        affordable = run_async(_collect(config, model, out, progress, resume=resume))
+        with ray_session(config) if section.source == "policy" else nullcontext():
+            affordable = run_async(_collect(config, model, out, progress, resume=resume))
     template = ChatTemplate.load(model)
     kept = keep(out, section.filter, _given(config, template))
     _show(kept, out)
@@ -93,6 +96,15 @@ def _goes_on(config: RunConfig, out: Path, *, resume: bool) -> bool:
         )
     check_goes_on(config, load_config(str(layout.config_toml)))
     return True
+
+
+def _is_whole(config: RunConfig, out: Path) -> bool:
+    """Whether the collection that `out` holds lacks nothing."""
+    with RunDirectory.open(out) as run:
+        run.recover(-1)
+        ledger = run.ledger
+        ended = all(entry.state is State.DROPPED for entry in ledger.entries.values())
+        return ended and len(ledger.groups) >= _tasks(config)
 
 
 async def _check_endpoint(endpoint: EndpointConfig) -> None:

@@ -82,6 +82,9 @@ def test_vllms_own_server_teaches(served: tuple[Path, str], tmp_path: Path) -> N
     assert report["episodes"] == 3
     more = load_config("catalog", [*settings, "collect.tasks=5"])
     assert run_collect(more, out, resume=True)["episodes"] == 5
+    gone = "collect.endpoint.base_url=http://127.0.0.1:9/v1"
+    whole = load_config("catalog", [*settings, "collect.tasks=5", gone])
+    assert run_collect(whole, out, resume=True)["episodes"] == 5  # nobody is asked
     reader = RunReader(out)
     episodes = from_batch(reader.batch(reader.episodes()))
     template = ChatTemplate.load(model)
