@@ -176,6 +176,9 @@ class ToolServerConfig(Section):
     """How tool code is locked in."""
     call_timeout_s: float = Field(default=5.0, gt=0)
     """Wall seconds for one tool call; running over is an observation, not a failure."""
+    long_call_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the time that calls which compute for long may run while many short calls come in,
+    where they would leave the server and its clients fewer than two cores; 1 lets them run."""
     session_cpu_s: int = Field(default=20, gt=0)
     """CPU seconds for one session."""
     session_memory_mib: int = Field(default=512, gt=0)

@@ -19,12 +19,15 @@ from envs.errors import IsolationError, SandboxError
 from envs.sandbox_confine import NOBODY, check_kernel, check_platform
 from envs.sandbox_options import ZygoteOptions
 from envs.sandbox_plan import ENVIRONMENT, zygote_options
+from envs.sandbox_precedence import ShortCallsFirst
 from envs.sandbox_process import Child, Exit
 from envs.sandbox_scratch import empty_folder
 
 _START_S = 30.0
 _EXIT_S = 2.0
 _MESSAGES_AT_ONCE = 64
+_KEPT_CORES = 2
+"""For the server, its clients and short calls; calls that compute for long share the rest."""
 _BOOT = (
     "import os, sys; os.register_at_fork = lambda **hooks: None; sys.path.insert(0, sys.argv[1]); "
     "from envs.sandbox_zygote import main; main(sys.argv[2])"
@@ -60,12 +63,14 @@ class ZygoteLink:
         control: socket.socket,
         options: ZygoteOptions,
         deliver: Callable[[Child | SandboxError], None],
+        precedence: ShortCallsFirst,
     ) -> None:
         self._process = process
         self._control = control
         self._options = options
         self._deliver = deliver
         self._reply_limit = 6 * options.reply_limit_bytes + 1_024  # JSON may take six bytes for one
+        self._precedence = precedence
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._ready: asyncio.Future[ZygoteMessage] = asyncio.get_running_loop().create_future()
         self.pending = 0
@@ -100,7 +105,9 @@ class ZygoteLink:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
-        link = cls(process, ours, options, deliver)
+        spare_cores = max(0, len(os.sched_getaffinity(0)) - _KEPT_CORES)
+        precedence = ShortCallsFirst(spare_cores, config.long_call_share)
+        link = cls(process, ours, options, deliver, precedence)
         try:
             return link, await link._wait_ready()
         except BaseException:
@@ -172,7 +179,7 @@ class ZygoteLink:
                 connection = socket.socket(
                     socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0]
                 )
-                return Child(connection, descriptors[1], exit_, self._reply_limit)
+                return Child(connection, descriptors[1], exit_, self._reply_limit, self._precedence)
         for descriptor in descriptors:
             os.close(descriptor)
         why = message.message or "this server is out of file descriptors"

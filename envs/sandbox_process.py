@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import struct
+import time
 from dataclasses import dataclass
 
 from envs.errors import SandboxError
+from envs.sandbox_precedence import ShortCallsFirst
 
 _EXIT_S = 2.0
 _CHUNK = 65_536
@@ -49,11 +51,13 @@ class Child:
         "__weakref__",
         "_answer",
         "_buffer",
+        "_clock",
         "_connection",
         "_exit",
         "_limit",
         "_loop",
         "_pidfd",
+        "_precedence",
         "_unsent",
         "_watched",
         "fault",
@@ -61,13 +65,20 @@ class Child:
     )
 
     def __init__(
-        self, connection: socket.socket, pidfd: int, exit_: asyncio.Future[Exit], limit_bytes: int
+        self,
+        connection: socket.socket,
+        pidfd: int,
+        exit_: asyncio.Future[Exit],
+        limit_bytes: int,
+        precedence: ShortCallsFirst,
     ) -> None:
         connection.setblocking(False)
         self._connection = connection
         self._pidfd = pidfd
         self._exit = exit_
         self._limit = limit_bytes
+        self._precedence = precedence
+        self._clock: int | None = None
         self._loop = asyncio.get_running_loop()
         self._watched = False
         self._buffer = bytearray()
@@ -110,18 +121,44 @@ class Child:
         if not self._watched:
             self._watched = True
             self._loop.add_reader(self._connection, self._receive)
-        self.tell(body)
-        if self.fault:
-            raise self.fault
-        return await self._answer
+        self._precedence.began(self)
+        try:
+            self.tell(body)
+            if self.fault:
+                raise self.fault
+            return await self._answer
+        finally:
+            self._precedence.ended(self)
+
+    def cpu_s(self) -> float | None:
+        """Return the CPU seconds of the process so far; None when it is gone."""
+        if self._pidfd < 0:
+            return None
+        try:
+            self._clock = self._clock or _process_clock(self._pidfd)
+            return time.clock_gettime(self._clock)
+        except (OSError, ValueError):
+            return None
+
+    def hold(self) -> None:
+        """Stop the process until it is told to go on."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         """End the process now; harmless when it has ended or was killed before."""
         if self._pidfd < 0:
             return
         self.stopped = not self._exit.done()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         os.close(self._pidfd)
         self._pidfd = -1
         self._fail(ChildGone())
@@ -181,3 +218,16 @@ class Child:
         self._buffer.clear()
         if self._answer and not self._answer.done():
             self._answer.set_exception(self.fault)
+
+
+def _process_clock(pidfd: int) -> int:
+    """Return the id of the clock that a process's CPU time is read from.
+
+    Source: clock_getcpuclockid(3); the kernel's MAKE_PROCESS_CPUCLOCK with CPUCLOCK_SCHED.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    pid = int(lines["Pid"])
+    if pid <= 0:
+        raise ProcessLookupError
+    return (~pid << 3) | 2

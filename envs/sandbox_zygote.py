@@ -43,6 +43,7 @@ class Zygote:
             end.setblocking(False)
         self._wakeup_writer = wakeup_writer
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        sandbox_confine.hear_only_ends()
         signal.set_wakeup_fd(wakeup_writer.fileno(), warn_on_full_buffer=False)
 
     def serve(self, achieved: Achieved, scratch: Scratch | None) -> None:

@@ -1,9 +1,11 @@
 """What 63 well-behaved sessions notice while one session of their server misbehaves.
 
-    python -m tests.benchmarks.bench_neighbours [--rounds 3] [--seconds 1.0] [--all | --probe NAME]
+    python -m tests.benchmarks.bench_neighbours [--rounds 3] [--seconds 5] [--all | --probe NAME]
 
-Calm and misbehaviour take turns within one run, so that a busy machine spoils both alike. Prints
-the p99 of the neighbours' calls without and with each misbehaviour, and their ratio.
+Calm and misbehaviour take turns within one run, so that a busy machine spoils both alike. In each
+phase a 64th session is opened, calls a tool as often as the others and is closed: in a calm one a
+tool like theirs. Prints the p99 of the neighbours' calls in both, and their ratio; `median` is that
+of the ratios of single rounds, and what the last line goes by.
 """
 
 import argparse
@@ -112,12 +114,36 @@ async def steady(sessions: list[RemoteSession], until_s: float, period_s: float)
     return seconds
 
 
-async def misbehave(session: RemoteSession, phases: Phases, until_s: float, pause_s: float) -> None:
-    """Have one session misbehave as often as its neighbours call."""
-    while time.perf_counter() < until_s:
-        await session.call([ToolCall(name="probe", arguments={})])
-        phases.times += 1
-        await asyncio.sleep(pause_s)
+@dataclass(slots=True)
+class Crowd:
+    """The neighbours, and the client that opens one more session beside them."""
+
+    sessions: list[RemoteSession]
+    beside: ToolClient
+    options: argparse.Namespace
+
+    async def phase(self, tool_set: ToolSet, call: ToolCall) -> tuple[list[float], int]:
+        """Have the neighbours call while one more session makes `call` as often as they do.
+
+        Returns the neighbours' seconds, and how often that call ended.
+        """
+        gc.collect()
+        session = await self.beside.open(tool_set, 1, "execution")
+        until_s = time.perf_counter() + self.options.seconds
+        calls = 0
+
+        async def keep_calling() -> None:
+            nonlocal calls
+            while time.perf_counter() < until_s:
+                await session.call([call])
+                calls += 1
+                await asyncio.sleep(self.options.pause)
+
+        calling = asyncio.create_task(keep_calling())
+        seconds = await steady(self.sessions, until_s, self.options.pause)
+        await session.close()
+        await asyncio.gather(calling, return_exceptions=True)  # the close ends its last call
+        return seconds, calls
 
 
 async def measure(
@@ -130,25 +156,19 @@ async def measure(
     client, hostile = ToolClient(server.address, config), ToolClient(server.address, config)
     good = tools("good", _GOOD)
     opened = [client.open(good, seed, "execution") for seed in range(options.neighbours)]
-    sessions = list(await asyncio.gather(*opened))
-    await steady(sessions, time.perf_counter() + options.seconds, options.pause)
+    crowd = Crowd(list(await asyncio.gather(*opened)), hostile, options)
+    await crowd.phase(good, _CALL)
     found = {probe.name: Phases() for probe in probes}
     gc.disable()  # the client's pauses are not the server's
     for _ in range(options.rounds):
         for probe in probes:
             phases = found[probe.name]
-            gc.collect()
-            end_s = time.perf_counter() + options.seconds
-            calm = await steady(sessions, end_s, options.pause)
-            tool_set = tools("probe", probe.source(_NAMES))
-            session = await hostile.open(tool_set, 1, "execution")
-            end_s = time.perf_counter() + options.seconds
-            bad = asyncio.create_task(misbehave(session, phases, end_s, options.pause))
-            troubled = await steady(sessions, end_s, options.pause)
-            await session.close()
-            await asyncio.gather(bad, return_exceptions=True)  # the close ends its last call
+            calm, _ = await crowd.phase(good, _CALL)
+            probing = tools("probe", probe.source(_NAMES)), ToolCall(name="probe", arguments={})
+            troubled, times = await crowd.phase(*probing)
             phases.calm += calm
             phases.troubled += troubled
+            phases.times += times
             phases.ratios.append(p99_ms(troubled) / p99_ms(calm))
     await hostile.close()
     await client.close()
@@ -160,14 +180,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--neighbours", type=int, default=63)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--pause", type=float, default=0.1)
     parser.add_argument("--all", action="store_true", help="every probe of profile compute")
     parser.add_argument("--probe", action="append", help="one probe, by name; may be repeated")
     options = parser.parse_args()
     names = options.probe or (() if options.all else _DEFAULT)
     probes = chosen(SETTINGS[0], "compute", names)
-    config = ToolServerConfig(isolation=IsolationConfig(required="seccomp"), call_timeout_s=2.0)
+    config = ToolServerConfig(isolation=IsolationConfig(required="seccomp"))
     with ToolServerProcess(config) as server:
         found = asyncio.run(measure(server, config, probes, options))
     heads = "".join(f"{head:>8}" for head in ("calm", "then", "ratio", "median", "ran"))
