@@ -70,7 +70,7 @@ class ZygoteLink:
         self._options = options
         self._deliver = deliver
         self._reply_limit = 6 * options.reply_limit_bytes + 1_024  # JSON may take six bytes for one
-        self._precedence = precedence
+        self.precedence = precedence
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._ready: asyncio.Future[ZygoteMessage] = asyncio.get_running_loop().create_future()
         self.pending = 0
@@ -179,7 +179,7 @@ class ZygoteLink:
                 connection = socket.socket(
                     socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0]
                 )
-                return Child(connection, descriptors[1], exit_, self._reply_limit, self._precedence)
+                return Child(connection, descriptors[1], exit_, self._reply_limit, self.precedence)
         for descriptor in descriptors:
             os.close(descriptor)
         why = message.message or "this server is out of file descriptors"

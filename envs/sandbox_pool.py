@@ -68,6 +68,11 @@ class SandboxPool:
     def idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def calls_in_turns(self) -> int:
+        """Calls that compute for long and give way to short ones."""
+        return self._link.precedence.in_turns if self._link else 0
+
     async def start(self) -> None:
         """Start the zygote. Raises IsolationError (below the required level, or a probe got
         through), ConfigError or SandboxError.

@@ -64,6 +64,8 @@ class ShortCallsFirst:
         self._ends: deque[float] = deque(maxlen=_MANY)
         """When the last short calls ended."""
         self._looking = self._cycling = False
+        self.in_turns = 0
+        """Calls under way that run for a share of the time."""
 
     def began(self, worker: Worker) -> None:
         """Take note of a call."""
@@ -116,11 +118,11 @@ class ShortCallsFirst:
     def _start_cycle(self) -> None:
         """Hold whoever computes and has no core to spare, if short calls came in."""
         waiting = list(self._long)[self._spare :]
-        self._cycling = bool(waiting)
+        self._cycling, self.in_turns = bool(waiting), 0
         if not self._cycling:
             return
-        now = self._loop.time()
-        if len(self._ends) == _MANY and now - self._ends[0] <= _CYCLE_S:
+        if len(self._ends) == _MANY and self._loop.time() - self._ends[0] <= _CYCLE_S:
+            self.in_turns = len(waiting)
             for worker in waiting:
                 self._held[worker] = None
                 worker.hold()

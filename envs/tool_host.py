@@ -224,6 +224,7 @@ class ToolHost:
             tool_sets=len(self._tool_sets),
             opens_waiting=self._opening,
             calls_running=self._calling,
+            calls_in_turns=self._pool.calls_in_turns,
             opens_refused=self._opens_refused,
             calls_refused=self._calls_refused,
             zygote_restarts=max(0, len(self._zygote_pids) - 1),

@@ -100,6 +100,7 @@ class _State(Collector):
             ("tool_sets", "Tool sets that can be opened by digest.", health.tool_sets),
             ("opens_waiting", "Opens under way or waiting.", health.opens_waiting),
             ("calls_running", "Calls under way.", health.calls_running),
+            ("calls_in_turns", "Calls that give way to short ones.", health.calls_in_turns),
         ):
             yield GaugeMetricFamily(f"trialrun_tool_server_{name}", words, float(value))
         refusals = CounterMetricFamily(

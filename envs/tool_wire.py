@@ -166,6 +166,8 @@ class Health(Wire):
     opens_waiting: int = 0
     """Opens under way, those that wait for their turn included."""
     calls_running: int = 0
+    calls_in_turns: int = 0
+    """Of these, those that compute for long and give way to short ones."""
     opens_refused: int = 0
     calls_refused: int = 0
     zygote_restarts: int = 0

@@ -16,6 +16,7 @@ HEALTH = Health(
     max_sessions=9,
     idle_children=1,
     tool_sets=1,
+    calls_in_turns=5,
     opens_refused=3,
     calls_refused=4,
     zygote_restarts=1,
@@ -65,6 +66,7 @@ def test_server_state() -> None:
     found = samples(ToolMetrics().render(HEALTH).decode())
     assert found[("trialrun_tool_server_up",)] == 1
     assert found[("trialrun_tool_server_sessions",)] == 2
+    assert found[("trialrun_tool_server_calls_in_turns",)] == 5
     assert found["trialrun_tool_server_refusals_total", "open"] == 3
     assert found["trialrun_tool_server_refusals_total", "call"] == 4
     assert found[("trialrun_tool_server_zygote_restarts_total",)] == 1
