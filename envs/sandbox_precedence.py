@@ -1,9 +1,10 @@
 """Short calls go first: who computes for long gets turns while many short calls come in.
 
 Where one tool computes without end on two cores, the other calls feel it whatever its priority: by
-the pages that it asks of the kernel, and because what sleeps is woken late beside a core that never
-rests. Only its standing still helps. So calls that turn out to compute are stopped (SIGSTOP), and
-go on for a share of each cycle. Cycles are long: what hurts most is the change.
+the pages that it asks of the kernel, and, on a virtual machine at least, because what sleeps is
+woken late beside a core that never rests. Only its standing still helps. So calls that turn out to
+compute are stopped (SIGSTOP), and go on for a share of each cycle. Cycles are long: what hurts most
+is the change.
 
 Nobody is stopped who only waits, where few short calls come in, or while it leaves the server and
 its clients two cores.

@@ -98,11 +98,19 @@ async def test_who_computes_stands_and_goes_on_in_turns_while_short_calls_come_i
             await until(lambda: not hog.stands)
 
 
+async def held_twice() -> None:
+    """Wait until, elsewhere, one that computes beside short calls was held for a second time."""
+    calls, hog = ShortCallsFirst(0, share=0.1), Process()
+    calls.began(hog)
+    async with Crowd(calls):
+        await until(lambda: hog.holds == 2)
+
+
 async def test_who_computes_alone_is_never_held() -> None:
     calls, hog, other = ShortCallsFirst(0, share=0.1), Process(), Process()
     for worker in (hog, other):
         calls.began(worker)
-    await asyncio.sleep(1.2)  # two cycles
+    await held_twice()
     assert (hog.holds, other.holds) == (0, 0)
     async with Crowd(calls):
         await until(lambda: hog.stands and other.stands)
@@ -151,7 +159,7 @@ async def test_a_share_of_one_holds_nobody() -> None:
     calls, hog = ShortCallsFirst(0, share=1.0), Process()
     calls.began(hog)
     async with Crowd(calls):
-        await asyncio.sleep(1.2)  # two cycles
+        await held_twice()
     assert hog.holds == 0
 
 
