@@ -61,7 +61,7 @@ class LearnerGroup:
 
     async def step(self, table: pa.Table) -> StepReport:
         """Make one reinforcement-learning step on the episodes of `table`. Raises LearnerError."""
-        return (await self._all("rl_step", ray.put(table)))[0]
+        return (await self._all("rl_step", _put(table)))[0]
 
     async def sft(
         self, table: pa.Table, seed: int, checkpoints: Path, steps_done: int = 0
@@ -71,7 +71,7 @@ class LearnerGroup:
         Checkpoints go to the folder `checkpoints`; `steps_done` is the step of the one that was
         loaded. A step, not the whole, has the learner's deadline. Raises LearnerError.
         """
-        asked = (ray.put(table), seed, steps_done, str(checkpoints))
+        asked = (_put(table), seed, steps_done, str(checkpoints))
         told = [rank.sft.options(num_returns="streaming").remote(*asked) for rank in self._ranks]
         while (metrics := (await self._each([_next(one) for one in told], "sft"))[0]) is not None:
             yield metrics
@@ -94,7 +94,7 @@ class LearnerGroup:
 
     async def logprobs(self, table: pa.Table) -> list[Any]:
         """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
-        return (await self._all("logprobs", ray.put(table)))[0]
+        return (await self._all("logprobs", _put(table)))[0]
 
     async def close(self) -> None:
         """Let the ranks free what they hold, unless they are at work, then end them."""
@@ -148,6 +148,11 @@ def learner_environment(*, gpu: bool) -> dict[str, str]:
     shared = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cuda" if gpu else "cpu"}
     # cuBLAS gives the same sums again only with a workspace of its own
     return shared | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if gpu else {"OMP_NUM_THREADS": "1"})
+
+
+def _put(table: pa.Table) -> Any:
+    """Hand `table` to Ray in one piece: it pickles chunk by chunk, some hundred buffers each."""
+    return ray.put(table.combine_chunks())
 
 
 async def _next(told: Any) -> dict[str, float] | None:

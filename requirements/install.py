@@ -232,7 +232,9 @@ class Install:
             places += NO_CPU_TORCH
         uv = [str(PYTHON), "-m", "uv", "pip"]
         target = ["--python", str(PYTHON)]
-        sync = [*uv, "sync", *target, *places, str(self.lock_file)]
+        # Compiled now, as pip does: a run starts some twenty processes that import torch, and where
+        # PYTHONDONTWRITEBYTECODE is set, as in many containers, each would compile it anew.
+        sync = [*uv, "sync", "--compile-bytecode", *target, *places, str(self.lock_file)]
         run_step("install the pinned packages", sync, environ)
         # The build needs setuptools only, which the lock holds: nothing is fetched for it.
         editable = [*uv, "install", "--quiet", *target, "--no-deps", "--no-build-isolation"]
