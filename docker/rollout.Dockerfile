@@ -15,11 +15,13 @@ RUN useradd --create-home --uid 10001 trialrun \
 USER trialrun
 WORKDIR /srv/trialrun
 
-# The stack first: it changes less often than the code, and it is 10 GB.
+# The stack first: it changes less often than the code, and it is 10 GB. Compiled here, or every new
+# pod compiles it again.
 COPY --chown=trialrun requirements/gpu.lock requirements/gpu.lock
 RUN python -m venv .venv \
     && .venv/bin/pip install --no-cache-dir "$(grep '^uv==' requirements/gpu.lock)" \
-    && .venv/bin/uv pip sync --no-cache --python .venv/bin/python requirements/gpu.lock
+    && .venv/bin/uv pip sync --no-cache --compile-bytecode --python .venv/bin/python \
+        requirements/gpu.lock
 
 COPY --chown=trialrun pyproject.toml README.md LICENSE ./
 COPY --chown=trialrun envs/ envs/
