@@ -90,11 +90,10 @@ class ClusterSection(Section):
     gpus_per_rank: float = Field(default=0.0, ge=0)
     """GPUs of a learner rank; 0 trains on the CPU."""
     transport: Literal["shm", "cuda_ipc"] = "shm"
-    """How weights reach the engines: shared memory of the node, or CUDA IPC where learner and
-    engine
-    share a GPU."""
+    """How weights reach the engines: shared memory, which Ray's object store fills on other nodes
+    than the learner's, or CUDA IPC where learner and engine share a GPU."""
     shm_dir: str = "/dev/shm"
-    """Memory-backed folder of the `shm` transport."""
+    """Memory-backed folder of the `shm` transport, on every node; it holds two versions."""
     learner_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline for one learner step, push or checkpoint."""
     tool_placement: Literal["worker", "node", "cluster"] = "worker"

@@ -29,6 +29,7 @@ from cluster.rounds import Rounds
 from cluster.sameness import check_same, differences
 from cluster.task_stream import TaskStream
 from cluster.tool_fleet import ToolFleet
+from cluster.weight_relay import WeightRelays
 from learner.pretrained import check_folder_context, resolve_model
 from learner.report import StepReport
 from rollout.ledger_state import DropReason
@@ -128,17 +129,21 @@ def find_model(config: RunConfig) -> Path:
 async def open_pool(config: RunConfig, model: Path) -> AsyncIterator[RolloutPool]:
     """Start the tool servers of the nodes, and begin to start the workers that serve `model`."""
     fleet = ToolFleet(config)
-    pool = _make_pool(config, model, fleet)
+    relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)
+    pool = _make_pool(config, model, fleet, relays)
     try:
         await fleet.start()
         pool.resize(config.rollouts.workers)
         yield pool
     finally:
         await pool.close()
+        await relays.close()
         await fleet.close()
 
 
-def _make_pool(config: RunConfig, model: Path, fleet: ToolFleet) -> RolloutPool:
+def _make_pool(
+    config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays
+) -> RolloutPool:
     section = config.cluster
     spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
     plan = EnginePlan(
@@ -156,7 +161,7 @@ def _make_pool(config: RunConfig, model: Path, fleet: ToolFleet) -> RolloutPool:
     )
 
     def spawn(name: str) -> RayWorker:
-        return RayWorker(name, spec, plan, fleet.access, share)
+        return RayWorker(name, spec, plan, fleet.access, share, relays)
 
     return RolloutPool(spawn, config.rollouts, timing)
 

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from learner.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.checkpoint_layout import push_layout
-from rollout.weights import WeightManifest
+from rollout.weights import Place, WeightManifest
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
@@ -83,7 +84,9 @@ class LearnerActor:
             return None
         if self._publisher is None:
             self._publisher = self._make_publisher()
-        return self._publisher.publish(version, named)
+        manifest = self._publisher.publish(version, named)
+        node = ray.get_runtime_context().get_node_id()
+        return replace(manifest, place=Place.of(str(self._shm_dir), node))
 
     def save(self, path: str, step: int) -> None:
         self._live.save(path, step)

@@ -208,7 +208,7 @@ class RolloutPool:
         async with asyncio.timeout(self._timing.start_timeout_s):
             await worker.client.start()
         while self._manifest is not None and worker.version < self._manifest.version:
-            await self._take(worker, self._manifest)
+            await self._take(worker)
         worker.state = WorkerState.HEALTHY
         await self._notify()
 
@@ -231,22 +231,24 @@ class RolloutPool:
                 async with self._changed:
                     await self._changed.wait_for(lambda: worker.running == 0)
 
-    async def _take(self, worker: Worker, manifest: WeightManifest) -> None:
-        worker.state = WorkerState.STALE
-        async with asyncio.timeout(self._timing.load_timeout_s):
-            await worker.client.load(manifest)
-        worker.version = manifest.version
-
-    async def _load_or_fail(self, worker: Worker, retries: int = 1) -> None:
+    async def _take(self, worker: Worker, retries: int = 1) -> None:
+        """Let `worker` load the newest weights. Raises InfraError or TimeoutError."""
         manifest = self._manifest
         assert manifest is not None
+        worker.state = WorkerState.STALE
         try:
-            await self._take(worker, manifest)
-        except WeightSyncError as error:
-            if retries:
-                await self._load_or_fail(worker, retries - 1)
-            else:
-                self._fail(worker, f"took no weights: {error}")
+            async with asyncio.timeout(self._timing.load_timeout_s):
+                await worker.client.load(manifest)
+        except WeightSyncError:
+            if not retries:
+                raise
+            await self._take(worker, retries - 1)
+        else:
+            worker.version = manifest.version
+
+    async def _load_or_fail(self, worker: Worker) -> None:
+        try:
+            await self._take(worker)
         except (TimeoutError, InfraError) as error:
             self._fail(worker, f"took no weights: {str(error) or 'deadline'}")
         else:

@@ -14,13 +14,14 @@ from cluster.engine_plan import EnginePlan
 from cluster.pool import WorkerLost
 from cluster.rollout_worker import RolloutWorker, WorkerSpec
 from cluster.tool_fleet import ToolAccess
-from envs.errors import TrialrunError
+from cluster.weight_relay import WeightRelays
+from envs.errors import TrialrunError, WeightSyncError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.engine_environment import engine_environment
 from rollout.episode import Lease
 from rollout.episode_schema import from_wire, to_wire
-from rollout.weights import WeightManifest
+from rollout.weights import Place, WeightManifest
 
 Answer = TypeVar("Answer")
 MAX_CALLS = 4096
@@ -45,10 +46,10 @@ class RolloutActor:
             name, spec, tools, lambda template: make_engine(template, plan)
         )
 
-    async def start(self) -> int:
-        """Start all of it; returns the process id."""
+    async def start(self, shm_dir: str) -> tuple[int, Place]:
+        """Start all of it; returns the process id, and where the engine finds weights."""
         await self._worker.start()
-        return os.getpid()
+        return os.getpid(), Place.of(shm_dir, ray.get_runtime_context().get_node_id())
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.Buffer:
         """Play one episode; the batch goes as one buffer, which Ray moves without pickling."""
@@ -67,7 +68,13 @@ class RayWorker:
     """WorkerClient of one RolloutActor."""
 
     def __init__(
-        self, name: str, spec: WorkerSpec, plan: EnginePlan, access: ToolAccess, share: Share
+        self,
+        name: str,
+        spec: WorkerSpec,
+        plan: EnginePlan,
+        access: ToolAccess,
+        share: Share,
+        relays: WeightRelays,
     ) -> None:
         remote: Any = ray.remote(RolloutActor)
         self._actor: Any = remote.options(
@@ -79,16 +86,25 @@ class RayWorker:
             },
         ).remote(name, spec, plan, access)
         self._name = name
+        self._relays = relays
+        self._place: Place | None = None
         self.pid = 0
 
     async def start(self) -> None:
-        self.pid = await self._answer(self._actor.start.remote())
+        started = self._actor.start.remote(self._relays.shm_dir)
+        self.pid, self._place = await self._answer(started)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         return from_wire(await self._answer(self._actor.run.remote(lease, task, config)))
 
     async def load(self, manifest: WeightManifest) -> None:
-        await self._answer(self._actor.load.remote(manifest))
+        assert self._place is not None, "start comes first"
+        there = await self._relays.at(self._place, manifest)
+        try:
+            await self._answer(self._actor.load.remote(there))
+        except WeightSyncError:
+            self._relays.forget(self._place)
+            raise
 
     async def ping(self) -> None:
         await self._answer(self._actor.ping.remote())

@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
+import ray
 
 from cluster.config import RunConfig, load_config
 from cluster.evaluate import eval_tasks, evaluate, reopened
@@ -29,6 +30,7 @@ from rollout.evaluation import EvalSummary
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunLayout
 from rollout.run_reader import RunReader
+from rollout.weights import Place
 
 WEIGHTS = "model"
 """Folder of a model stage that holds what it made, in Hugging Face's layout."""
@@ -82,8 +84,10 @@ async def serving(
     """Let the pool's engines serve the weights in folder `model`, as policy `version`."""
     layout = checkpoint_layout(str(model), config.model.dtype)
     publisher = SharedMemoryPublisher(Path(config.cluster.shm_dir), layout)
+    here = Place.of(config.cluster.shm_dir, ray.get_runtime_context().get_node_id())
     try:
-        await pool.load(publisher.publish(version, folder_weights(model)))
+        manifest = publisher.publish(version, folder_weights(model))
+        await pool.load(replace(manifest, place=here))
         yield
     finally:
         publisher.close()

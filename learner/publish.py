@@ -1,24 +1,21 @@
 """The learner's side of a weight push: trained tensors become a published policy version."""
 
 import base64
-import fcntl
-import mmap
-import os
 import pickle
-import secrets
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
 from envs.errors import WeightSyncError
+from rollout.weight_files import WeightFile, WeightFiles
 from rollout.weights import TensorSlot, WeightLayout, WeightManifest, checksum
 
 NamedWeights = Iterable[tuple[str, torch.Tensor]]
-_PREFIX = "trialrun-weights-"
+Views = list[tuple[TensorSlot, torch.Tensor]]
 
 
 class Publisher(Protocol):
@@ -37,41 +34,29 @@ class SharedMemoryPublisher:
     The file of version v is written again when the second version after v is published: until then
     every receiver of v must have loaded it or given up. A receiver that is late finds a checksum
     that does not match. Tensors are cast to the layout's dtype.
-
-    Each file is locked while its publisher lives, so a publisher that starts can tell the leftovers
-    of a killed run, and removes them.
     """
 
     def __init__(self, directory: Path, layout: WeightLayout) -> None:
-        _reclaim(directory)
         self._layout = layout
-        run = secrets.token_hex(8)
-        self._buffers: list[_Buffer] = []
-        try:
-            for index in range(2):
-                self._buffers.append(_Buffer(directory / f"{_PREFIX}{run}-{index}", layout.nbytes))
-        except OSError as error:
-            self.close()
-            raise WeightSyncError(
-                f"expected room for two buffers of {layout.nbytes} bytes in {directory}, "
-                f"found: {error}"
-            ) from error
-        self._next = 0
+        self._files = WeightFiles(directory, layout.nbytes)
+        self._views = {file.path: self._views_of(file) for file in self._files.both}
 
     def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
         """Write `named_weights` and return where they lie; a failed call spoils no older one."""
-        buffer = self._buffers[self._next]
-        _fill([(slot, buffer.view(slot)) for slot in self._layout.slots], named_weights)
-        self._next = 1 - self._next
-        return WeightManifest(
-            version, self._layout, "shm", str(buffer.path), checksum(buffer.bytes)
-        )
+        file = self._files.next
+        _fill(self._views[file.path], named_weights)
+        self._files.turn()
+        found = checksum(memoryview(file.map))
+        return WeightManifest(version, self._layout, "shm", str(file.path), found)
 
     def close(self) -> None:
         """Remove the files; engines that still map one keep its memory until they let go."""
-        for buffer in self._buffers:
-            buffer.close()
-        self._buffers.clear()
+        self._views.clear()
+        self._files.close()
+
+    def _views_of(self, file: WeightFile) -> Views:
+        flat = torch.frombuffer(file.map, dtype=torch.uint8)
+        return [(slot, _typed(flat, slot)) for slot in self._layout.slots]
 
 
 class CudaIpcPublisher:
@@ -163,43 +148,13 @@ class NcclPublisher:
             ) from error
 
 
-class _Buffer:
-    """One locked, mapped file of a fixed size."""
-
-    def __init__(self, path: Path, nbytes: int) -> None:
-        self.path = path
-        self._file: BinaryIO = path.open("xb+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.stat()  # a publisher that started at the same moment may just have removed it
-            # takes the pages now: running out of memory is an error here, a SIGBUS later
-            os.posix_fallocate(self._file.fileno(), 0, max(nbytes, 1))
-            self._map = mmap.mmap(self._file.fileno(), max(nbytes, 1))
-        except OSError:
-            self._file.close()
-            path.unlink(missing_ok=True)
-            raise
-        self._tensor = torch.frombuffer(self._map, dtype=torch.uint8)
-
-    @property
-    def bytes(self) -> memoryview:
-        return memoryview(self._map)
-
-    def view(self, slot: TensorSlot) -> torch.Tensor:
-        return _typed(self._tensor, slot)
-
-    def close(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._file.close()
-
-
 def _typed(buffer: torch.Tensor, slot: TensorSlot) -> torch.Tensor:
     flat = buffer[slot.offset : slot.offset + slot.nbytes]
     return flat.view(getattr(torch, slot.dtype)).view(slot.shape)
 
 
 @torch.no_grad()
-def _fill(views: list[tuple[TensorSlot, torch.Tensor]], named_weights: NamedWeights) -> None:
+def _fill(views: Views, named_weights: NamedWeights) -> None:
     """Copy every tensor into its view. Raises WeightSyncError unless names and shapes match."""
     missing = {slot.name: (slot, view) for slot, view in views}
     for name, tensor in named_weights:
@@ -218,14 +173,3 @@ def _fill(views: list[tuple[TensorSlot, torch.Tensor]], named_weights: NamedWeig
             f"expected all tensors of the layout, found {len(missing)} missing: "
             f"{sorted(missing)[:5]}"
         )
-
-
-def _reclaim(directory: Path) -> None:
-    """Remove files whose publisher is gone: the kernel dropped its lock, however it died."""
-    for path in directory.glob(f"{_PREFIX}*"):
-        try:
-            with path.open("rb+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-        except (BlockingIOError, FileNotFoundError, PermissionError):
-            continue

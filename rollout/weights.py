@@ -1,10 +1,17 @@
 """The weight manifest: what a receiver expects, and where a published version lies."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import xxhash
+
+from envs.errors import WeightSyncError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Drawn at every start of a kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,28 @@ class WeightLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A folder in memory: who can read it."""
+
+    node: str
+    """Ray's id of a node that sees it."""
+    folder: str
+    """Equal for all that see the same folder: containers may share one, nodes do not."""
+
+    @classmethod
+    def of(cls, directory: str, node: str) -> "Place":
+        """Return the place of `directory` as seen by this process, which runs on `node`.
+
+        Raises WeightSyncError where it is no folder.
+        """
+        try:
+            status = os.stat(directory)
+        except OSError as error:
+            raise WeightSyncError(f"cluster.shm_dir {directory}: {error.strerror}") from error
+        return cls(node, f"{_BOOT_ID.read_text().strip()} {status.st_dev} {status.st_ino}")
+
+
+@dataclass(frozen=True, slots=True)
 class WeightManifest:
     """A published policy version: where its bytes lie and how to check them.
 
@@ -63,6 +92,8 @@ class WeightManifest:
     checksum: str
     handles: str = ""
     """`cuda_ipc`: the sender's device buffers, one handle per slot, pickled, in base64."""
+    place: Place | None = None
+    """`shm`: where `path` is a path; None where there is only one such place."""
 
 
 def checksum(buffer: memoryview) -> str:

@@ -26,6 +26,7 @@ ROLLOUT_CONTRACTS = frozenset(
         "rollout.episode",
         "rollout.episode_schema",
         "rollout.template",
+        "rollout.weight_files",
         "rollout.weights",
     }
 )

@@ -1,0 +1,85 @@
+"""Files of shared memory that hold policy versions, two of them written in turn; no torch."""
+
+import fcntl
+import mmap
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO
+
+from envs.errors import WeightSyncError
+
+_PREFIX = "trialrun-weights-"
+
+
+class WeightFile:
+    """One locked, mapped file of a fixed size."""
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("xb+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.stat()  # a writer that started at the same moment may just have removed it
+            # takes the pages now: running out of memory is an error here, a SIGBUS later
+            os.posix_fallocate(self._file.fileno(), 0, max(nbytes, 1))
+            self.map = mmap.mmap(self._file.fileno(), max(nbytes, 1))
+        except OSError:
+            self._file.close()
+            path.unlink(missing_ok=True)
+            raise
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+class WeightFiles:
+    """Two files of `nbytes` in `directory` (a tmpfs such as /dev/shm).
+
+    Each is locked while its writer lives, so a writer that starts can tell the leftovers of a
+    killed run, and removes them. Raises WeightSyncError where there is no room.
+    """
+
+    def __init__(self, directory: Path, nbytes: int) -> None:
+        _reclaim(directory)
+        run = secrets.token_hex(8)
+        self._files: list[WeightFile] = []
+        try:
+            for index in range(2):
+                self._files.append(WeightFile(directory / f"{_PREFIX}{run}-{index}", nbytes))
+        except OSError as error:
+            self.close()
+            raise WeightSyncError(
+                f"expected room for two buffers of {nbytes} bytes in {directory}, found: {error}"
+            ) from error
+
+    @property
+    def both(self) -> tuple[WeightFile, ...]:
+        return tuple(self._files)
+
+    @property
+    def next(self) -> WeightFile:
+        """The file to be written now."""
+        return self._files[0]
+
+    def turn(self) -> None:
+        """Leave what was just written as it is until the other file was written too."""
+        self._files.reverse()
+
+    def close(self) -> None:
+        """Remove the files; engines that still map one keep its memory until they let go."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+
+
+def _reclaim(directory: Path) -> None:
+    """Remove files whose writer is gone: the kernel dropped its lock, however it died."""
+    for path in directory.glob(f"{_PREFIX}*"):
+        try:
+            with path.open("rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError, PermissionError):
+            continue
