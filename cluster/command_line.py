@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,8 @@ RAY_START_WAIT = "RAY_raylet_start_wait_time_s"
 """Environment variable of Ray: seconds that its start may take; read once, as ray is imported."""
 RAY_START_WAIT_S = 120
 """In place of Ray's 30, which two cores busy with other work outlast."""
+RAY_AUTH_MODE = "RAY_AUTH_MODE"
+"""Environment variable of Ray: `token` shows the cluster the user's token; read once, too."""
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output.")
@@ -29,12 +32,20 @@ def stack(module: str) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault(RAY_START_WAIT, str(RAY_START_WAIT_S))
+    if _has_ray_token():  # `ray start` then asks for it; a cluster that does not is indifferent
+        os.environ.setdefault(RAY_AUTH_MODE, "token")
     try:
         return importlib.import_module(f"cluster.{module}")
     except ImportError as error:
         raise ConfigError(
             f"the stack is not installed ({error}): type 'make setup', then 'trialrun doctor'"
         ) from error
+
+
+def _has_ray_token() -> bool:
+    """Whether there is one where Ray looks for it. Source: Ray's page on token authentication."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def report(result: JsonObject, *, as_json: bool) -> None:

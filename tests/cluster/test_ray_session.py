@@ -1,15 +1,18 @@
 """What a user reads where Ray does not start, or is not where RAY_ADDRESS says."""
 
 import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import ray
 
-from cluster.command_line import RAY_START_WAIT, stack
+from cluster.command_line import RAY_AUTH_MODE, RAY_START_WAIT, stack
 from cluster.config import RunConfig
 from cluster.ray_session import ray_session
 from envs.errors import InfraError, MissingError, TrialrunError
+
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, error: Exception) -> TrialrunError:
@@ -27,7 +30,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, error: Exception) -> TrialrunError:
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     told = ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED", "DS_ACCELERATOR", "TQDM_DISABLE")
-    for name in (RAY_START_WAIT, *told):
+    for name in (RAY_START_WAIT, RAY_AUTH_MODE, *TOKENS, *told):
         monkeypatch.setenv(name, "")  # so that what the session sets is undone too
         monkeypatch.delenv(name)
     return monkeypatch
@@ -54,6 +57,35 @@ def test_ray_gets_more_patience_unless_the_user_chose(
     stack("groups")
     assert os.environ[RAY_START_WAIT] == found
     assert f"(now {found} seconds)" in str(refusal(environment, Exception("no")))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "token", "found"),
+    [
+        (None, "", None),
+        (None, "file", "token"),
+        (None, "RAY_AUTH_TOKEN", "token"),
+        (None, "RAY_AUTH_TOKEN_PATH", "token"),
+        ("disabled", "file", "disabled"),
+    ],
+)
+def test_a_token_is_shown_where_there_is_one(
+    environment: pytest.MonkeyPatch,
+    tmp_path: Path,
+    chosen: str | None,
+    token: str,
+    found: str | None,
+) -> None:
+    environment.setenv("HOME", str(tmp_path))
+    if token == "file":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif token:
+        environment.setenv(token, "secret")
+    if chosen:
+        environment.setenv(RAY_AUTH_MODE, chosen)
+    stack("groups")
+    assert os.environ.get(RAY_AUTH_MODE) == found
 
 
 @pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
