@@ -3,7 +3,9 @@
 import asyncio
 import json
 import sys
+import time
 from dataclasses import asdict
+from getpass import getuser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from cluster.command_line import JsonOption, report, stack
+from envs.errors import ConfigError
+from rollout.control import ControlEvent, ask
 from rollout.episode import Outcome
+from rollout.run_layout import existing_run
 from rollout.run_reader import EpisodeFilter, RunReader
 from rollout.transcript import render
 
@@ -86,6 +91,28 @@ def show(
         reward = "-" if row.reward is None else f"{row.reward:.2f}"
         table.add_row(row.episode, row.task, row.outcome, reward)
     Console().print(table)
+
+
+@app.command(epilog="Example: [bold]trialrun scale runs/first 4[/]")
+def scale(
+    run: Annotated[Path, typer.Argument(help="The run directory of a training job at work.")],
+    workers: Annotated[int, typer.Argument(min=1, help="Rollout workers that it shall have.")],
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
+    ] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a training job at work more or fewer rollout workers; it goes on meanwhile.
+
+    New ones start, load the current weights and get work; surplus ones finish their episodes. A
+    job that is started anew has as many as its recipe says.
+    """
+    wish = ControlEvent(at=time.time(), actor=getuser(), action="scale", detail=str(workers))
+    answer = ask(existing_run(run), wish, timeout_s)
+    if answer.refused:
+        raise ConfigError(f"the job on {run} refused: {answer.refused}")
+    note = {"note": answer.note} if answer.note else {}
+    report({"run_dir": str(run), "workers": workers, **note}, as_json=as_json)
 
 
 @app.command(

@@ -26,8 +26,8 @@ from rollout.weights import WeightManifest
 logger = logging.getLogger("trialrun")
 
 MAX_START_FAILURES = 3
-"""Failed starts in a row, of one slot, after which the pool gives up: the fault is not a passing
-one.
+"""Failed starts in a row, of one slot, after which nobody waits for it: the fault is not a passing
+one. It goes on being started, for the day when a node comes back.
 """
 
 
@@ -95,7 +95,9 @@ class RolloutPool:
         self._workers: dict[int, Worker] = {}
         self._manifest: WeightManifest | None = None
         self._changed = asyncio.Condition()
-        self._fatal: TrialrunError | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._given_up: dict[int, str] = {}
+        """Slots that nobody waits for, and why they do not start."""
         self._spawned = 0
         self.losses = 0
 
@@ -104,24 +106,36 @@ class RolloutPool:
         """The workers of all slots, as they are now."""
         return [self._workers[slot] for slot in sorted(self._workers)]
 
+    @property
+    def desired(self) -> int:
+        """The number of workers that is asked for."""
+        return len(self._slots)
+
     def resize(self, desired: int) -> None:
         """Set the desired number of workers; surplus ones drain, missing ones start."""
         for slot in range(desired):
             if slot not in self._slots:
                 self._slots[slot] = asyncio.create_task(self._tend(slot), name=f"slot-{slot}")
         for slot in [slot for slot in self._slots if slot >= desired]:
-            worker = self._workers.get(slot)
-            if worker is not None:
-                worker.state = WorkerState.DRAINING
-                worker.failed.set()
-            del self._slots[slot]
+            self._dismiss(slot)
+
+    def _dismiss(self, slot: int) -> None:
+        task, worker = self._slots.pop(slot), self._workers.get(slot)
+        self._given_up.pop(slot, None)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        if worker is not None and worker.state in (WorkerState.HEALTHY, WorkerState.STALE):
+            worker.state = WorkerState.DRAINING
+            worker.failed.set()
+        else:
+            task.cancel()
 
     async def wait_healthy(self, count: int = 1) -> None:
         """Wait until `count` workers are healthy. Raises DeadlineError, or what keeps them from
         starting.
         """
         await self._until(
-            lambda: self._healthy_count() >= count, f"{count} healthy rollout workers"
+            lambda: self._healthy_count() >= count, f"{count} healthy rollout workers", count
         )
 
     async def run(
@@ -164,7 +178,7 @@ class RolloutPool:
 
     async def close(self) -> None:
         """End all workers."""
-        slots = list(self._slots.values())
+        slots = [*self._slots.values(), *self._leaving]
         self._slots.clear()
         for slot in slots:
             slot.cancel()
@@ -183,6 +197,7 @@ class RolloutPool:
             try:
                 await self._bring_up(worker)
                 failures = 0
+                self._given_up.pop(slot, None)
                 await self._watch(worker)
             except TrialrunError as error:
                 worker.failure = str(error)
@@ -192,6 +207,8 @@ class RolloutPool:
                 healthy = worker.state in (WorkerState.HEALTHY, WorkerState.DRAINING)
                 worker.state = WorkerState.DEAD
                 worker.client.kill()
+                if self._slots.get(slot) is None and self._workers.get(slot) is worker:
+                    del self._workers[slot]
             if self._slots.get(slot) is not asyncio.current_task():
                 break
             self.losses += 1
@@ -200,7 +217,7 @@ class RolloutPool:
                 "%s lost after %.0f s: %s", name, time.monotonic() - began, worker.failure
             )
             if failures >= MAX_START_FAILURES:
-                self._fatal = InfraError(f"no rollout worker starts: {worker.failure}")
+                self._given_up[slot] = worker.failure
             await self._notify()
             await asyncio.sleep(min(self._timing.backoff_s * 2**failures, 30.0))
 
@@ -258,7 +275,7 @@ class RolloutPool:
     # Waiting
 
     async def _acquire(self, prefer: str) -> Worker:
-        await self._until(lambda: self._free() != [], "a healthy rollout worker")
+        await self._until(lambda: self._free() != [], "a healthy rollout worker", 1)
         free = self._free()
         return next(
             (worker for worker in free if worker.name == prefer),
@@ -276,21 +293,27 @@ class RolloutPool:
     def _healthy_count(self) -> int:
         return sum(worker.state is WorkerState.HEALTHY for worker in self.workers)
 
-    async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        def holds_or_fatal() -> bool:
-            return self._fatal is not None or holds()
+    async def _until(self, holds: Callable[[], bool], what: str, needed: int) -> None:
+        """Wait until `holds`, which takes `needed` workers.
+
+        Raises DeadlineError, and InfraError where too few of them are left that may still start.
+        """
+
+        def is_hopeless() -> bool:
+            return bool(self._given_up) and len(self._slots) - len(self._given_up) < needed
 
         try:
             async with asyncio.timeout(self._section.pool_timeout_s), self._changed:
-                await self._changed.wait_for(holds_or_fatal)
+                await self._changed.wait_for(lambda: holds() or is_hopeless())
+                if not holds():
+                    causes = "; ".join(sorted(set(self._given_up.values())))
+                    raise InfraError(f"no rollout worker starts: {causes}")
         except TimeoutError:
             states = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
             raise DeadlineError(
                 f"waited {self._section.pool_timeout_s:g} s for {what}; "
                 f"found {states or 'no workers'}"
             ) from None
-        if self._fatal is not None:
-            raise self._fatal
 
     def _fail(self, worker: Worker, reason: str) -> None:
         if not worker.failed.is_set():

@@ -2,14 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
 import ray
 
 from cluster.command_line import RAY_START_WAIT, RAY_START_WAIT_S
-from cluster.config import RunConfig
+from cluster.config import ClusterSection, RunConfig
 from envs.errors import InfraError, MissingError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -33,6 +33,13 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def room_for_workers(section: ClusterSection) -> int:
+    """Return how many rollout workers, at most, could start beside what runs on the cluster now."""
+    free: Mapping[str, float] = ray.available_resources()
+    shares = {"CPU": section.cpus_per_worker, "GPU": section.gpus_per_worker}
+    return min(int(free.get(name, 0.0) // share) for name, share in shares.items() if share)
 
 
 def _join(address: str) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.config import RunConfig
+from cluster.control import Controls, controlled
 from cluster.groups import Group
 from cluster.job import Job, open_job, table_of
 from cluster.progress import Progress
+from cluster.ray_session import room_for_workers
 from cluster.retention import keep_newest
 from learner.report import StepReport
 from rollout.run_directory import RunDirectory
@@ -40,23 +42,28 @@ async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Pat
 
 async def reinforce(job: Job, progress: Progress) -> None:
     """Run the remaining steps; the next groups are played while the learner works on these."""
-    section = job.config.run
     await job.begin()
-    for step in progress.track(range(job.steps_done + 1, section.steps + 1)):
-        watch = Stopwatch()
-        groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
-        watch.lap("collect_s")
-        report = await job.learner.step(table_of(groups))
-        job.trained(step, groups, report)
-        await _checkpoint(job, step)
-        watch.lap("learn_s")
-        await job.rollouts.load(await job.learner.publish(step))
-        watch.lap("push_s")
-        metrics = step_row(job, step, groups, report) | watch.laps
-        job.run.record_metrics(step, metrics)
-        progress.step(step, section.steps, metrics)
+    controls = Controls(job.run, job.pool, lambda: room_for_workers(job.config.cluster))
+    async with controlled(controls, progress):
+        for step in progress.track(range(job.steps_done + 1, job.config.run.steps + 1)):
+            await _step(job, step, progress)
     await job.rollouts.close()
     job.rollouts.abandon()
+
+
+async def _step(job: Job, step: int, progress: Progress) -> None:
+    watch = Stopwatch()
+    groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
+    watch.lap("collect_s")
+    report = await job.learner.step(table_of(groups))
+    job.trained(step, groups, report)
+    await _checkpoint(job, step)
+    watch.lap("learn_s")
+    await job.rollouts.load(await job.learner.publish(step))
+    watch.lap("push_s")
+    metrics = step_row(job, step, groups, report) | watch.laps
+    job.run.record_metrics(step, metrics)
+    progress.step(step, job.config.run.steps, metrics)
 
 
 async def _checkpoint(job: Job, step: int) -> None:

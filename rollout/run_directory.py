@@ -6,6 +6,7 @@
     episodes/       the episodes, whole                 annotations/    what the learner computed
     metrics/        one row per step                    checkpoints/    filled by the learner
     tool_traffic/   filled by tool servers that record
+    requests/       what is asked of the job at work
 
 Everything either grows at its end, one write per entry, or is replaced as a whole, so that a kill
 at any point leaves a directory that can be read. A kill of the process loses nothing that was
@@ -23,9 +24,9 @@ from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from envs.errors import StoreError
+from rollout.control import ControlEvent
 from rollout.episode import Outcome
 from rollout.episode_schema import EPISODE_SCHEMA
 from rollout.journal import Closing, Journal, one_line, replace_file
@@ -36,18 +37,6 @@ from rollout.segments import SegmentWriter
 
 SEGMENT_BYTES = 64 * 2**20
 """A segment that has grown beyond this is left and a new one begun."""
-
-
-class ControlEvent(BaseModel):
-    """Somebody asked something of a running job."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    at: float
-    """Unix seconds."""
-    actor: str
-    action: str
-    detail: str = ""
 
 
 class RunDirectory(Closing):

@@ -89,6 +89,11 @@ class RunLayout:
         return self.root / "control.jsonl"
 
     @property
+    def requests(self) -> Path:
+        """What was asked of the job and not answered yet; there only where somebody asked."""
+        return self.root / "requests"
+
+    @property
     def tool_traffic(self) -> Path:
         """Recorded calls and answers of tools; there only where the run records them."""
         return self.root / "tool_traffic"

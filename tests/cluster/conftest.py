@@ -85,6 +85,7 @@ class FakeWorker:
     refuse_loads: int = 0
 
     async def start(self) -> None:
+        await self.fleet.starting.wait()
         if self.fleet.start_error is not None:
             raise self.fleet.start_error
 
@@ -126,6 +127,7 @@ class Fleet:
     start_error: Exception | None = None
     workers: list[FakeWorker] = field(default_factory=list)
     started: list[tuple[str, Lease]] = field(default_factory=list)
+    starting: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     """Groups with a gate of their own."""
@@ -149,6 +151,7 @@ class Fleet:
 @pytest.fixture
 async def fleet() -> Fleet:
     made = Fleet()
+    made.starting.set()
     made.gate.set()
     return made
 
@@ -159,6 +162,7 @@ async def fleet_of() -> Callable[[int], Fleet]:
 
     def make(seed: int) -> Fleet:
         made = Fleet(delay=40, delays=Random(seed))
+        made.starting.set()
         made.gate.set()
         return made
 

@@ -13,7 +13,7 @@ from learner.tiny_model import build_tiny_model
 
 _COMMANDS = (
     *("demo", "study", "doctor", "sft", "collect", "train", "audit", "eval", "serve", "estimate"),
-    *("episodes", "compare", "plot", "replay-step"),
+    *("episodes", "scale", "compare", "plot", "replay-step"),
 )
 Capture = pytest.CaptureFixture[str]
 

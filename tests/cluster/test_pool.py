@@ -105,6 +105,68 @@ async def test_a_pool_that_cannot_start_says_why(fleet: Any) -> None:
     await pool.close()
 
 
+async def test_a_slot_that_does_not_start_is_no_end_for_the_others(fleet: Any, task: Task) -> None:
+    pool = fleet.pool(pool_timeout_s=5.0)
+    pool.resize(1)
+    await pool.wait_healthy()
+    fleet.start_error = InfraError("no such GPU")
+    pool.resize(2)
+    with pytest.raises(InfraError, match="no rollout worker starts: no such GPU"):
+        await pool.wait_healthy(2)
+    _, name = await pool.run(LEASE, task, EpisodeConfig())
+    assert name == "worker-1"
+    fleet.start_error = None
+    while len(pool.workers) < 2 or pool.workers[1].state is not WorkerState.HEALTHY:
+        await asyncio.sleep(0.005)
+    await pool.wait_healthy(2)
+    fleet.start_error = InfraError("no such GPU")
+    for worker in fleet.workers:
+        worker.dead.set()
+    while any(worker.state is WorkerState.HEALTHY for worker in pool.workers):
+        await asyncio.sleep(0.005)
+    with pytest.raises(InfraError, match="no rollout worker starts: no such GPU"):
+        await pool.wait_healthy()
+    await pool.close()
+
+
+async def test_a_surplus_worker_that_starts_is_not_waited_for(fleet: Any) -> None:
+    pool = fleet.pool()
+    pool.resize(1)
+    await pool.wait_healthy()
+    fleet.starting.clear()
+    pool.resize(2)
+    while len(fleet.workers) < 2:
+        await asyncio.sleep(0)
+    assert pool.desired == 2
+    pool.resize(1)
+    while not fleet.workers[1].killed:
+        await asyncio.sleep(0)
+    assert [worker.name for worker in pool.workers] == ["worker-1"]
+    fleet.starting.set()
+    pool.resize(2)
+    await pool.wait_healthy(2)
+    assert [worker.name for worker in pool.workers] == ["worker-1", "worker-3"]
+    assert pool.losses == 0
+    await pool.close()
+    assert all(worker.killed for worker in fleet.workers)
+
+
+async def test_who_drains_when_the_pool_closes_is_ended_too(fleet: Any, task: Task) -> None:
+    pool = fleet.pool()
+    pool.resize(2)
+    await pool.wait_healthy(2)
+    fleet.gate.clear()
+    running = asyncio.create_task(pool.run(LEASE, task, EpisodeConfig(), "worker-2"))
+    while not fleet.started:
+        await asyncio.sleep(0)
+    pool.resize(1)
+    await asyncio.sleep(0.02)
+    await pool.close()
+    assert all(worker.killed for worker in fleet.workers)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_waiting_for_a_worker_has_a_deadline(fleet: Any, task: Task) -> None:
     pool = fleet.pool(pool_timeout_s=0.05)
     with pytest.raises(DeadlineError, match="healthy rollout worker; found no workers"):

@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from cluster.command_line import RAY_AUTH_MODE, RAY_START_WAIT, stack
-from cluster.config import RunConfig
-from cluster.ray_session import ray_session
+from cluster.config import ClusterSection, RunConfig
+from cluster.ray_session import ray_session, room_for_workers
 from envs.errors import InfraError, MissingError, TrialrunError
 
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -96,3 +96,21 @@ def test_an_address_that_is_none(environment: pytest.MonkeyPatch, address: str) 
         ray_session(RunConfig()),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "room"),
+    [
+        ({"CPU": 3.5}, (1.0, 0.0), 3),
+        ({"CPU": 3.5}, (0.5, 0.0), 7),
+        ({"CPU": 16.0, "GPU": 1.0}, (1.0, 0.5), 2),
+        ({"CPU": 16.0}, (1.0, 1.0), 0),
+        ({}, (1.0, 0.0), 0),
+    ],
+)
+def test_room_for_workers_is_what_the_scarcest_share_leaves(
+    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], share: tuple[float, float], room: int
+) -> None:
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    section = ClusterSection(cpus_per_worker=share[0], gpus_per_worker=share[1])
+    assert room_for_workers(section) == room

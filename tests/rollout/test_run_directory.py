@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 
 from envs.errors import MissingError, StoreError
+from rollout.control import ControlEvent
 from rollout.episode import Episode, Lease, Outcome
 from rollout.episode_schema import EPISODE_SCHEMA, VERSION_KEY, from_batch, to_batch
 from rollout.ledger_state import DropReason
-from rollout.run_directory import ControlEvent, RunDirectory
+from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunInfo
 from rollout.run_reader import EpisodeFilter, RunReader
 
