@@ -3,7 +3,7 @@ minutes.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,16 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
     progress.say(
         "the teacher plays, and two copies of the model imitate it: one with trials, one without"
     )
-    direct, trial = await asyncio.gather(
-        _taught(config, base, "direct", progress), _taught(config, base, "trial", progress)
-    )
+    async with asyncio.TaskGroup() as group:  # the direct model is done later, and needed last
+        direct = group.create_task(_taught(config, base, "direct", progress))
+        trial = await _taught(config, base, "trial", progress)
+        return await _reinforced(config, trial, direct, progress)
+
+
+async def _reinforced(
+    config: RunConfig, trial: Path, direct: Awaitable[Path], progress: Progress
+) -> Results:
+    """Measure, reinforce and measure again, all with one pool."""
     results: dict[tuple[Policy, str], EvalSummary] = {}
     training = with_values(config, "model", path=str(trial))
     training = with_values(training, "run", dir=str(config.path), name="train")
@@ -89,7 +96,7 @@ async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
             await job.learner.export(run.layout.model)
             progress.say("held-out tools after reinforcement")
             results |= await _measure(config, job, REINFORCED)
-            async with serving(config, job.pool, direct, training.run.steps + 1):
+            async with serving(config, job.pool, await direct, training.run.steps + 1):
                 results |= await _measure(config, job, DIRECT)
     return {
         key: results[key]

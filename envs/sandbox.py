@@ -76,8 +76,7 @@ class SandboxSession:
     async def start(self) -> None:
         """Take a child for the session. Raises SandboxError or IsolationError."""
         cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
-        tools = await self._pool.compiled(self._tool_set)
-        child = await self._pool.acquire()
+        tools, child = await self._pool.ready(self._tool_set)
         if self._lost:  # closed in the meantime
             child.kill()
             raise SandboxError(self._lost)

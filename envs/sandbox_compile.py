@@ -1,4 +1,4 @@
-"""Code of tool sets, compiled once in a throwaway child; sessions get code instead of source.
+"""Code of tool sets, compiled once in a child of their own; sessions get code instead of source.
 
 The server never reads the code: it comes from a process that untrusted source may have crashed,
 and goes to processes that would have run that source anyway.
@@ -20,6 +20,9 @@ _CODE_LIMIT_BYTES = 8 * 2**20
 """Of one tool set."""
 _CACHED_BYTES = 64 * 2**20
 _CACHED_TOOL_SETS = 1_024
+_SMALL_BYTES = 65_536
+"""Sources of a tool set whose compilation leaves hardly a trace in its process."""
+_SPARE_S = 1.0
 _CRASHES = 2
 """Sources that may stop the compiler before the rest of their tool set is given up."""
 _GRACE_S = 0.5
@@ -54,7 +57,8 @@ class CompiledTools:
 class ToolCompiler:
     """Compiles each tool set once, and keeps the code of the most recently used ones.
 
-    `acquire` gives fresh children; a source gets `timeout_s` to be compiled.
+    `acquire` gives fresh children; a source gets `timeout_s` to be compiled. The child that
+    compiled a small tool set well has run none of it, and may be its first session: a fork saved.
     """
 
     def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
@@ -63,6 +67,7 @@ class ToolCompiler:
         self._cached: OrderedDict[str, CompiledTools] = OrderedDict()
         self._bytes = 0
         self._running: dict[str, asyncio.Task[CompiledTools]] = {}
+        self._spare: dict[str, Child] = {}
 
     async def compiled(self, tool_set: ToolSet) -> CompiledTools:
         """Return the code of `tool_set`. Raises SandboxError or IsolationError."""
@@ -75,6 +80,24 @@ class ToolCompiler:
             self._running[digest] = task
             task.add_done_callback(lambda done: self._keep(digest, done))
         return await asyncio.shield(self._running[digest])
+
+    def take_child(self, tool_set: ToolSet) -> Child | None:
+        """Return the child that has just compiled `tool_set`, where it is as good as a fresh one;
+        it is given once.
+        """
+        child = self._spare.pop(tool_set.digest, None)
+        return child if child and child.alive else None
+
+    def _spare_child(self, digest: str, child: Child) -> None:
+        """Keep `child` for a moment, for the session that waits for the code."""
+
+        def give_up() -> None:
+            if self._spare.get(digest) is child:
+                del self._spare[digest]
+                child.kill()
+
+        self._spare[digest] = child
+        asyncio.get_running_loop().call_later(_SPARE_S, give_up)
 
     def _keep(self, digest: str, done: asyncio.Task[CompiledTools]) -> None:
         del self._running[digest]
@@ -92,6 +115,8 @@ class ToolCompiler:
         try:
             for number, source in enumerate(numbers):
                 await run.add(number, source)
+            if child := run.clean_child(sum(map(len, numbers))):
+                self._spare_child(tool_set.digest, child)
         finally:
             run.end()
         functions = zip(tool_set.sources, tool_set.functions, strict=True)
@@ -116,6 +141,13 @@ class _Run:
         if self._child:
             self._child.kill()
             self._child = None
+
+    def clean_child(self, size: int) -> Child | None:
+        """Give the child away where nothing went wrong and the sources were small."""
+        if self._crashes or self.errors or size > _SMALL_BYTES:
+            return None
+        child, self._child = self._child, None
+        return child
 
     async def add(self, number: int, source: str) -> None:
         """Compile module `number`. Raises SandboxError where the sandbox itself failed."""

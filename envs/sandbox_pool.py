@@ -97,6 +97,14 @@ class SandboxPool:
         """Return the code of a tool set. Raises SandboxError or IsolationError."""
         return await self._compiler.compiled(tool_set)
 
+    async def ready(self, tool_set: ToolSet) -> tuple[CompiledTools, Child]:
+        """Return the code of a tool set, and a child for a session of it that ran nothing before.
+
+        Raises SandboxError or IsolationError.
+        """
+        tools = await self._compiler.compiled(tool_set)
+        return tools, self._compiler.take_child(tool_set) or await self.acquire()
+
     async def close(self) -> None:
         """End the zygote and with it every child."""
         self._closed = True

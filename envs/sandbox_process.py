@@ -59,6 +59,7 @@ class Child:
         "_pidfd",
         "_precedence",
         "_unsent",
+        "_usual_limit",
         "_watched",
         "fault",
         "stopped",
@@ -76,7 +77,7 @@ class Child:
         self._connection = connection
         self._pidfd = pidfd
         self._exit = exit_
-        self._limit = limit_bytes
+        self._limit = self._usual_limit = limit_bytes
         self._precedence = precedence
         self._clock: int | None = None
         self._loop = asyncio.get_running_loop()
@@ -116,7 +117,7 @@ class Child:
         """
         if self.fault:
             raise self.fault
-        self._limit = limit_bytes or self._limit
+        self._limit = limit_bytes or self._usual_limit
         self._answer = self._loop.create_future()
         if not self._watched:
             self._watched = True

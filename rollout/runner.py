@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, PolicyErrorKind
 from envs.messages import Message
@@ -150,8 +151,7 @@ class _Run:
     async def _open(self) -> None:
         config = self._config
         messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
-        ids = await asyncio.to_thread(self._template.prompt, messages)
-        self._trajectory.append_world(ids, Phase.PROMPT, messages)
+        await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
 
     async def _timed_turn(self) -> None:
         stage, start = self._stage, time.monotonic()
@@ -292,8 +292,7 @@ class _Run:
         messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
         messages.append(self._prompts.execution_start())
         self._seen = _Seen(len(trajectory.token_ids_T), len(trajectory.messages))
-        ids = await asyncio.to_thread(self._template.prompt, messages)
-        trajectory.append_world(ids, Phase.PROMPT, messages)
+        await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
 
     # Budgets and bookkeeping
 
@@ -322,11 +321,16 @@ class _Run:
 
     async def _observe(self, messages: Sequence[Message]) -> None:
         ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
-        if sum(len(message.content) for message in messages) < LONG_TEXT:
-            ids = self._template.continuation(messages, turn_ended=ended)
-        else:
-            ids = await asyncio.to_thread(self._template.continuation, messages, turn_ended=ended)
-        self._trajectory.append_world(ids, Phase.OBSERVATION, messages)
+        tokenise = partial(self._template.continuation, messages, turn_ended=ended)
+        await self._append(Phase.OBSERVATION, messages, tokenise)
+
+    async def _append(
+        self, phase: Phase, messages: Sequence[Message], tokenise: Callable[[], list[int]]
+    ) -> None:
+        """Append what the world says; a long text is tokenised off the event loop."""
+        is_long = sum(len(message.content) for message in messages) >= LONG_TEXT
+        ids = await asyncio.to_thread(tokenise) if is_long else tokenise()
+        self._trajectory.append_world(ids, phase, messages)
 
     def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
         if not outcome.counts:

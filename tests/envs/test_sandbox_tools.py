@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from envs import sandbox_compile
 from envs.config import IsolationConfig, ToolServerConfig
 from envs.errors import ConfigError, SandboxError
 from envs.sandbox import SandboxPool, SandboxSession
 from envs.sandbox_compile import SOURCE_LIMIT_BYTES, CompiledTools, ToolCompiler
 from envs.sandbox_plan import package_folder
-from envs.sandbox_process import Child
+from envs.sandbox_process import Child, ChildSpoke
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -182,6 +183,53 @@ class TestCompilation:
         assert all(code is codes[0] for code in codes)
         assert codes[0].functions == ((0, "f"), (1, "f"))
         assert codes[0].errors[1].startswith("SyntaxError")
+
+    async def test_who_compiled_a_small_tool_set_is_its_first_session(
+        self, pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        children: list[Child] = []
+
+        async def acquire() -> Child:
+            children.append(await pool.acquire())
+            return children[-1]
+
+        compiler = ToolCompiler(acquire, 5)
+        small = named(a=("def f(): return 1", "f"))
+        await compiler.compiled(small)
+        assert compiler.take_child(small) is children[0] and children[0].alive
+        assert compiler.take_child(small) is None, "given once"
+        children[0].kill()
+
+        large = named(a=("def f(): return 1 #" + "x" * 65_536, "f"))
+        await compiler.compiled(large)
+        assert compiler.take_child(large) is None and not children[1].alive
+
+        monkeypatch.setattr(sandbox_compile, "_SPARE_S", 0.01)
+        other = named(a=("def f(): return 2", "f"))
+        await compiler.compiled(other)
+        while children[2].alive:
+            await asyncio.sleep(0.01)
+        assert compiler.take_child(other) is None, "nobody came for it"
+
+    async def test_sessions_after_the_first_have_children_of_their_own(
+        self, pool: SandboxPool
+    ) -> None:
+        tools = named(note=("seen = []\ndef note(x):\n    seen.append(x)\n    return seen", "note"))
+        sessions = await asyncio.gather(*(opened(pool, tools, seed) for seed in range(4)))
+        texts = [await text(session, "note", x=n) for n, session in enumerate(sessions)]
+        assert texts == ["[0]", "[1]", "[2]", "[3]"]
+        for session in sessions:
+            session.close()
+
+    async def test_a_child_that_compiled_answers_within_the_usual_limit(
+        self, pool: SandboxPool
+    ) -> None:
+        child = await pool.acquire()
+        request = json.dumps({"compile": 0, "limit": 2**22}).encode()
+        await child.ask(request + b"\nx = 1", 2**22)
+        with pytest.raises(ChildSpoke, match="over the size limit"):
+            await child.ask(request + b"\nx = " + repr("x" * 2**21).encode())
+        child.kill()
 
     async def test_failed_sandbox_is_not_remembered(self, pool: SandboxPool) -> None:
         broken = True
