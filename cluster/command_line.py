@@ -32,7 +32,9 @@ def stack(module: str) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault(RAY_START_WAIT, str(RAY_START_WAIT_S))
-    if _has_ray_token():  # `ray start` then asks for it; a cluster that does not is indifferent
+    # `ray start` then asks for it, and a cluster that does not is indifferent. Only before Ray is
+    # imported: it would start what asks for a token, and show none
+    if _has_ray_token() and "ray" not in sys.modules:
         os.environ.setdefault(RAY_AUTH_MODE, "token")
     try:
         return importlib.import_module(f"cluster.{module}")

@@ -155,6 +155,7 @@ class WeightRelays:
                     reason = str(error.cause)
                 except RayError as error:
                     reason = str(error).splitlines()[0]
+                self._parts.clear()  # some may be of a reader that failed
                 self._drop(source)
                 self._drop(node)
                 del self._homes[place.folder]

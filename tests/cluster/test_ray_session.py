@@ -1,6 +1,7 @@
 """What a user reads where Ray does not start, or is not where RAY_ADDRESS says."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -77,6 +78,7 @@ def test_a_token_is_shown_where_there_is_one(
     found: str | None,
 ) -> None:
     environment.setenv("HOME", str(tmp_path))
+    environment.delitem(sys.modules, "ray")
     if token == "file":
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("secret")
@@ -86,6 +88,14 @@ def test_a_token_is_shown_where_there_is_one(
         environment.setenv(RAY_AUTH_MODE, chosen)
     stack("groups")
     assert os.environ.get(RAY_AUTH_MODE) == found
+
+
+def test_an_imported_ray_is_left_as_it_is(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("RAY_AUTH_TOKEN", "secret")
+    stack("groups")
+    assert RAY_AUTH_MODE not in os.environ
 
 
 @pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
