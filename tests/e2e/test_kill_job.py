@@ -109,32 +109,6 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
     assert left == [], "engines, learner, tool servers and tools die with the job"
 
     before = RunReader(run)
-    finished = {row.episode for row in before.episodes() if row.reward is not None}
-    trained_before = before.ledger().last_step
-    asked = [*PYTHON, "scale", str(run), str(workers)]
-    subprocess.run(asked, cwd=ROOT, check=True, timeout=120, capture_output=True)
-    wait_until(lambda: last_row(run)[1] == workers, f"{workers} workers", process)
-
-
-def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path) -> None:
-    run = tmp_path / "catalog"
-    first = start(tmp_path, 1000)
-    tree = psutil.Process(first.pid)
-    wait_until(lambda: last_row(run)[0] >= 1, "a step", first)
-    scale(run, 2, first)
-    wait_until(lambda: "worker-2" in players(run), "an episode of the second worker", first)
-    scale(run, 1, first)
-    steps = last_row(run)[0] + random.Random().randint(0, 2)
-    wait_until(lambda: last_row(run)[0] >= steps, f"step {steps}", first)
-    family = [tree, *tree.children(recursive=True)]
-    ours = [process for process in family if "Agent" not in process.name()]
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait(30)
-    _, alive = psutil.wait_procs(ours, timeout=60)
-    left = [process.name() for process in alive if process.status() != "zombie"]
-    assert left == [], "engines, learner, tool servers and tools die with the job"
-
-    before = RunReader(run)
     entries, trained_before = before.ledger().entries, before.ledger().last_step
     # a group that a joining worker held up may have grown stale, and is dropped as that
     dropped = {name: entry for name, entry in entries.items() if entry.state is State.DROPPED}
