@@ -1,0 +1,70 @@
+"""More and fewer rollout workers while a job trains, asked for from another process."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.config import RunConfig
+from cluster.job import open_run
+from cluster.progress import Progress
+from cluster.train import train
+from rollout.journal import read_objects
+from rollout.run_reader import RunReader
+from tests.e2e.conftest import Lessons
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+SCALE = [sys.executable, "-c", "from cluster.cli import main; main()", "scale"]
+
+
+def workers_of(run: Path) -> float:
+    """Return how many workers the newest step had."""
+    rows = RunReader(run).metrics()
+    return rows[-1].values["workers"] if rows else 0.0
+
+
+def has_played(run: Path, worker: str) -> bool:
+    reader = RunReader(run)
+    rows = reader.episodes()
+    return bool(rows) and worker in reader.batch(rows)["worker"].to_pylist()
+
+
+async def scaled_up_and_down(config: RunConfig) -> None:
+    with open_run(config, Progress(quiet=True), resume=False) as run:
+        training = asyncio.create_task(train(config, run, Progress(quiet=True)))
+
+        async def until(holds: Callable[[], bool]) -> None:
+            async with asyncio.timeout(240):
+                while not holds():
+                    if training.done():
+                        training.result()
+                    await asyncio.sleep(0.2)
+
+        async def scale(workers: int) -> None:
+            asked = [*SCALE, str(run.path), str(workers)]
+            await asyncio.to_thread(subprocess.run, asked, cwd=ROOT, check=True, timeout=120)
+            await until(lambda: workers_of(run.path) == workers)
+
+        try:
+            await until(lambda: workers_of(run.path) == 1)
+            await scale(2)
+            await until(lambda: has_played(run.path, "worker-2"))
+            await scale(1)
+        finally:
+            training.cancel()
+            await asyncio.gather(training, return_exceptions=True)
+
+
+def test_a_job_at_work_gets_more_and_fewer_workers(lessons: Lessons) -> None:
+    config = lessons.config("scaled", "rollouts.workers=1", "run.steps=10000")
+    asyncio.run(scaled_up_and_down(config))
+    control = read_objects(RunReader(config.path).layout.control)
+    assert [(row["action"], row["detail"], row["refused"]) for row in control] == [
+        ("scale", "2", ""),
+        ("scale", "1", ""),
+    ]
