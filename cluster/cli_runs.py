@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from cluster.command_line import JsonOption, report, stack
 from envs.errors import ConfigError
-from rollout.control import ControlEvent, ask
+from rollout.control import SCALE, ControlEvent, ask
 from rollout.episode import Outcome
 from rollout.run_layout import existing_run
 from rollout.run_reader import EpisodeFilter, RunReader
@@ -107,7 +107,7 @@ def scale(
     New ones start, load the current weights and get work; surplus ones finish their episodes. A
     job that is started anew has as many as its recipe says.
     """
-    wish = ControlEvent(at=time.time(), actor=getuser(), action="scale", detail=str(workers))
+    wish = ControlEvent(at=time.time(), actor=getuser(), action=SCALE, detail=str(workers))
     answer = ask(existing_run(run), wish, timeout_s)
     if answer.refused:
         raise ConfigError(f"the job on {run} refused: {answer.refused}")

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.progress import Progress
-from envs.errors import StoreError
-from rollout.control import ControlEvent, take_requests
+from rollout.control import SCALE, ControlEvent, take_requests
 from rollout.run_directory import RunDirectory
 
 logger = logging.getLogger("trialrun")
 
-SCALE = "scale"
 MAX_WORKERS = 4_096
 """More is a slip of the hand."""
+_DIGITS = 12
+"""More are not even read."""
 _LOOK_EVERY_S = 1.0
 
 
@@ -57,9 +57,9 @@ class Controls:
         if asked.action != SCALE:
             return f"expected {SCALE}, found {asked.action!r}"
         if not (asked.detail.isascii() and asked.detail.isdigit()):
-            return f"expected a number of workers, found {asked.detail!r}"
-        if not 1 <= int(asked.detail) <= MAX_WORKERS:
-            return f"expected 1 to {MAX_WORKERS} workers, found {asked.detail}"
+            return f"expected a number of workers, found {asked.detail[:40]!r}"
+        if len(asked.detail) > _DIGITS or not 1 <= int(asked.detail) <= MAX_WORKERS:
+            return f"expected 1 to {MAX_WORKERS} workers, found {asked.detail[:40]}"
         return ""
 
     def _resize(self, desired: int) -> str:
@@ -86,6 +86,6 @@ async def _keep_looking(controls: Controls, progress: Progress) -> None:
     while True:
         try:
             controls.answer(progress)
-        except (OSError, StoreError) as error:  # a full disk ends the run where it must
-            logger.warning("a request could not be answered: %s", error)
+        except Exception as error:  # no request ends a run
+            logger.warning("a request could not be answered: %r", error)
         await asyncio.sleep(_LOOK_EVERY_S)

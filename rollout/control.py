@@ -4,8 +4,6 @@ Whoever may write to the run directory may ask; no port is opened. A request is 
 not there, which the job removes as it takes it.
 """
 
-import fcntl
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -15,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from envs.errors import DeadlineError, MissingError
 from rollout.journal import read_objects, replace_file
 from rollout.run_layout import RunLayout
+from rollout.run_lock import is_written
+
+SCALE = "scale"
+"""The action whose detail is a number of rollout workers."""
 
 _LOOK_EVERY_S = 0.1
 _LARGEST_BYTES = 65_536
@@ -44,12 +46,12 @@ def ask(layout: RunLayout, event: ControlEvent, deadline_s: float) -> ControlEve
     Raises MissingError where no job is at work, and DeadlineError, the request taken back, where
     none answers.
     """
-    if not is_at_work(layout):
+    if not is_written(layout):
         raise MissingError(f"expected a job at work on {layout.root}, found none: start it first")
     layout.requests.mkdir(exist_ok=True)
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     path = layout.requests / f"{name}.json"
-    replace_file(path, event.model_copy(update={"request": name}).model_dump_json().encode())
+    replace_file(path, event.model_dump_json().encode())
     until = time.monotonic() + deadline_s
     while time.monotonic() < until:
         for row in reversed(read_objects(layout.control)):
@@ -79,20 +81,3 @@ def take_requests(layout: RunLayout) -> Iterator[tuple[str, ControlEvent | None]
             yield path.stem, ControlEvent.model_validate_json(content)
         except ValidationError:
             yield path.stem, None
-
-
-def is_at_work(layout: RunLayout) -> bool:
-    """Whether a process writes to the run; where a file system has no locks, nobody can tell."""
-    try:
-        fd = os.open(layout.lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False

@@ -14,7 +14,6 @@ acknowledged; a loss of power may lose what came after the last `sync`. The lock
 processes of one node, and between nodes only on file systems whose flock does.
 """
 
-import fcntl
 import math
 import os
 from collections import defaultdict
@@ -32,6 +31,7 @@ from rollout.episode_schema import EPISODE_SCHEMA
 from rollout.journal import Closing, Journal, one_line, replace_file
 from rollout.ledger import Ledger
 from rollout.run_layout import RunInfo, RunLayout, existing_run, read_run_info
+from rollout.run_lock import take_lock
 from rollout.run_reader import RunReader
 from rollout.segments import SegmentWriter
 
@@ -80,7 +80,7 @@ class RunDirectory(Closing):
         if foreign:
             raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
         with ExitStack() as undo:
-            lock = _lock(layout)
+            lock = take_lock(layout)
             undo.callback(os.close, lock)
             for folder in layout.folders:
                 _make_folder(folder)
@@ -95,7 +95,7 @@ class RunDirectory(Closing):
         """Write on in an existing run. Raises MissingError, StoreError if another writes."""
         layout = existing_run(path)
         with ExitStack() as undo:
-            lock = _lock(layout)
+            lock = take_lock(layout)
             undo.callback(os.close, lock)
             directory = cls(layout, lock, segment_bytes)
             undo.pop_all()
@@ -194,19 +194,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"could not make the folder {path}: {error.strerror}") from error
-
-
-def _lock(layout: RunLayout) -> int:
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        writer = os.pread(fd, 64, 0).decode().strip() or "unknown"
-        os.close(fd)
-        raise StoreError(
-            f"{layout.root}: expected no other writer, found process {writer}: "
-            "stop it or wait for it"
-        ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd

@@ -68,6 +68,7 @@ def test_requests_are_done_in_order_and_written_down(
     [
         ("scale", "0", "expected 1 to 4096 workers, found 0"),
         ("scale", str(MAX_WORKERS + 1), "expected 1 to 4096 workers, found 4097"),
+        ("scale", "9" * 5_000, "expected 1 to 4096 workers, found 9999"),
         ("scale", "many", "expected a number of workers, found 'many'"),
         ("scale", "-1", "expected a number of workers, found '-1'"),
         ("scale", "\u0663", "expected a number of workers"),
@@ -98,3 +99,25 @@ async def test_a_job_answers_while_the_block_lasts(
     async with controlled(Controls(run, pool, lambda: 9), Progress(quiet=True)):
         answer = await asyncio.to_thread(ask, run.layout, wish, 10.0)
     assert (answer.refused, pool.desired) == ("", 7)
+
+
+async def test_a_request_that_cannot_be_done_ends_nothing(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(control, "_LOOK_EVERY_S", 0.01)
+    rooms = iter([9])
+
+    def room() -> int:
+        return next(rooms, 0) or int("no cluster")
+
+    pool = Pool()
+    put(run, "1", "scale", "3")
+    put(run, "2", "scale", "4")
+    async with controlled(Controls(run, pool, room), Progress(quiet=True)):
+        while "no cluster" not in caplog.text:
+            await asyncio.sleep(0.01)
+        rooms = iter([9])
+        put(run, "3", "scale", "5")
+        while pool.desired != 5:
+            await asyncio.sleep(0.01)
+    assert pool.sizes == [2, 3, 5]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from envs.errors import DeadlineError, MissingError
-from rollout.control import ControlEvent, ask, is_at_work, take_requests
+from rollout.control import ControlEvent, ask, take_requests
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunInfo, RunLayout
+from rollout.run_lock import is_written
 
 WISH = ControlEvent(at=1.0, actor="ada", action="scale", detail="3")
 
@@ -51,12 +52,12 @@ def test_a_request_that_nobody_answers_is_taken_back(run: RunDirectory) -> None:
 
 
 def test_without_a_job_there_is_nobody_to_ask(run: RunDirectory) -> None:
-    assert is_at_work(run.layout)
+    assert is_written(run.layout)
     run.close()
-    assert not is_at_work(run.layout)
+    assert not is_written(run.layout)
     with pytest.raises(MissingError, match=r"a job at work on .*, found none"):
         ask(run.layout, WISH, 5.0)
-    assert not is_at_work(RunLayout(run.path / "nowhere"))
+    assert not is_written(RunLayout(run.path / "nowhere"))
     RunDirectory.open(run.path)  # asking left no lock behind
 
 
