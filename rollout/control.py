@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.errors import DeadlineError, MissingError
-from rollout.journal import read_objects, replace_file
+from rollout.journal import make_folder, read_objects, replace_file
 from rollout.run_layout import RunLayout
 from rollout.run_lock import is_written
 
@@ -43,12 +43,12 @@ class ControlEvent(BaseModel):
 def ask(layout: RunLayout, event: ControlEvent, deadline_s: float) -> ControlEvent:
     """Ask the job that writes to the run for what `event` says, and return its answer.
 
-    Raises MissingError where no job is at work, and DeadlineError, the request taken back, where
-    none answers.
+    Raises MissingError where no job is at work, StoreError where the run cannot be written to, and
+    DeadlineError, the request taken back, where none answers.
     """
     if not is_written(layout):
         raise MissingError(f"expected a job at work on {layout.root}, found none: start it first")
-    layout.requests.mkdir(exist_ok=True)
+    make_folder(layout.requests)
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     path = layout.requests / f"{name}.json"
     replace_file(path, event.model_dump_json().encode())

@@ -119,6 +119,14 @@ def read_objects(path: Path) -> list[dict[str, JsonValue]]:
     return rows
 
 
+def make_folder(path: Path) -> None:
+    """Make `path` and what is above it, where it is not there. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"could not make the folder {path}: {error.strerror}") from error
+
+
 def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Write `path` as a whole: readers see the old content or the new, never a part."""
     fresh = path.with_name(f".{path.name}.new")

@@ -28,7 +28,7 @@ from envs.errors import StoreError
 from rollout.control import ControlEvent
 from rollout.episode import Outcome
 from rollout.episode_schema import EPISODE_SCHEMA
-from rollout.journal import Closing, Journal, one_line, replace_file
+from rollout.journal import Closing, Journal, make_folder, one_line, replace_file
 from rollout.ledger import Ledger
 from rollout.run_layout import RunInfo, RunLayout, existing_run, read_run_info
 from rollout.run_lock import take_lock
@@ -68,7 +68,7 @@ class RunDirectory(Closing):
                 f"expected a new folder, found the run {read_run_info(layout).run} in {path}: "
                 "resume it, or choose another folder"
             )
-        _make_folder(path)
+        make_folder(path)
         ours = {folder.name for folder in (*layout.folders, layout.tool_traffic)} | {"config.toml"}
         foreign = sorted(
             item.name
@@ -83,7 +83,7 @@ class RunDirectory(Closing):
             lock = take_lock(layout)
             undo.callback(os.close, lock)
             for folder in layout.folders:
-                _make_folder(folder)
+                make_folder(folder)
             replace_file(layout.config_toml, config_toml.encode())
             replace_file(layout.run_json, run.model_dump_json(indent=2).encode())
             directory = cls(layout, lock, segment_bytes)
@@ -187,10 +187,3 @@ class RunDirectory(Closing):
 
     def _note(self, event: Mapping[str, str | int]) -> None:
         self._manifest.append([one_line(event)], f"the note {event}")
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"could not make the folder {path}: {error.strerror}") from error

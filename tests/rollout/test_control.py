@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.errors import DeadlineError, MissingError
+from envs.errors import DeadlineError, MissingError, StoreError
 from rollout.control import ControlEvent, ask, take_requests
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunInfo, RunLayout
@@ -49,6 +49,12 @@ def test_a_request_that_nobody_answers_is_taken_back(run: RunDirectory) -> None:
     with pytest.raises(DeadlineError, match=r"did not answer within 0\.2 s"):
         ask(run.layout, WISH, 0.2)
     assert list(run.layout.requests.iterdir()) == []
+
+
+def test_a_run_that_cannot_be_written_to_is_one_error(run: RunDirectory) -> None:
+    run.layout.requests.touch()
+    with pytest.raises(StoreError, match="could not make the folder .*requests: File exists"):
+        ask(run.layout, WISH, 0.2)
 
 
 def test_without_a_job_there_is_nobody_to_ask(run: RunDirectory) -> None:
