@@ -53,7 +53,7 @@ def test_a_request_that_nobody_answers_is_taken_back(run: RunDirectory) -> None:
 
 def test_a_run_that_cannot_be_written_to_is_one_error(run: RunDirectory) -> None:
     run.layout.requests.touch()
-    with pytest.raises(StoreError, match="could not make the folder .*requests: File exists"):
+    with pytest.raises(StoreError, match=r"could not make the folder .*requests: File exists"):
         ask(run.layout, WISH, 0.2)
 
 
