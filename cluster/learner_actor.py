@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.retention import checkpoint_path
+from cluster.weight_relay import place_here
 from learner.digest import sealed, tensor_digests
 from learner.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.checkpoint_layout import push_layout
-from rollout.weights import Place, WeightManifest
+from rollout.weights import WeightManifest
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
@@ -85,8 +86,7 @@ class LearnerActor:
         if self._publisher is None:
             self._publisher = self._make_publisher()
         manifest = self._publisher.publish(version, named)
-        node = ray.get_runtime_context().get_node_id()
-        return replace(manifest, place=Place.of(str(self._shm_dir), node))
+        return replace(manifest, place=place_here(str(self._shm_dir)))
 
     def save(self, path: str, step: int) -> None:
         self._live.save(path, step)

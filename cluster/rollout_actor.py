@@ -14,7 +14,7 @@ from cluster.engine_plan import EnginePlan
 from cluster.pool import WorkerLost
 from cluster.rollout_worker import RolloutWorker, WorkerSpec
 from cluster.tool_fleet import ToolAccess
-from cluster.weight_relay import WeightRelays
+from cluster.weight_relay import WeightRelays, place_here
 from envs.errors import TrialrunError, WeightSyncError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
@@ -49,7 +49,7 @@ class RolloutActor:
     async def start(self, shm_dir: str) -> tuple[int, Place]:
         """Start all of it; returns the process id, and where the engine finds weights."""
         await self._worker.start()
-        return os.getpid(), Place.of(shm_dir, ray.get_runtime_context().get_node_id())
+        return os.getpid(), place_here(shm_dir)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.Buffer:
         """Play one episode; the batch goes as one buffer, which Ray moves without pickling."""

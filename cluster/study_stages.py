@@ -8,7 +8,6 @@ from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 
 from cluster.config import RunConfig, load_config
 from cluster.evaluate import eval_tasks, evaluate, reopened
@@ -20,6 +19,7 @@ from cluster.study_graph import Results, Stage
 from cluster.study_recipe import Study, fingerprint
 from cluster.teach import Lesson, teach, teacher_folder
 from cluster.train import reinforce
+from cluster.weight_relay import place_here
 from envs.seeds import stable_hash
 from envs.tasks import Task
 from envs.tools import JsonObject
@@ -30,7 +30,6 @@ from rollout.evaluation import EvalSummary
 from rollout.run_directory import RunDirectory
 from rollout.run_layout import RunLayout
 from rollout.run_reader import RunReader
-from rollout.weights import Place
 
 WEIGHTS = "model"
 """Folder of a model stage that holds what it made, in Hugging Face's layout."""
@@ -84,7 +83,7 @@ async def serving(
     """Let the pool's engines serve the weights in folder `model`, as policy `version`."""
     layout = checkpoint_layout(str(model), config.model.dtype)
     publisher = SharedMemoryPublisher(Path(config.cluster.shm_dir), layout)
-    here = Place.of(config.cluster.shm_dir, ray.get_runtime_context().get_node_id())
+    here = place_here(config.cluster.shm_dir)
     try:
         manifest = publisher.publish(version, folder_weights(model))
         await pool.load(replace(manifest, place=here))

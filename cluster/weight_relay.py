@@ -32,6 +32,11 @@ _ATTEMPTS = 2
 _CLOSE_S = 10.0
 
 
+def place_here(shm_dir: str) -> Place:
+    """Return where weights lie for this process. Raises WeightSyncError."""
+    return Place.of(shm_dir, ray.get_runtime_context().get_node_id())
+
+
 class RelayActor:
     """One node's end: reads parts of what was published here, or writes parts from elsewhere."""
 

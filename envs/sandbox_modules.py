@@ -1,4 +1,4 @@
-"""Tool sources inside a session child: compiled by a throwaway child, executed by the session's."""
+"""Tool sources inside a session child: compiled in one child, executed in those of the sessions."""
 
 import marshal
 import sys

@@ -22,7 +22,7 @@ from cluster.pool import PoolTiming, RolloutPool, WorkerState
 from cluster.rollout_actor import RayWorker, Share
 from cluster.rollout_worker import WorkerSpec
 from cluster.tool_fleet import ToolAccess
-from cluster.weight_relay import WeightRelays
+from cluster.weight_relay import WeightRelays, place_here
 from envs.errors import WeightSyncError
 from learner.publish import SharedMemoryPublisher
 from rollout.weights import Place, WeightLayout, WeightManifest, checksum
@@ -57,7 +57,7 @@ class Publisher:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self.place = Place.of(str(folder), ray.get_runtime_context().get_node_id())
+        self.place = place_here(str(folder))
         self._publisher = SharedMemoryPublisher(folder, LAYOUT)
 
     def publish(self, version: int) -> WeightManifest:

@@ -179,7 +179,7 @@ class TestCompilation:
         tools = named(a=("def f(): return 1", "f"), b=("def f(: pass", "f"))
         codes = await asyncio.gather(*(compiler.compiled(tools) for _ in range(5)))
         assert len(children) == 1
-        assert not children[0].alive, "a child that has seen source is thrown away"
+        assert not children[0].alive, "a child that met an error is thrown away"
         assert all(code is codes[0] for code in codes)
         assert codes[0].functions == ((0, "f"), (1, "f"))
         assert codes[0].errors[1].startswith("SyntaxError")
