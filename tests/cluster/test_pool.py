@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.pool import WorkerLost, WorkerState
+from cluster.pool import RolloutPool, WorkerLost, WorkerState
 from envs.errors import DeadlineError, InfraError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
@@ -151,7 +151,8 @@ async def test_a_surplus_worker_that_starts_is_not_waited_for(fleet: Any) -> Non
     assert all(worker.killed for worker in fleet.workers)
 
 
-async def test_who_drains_when_the_pool_closes_is_ended_too(fleet: Any, task: Task) -> None:
+async def shrunk_at_work(fleet: Any, task: Task) -> tuple[RolloutPool, asyncio.Task[Any]]:
+    """Return a pool that shrank while its second worker plays the episode of the task."""
     pool = fleet.pool()
     pool.resize(2)
     await pool.wait_healthy(2)
@@ -160,7 +161,12 @@ async def test_who_drains_when_the_pool_closes_is_ended_too(fleet: Any, task: Ta
     while not fleet.started:
         await asyncio.sleep(0)
     pool.resize(1)
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)
+    return pool, running
+
+
+async def test_who_drains_when_the_pool_closes_is_ended_too(fleet: Any, task: Task) -> None:
+    pool, running = await shrunk_at_work(fleet, task)
     await pool.close()
     assert all(worker.killed for worker in fleet.workers)
     running.cancel()
@@ -174,14 +180,7 @@ async def test_waiting_for_a_worker_has_a_deadline(fleet: Any, task: Task) -> No
 
 
 async def test_shrinking_drains_and_growing_adds(fleet: Any, task: Task) -> None:
-    pool = fleet.pool()
-    pool.resize(2)
-    await pool.wait_healthy(2)
-    fleet.gate.clear()
-    running = asyncio.create_task(pool.run(LEASE, task, EpisodeConfig(), "worker-2"))
-    while not fleet.started:
-        await asyncio.sleep(0)
-    pool.resize(1)
+    pool, running = await shrunk_at_work(fleet, task)
     await asyncio.sleep(0.05)
     assert not fleet.workers[1].killed, "it finishes what it was given"
     fleet.gate.set()
