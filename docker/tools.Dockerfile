@@ -17,4 +17,4 @@ USER trialrun
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 EXPOSE 8300
 # Off loopback the server refuses to start without a token: TRIALRUN_TOOLS_TOKEN has no default.
-CMD ["sh", "-c", "exec python -m envs.tool_server --host 0.0.0.0 --port 8300 --token \"$TRIALRUN_TOOLS_TOKEN\""]
+CMD ["sh", "-c", "exec python -m envs.server.main --host 0.0.0.0 --port 8300 --token \"$TRIALRUN_TOOLS_TOKEN\""]

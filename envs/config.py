@@ -8,7 +8,7 @@ IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
 """Strongest first: each level has what the weaker ones have; `none` keeps the limits alone."""
 SandboxProfile = Literal["compute", "files", "files+quota"]
 PerturbationLevel = Literal["clean", "slight", "medium", "heavy", "union"]
-"""RoTBench's names; what each does is in `envs/perturb_levels.py`."""
+"""RoTBench's names; what each does is in `envs/perturbation/levels.py`."""
 CatalogNovelty = Literal["names", "operations", "compositions"]
 CatalogQuirk = Literal["none", "key", "argument", "unit", "pair", "order", "busy", "closed"]
 CatalogDoc = Literal["vague", "true", "false", "missing"]

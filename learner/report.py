@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batch import EpisodeBatch
-from learner.corrections import mismatch
-from learner.credit import TrialYield, trial_yield
-from learner.objective import PackLoss
-from learner.packing import Pack
-from learner.selection import Selection
+from learner.objective.corrections import mismatch
+from learner.objective.credit import TrialYield, trial_yield
+from learner.objective.objective import PackLoss
+from learner.objective.selection import Selection
+from learner.packed.packing import Pack
 
 ANNOTATION_SCHEMA = pa.schema(
     {
@@ -140,7 +140,7 @@ def credit_metrics(batch: EpisodeBatch, selection: Selection) -> dict[str, float
     """Return what trials cost and brought, over episodes with a reward; NaN where nothing tells.
 
     `trial_yield` is the gain in the chance of a right answer per informative trial call, and
-    `trial_yield_any` that of any such call against none (learner/credit.py says how estimated).
+    `trial_yield_any` that of any such call against none (credit.py says how estimated).
     """
     valid_B = np.isfinite(selection.rewards.episode_B)
     answers_B = np.where(valid_B, batch.credit.answers_B, np.nan)

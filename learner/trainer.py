@@ -12,20 +12,20 @@ from torch import Tensor
 
 from envs.errors import ConfigError, LearnerError, NonFiniteError
 from envs.seeds import stable_hash
-from learner.backend import Backend, RankPlace
+from learner.backends.backend import Backend, RankPlace
+from learner.backends.deepspeed_backend import DeepSpeedBackend
+from learner.backends.schedule import rl_scale, sft_scale, warmup
+from learner.backends.skipped_steps import SkippedSteps
 from learner.batch import EpisodeBatch, phase_weights, predictable, read_episodes
-from learner.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig, SftConfig, check_adapters
-from learner.deepspeed_backend import DeepSpeedBackend
-from learner.export import export_model
 from learner.limits import read_limits
-from learner.losses import Aggregation, aggregation_weights
-from learner.objective import PackLoss, Prediction, Targets, pack_loss
-from learner.packing import Pack, pack, share_of_rank
+from learner.objective.losses import Aggregation, aggregation_weights
+from learner.objective.objective import PackLoss, Prediction, Targets, pack_loss
+from learner.objective.selection import NON_FINITE, Selection, select
+from learner.outputs.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
+from learner.outputs.export import export_model
+from learner.packed.packing import Pack, pack, share_of_rank
 from learner.report import Scores, StepReport, annotate, step_metrics
-from learner.schedule import rl_scale, sft_scale, warmup
-from learner.selection import NON_FINITE, Selection, select
-from learner.skipped_steps import SkippedSteps
 from learner.trainer_setup import TrainerSetup
 
 _SEED_BITS = 2**63 - 1

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from envs.errors import EpisodeError
 from envs.messages import Message
-from rollout.weights import WeightManifest
+from rollout.weights.manifest import WeightManifest
 
 FinishReason = Literal["stop", "length"]
 

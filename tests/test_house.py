@@ -208,7 +208,7 @@ def test_tests_run_without_a_network_and_with_one_thread() -> None:
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
-@pytest.mark.parametrize("module", ["envs.tools", "cluster.train", __name__])
+@pytest.mark.parametrize("module", ["envs.tools", "cluster.training.train", __name__])
 def test_a_warning_of_our_own_code_is_an_error(module: str) -> None:
     with pytest.raises(DeprecationWarning, match="ours"):
         warnings.warn_explicit("ours", DeprecationWarning, "x.py", 1, module=module)

@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from envs.messages import Message
 from learner.config import LearnerConfig
-from learner.pretrained import TINY, resolve_model
+from learner.pretrained.resolve import TINY, resolve_model
 from learner.trainer import Trainer
 from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig

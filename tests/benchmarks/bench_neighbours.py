@@ -16,12 +16,12 @@ import time
 from dataclasses import dataclass, field
 
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.tool_client import RemoteSession, ToolClient
-from envs.tool_process import ToolServerProcess
+from envs.server.client import RemoteSession, ToolClient
+from envs.server.process import ToolServerProcess
 from envs.tools import ToolCall, ToolSet, ToolSpec
-from tests.envs.probes import Probe
-from tests.envs.probes_run import chosen
-from tests.envs.probes_setting import SETTINGS
+from tests.envs.sandbox.probes import Probe
+from tests.envs.sandbox.probes_run import chosen
+from tests.envs.sandbox.probes_setting import SETTINGS
 
 TARGET = 1.25
 _DEFAULT = (

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_probes [--markdown] [--setting NAME ...] [--profile NAME ...]
 
 Takes some minutes; as root it covers all settings. Ends with code 1 where a verdict is not the one
-that `tests/envs/probes_stated.py` states.
+that `tests/envs/sandbox/probes_stated.py` states.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import get_args
 
 from envs.config import SandboxProfile
-from tests.envs.probes import FILES
-from tests.envs.probes_run import Sweep, Verdict, run
-from tests.envs.probes_sessions import PROBES
-from tests.envs.probes_setting import SETTINGS, Setting
-from tests.envs.probes_stated import NOT_COVERED, WEAKNESSES
+from tests.envs.sandbox.probes import FILES
+from tests.envs.sandbox.probes_run import Sweep, Verdict, run
+from tests.envs.sandbox.probes_sessions import PROBES
+from tests.envs.sandbox.probes_setting import SETTINGS, Setting
+from tests.envs.sandbox.probes_stated import NOT_COVERED, WEAKNESSES
 
 _MARKS: dict[Verdict | None, str] = {"contained": "·", None: "", "weak": "weak", "open": "OPEN"}
 

@@ -24,22 +24,22 @@ from vllm import SamplingParams as VllmSamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
-from cluster.routed_tools import LocalTools
-from envs.catalog.environment import CatalogEnvironment
-from envs.catalog.teacher import trial_reply
+from cluster.fleet.balanced_tools import LocalTools
 from envs.config import ToolServerConfig
 from envs.seeds import stable_hash
 from envs.tasks import Task
+from envs.tasksets.catalog.environment import CatalogEnvironment
+from envs.tasksets.catalog.teacher import trial_reply
 from envs.tools import ToolService
-from learner.pretrained import SMOLLM2, resolve_model
+from learner.pretrained.resolve import SMOLLM2, resolve_model
 from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
 from rollout.engine import Completion, Prompt, SamplingParams
-from rollout.engine_environment import engine_environment
+from rollout.engines.scripted_engine import ScriptedEngine
+from rollout.engines.vllm_engine import VllmEngine, VllmSpec
+from rollout.engines.vllm_environment import engine_environment
 from rollout.episode import Episode, Lease
 from rollout.runner import EpisodeRunner, Identity
-from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
-from rollout.vllm_engine import VllmEngine, VllmSpec
 
 MAX_MODEL_LEN = 512
 

@@ -21,8 +21,8 @@ import httpx
 import psutil
 
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.tool_client import RemoteSession, ToolClient
-from envs.tool_process import ToolServerProcess
+from envs.server.client import RemoteSession, ToolClient
+from envs.server.process import ToolServerProcess
 from tests.benchmarks.bench_tool_calls import CALL, TOOLS
 from tests.benchmarks.tool_peers import EXPECTED
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.sandbox import SandboxPool, SandboxSession
-from envs.tool_client import RemoteSession, ToolClient
-from envs.tool_process import ToolServerProcess
+from envs.sandbox.session import SandboxPool, SandboxSession
+from envs.server.client import RemoteSession, ToolClient
+from envs.server.process import ToolServerProcess
 from envs.tools import ToolCall, ToolSet, ToolSpec
 from tests.benchmarks.tool_peers import (
     ARGUMENTS,

@@ -22,11 +22,11 @@ from rich.table import Table
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.pretrained import SMOLLM2, resolve_model
-from learner.publish import SharedMemoryPublisher
+from learner.outputs.publish import SharedMemoryPublisher
+from learner.pretrained.resolve import SMOLLM2, resolve_model
 from rollout.config import EngineConfig, ModelConfig
-from rollout.engine_environment import engine_environment
-from rollout.vllm_engine import VllmEngine, VllmSpec
+from rollout.engines.vllm_engine import VllmEngine, VllmSpec
+from rollout.engines.vllm_environment import engine_environment
 
 Weights = dict[str, torch.Tensor]
 

@@ -8,8 +8,8 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from cluster.config import RolloutsSection
-from cluster.pool import PoolTiming, RolloutPool, WorkerLost
+from cluster.config.run_config import RolloutsSection
+from cluster.fleet.pool import PoolTiming, RolloutPool, WorkerLost
 from envs.errors import WeightSyncError
 from envs.tasks import Score, Split, Task
 from envs.tools import ToolSet
@@ -17,7 +17,7 @@ from rollout.config import EpisodeConfig
 from rollout.engine import VersionSpan
 from rollout.episode import Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.episode_schema import to_batch
-from rollout.weights import WeightLayout, WeightManifest
+from rollout.weights.manifest import WeightLayout, WeightManifest
 
 
 @dataclass(frozen=True, slots=True)

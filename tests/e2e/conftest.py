@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import RunConfig, load_config
-from cluster.imitate import imitate, open_sft
-from cluster.job import find_model
+from cluster.config.run_config import RunConfig, load_config
+from cluster.fleet.ray_session import ray_session
+from cluster.lifecycle.opening import find_model
 from cluster.progress import Progress
-from cluster.ray_session import ray_session
-from cluster.teach import teach, teacher_folder
+from cluster.teachers.teach import teach, teacher_folder
+from cluster.training.sft import imitate, open_sft
 
 _RECIPE = (
     "rollouts.groups_per_step=4",

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from cluster.job import open_run
+from cluster.lifecycle.opening import open_run
 from cluster.progress import Progress
-from cluster.replay_step import TIMINGS, StepReplay, replay_step
-from cluster.train import train
+from cluster.replay.replay_step import TIMINGS, StepReplay, replay_step
+from cluster.training.train import train
 from rollout.episode import Episode, Timings
-from rollout.ledger_state import State
-from rollout.run_reader import RunReader
+from rollout.store.ledger_state import State
+from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

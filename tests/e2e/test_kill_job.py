@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout.ledger_state import State
-from rollout.run_reader import RunReader
+from rollout.store.ledger_state import State
+from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -43,7 +43,7 @@ def command(folder: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-c",
-        "from cluster.cli import main; main()",
+        "from cluster.cli.main import main; main()",
         "train",
         "catalog",
         *flags,

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from cluster.retention import whole_checkpoints
-from rollout.run_layout import RunLayout
-from rollout.run_reader import RunReader
+from cluster.lifecycle.retention import whole_checkpoints
+from rollout.store.run_layout import RunLayout
+from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
@@ -39,7 +39,13 @@ class Sft:
     def __init__(self, folder: Path, name: str, *more: str) -> None:
         places = (f"run.dir={folder}", f"run.models_dir={folder / 'models'}", f"run.name={name}")
         flags = [part for override in (*places, *OVERRIDES) for part in ("--set", override)]
-        command = [sys.executable, "-c", "from cluster.cli import main; main()", "sft", "catalog"]
+        command = [
+            sys.executable,
+            "-c",
+            "from cluster.cli.main import main; main()",
+            "sft",
+            "catalog",
+        ]
         self._said = folder / f"{name}.txt"
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(

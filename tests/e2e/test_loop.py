@@ -12,19 +12,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.config import RunConfig
-from cluster.environments import make_environment
-from cluster.evaluate import eval_tasks, evaluate
-from cluster.job import Job, new_run, open_job, open_run
+from cluster.config.environments import make_environment
+from cluster.config.run_config import RunConfig
+from cluster.evaluation.evaluate import eval_tasks, evaluate
+from cluster.lifecycle.opening import new_run, open_run
 from cluster.progress import Progress
-from cluster.train import reinforce
+from cluster.training.job import Job, open_job
+from cluster.training.train import reinforce
 from envs.seeds import stable_hash
 from rollout.episode import Episode, Lease
 from rollout.episode_schema import from_batch
-from rollout.evaluation import EvalSummary
-from rollout.ledger_state import State
-from rollout.run_directory import RunDirectory
-from rollout.run_reader import RunReader
+from rollout.evaluation.summary import EvalSummary
+from rollout.store.ledger_state import State
+from rollout.store.run_directory import RunDirectory
+from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

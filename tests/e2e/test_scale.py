@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import RunConfig
-from cluster.job import open_run
+from cluster.config.run_config import RunConfig
+from cluster.lifecycle.opening import open_run
 from cluster.progress import Progress
-from cluster.train import train
-from rollout.journal import read_objects
-from rollout.run_reader import RunReader
+from cluster.training.train import train
+from rollout.store.journal import read_objects
+from rollout.store.run_reader import RunReader
 from tests.e2e.conftest import Lessons
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-SCALE = [sys.executable, "-c", "from cluster.cli import main; main()", "scale"]
+SCALE = [sys.executable, "-c", "from cluster.cli.main import main; main()", "scale"]
 
 
 def workers_of(run: Path) -> float:

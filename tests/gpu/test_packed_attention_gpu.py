@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from learner.attention import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN
-from learner.packing import Pack
-from learner.policy import PolicyModule
+from learner.packed.attention import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN
+from learner.packed.packing import Pack
+from learner.packed.policy import PolicyModule
 
 pytestmark = [pytest.mark.real, pytest.mark.gpu]
 

@@ -10,10 +10,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.publish import CudaIpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher
+from learner.outputs.publish import (
+    CudaIpcPublisher,
+    NcclPublisher,
+    Publisher,
+    SharedMemoryPublisher,
+)
 from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Prompt, SamplingParams
-from rollout.engine_environment import engine_environment
+from rollout.engines.vllm_environment import engine_environment
 
 pytestmark = [pytest.mark.real, pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -47,7 +52,7 @@ def greedy_reference(model: LlamaForCausalLM) -> list[int]:
 
 
 async def start_engine(folder: Path, transport: str) -> Any:
-    vllm_engine = importlib.import_module("rollout.vllm_engine")
+    vllm_engine = importlib.import_module("rollout.engines.vllm_engine")
     tiny_llama(0).save_pretrained(folder)
     engine = vllm_engine.VllmEngine(
         vllm_engine.VllmSpec(
@@ -101,7 +106,7 @@ async def test_cuda_ipc_on_one_gpu(tmp_path: Path) -> None:
 async def test_nccl_between_two_gpus(tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs a second GPU: NCCL wants one per rank")
-    vllm_weights = importlib.import_module("rollout.vllm_weights")
+    vllm_weights = importlib.import_module("rollout.engines.vllm_weights")
     engine = await start_engine(tmp_path, "nccl")  # takes GPU 0; the sender is on GPU 1
     loop = asyncio.get_running_loop()
     with socket.socket() as free:

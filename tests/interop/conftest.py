@@ -19,7 +19,13 @@ class ServedEnvironment:
     def __init__(self, arguments: list[str], log: Path) -> None:
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from cluster.cli import main; main()", "serve", *arguments],
+                [
+                    sys.executable,
+                    "-c",
+                    "from cluster.cli.main import main; main()",
+                    "serve",
+                    *arguments,
+                ],
                 bufsize=0,  # What is read ahead, select does not see.
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -9,7 +9,7 @@ import pytest
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 
-from envs.catalog.environment import CatalogEnvironment
+from envs.tasksets.catalog.environment import CatalogEnvironment
 from tests.interop.conftest import ServedEnvironment
 
 pytestmark = pytest.mark.real

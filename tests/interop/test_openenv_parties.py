@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from envs.catalog.environment import CatalogEnvironment, ExactMatch
+from envs.tasksets.catalog.environment import CatalogEnvironment, ExactMatch
 from tests.interop.conftest import ServedEnvironment
 
 pytestmark = pytest.mark.real

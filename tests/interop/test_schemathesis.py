@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.tool_process import ToolServerProcess
+from envs.server.process import ToolServerProcess
 
 pytestmark = pytest.mark.real
 CONFIG = ToolServerConfig(isolation=IsolationConfig(required="seccomp"))

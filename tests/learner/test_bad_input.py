@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from envs.errors import ConfigError, LearnerError, MissingError, NonFiniteError
-from learner import advantages, selection
+from learner.backends.skipped_steps import SkippedSteps
 from learner.batch import read_episodes
-from learner.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig
 from learner.limits import ModelLimits, read_limits
-from learner.selection import select
-from learner.skipped_steps import SkippedSteps
+from learner.objective import advantages, selection
+from learner.objective.selection import select
+from learner.outputs.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
 from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig
 from rollout.episode import Episode, Outcome
-from rollout.ledger_state import DropReason
+from rollout.store.ledger_state import DropReason
 
 TRAINER = "learner.trainer:Trainer"
 """Found late: DeepSpeed takes many seconds, and most of these tests do without."""

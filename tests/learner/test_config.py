@@ -5,13 +5,13 @@ import tomli_w
 from pydantic import ValidationError
 
 from envs.errors import ConfigError
+from learner.backends.schedule import rl_scale, sft_scale
 from learner.config import (
     LearnerConfig,
     SftConfig,
     check_adapters,
     check_sampling_for_training,
 )
-from learner.schedule import rl_scale, sft_scale
 from rollout.config import EpisodeConfig, LoraConfig
 
 

@@ -18,7 +18,7 @@ from learner.memory import (
     model_states,
     shape_of,
 )
-from learner.pretrained import check_context
+from learner.pretrained.resolve import check_context
 
 SEVEN = ModelShape(7_615_616_512, 152_064, 3_584, 18_944, 28, 28, 4, 128, 32_768)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerFast
 
 from learner.batch import EpisodeBatch, read_episodes
 from learner.config import LearnerConfig
-from learner.losses import aggregation_weights
-from learner.objective import Prediction, Targets, pack_loss
-from learner.packing import pack
-from learner.policy import PolicyModule, load_policy
-from learner.selection import Selection, select
+from learner.objective.losses import aggregation_weights
+from learner.objective.objective import Prediction, Targets, pack_loss
+from learner.objective.selection import Selection, select
+from learner.packed.packing import pack
+from learner.packed.policy import PolicyModule, load_policy
 from rollout.episode import Phase
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]

@@ -5,19 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.environments import make_environment
+from cluster.config.environments import make_environment
 from envs.config import EnvConfig, ToolServerConfig
 from envs.messages import Message
-from envs.scripted_tools import ScriptedTools
-from envs.tool_services import ToolServices
+from envs.services.router import ToolServices
+from envs.services.scripted import ScriptedTools
 from envs.tools import AnswerStatus, ToolAnswer
 from rollout.config import EpisodeConfig
+from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, Outcome
 from rollout.runner import EpisodeRunner, Identity
-from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
-SERVER = Path(__file__).resolve().parent.parent / "envs" / "raw_mcp_server.py"
+SERVER = Path(__file__).resolve().parent.parent / "envs" / "remote" / "raw_mcp_server.py"
 COUNT = '<tool_call>{"name": "count", "arguments": {}}</tool_call>'
 TURNS = (COUNT, COUNT, "<experience>it counts</experience>", COUNT, "<answer>1</answer>")
 

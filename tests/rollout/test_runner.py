@@ -7,14 +7,14 @@ import pytest
 
 from envs.errors import DeadlineError, EngineError, ToolServerError
 from envs.messages import Message
-from envs.scripted_tools import ScriptedTools
+from envs.services.scripted import ScriptedTools
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
+from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Episode, Lease, Outcome, Phase
 from rollout.runner import EpisodeRunner, Identity
-from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
 UNIT = Identity("unit", max_model_len=8_192)

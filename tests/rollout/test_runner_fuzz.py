@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from envs.errors import PolicyErrorKind, ToolServerError
 from envs.messages import Message
-from envs.scripted_tools import ScriptedTools
+from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
 from rollout.config import EpisodeConfig, PhaseBudget
+from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, Outcome
 from rollout.runner import EpisodeRunner, Identity
-from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
 FEW, MANY, TURNS = 100, 500, 20

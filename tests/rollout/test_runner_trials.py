@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from envs.adapted_tools import AdaptedTools
 from envs.config import IsolationConfig, ToolServerConfig
 from envs.errors import ToolServerError
 from envs.messages import Message
-from envs.scripted_tools import ScriptedSession, ScriptedTools
+from envs.server.client import ToolClient
+from envs.server.process import ToolServerProcess
+from envs.services.adapted import AdaptedTools
+from envs.services.scripted import ScriptedSession, ScriptedTools
 from envs.tasks import Task
-from envs.tool_client import ToolClient
-from envs.tool_process import ToolServerProcess
 from envs.tools import (
     Adaptation,
     AnswerStatus,
@@ -29,10 +29,10 @@ from envs.tools import (
 )
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams
+from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Episode, Lease, Outcome
 from rollout.prompts import make_prompts
 from rollout.runner import EpisodeRunner, Identity
-from rollout.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 
 CONFIG = ToolServerConfig(

@@ -1,0 +1,161 @@
+"""What this machine has: processors, memory, disks, GPUs, kernel features, free ports."""
+
+import ctypes
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from envs.errors import IsolationError
+from envs.sandbox.confine import check_platform, landlock_version
+
+GIB = 2**30
+_NO_LIMIT = 2**60
+_PR_GET_SECCOMP = 21
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU as the driver reports it."""
+
+    name: str
+    memory_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What the kernel offers to the sandbox; `namespaces_refusal` is empty where it gives them."""
+
+    release: str
+    platform_refusal: str
+    seccomp: bool
+    landlock: int
+    namespaces_refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts, without judgement. Sizes in GiB; `taken_ports` are those that something listens on."""
+
+    python: tuple[int, int, int]
+    cpus: int
+    memory_gib: float
+    free_memory_gib: float
+    free_disk_gib: float
+    shared_memory_gib: float
+    open_files: int
+    open_files_limit: int
+    gpus: tuple[Gpu, ...]
+    gpu_refusal: str
+    kernel: Kernel
+    taken_ports: tuple[int, ...]
+
+
+def read_machine(folder: Path, ports: Sequence[int]) -> Machine:
+    """Look at this machine; `folder` is where runs are written."""
+    memory = psutil.virtual_memory()
+    limit = memory_limit(Path("/sys/fs/cgroup"))
+    gpus, gpu_refusal = _gpus()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Machine(
+        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_gib=min(memory.total, limit) / GIB,
+        free_memory_gib=min(memory.available, limit) / GIB,
+        free_disk_gib=shutil.disk_usage(folder).free / GIB,
+        shared_memory_gib=_free_gib(Path("/dev/shm")),
+        open_files=soft,
+        open_files_limit=hard,
+        gpus=gpus,
+        gpu_refusal=gpu_refusal,
+        kernel=_kernel(),
+        taken_ports=tuple(port for port in ports if _is_taken(port)),
+    )
+
+
+def memory_limit(cgroup: Path) -> int:
+    """Return the bytes that this container may use (cgroup 2 or 1), huge without a limit."""
+    for name in _CGROUP_LIMITS:
+        try:
+            text = (cgroup / name).read_text().strip()
+        except OSError:
+            continue
+        return min(int(text), _NO_LIMIT) if text.isdigit() else _NO_LIMIT
+    return _NO_LIMIT
+
+
+def parse_gpus(table: str) -> tuple[Gpu, ...]:
+    """Read `nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits` (MiB)."""
+    rows = (line.rpartition(",") for line in table.splitlines() if "," in line)
+    return tuple(
+        Gpu(name=name.strip(), memory_gib=float(mib) / 1024 if mib.strip().isdigit() else 0.0)
+        for name, _, mib in rows
+    )
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str]:
+    """Return the GPUs, and why they cannot be seen where there is a device but no answer."""
+    device = Path("/dev/nvidia0").exists()
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return (), "/dev/nvidia0 is there, nvidia-smi is not" if device else ""
+    query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        shown = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return (), str(error)
+    if shown.returncode != 0:
+        return (), (shown.stdout + shown.stderr).strip() if device else ""
+    return parse_gpus(shown.stdout), ""
+
+
+def _kernel() -> Kernel:
+    release = platform.release()
+    try:
+        check_platform()
+    except IsolationError as error:
+        return Kernel(release, str(error), seccomp=False, landlock=0, namespaces_refusal=str(error))
+    # -1 with EINVAL where the kernel was built without seccomp.
+    seccomp = ctypes.CDLL(None).prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
+    return Kernel(release, "", seccomp, landlock_version(), _namespaces_refusal())
+
+
+def _namespaces_refusal() -> str:
+    """Try namespaces in a fresh interpreter: this process may have threads, and must not fork."""
+    code = "from envs.sandbox.confine import namespaces_refusal as f; print(f())"
+    root = Path(__file__).resolve().parents[2]
+    tried = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return tried.stdout.strip() if tried.returncode == 0 else tried.stderr.strip()[-200:]
+
+
+def _free_gib(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).free / GIB
+    except OSError:
+        return 0.0
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

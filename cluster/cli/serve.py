@@ -1,0 +1,59 @@
+"""`trialrun serve`: the tools of an environment's tasks, for all who speak one of the protocols."""
+
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+from cluster.config.environments import make_environment
+from cluster.config.run_config import RunConfig
+from envs.gateway.serve import Offer, serve_tasks
+from envs.server.main import bind_tcp
+from envs.tasks import Split
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; `port` 0 takes a free one, `token` empty asks for none."""
+
+    host: str
+    port: int
+    token: str
+
+
+def run_serve(config: RunConfig, address: Address, split: Split, count: int | None) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises ConfigError (no such tasks, no token off loopback, a port that is taken), IsolationError.
+    """
+    tasks = make_environment(config.env).tasks(split, config.run.seed, count)
+    listener = bind_tcp(address.host, address.port, address.token)
+    host, port = listener.getsockname()[:2]
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def say_ready() -> None:
+        sys.stdout.write(_welcome(place, tasks[0].id, len(tasks), bool(address.token)))
+        sys.stdout.write(f"ready http://{place}\n")
+        sys.stdout.flush()
+
+    # What strangers send wrongly is answered to them, and is no news.
+    logging.getLogger("mcp").setLevel(logging.ERROR)
+    offer = Offer(tasks, config.tools, address.token, os.environ)
+    asyncio.run(serve_tasks(offer, listener, say_ready))
+
+
+def _welcome(place: str, task: str, count: int, token: bool) -> str:
+    """Return the addresses, and commands to copy."""
+    header = " -H 'authorization: Bearer TOKEN'" if token else ""
+    return (
+        f"{count} tasks; the first is {task}\n"
+        f"  native   http://{place}/sessions, /calls, /health\n"
+        f"  MCP      http://{place}/mcp (the first task), /mcp/TASK, ?purpose=trial&seed=N\n"
+        f"  OpenEnv  ws://{place}/ws, /schema, /metadata\n"
+        "try:\n"
+        f"  curl{header} http://{place}/health\n"
+        f"  openenv validate --url http://{place}\n"
+        "  python -c 'from openenv import GenericEnvClient as Client; "
+        f'print(Client("http://{place}").sync().reset(seed=0).observation)\'\n'
+    )

@@ -1,0 +1,355 @@
+"""The configuration of a run: sections of every package, a TOML recipe, and overrides."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from cluster.config.collect_config import CollectSection
+from cluster.config.known_keys import LIKENESS, explain, said_of, stray_keys, unknown_key
+from cluster.config.study_config import StudySection, needed_models
+from envs.config import EnvConfig, Section, ToolServerConfig
+from envs.errors import ConfigError, MissingError
+from envs.tasks import Split
+from learner.config import (
+    LearnerConfig,
+    SftConfig,
+    check_adapters,
+    check_sampling_for_training,
+)
+from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class RunSection(Section):
+    """`[run]`: what to do, where to write it, and for how long."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run; its directory is `dir/name`."""
+    dir: str = "runs"
+    """Folder of run directories."""
+    models_dir: str = "models"
+    """Folder where built and converted models are kept between runs."""
+    seed: int = Field(default=0, ge=0)
+    """Everything random is derived from it."""
+    steps: int = Field(default=100, ge=0)
+    """Learner steps."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Steps between checkpoints; a resumed run repeats at most so many."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+    deterministic: bool = False
+    """The same seed gives the same episodes, losses and weights, bit for bit, on one machine,
+    whatever the number of workers; see docs/determinism.md for what it costs."""
+
+
+class RolloutsSection(Section):
+    """`[rollouts]`: the fleet of rollout workers and how groups are collected."""
+
+    workers: int = Field(default=2, ge=1)
+    """Rollout workers, each with an engine of its own."""
+    episodes_per_worker: int = Field(default=128, ge=1)
+    """Episodes that a worker runs at once."""
+    groups_per_step: int = Field(default=8, ge=1)
+    """Groups that one learner step consumes."""
+    group_size: int = Field(default=8, ge=2)
+    """Episodes of one group."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Policy versions by which a token may lag behind the learner; 0 is strictly on-policy."""
+    max_refills: int = Field(default=8, ge=0)
+    """Groups without variance that one step may replace by new ones; further ones are trained as
+    they are.
+    """
+    max_attempts: int = Field(default=16, ge=1)
+    """Tries of one episode when the world fails it; the group then goes on without it. Where one
+    tool call in ten fails and an episode makes 8, 16 tries fill a group of 8 in 99.9 % of cases:
+    (1 - (1 - 0.9^8)^16)^8. They cost nothing while the world works; 10 calls would want 21.
+    """
+    episode_timeout_s: float = Field(default=300.0, gt=0)
+    """Deadline for one episode, from lease to answer; over it the worker is replaced."""
+    pool_timeout_s: float = Field(default=900.0, gt=0)
+    """How long a lease waits for a healthy worker before the run fails."""
+    ping_timeout_s: float = Field(default=60.0, gt=0)
+    """A worker that does not answer for so long is replaced."""
+
+
+class ClusterSection(Section):
+    """`[cluster]`: what Ray reserves for each actor."""
+
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs of a rollout worker."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs of a rollout worker; 0 runs vLLM on the CPU."""
+    cpus_per_rank: float = Field(default=1.0, gt=0)
+    """CPUs of a learner rank."""
+    gpus_per_rank: float = Field(default=0.0, ge=0)
+    """GPUs of a learner rank; 0 trains on the CPU."""
+    transport: Literal["shm", "cuda_ipc"] = "shm"
+    """How weights reach the engines: shared memory, which Ray's object store fills on other nodes
+    than the learner's, or CUDA IPC where learner and engine share a GPU."""
+    shm_dir: str = "/dev/shm"
+    """Memory-backed folder of the `shm` transport, on every node; it holds two versions."""
+    learner_timeout_s: float = Field(default=1800.0, gt=0)
+    """Deadline for one learner step, push or checkpoint."""
+    tool_placement: Literal["worker", "node", "cluster"] = "worker"
+    """Where tool servers run. `worker`: one beside every rollout worker; `node`: on every node, on
+    UNIX sockets for the workers of that node; `cluster`: on every node, on TCP for all workers.
+    """
+    tool_servers_per_node: int = Field(default=1, ge=1)
+    """Tool servers of a node (`node`, `cluster`); one server process fills about one CPU."""
+    tool_node_resource: str = ""
+    """`cluster`: only nodes with this Ray resource run tool servers; empty is every node."""
+
+    @model_validator(mode="after")
+    def _placement_has_its_keys(self) -> Self:
+        if self.tool_placement == "worker" and self.tool_servers_per_node != 1:
+            raise ValueError(
+                f"tool_servers_per_node ({self.tool_servers_per_node}) needs tool_placement "
+                "'node' or 'cluster': with 'worker' every rollout worker has one server"
+            )
+        if self.tool_placement != "cluster" and self.tool_node_resource:
+            raise ValueError(
+                f"tool_node_resource ({self.tool_node_resource!r}) needs tool_placement 'cluster': "
+                f"with {self.tool_placement!r} servers run where the workers are"
+            )
+        return self
+
+
+class EvalSection(Section):
+    """`[eval]`: which tasks, how often."""
+
+    split: Split | Literal["all"] = "heldout"
+    """Tasks to evaluate on; `all` is every task of a file."""
+    tasks: int = Field(default=128, ge=0)
+    """Number of tasks; 0 is all there are."""
+    samples: int = Field(default=1, ge=1)
+    """Episodes per task."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Sampling temperature of evaluation, in place of the episode's; 0 is greedy."""
+    seed: int = Field(default=0, ge=0)
+    """Draw of the tasks, mixed with the run's seed."""
+    by: tuple[str, ...] = ()
+    """Tags of the tasks to make tables by, such as `["depth", "novelty", "depth*novelty"]`; empty
+    is every tag that takes between 2 and 8 values.
+    """
+
+
+class TeacherSection(Section):
+    """`[teacher]`: scripted episodes for SFT."""
+
+    episodes: int = Field(default=2000, ge=1)
+    """Episodes to play; only successes are kept."""
+    concurrency: int = Field(default=64, ge=1)
+    """Episodes played at once."""
+
+
+class RunConfig(Section):
+    """Everything a run is made of; `config.toml` in its directory is this, resolved."""
+
+    run: RunSection = RunSection()
+    model: ModelConfig = ModelConfig()
+    env: EnvConfig = EnvConfig()
+    tools: ToolServerConfig = ToolServerConfig()
+    engine: EngineConfig = EngineConfig()
+    episode: EpisodeConfig = EpisodeConfig()
+    cluster: ClusterSection = ClusterSection()
+    rollouts: RolloutsSection = RolloutsSection()
+    teacher: TeacherSection = TeacherSection()
+    collect: CollectSection = CollectSection()
+    sft: SftConfig = SftConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _turns_fit_the_model(self) -> Self:
+        if self.episode.max_tokens_per_turn >= self.model.max_model_len:
+            raise ValueError(
+                f"episode.max_tokens_per_turn ({self.episode.max_tokens_per_turn}) must be below "
+                f"model.max_model_len ({self.model.max_model_len})"
+            )
+        if (
+            self.engine.tensor_parallel_size > 1
+            and self.cluster.gpus_per_worker < self.engine.tensor_parallel_size
+        ):
+            raise ValueError(
+                f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many "
+                "GPUs per worker: "
+                f"set cluster.gpus_per_worker (now {self.cluster.gpus_per_worker:g})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_travel_by_shared_memory(self) -> Self:
+        if self.model.lora.rank and self.cluster.transport != "shm":
+            raise ValueError(
+                f"model.lora.rank ({self.model.lora.rank}) needs cluster.transport 'shm', found "
+                f"{self.cluster.transport!r}: adapters travel through shared memory"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sessions_have_room(self) -> Self:
+        sessions = self.rollouts.episodes_per_worker
+        if self.episode.mode == "free" and self.episode.trial_sessions == "isolated":
+            sessions *= 2  # execution's session waits while a trial has one of its own
+        if self.cluster.tool_placement == "worker" and sessions > self.tools.max_sessions:
+            raise ValueError(
+                f"rollouts.episodes_per_worker ({self.rollouts.episodes_per_worker}) may open "
+                f"{sessions} tool sessions at once, more than tools.max_sessions "
+                f"({self.tools.max_sessions}) of the worker's server"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deterministic_is_possible(self) -> Self:
+        if not self.run.deterministic:
+            return self
+        if not self.episode.seeded:
+            raise ValueError("run.deterministic needs episode.seeded = true: nothing else is drawn")
+        if self.model.dtype != "float32" and not self.cluster.gpus_per_worker:
+            raise ValueError(
+                "run.deterministic needs model.dtype = 'float32' on CPU workers: in "
+                f"{self.model.dtype} a token's logprob depends on what is computed beside it"
+            )
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return Path(self.run.dir) / self.run.name
+
+    def check_trainable(self) -> None:
+        """Refuse what evaluation may do but training may not. Raises ConfigError."""
+        check_sampling_for_training(self.episode)
+        check_adapters(self.model.lora, self.learner)
+        if self.episode.experience == "dropped":
+            raise ConfigError(
+                "expected episode.experience = 'carried' for training, found 'dropped': the "
+                "learner would take execution for a continuation of trials that it did not see"
+            )
+        if not self.episode.seeded and self.run.seed:
+            raise ConfigError(
+                "expected episode.seeded = true where run.seed is set: else the seed means nothing"
+            )
+
+
+class RecipeKeys(RunConfig):
+    """Every key that a recipe may have: those of a run, and the description of a study."""
+
+    study: StudySection = StudySection()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
+
+    A recipe's `[study]` is for `trialrun study`: it is checked and left aside. Raises ConfigError
+    for broken TOML, an unknown key or an impossible value; MissingError when there is no such
+    recipe.
+    """
+    tree = read_recipe(recipe, overrides)
+    checked_study(tree.pop("study", {}), recipe, overrides)
+    return checked_config(tree, recipe)
+
+
+def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
+    """Return what a recipe says with overrides applied, unchecked. Raises as `load_config` does."""
+    tree = _read(_locate(recipe))
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
+def checked_config(tree: Mapping[str, JsonValue], origin: str) -> RunConfig:
+    """Return the configuration that `tree` describes. Raises ConfigError, which names `origin`."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"recipe {origin}", RecipeKeys)) from None
+
+
+def checked_study(described: JsonValue, origin: str, overrides: Sequence[str]) -> StudySection:
+    """Return the study that `described` is; the recipe's keys in it are known ones too.
+
+    Raises ConfigError, which names `origin`; also where an override makes a model that no arm
+    plays, since its name is a misspelt one then.
+    """
+    try:
+        study = StudySection.model_validate(described)
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"recipe {origin}", StudySection, "study")) from None
+    faults = [
+        unknown_key(path, RunConfig, under)
+        for under, changes in study.changes.items()
+        for path in stray_keys(changes, RunConfig)
+    ]
+    played = needed_models({arm.model for arm in study.arms.values()}, study.models)
+    for override in overrides:
+        name = override.partition("=")[0].strip().removeprefix("study.models.").partition(".")[0]
+        if name in study.models and name not in played:
+            near = get_close_matches(name, played, 1, LIKENESS)
+            meant = f"; did you mean study.models.{near[0]}?" if near else ""
+            faults.append(f"study.models.{name}: no arm plays this model{meant}")
+    if faults:
+        raise ConfigError(said_of(f"recipe {origin}", faults))
+    return study
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the resolved configuration as TOML text."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def _locate(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml" or "/" in recipe:
+        if not path.is_file():
+            raise MissingError(
+                f"no recipe file {recipe}; shipped recipes are: {', '.join(recipe_names())}"
+            )
+        return path
+    shipped = RECIPES / f"{recipe}.toml"
+    if not shipped.is_file():
+        raise MissingError(
+            f"no recipe called {recipe!r}; shipped recipes are: {', '.join(recipe_names())}; "
+            "a file of your own ends in .toml"
+        )
+    return shipped
+
+
+def _read(path: Path) -> dict[str, JsonValue]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _override(tree: dict[str, JsonValue], override: str) -> None:
+    key, found, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not found or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example run.seed=3")
+    table = tree
+    for part in parts[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r}: {part} is a value, not a section")
+        table = inner
+    table[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> JsonValue:
+    """Read `text` as a TOML value; what is none is a string as it stands."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

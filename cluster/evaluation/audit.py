@@ -1,0 +1,34 @@
+"""`trialrun audit`: whether the tools of a ToolHop file run, and what they can answer."""
+
+import asyncio
+
+from cluster.config.run_config import RunConfig
+from envs.errors import ConfigError
+from envs.server.client import ToolClient
+from envs.server.process import ToolServerProcess
+from envs.tasksets.toolhop.audit import Audit, audit
+from envs.tasksets.toolhop.environment import data_file_of
+from envs.tasksets.toolhop.questions import read_questions
+from envs.tools import JsonObject
+
+
+def run_audit(config: RunConfig, calls_per_tool: int) -> JsonObject:
+    """Call every tool in a sandbox of its own; returns counts, and which tools never answered.
+
+    Raises ConfigError for other environments, MissingError and DataFileError for the file.
+    """
+    if config.env.name != "toolhop":
+        raise ConfigError(f"expected env.name = 'toolhop' for an audit, found {config.env.name!r}")
+    questions = read_questions(data_file_of(config.env))
+    with ToolServerProcess(config.tools) as server:
+
+        async def run() -> Audit:
+            client = ToolClient(server.address, config.tools)
+            try:
+                return await audit(questions, client, calls_per_tool, config.run.seed)
+            finally:
+                await client.close()
+
+        found = asyncio.run(run())
+    silent = [f"{tool.question}:{tool.tool}" for tool in found.tools if not tool.answered]
+    return {**found.to_json(), "tools_without_an_answer": ", ".join(silent)}

@@ -1,0 +1,202 @@
+"""Plots of run directories: evaluations by difficulty, training over steps, comparisons.
+
+matplotlib takes seconds to import: this file alone does, and it is itself imported late. Nothing
+here needs a display.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cluster.evaluation.evaluate import report_on
+from envs.errors import MissingError
+from rollout.evaluation.compare import Comparison, PairRow
+from rollout.evaluation.report import ALL, EvalReport, ReportRow
+from rollout.evaluation.statistics import Estimate
+from rollout.store.journal import replace_file
+from rollout.store.run_reader import MetricsRow, RunReader
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's palette, told apart by the colour-blind."""
+SERIES_VERSION = 1
+"""Of `plot.json`."""
+_WIDTH_IN, _DPI = 10.0, 120
+_CURVES_PER_ROW = 3
+
+
+CURVES = {
+    "reward_mean": "reward",
+    "answer_mean": "right answers",
+    "trial_calls": "trial calls per episode",
+    "mismatch_kl": "KL of sampler and trainer",
+    "reference_kl": "KL to the reference",
+    "entropy": "entropy (nats per token)",
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "staleness_mean": "staleness (versions)",
+}
+"""Metrics of training that are drawn, and what they are called; a run may lack some."""
+
+
+def draw_run(path: Path) -> Path:
+    """Draw the training of a run, or its evaluation; returns the PNG, beside which lies the JSON.
+
+    Raises MissingError where it has neither metrics nor episodes.
+    """
+    reader = RunReader(path)
+    layout, metrics = reader.layout, reader.metrics()
+    if metrics:
+        series = training_series(metrics)
+        told = {
+            name: {"steps": list(values), "values": list(values.values())}
+            for name, values in series.items()
+        }
+        content = {"version": SERIES_VERSION, "run": reader.run.run, "series": told}
+        replace_file(layout.plot_json, json.dumps(content).encode())
+        curves = {CURVES[name]: values for name, values in series.items()}
+        plot_training(curves, path.resolve().name, layout.plot)
+    elif reader.episodes():
+        plot_report(report_on(path), path.resolve().name, layout.plot)
+    else:
+        raise MissingError(f"expected metrics or episodes to draw, found none in {path}")
+    return layout.plot
+
+
+def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]]:
+    """Return the drawn metrics by step; a number that was not finite is missing."""
+    series = {
+        name: {row.step: row.values[name] for row in metrics if name in row.values}
+        for name in CURVES
+    }
+    return {name: values for name, values in series.items() if values}
+
+
+def plot_report(report: EvalReport, title: str, out: Path) -> None:
+    """Draw pass@1 by difficulty beside pass@k, with standard errors, as a PNG."""
+    rows = report.rows
+    figure = Figure(figsize=(_WIDTH_IN, 1.6 + 0.32 * max(len(rows), 7)), layout="constrained")
+    figure.suptitle(title)
+    if len(report.ks) > 1:
+        bars, curves = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_pass_at_k(curves, report)
+    else:
+        bars = figure.subplots()
+    _draw_bars(bars, rows)
+    figure.savefig(out, dpi=_DPI)
+
+
+def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Path) -> None:
+    """Draw one panel per series, its values by step, as a PNG."""
+    count = max(len(series), 1)
+    across = min(count, _CURVES_PER_ROW)
+    down = -(-count // across)
+    figure = Figure(figsize=(_WIDTH_IN, 0.6 + 2.3 * down), layout="constrained")
+    figure.suptitle(title)
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    for panel in panels[len(series) :]:
+        panel.set_visible(False)
+    for panel, (name, values) in zip(panels, series.items(), strict=False):
+        panel.plot(list(values), list(values.values()), color=COLOURS[0], linewidth=1.2)
+        panel.set_title(name, fontsize="medium")
+        panel.grid(alpha=0.3)
+        panel.set_xlabel("step", fontsize="small")
+        panel.tick_params(labelsize="small")
+    figure.savefig(out, dpi=_DPI)
+
+
+def plot_comparison(comparison: Comparison, out: Path) -> None:
+    """Draw every paired difference with its 95 % interval, as a PNG."""
+    pairs = list(dict.fromkeys((row.first, row.second) for row in comparison.rows))
+    labels = list(dict.fromkeys(_label(row.by, row.value) for row in comparison.rows))
+    height = 1.6 + len(labels) * (0.2 + 0.16 * len(pairs))
+    figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
+    axes = figure.subplots()
+    for place, pair in enumerate(pairs):
+        rows = [row for row in comparison.rows if (row.first, row.second) == pair]
+        _draw_differences(axes, rows, labels, (place, len(pairs)))
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("difference of pass@1 (95 % interval)")
+    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
+    figure.savefig(out, dpi=_DPI)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[ReportRow]) -> None:
+    told = [row for row in rows if row.pass_at_k[1].value is not None]
+    families = list(dict.fromkeys(row.by for row in told))
+    for place, row in enumerate(told):
+        estimate = row.pass_at_k[1]
+        assert estimate.value is not None
+        colour = COLOURS[families.index(row.by) % len(COLOURS)]
+        axes.barh(
+            place, estimate.value, xerr=estimate.stderr or 0.0, color=colour, alpha=0.85, capsize=3
+        )
+        end = estimate.value + (estimate.stderr or 0.0)
+        axes.text(end + 0.01, place, f"{estimate.value:.2f}", va="center", fontsize="small")
+    labels = [f"{_label(row.by, row.value)}  ({row.tasks})" for row in told]
+    axes.set_yticks(range(len(told)), labels, fontsize="small")
+    axes.set_ylim(len(told) - 0.4, -0.6)
+    axes.set_xlim(0, 1.08)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("pass@1 ± standard error (tasks)")
+
+
+def _draw_pass_at_k(axes: Axes, report: EvalReport) -> None:
+    tags = list(dict.fromkeys(row.by for row in report.rows if row.by != ALL))
+    shown = [row for row in report.rows if row.by in (ALL, *tags[:1])]
+    for place, row in enumerate(shown):
+        points = [(k, row.pass_at_k[k]) for k in report.ks if row.pass_at_k[k].value is not None]
+        axes.errorbar(
+            [k for k, _ in points],
+            [_value(estimate) for _, estimate in points],
+            yerr=[estimate.stderr or 0.0 for _, estimate in points],
+            label=_label(row.by, row.value),
+            color="black" if row.by == ALL else COLOURS[(place - 1) % len(COLOURS)],
+            marker="o",
+            markersize=4,
+            capsize=3,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(report.ks, [str(k) for k in report.ks])
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("k")
+    axes.set_ylabel("pass@k")
+    axes.legend(fontsize="small", loc="lower right")
+
+
+def _draw_differences(
+    axes: Axes, rows: Sequence[PairRow], labels: Sequence[str], place: tuple[int, int]
+) -> None:
+    index, pairs = place
+    shift = (index - (pairs - 1) / 2) * 0.7 / pairs
+    places = [labels.index(_label(row.by, row.value)) + shift for row in rows]
+    means = [row.difference.mean for row in rows]
+    reach = [
+        0.0 if row.difference.high is None else row.difference.high - row.difference.mean
+        for row in rows
+    ]
+    axes.errorbar(
+        means,
+        places,
+        xerr=reach,
+        fmt="o",
+        markersize=4,
+        capsize=3,
+        color=COLOURS[index % len(COLOURS)],
+        label=f"{rows[0].second} minus {rows[0].first}",
+    )
+
+
+def _value(estimate: Estimate) -> float:
+    assert estimate.value is not None
+    return estimate.value
+
+
+def _label(by: str, value: str) -> str:
+    return ALL if by == ALL else f"{by} {value}"

@@ -1,0 +1,72 @@
+"""A table of text, for a terminal and as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rollout.evaluation.statistics import Estimate
+
+_PIPED_WIDTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Columns and rows of text; the first `labels` columns are words, the others are figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    labels: int = 1
+
+    def rich(self) -> Table:
+        """Return the table for a terminal; a line ends rows whose labels begin with one word."""
+        table = Table(title=self.title, title_justify="left")
+        for place, column in enumerate(self.columns):
+            table.add_column(
+                column, justify="left" if place < self.labels else "right", no_wrap=not place
+            )
+        families = {_family(row) for row in self.rows}
+        for row, following in zip_longest(self.rows, self.rows[1:]):
+            ends = following is not None and _family(row) != _family(following)
+            ends = ends and len(families) < len(self.rows)
+            table.add_row(*map(escape, row), end_section=ends)
+        return table
+
+    def markdown(self) -> str:
+        """Return the table as GitHub's Markdown, its title as a line above."""
+        rules = ["---" if place < self.labels else "---:" for place in range(len(self.columns))]
+        lines = [self.columns, rules, *self.rows]
+        body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+        return f"**{self.title}**\n\n{body}\n"
+
+
+def print_sheets(sheets: Sequence[Sheet], notes: Sequence[str]) -> None:
+    """Print tables and what their reader has to know; wide where there is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    for sheet in sheets:
+        console.print(sheet.rich())
+    for note in notes:
+        console.print(f"Note: {note}.", markup=False)
+
+
+def figure(estimate: Estimate | None, form: str = ".3f") -> str:
+    """Return `value ± standard error`; `-` where there is nothing to say."""
+    if estimate is None or estimate.value is None:
+        return "-"
+    if estimate.stderr is None:
+        return f"{estimate.value:{form}}"
+    return f"{estimate.value:{form}} ± {estimate.stderr:{form}}"
+
+
+def _family(row: tuple[str, ...]) -> str:
+    return row[0].partition(" ")[0]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

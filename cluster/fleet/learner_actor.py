@@ -1,0 +1,116 @@
+"""The Ray actor of one learner rank: a thin shell around Trainer."""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from cluster.fleet.weight_relay import place_here
+from cluster.lifecycle.retention import checkpoint_path
+from learner.outputs.digest import sealed, tensor_digests
+from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
+from learner.report import StepReport
+from learner.trainer_setup import TrainerSetup
+from rollout.weights.layout import push_layout
+from rollout.weights.manifest import WeightManifest
+
+if TYPE_CHECKING:
+    from learner.trainer import Trainer
+
+TRAINER = "learner.trainer:Trainer"
+"""Imported where a rank runs: DeepSpeed takes many seconds, and the driver can do without."""
+
+
+class LearnerActor:
+    """Shell of one learner rank and, on rank 0, of the publisher."""
+
+    def __init__(self, transport: str, shm_dir: str) -> None:
+        self._transport = transport
+        self._shm_dir = Path(shm_dir)
+        self._trainer: Trainer | None = None
+        self._publisher: Publisher | None = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Return an address and a free port of this node, where all ranks can meet."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+
+    def start(self, setup: TrainerSetup) -> None:
+        torch.use_deterministic_algorithms(setup.deterministic)
+        self._trainer = resolve_name(TRAINER)(setup)
+
+    def rl_step(self, table: pa.Table) -> StepReport:
+        """Make one step; what rank 0 reports says which weights it ended in."""
+        report, named = self._live.rl_step(table), self._live.named_weights()
+        if self._live.setup.rank == 0:
+            return sealed(report, tensor_digests(named))
+        for _ in named:  # every rank takes part in gathering them
+            pass
+        return report
+
+    def sft(
+        self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
+    ) -> Iterator[dict[str, float]]:
+        """Train what is left of an SFT; yields the metrics of every optimizer step, once it is
+        saved where it is one to be saved.
+        """
+        setup, saved = self._live.setup, steps_done
+        assert setup.sft is not None, "Trainer.sft refuses it"
+        for metrics in self._live.sft(table, seed, steps_done):
+            step = int(metrics["step"])
+            if step // setup.sft.checkpoint_every > saved // setup.sft.checkpoint_every:
+                self._live.save(checkpoint_path(Path(checkpoints), step), step)
+                saved = step
+            yield metrics
+
+    def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
+        return self._live.logprobs(table)
+
+    def publish(self, version: int) -> WeightManifest | None:
+        """Publish the weights as `version`; every rank takes part, rank 0 returns the manifest."""
+        named = self._live.pushed_weights()
+        if self._live.setup.rank != 0:
+            for _ in named:
+                pass
+            return None
+        if self._publisher is None:
+            self._publisher = self._make_publisher()
+        manifest = self._publisher.publish(version, named)
+        return replace(manifest, place=place_here(str(self._shm_dir)))
+
+    def save(self, path: str, step: int) -> None:
+        self._live.save(path, step)
+
+    def load(self, path: str) -> int:
+        return self._live.load(path)
+
+    def export(self, path: str) -> None:
+        self._live.export(path)
+
+    def close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._trainer is not None:
+            self._trainer.close()
+
+    @property
+    def _live(self) -> "Trainer":
+        assert self._trainer is not None, "start comes first"
+        return self._trainer
+
+    def _make_publisher(self) -> Publisher:
+        setup = self._live.setup
+        layout = push_layout(setup.model_path, setup.model)
+        if self._transport == "cuda_ipc":
+            return CudaIpcPublisher(torch.device("cuda", torch.cuda.current_device()), layout)
+        return SharedMemoryPublisher(self._shm_dir, layout)

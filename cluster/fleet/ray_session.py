@@ -1,0 +1,81 @@
+"""Ray for the time of one command: the cluster that a job was submitted to, or one of our own."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psutil
+import ray
+
+from cluster.config.run_config import ClusterSection, RunConfig
+from cluster.fleet.ray_environment import RAY_START_WAIT, RAY_START_WAIT_S
+from envs.errors import InfraError, MissingError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Object store of a local Ray; trajectories pass through it, weights do not."""
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """Connect to the cluster in RAY_ADDRESS (set for submitted jobs), else start Ray on this
+    machine.
+
+    Raises MissingError when RAY_ADDRESS leads nowhere, InfraError when Ray does not start here.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address:
+        _join(address)
+    else:
+        _start(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room_for_workers(section: ClusterSection) -> int:
+    """Return how many rollout workers, at most, could start beside what runs on the cluster now."""
+    free: Mapping[str, float] = ray.available_resources()
+    shares = {"CPU": section.cpus_per_worker, "GPU": section.gpus_per_worker}
+    return min(int(free.get(name, 0.0) // share) for name, share in shares.items() if share)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except Exception as error:  # Ray has no type of its own for this; some are plain Exceptions
+        raise MissingError(
+            f"no Ray cluster at RAY_ADDRESS={address}: {_one_line(error)}; give HOST:PORT of a "
+            "head that runs the same Ray and Python, or unset RAY_ADDRESS to start Ray here"
+        ) from error
+
+
+def _start(config: RunConfig) -> None:
+    """Start Ray, told of as many CPUs as the recipe reserves: its actors share two cores well."""
+    section = config.cluster
+    wanted = (
+        config.rollouts.workers * section.cpus_per_worker
+        + config.learner.ranks * section.cpus_per_rank
+    )
+    try:
+        ray.init(
+            num_cpus=max(psutil.cpu_count() or 1, int(wanted) + 2),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # a start that times out is a plain Exception
+        waited = os.environ.get(RAY_START_WAIT, "30")
+        raise InfraError(
+            f"Ray did not start on this machine: {_one_line(error)} Try again with less running "
+            f"beside it, or with more patience, {RAY_START_WAIT}={3 * RAY_START_WAIT_S} (now "
+            f"{waited} seconds). Ray's own account: raylet.err and gcs_server.err in "
+            "/tmp/ray/session_latest/logs"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

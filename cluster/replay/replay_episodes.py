@@ -1,0 +1,240 @@
+"""Episodes played again: recorded tokens and recorded tool answers through the real runner."""
+
+import asyncio
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config.environments import make_environment, teacher_of
+from cluster.config.run_config import RunConfig, load_config
+from cluster.evaluation.evaluate import eval_tasks
+from cluster.lifecycle.opening import find_model
+from cluster.scheduling.task_stream import TaskStream
+from envs.errors import EngineError, MissingError, StoreError
+from envs.seeds import stable_hash
+from envs.server.client import ToolClient
+from envs.server.process import ToolServerProcess
+from envs.server.traffic import RecordedSession, TrafficReader
+from envs.services.adapted import AdaptedTools
+from envs.tasks import Task
+from envs.tools import JsonObject, ToolService
+from rollout.config import EpisodeConfig
+from rollout.engines.recorded_engine import RecordedEngine
+from rollout.episode import Episode
+from rollout.episode_difference import Difference, first_difference
+from rollout.episode_schema import from_batch, to_batch
+from rollout.runner import EpisodeRunner, Identity
+from rollout.store.run_reader import RunReader
+from rollout.store.segments import EpisodeRow
+from rollout.template import ChatTemplate
+
+_AT_ONCE = 64
+_PER_SERVER = 1_024
+"""Episodes that are held in memory, and replayed by one server."""
+_CLOCK_S = 0.01
+"""A session was opened within the time of its episode, give or take this."""
+_TRAINED = re.compile(r"g(\d{6})")
+_TAUGHT = re.compile(r"t(\d{6})")
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of playing one episode again; `difference` None is equality."""
+
+    episode: str
+    difference: Difference | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What came of a run's episodes; those whose world failed are `left_out`."""
+
+    replays: Sequence[Replay]
+    left_out: int
+
+    @property
+    def different(self) -> list[Replay]:
+        """Episodes that did not come out as recorded."""
+        return [replay for replay in self.replays if replay.difference is not None]
+
+    def to_json(self) -> JsonObject:
+        """Return the counts, and the first difference where there is one."""
+        counts: JsonObject = {
+            "episodes": len(self.replays),
+            "equal": len(self.replays) - len(self.different),
+            "different": len(self.different),
+            "left_out": self.left_out,
+        }
+        for replay in self.different[:1]:
+            assert replay.difference is not None
+            counts |= {
+                "episode": replay.episode,
+                "where": replay.difference.where,
+                "recorded": replay.difference.recorded,
+                "replayed": replay.difference.replayed,
+            }
+        return counts
+
+
+async def replay_run(run: Path, episode: str | None, traffic: Path | None = None) -> ReplayReport:
+    """Play the newest attempt of one episode, or of all, again, without model and tools.
+
+    `traffic` is the record, where it is not in the run directory. Raises MissingError without a
+    record, without such an episode, or where the model's tokenizer is gone; StoreError where the
+    recipe no longer draws the episode's task.
+    """
+    reader = RunReader(run)
+    config = load_config(str(_config_path(reader)))
+    record = TrafficReader(_traffic_folder(reader, config, traffic))
+    replays: list[Replay] = []
+    left_out = 0
+    try:
+        rows = _newest_attempts(reader, episode)
+        template = ChatTemplate.load(await asyncio.to_thread(find_model, config))
+        for start in range(0, len(rows), _PER_SERVER):
+            episodes = from_batch(reader.batch(rows[start : start + _PER_SERVER]))
+            counting = [played for played in episodes if played.outcome.counts]
+            left_out += len(episodes) - len(counting)
+            with tempfile.TemporaryDirectory(prefix="trialrun-replay-") as folder:
+                record.copy(_sessions(record, counting), Path(folder))
+                async with _replaying_tools(config, Path(folder)) as tools:
+                    stage = _Stage(config, template, tools)
+                    replays += await asyncio.gather(*map(stage.play, counting))
+    finally:
+        record.close()
+    return ReplayReport(replays, left_out)
+
+
+class _Stage:
+    """Plays episodes a bounded number at a time."""
+
+    def __init__(self, config: RunConfig, template: ChatTemplate, tools: ToolService) -> None:
+        self._config = config
+        self._template = template
+        self._tools = tools
+        self._tasks = _TaskFinder(config)
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    async def play(self, recorded: Episode) -> Replay:
+        lease = recorded.lease
+        task = self._tasks.task_of(recorded)
+        identity = Identity(recorded.worker, recorded.source, self._config.model.max_model_len)
+        engine = RecordedEngine(recorded)
+        runner = EpisodeRunner(engine, self._tools, self._template, identity)
+        async with self._room:
+            try:
+                replayed = await runner.run(lease, task, self._episode_config(recorded))
+            except EngineError as error:
+                ended = f"ended as {recorded.outcome.value}"
+                where = f"after turn {len(recorded.turns)}"
+                return Replay(lease.episode, Difference(where, ended, str(error)))
+        stored = from_batch(to_batch([replayed]))[0]  # numbers as narrow as the recorded ones
+        return Replay(lease.episode, first_difference(recorded, stored))
+
+    def _episode_config(self, recorded: Episode) -> EpisodeConfig:
+        config = self._config.episode
+        if not _TAUGHT.fullmatch(recorded.lease.group):
+            return config
+        _, trial_calls = teacher_of(self._config.env, config.mode)
+        calls = trial_calls(recorded.lease.seed, config.trial.calls)
+        return config.model_copy(update={"trial": config.trial.model_copy(update={"calls": calls})})
+
+
+class _TaskFinder:
+    """Draws the tasks of a run again: those of training, of the teacher and of evaluation."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._streams: dict[int, TaskStream] = {}
+        self._evaluated: dict[str, Task] | None = None
+
+    def task_of(self, episode: Episode) -> Task:
+        """Return the episode's task. Raises StoreError where another is drawn now."""
+        group, seed = episode.lease.group, self._config.run.seed
+        if found := _TRAINED.fullmatch(group):
+            task = self._stream(seed)[int(found[1])]
+        elif found := _TAUGHT.fullmatch(group):
+            task = self._stream(stable_hash(seed, "teacher"))[int(found[1])]
+        else:
+            task = self._evaluation().get(episode.lease.task)
+        if task is None or (task.id, task.question) != (episode.lease.task, episode.question):
+            raise StoreError(
+                f"episode {episode.lease.episode}: expected task {episode.lease.task} from the "
+                f"run's recipe, found {task.id if task else 'none'}: the environment or its file "
+                "has changed since"
+            )
+        return task
+
+    def _stream(self, seed: int) -> TaskStream:
+        if seed not in self._streams:
+            self._streams[seed] = TaskStream(make_environment(self._config.env), "train", seed)
+        return self._streams[seed]
+
+    def _evaluation(self) -> dict[str, Task]:
+        if self._evaluated is None:
+            self._evaluated = {task.id: task for task in eval_tasks(self._config)}
+        return self._evaluated
+
+
+@asynccontextmanager
+async def _replaying_tools(config: RunConfig, folder: Path) -> AsyncIterator[ToolService]:
+    """Tools of a real tool server that answers from the record in `folder`."""
+    settings = config.tools.model_copy(update={"record": False})
+    process = ToolServerProcess(settings, replay=folder)
+    await asyncio.to_thread(process.start)
+    try:
+        tools = AdaptedTools(ToolClient(process.address, settings), sleep=_do_not_wait)
+        try:
+            yield tools
+        finally:
+            await tools.close()
+    finally:
+        await asyncio.to_thread(process.stop)
+
+
+async def _do_not_wait(seconds: float) -> None:
+    """Latency that was injected is in the recorded times; nobody waits for it twice."""
+    del seconds
+
+
+def _config_path(reader: RunReader) -> Path:
+    path = reader.layout.config_toml
+    if not path.exists():
+        raise MissingError(f"expected config.toml, found none in {reader.layout.root}")
+    return path
+
+
+def _traffic_folder(reader: RunReader, config: RunConfig, given: Path | None) -> Path:
+    if given is not None:
+        return given
+    if config.tools.record_dir:
+        return Path(config.tools.record_dir)
+    return reader.layout.tool_traffic
+
+
+def _newest_attempts(reader: RunReader, prefix: str | None) -> list[EpisodeRow]:
+    """Return the newest attempt of one episode, or of each. Raises MissingError."""
+    rows = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
+    if prefix is not None:
+        return [rows[reader.episode(prefix).lease.episode]]
+    if not rows:
+        raise MissingError(f"expected episodes, found none in {reader.layout.root}")
+    return list(rows.values())
+
+
+def _sessions(record: TrafficReader, episodes: Sequence[Episode]) -> list[RecordedSession]:
+    """Return the sessions of these attempts, in order: attempts of one episode share its seed."""
+    by_seed: dict[int, list[RecordedSession]] = defaultdict(list)
+    for session in record.sessions:
+        by_seed[session.seed].append(session)
+    chosen: list[RecordedSession] = []
+    for episode in episodes:
+        sessions, start = by_seed[episode.lease.seed], episode.timings.started_at - _CLOCK_S
+        end = episode.timings.started_at + episode.timings.wall_s + _CLOCK_S
+        timely = [session for session in sessions if start <= session.opened_at <= end]
+        chosen += timely or sessions
+    return chosen

@@ -1,0 +1,32 @@
+"""What the commands do once their configuration stands; imports the whole stack, so the CLI loads
+it late.
+"""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from envs.errors import TrialrunError, first_cause
+
+Result = TypeVar("Result")
+
+
+def run_async(main: Coroutine[None, None, Result]) -> Result:
+    """Run `main` to its end; SIGTERM cancels it as Ctrl-C does, so that everything is closed."""
+
+    async def cancellable() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        return asyncio.run(cancellable())
+    except BaseExceptionGroup as errors:
+        raise first_cause(errors) from errors
+    except asyncio.CancelledError:
+        raise TrialrunError(
+            "stopped by SIGTERM; what was finished is kept: the same command goes on "
+            "(train, sft and collect with --resume, eval with --run)"
+        ) from None

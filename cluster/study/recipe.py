@@ -1,0 +1,136 @@
+"""`[study]`: the models that a study makes, the arms that play them, and the settings they meet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from cluster.config.run_config import RunConfig, checked_config, checked_study, read_recipe
+from cluster.config.study_config import Changes, StudySection, needed_models
+from cluster.study.graph import digest_of
+from envs.config import Section
+from envs.errors import ConfigError
+
+_OF_NO_CONSEQUENCE: dict[str, set[str]] = {
+    "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
+    "sft": {"checkpoint_every"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A recipe with its `[study]`; every arm and setting of it is known to make a valid run."""
+
+    config: RunConfig
+    section: StudySection
+
+    @property
+    def digest(self) -> str:
+        """Short hash of all that the results depend on."""
+        return digest_of([fingerprint(self.config), self.section.model_dump(mode="json")])
+
+    def training(self, model: str) -> RunConfig:
+        """Return the configuration with which `model` is trained."""
+        return changed(self.config, f"models.{model}", self.section.models[model].changes)
+
+    def playing(self, arm: str, setting: str, temperature: str) -> RunConfig:
+        """Return the configuration with which `arm` is evaluated."""
+        section = self.section
+        changes = (section.settings[setting], section.arms[arm].changes)
+        config = changed(self.config, f"arm {arm} in setting {setting}", *changes)
+        played = {"temperature": section.temperatures[temperature]}
+        return config.model_copy(update={"eval": config.eval.model_copy(update=played)})
+
+    def seeded(self, seed: int) -> "Study":
+        """Return the same study with another seed."""
+        run = self.config.run.model_copy(update={"seed": seed})
+        return Study(self.config.model_copy(update={"run": run}), self.section)
+
+    def only(self, arms: Sequence[str]) -> "Study":
+        """Return the study of these arms, and of the models that they need.
+
+        Raises ConfigError for an arm that there is not.
+        """
+        section = self.section
+        for arm in arms:
+            if arm not in section.arms:
+                known = ", ".join(section.arms)
+                raise ConfigError(f"no arm called {arm!r} in the study; its arms are: {known}")
+        kept = {
+            name: arm.model_copy(update={"against": tuple(a for a in arm.against if a in arms)})
+            for name, arm in section.arms.items()
+            if name in arms
+        }
+        needed = needed_models({arm.model for arm in kept.values()}, section.models)
+        models = {name: model for name, model in section.models.items() if name in needed}
+        smaller = section.model_copy(update={"arms": kept, "models": models})
+        return Study(self.config, smaller)
+
+
+def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
+    """Read a recipe that has a `[study]`. Raises ConfigError, MissingError."""
+    tree = read_recipe(recipe, overrides)
+    described = tree.pop("study", None)
+    if not described:
+        raise ConfigError(f"recipe {recipe} describes no study: expected a section [study]")
+    section = checked_study(described, recipe, overrides)
+    study = Study(checked_config(tree, recipe), section)
+    if not (section.arms and section.settings and section.temperatures):
+        raise ConfigError(f"recipe {recipe}: expected arms, settings and temperatures in [study]")
+    for name, model in section.models.items():
+        trained = study.training(name)
+        if model.kind == "grpo":
+            trained.check_trainable()
+    for arm in section.arms:
+        for setting in section.settings:
+            for temperature in section.temperatures:
+                study.playing(arm, setting, temperature)
+    return study
+
+
+def read_seeds(text: str, first: int) -> tuple[int, ...]:
+    """Return the seeds that `text` names: `3` is three from `first` on, `11,12` are these two.
+
+    Raises ConfigError for anything else.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise ConfigError(f"--seeds {text!r}: expected a number of seeds, or a list like 11,12,13")
+    numbers = [int(word) for word in words]
+    if "," not in text:
+        numbers = [first + index for index in range(numbers[0])]
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ConfigError(f"--seeds {text!r}: expected at least one seed, and each once")
+    return tuple(numbers)
+
+
+def changed(config: RunConfig, origin: str, *changes: Mapping[str, JsonValue]) -> RunConfig:
+    """Return `config` with `changes` applied in order; a value replaces a value, tables too.
+
+    Raises ConfigError, which names `origin`.
+    """
+    tree = config.model_dump(mode="json")
+    for change in changes:
+        _apply(tree, change, config)
+    return checked_config(tree, origin)
+
+
+def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
+    """Return what results depend on of `sections`, or of all without any.
+
+    Where things lie, and how often a run is saved, is left out; the seed never is.
+    """
+    tree: dict[str, JsonValue] = config.model_dump(mode="json", include=set(sections) or None)
+    for name, ignored in _OF_NO_CONSEQUENCE.items():
+        if name in tree:
+            tree[name] = getattr(config, name).model_dump(mode="json", exclude=ignored)
+    return {"run": {"seed": config.run.seed}, **tree}
+
+
+def _apply(tree: Changes, change: Mapping[str, JsonValue], section: Section) -> None:
+    for key, value in change.items():
+        below, inner = getattr(section, key, None), tree.get(key)
+        if isinstance(below, Section) and isinstance(inner, dict) and isinstance(value, dict):
+            _apply(inner, value, below)
+        else:
+            tree[key] = value

@@ -1,0 +1,127 @@
+"""`kept.json` in a run directory: which of its episodes are to be imitated, and why not the others.
+
+It is made from the stored episodes and replaced as a whole, so filtering again loses nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from envs.errors import StoreError
+from envs.tools import JsonObject
+from rollout.episode import Episode
+from rollout.episode_schema import from_batch
+from rollout.evaluation.teacher_filter import (
+    Candidate,
+    FilterConfig,
+    Given,
+    Reason,
+    Selection,
+    examine,
+    select,
+)
+from rollout.store.journal import replace_file
+from rollout.store.run_reader import RunReader
+from rollout.store.segments import EpisodeRow
+
+_AT_ONCE = 64
+_SHOWN = 200
+"""Characters of an error that the report shows."""
+_MOST_VALUES = 12
+"""A tag with more values than this is no row of a table."""
+
+
+class KeptFile(BaseModel):
+    """The content of `kept.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rules: FilterConfig
+    report: dict[str, JsonValue]
+    kept: tuple[str, ...]
+    dropped: dict[str, Reason]
+
+
+def kept_path(run: Path) -> Path:
+    """Return where the selection of the run at `run` lies."""
+    return run / "kept.json"
+
+
+def keep(run: Path, rules: FilterConfig, given: Given) -> KeptFile:
+    """Filter the episodes stored in `run` and write the selection down."""
+    candidates = [examine(episode, rules, given) for episode in stored_episodes(RunReader(run))]
+    selection = select(candidates, rules)
+    kept = KeptFile(
+        rules=rules,
+        report=describe(candidates, selection),
+        kept=selection.kept,
+        dropped=dict(selection.dropped),
+    )
+    replace_file(kept_path(run), kept.model_dump_json(indent=1).encode())
+    return kept
+
+
+def read_kept(run: Path) -> KeptFile | None:
+    """Return the selection of `run`, None where it was never filtered. Raises StoreError."""
+    path = kept_path(run)
+    if not path.exists():
+        return None
+    try:
+        return KeptFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StoreError(f"{path}: expected a selection of episodes, found {error}") from error
+
+
+def last_attempts(reader: RunReader) -> list[EpisodeRow]:
+    """Return the row of every stored episode's last attempt, ordered by id."""
+    last = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
+    return [last[name] for name in sorted(last)]
+
+
+def stored_episodes(reader: RunReader) -> Iterator[Episode]:
+    """Yield every stored episode's last attempt, ordered by id."""
+    yield from episodes_of(reader, last_attempts(reader))
+
+
+def episodes_of(reader: RunReader, rows: Sequence[EpisodeRow]) -> Iterator[Episode]:
+    """Yield the episodes of `rows`, a few in memory at a time."""
+    for start in range(0, len(rows), _AT_ONCE):
+        yield from from_batch(reader.batch(list(rows[start : start + _AT_ONCE])))
+
+
+def describe(candidates: Sequence[Candidate], selection: Selection) -> JsonObject:
+    """Return the numbers of a selection: kept and dropped by reason, by source, by tag."""
+    kept = [c for c in candidates if c.episode not in selection.dropped]
+    reasons = Counter(selection.dropped.values())
+    corrected = sum(c.corrections > 0 for c in kept)
+    return {
+        "episodes": len(candidates),
+        "kept": len(kept),
+        "dropped": {reason.value: reasons[reason] for reason in Reason if reasons[reason]},
+        "failures": dict(Counter(c.error[:_SHOWN] for c in candidates if c.error).most_common(3)),
+        "tasks_kept": len({c.task for c in kept}),
+        "corrected": corrected,
+        "corrected_share": corrected / len(kept) if kept else 0.0,
+        "trial_calls_mean": sum(c.trial_calls for c in kept) / len(kept) if kept else 0.0,
+        "tokens": sum(c.tokens for c in kept),
+        "sampled_tokens": sum(c.sampled_tokens for c in kept),
+        "by_source": _counts([c.source for c in candidates], [c.source for c in kept]),
+        "by_tag": _by_tag(candidates, kept),
+    }
+
+
+def _by_tag(played: Sequence[Candidate], kept: Sequence[Candidate]) -> JsonObject:
+    tags = sorted({tag for candidate in played for tag in candidate.tags})
+    tables: JsonObject = {}
+    for tag in tags:
+        table = _counts([c.tags.get(tag, "") for c in played], [c.tags.get(tag, "") for c in kept])
+        if len(table) <= _MOST_VALUES:
+            tables[tag] = table
+    return tables
+
+
+def _counts(played: Sequence[str], kept: Sequence[str]) -> JsonObject:
+    all_of, kept_of = Counter(played), Counter(kept)
+    return {value: {"played": all_of[value], "kept": kept_of[value]} for value in sorted(all_of)}

@@ -1,0 +1,91 @@
+"""A training job while it runs: run directory, learner, pool and rollouts, opened and closed
+together.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from cluster.config.environments import make_environment
+from cluster.config.run_config import RunConfig
+from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.open_pool import open_pool
+from cluster.fleet.pool import RolloutPool
+from cluster.lifecycle.opening import find_model, recorded_in
+from cluster.lifecycle.retention import checkpoint_path, newest_checkpoint
+from cluster.scheduling.groups import Group, drop
+from cluster.scheduling.rollouts import Rollouts
+from cluster.scheduling.rounds import Rounds
+from cluster.scheduling.task_stream import TaskStream
+from learner.report import StepReport
+from rollout.store.ledger_state import DropReason
+from rollout.store.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the loop works with."""
+
+    config: RunConfig
+    run: RunDirectory
+    pool: RolloutPool
+    rollouts: Rollouts | Rounds
+    learner: LearnerGroup
+    resumed_from: Path | None
+    """Checkpoint that the run goes on from; None begins with the model as it is."""
+
+    @property
+    def steps_done(self) -> int:
+        """Steps count from 1; step s makes policy version s."""
+        return int(self.resumed_from.name) if self.resumed_from else 0
+
+    async def begin(self) -> None:
+        """Bring learner and pool to where the run stands and start to play."""
+        if self.resumed_from is not None:
+            await self.learner.load(self.resumed_from)
+            await self.pool.load(await self.learner.publish(self.steps_done))
+        self.rollouts.start(self.steps_done)
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint of `step`."""
+        return checkpoint_path(self.run.layout.checkpoints, step)
+
+    def trained(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
+        """Record what became of every episode of `step`; comes before its checkpoint."""
+        dropped = {episode: DropReason(reason) for episode, reason in report.dropped}
+        for reason in sorted(set(dropped.values())):
+            drop(self.run.ledger, [e for e in dropped if dropped[e] is reason], reason, step)
+        given = [episode for group in groups for episode in group.episodes]
+        self.run.ledger.train(step, [episode for episode in given if episode not in dropped])
+        if report.annotations is not None:
+            self.run.annotate(step, report.annotations)
+        self.run.sync()
+
+
+def table_of(groups: Sequence[Group]) -> pa.Table:
+    """Return the episodes of all groups as one table."""
+    return pa.Table.from_batches([group.batch for group in groups])
+
+
+@asynccontextmanager
+async def open_job(config: RunConfig, run: RunDirectory) -> AsyncIterator[Job]:
+    """Start everything that the training of `run` needs."""
+    model = find_model(config)
+    stream = TaskStream(make_environment(config.env), "train", config.run.seed)
+    checkpoint = newest_checkpoint(run.layout.checkpoints)
+    async with open_pool(recorded_in(config, run.path), model) as pool:
+        learner = LearnerGroup(LearnerPlan(config, str(model)))
+        try:
+            await asyncio.gather(learner.start(), pool.wait_healthy())
+            source = Rounds if config.run.deterministic else Rollouts
+            rollouts = source(pool, stream, run, config)
+            try:
+                yield Job(config, run, pool, rollouts, learner, checkpoint)
+            finally:
+                await rollouts.close()
+        finally:
+            await learner.close()

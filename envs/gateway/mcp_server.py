@@ -1,0 +1,275 @@
+"""MCP over streamable HTTP: an MCP session is one tool session of the server's host.
+
+`/mcp` serves the first tool set, `/mcp/{name}` the one of that name. Query: `purpose` (`execution`
+or `trial`) and `seed` of the tool session. The tool session is opened by the first call; it ends
+with the MCP session (DELETE) or when it was idle too long. Tools keep state, so revisions of MCP
+without sessions are refused in a way that makes a client take one with sessions. The server never
+speaks unasked, so a GET is answered with 405, as MCP wants it.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    UNSUPPORTED_PROTOCOL_VERSION,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from envs.argument_check import check_arguments
+from envs.config import ToolServerConfig
+from envs.server.session_host import SessionHost, to_the_end
+from envs.server.wire import CallItem, OpenItem, WireCall
+from envs.tools import AnswerStatus, SessionPurpose, ToolSet
+
+TOOL_SERVER_ERROR = -32_000
+"""JSON-RPC code of failures that are not the caller's; `data.kind` says which."""
+_LARGEST_SEED = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """What the URL of a request asks for."""
+
+    tool_set: ToolSet
+    purpose: SessionPurpose
+    seed: int
+
+
+class McpDoor:
+    """The MCP routes over one host, which serve inside of `serving()`.
+
+    `tool_sets` maps the names that URLs use to sets; the first is the default. POST requests that
+    do not accept an event stream are no streamable HTTP; they go to `plain_rpc` where it is given.
+    """
+
+    def __init__(
+        self,
+        host: SessionHost,
+        tool_sets: Mapping[str, ToolSet],
+        config: ToolServerConfig,
+        plain_rpc: ASGIApp | None = None,
+        allowed_hosts: Sequence[str] = (),
+    ) -> None:
+        """`allowed_hosts` (for example `127.0.0.1:*`) refuses what a browser was tricked into;
+        empty allows all.
+        """
+        self._host = host
+        self._tool_sets = tool_sets
+        self._deadline_s = config.request_timeout_s + config.call_timeout_s
+        self._plain_rpc = plain_rpc
+        self._sessions: dict[str, asyncio.Future[str]] = {}
+        server = Server(
+            "trialrun",
+            version=version("trialrun"),
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+        )
+        self._manager = StreamableHTTPSessionManager(
+            server,
+            json_response=True,
+            session_idle_timeout=config.session_idle_s,
+            max_sessions=config.max_sessions,
+            security_settings=_security(allowed_hosts),
+        )
+        self.router = APIRouter()
+        for path in ("/mcp", "/mcp/{name:path}"):
+            self.router.routes.append(Route(path, _Endpoint(self._serve), include_in_schema=False))
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve while the context is open; end every session on the way out."""
+        async with self._manager.run():
+            yield
+        for mcp_id in list(self._sessions):
+            self._end(mcp_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        refusal = self._refusal(request)
+        streams = "text/event-stream" in request.headers.get("accept", "")
+        if request.method == "POST" and not streams and self._plain_rpc:
+            await self._plain_rpc(scope, receive, send)
+        elif refusal:
+            await refusal(scope, receive, send)
+        elif request.method == "GET":
+            silent = _error(405, INVALID_REQUEST, "the server sends no messages of its own")
+            await silent(scope, receive, send)
+        else:
+            await self._manager.handle_request(scope, receive, self._watch_end(request, send))
+
+    def _refusal(self, request: Request) -> JSONResponse | None:
+        revision = request.headers.get("mcp-protocol-version")
+        if revision is not None and revision not in HANDSHAKE_PROTOCOL_VERSIONS:
+            details = {"supported": list(HANDSHAKE_PROTOCOL_VERSIONS), "requested": revision}
+            message = "the tools keep state: expected a protocol version with sessions"
+            return _error(400, UNSUPPORTED_PROTOCOL_VERSION, message, details)
+        try:
+            self._select(request)
+        except LookupError as error:
+            return _error(404, INVALID_PARAMS, str(error.args[0]))
+        except ValueError as error:
+            return _error(400, INVALID_PARAMS, str(error))
+        return None
+
+    def _select(self, request: Request) -> _Selection:
+        """Read the URL. Raises LookupError (no such tool set) or ValueError."""
+        name = request.path_params.get("name") or next(iter(self._tool_sets))
+        tool_set = self._tool_sets.get(name)
+        if tool_set is None:
+            raise LookupError(f"no tool set {name!r}: expected a task's id or a set's digest")
+        purpose = request.query_params.get("purpose", "execution")
+        if purpose != "trial" and purpose != "execution":
+            raise ValueError(f"expected purpose=trial or purpose=execution, found {purpose!r}")
+        seed = request.query_params.get("seed", "0")
+        if not (seed.isascii() and seed.isdigit() and len(seed) < 20 and int(seed) < _LARGEST_SEED):
+            raise ValueError(f"expected a seed from 0 to 2**63 - 1, found {seed!r}")
+        return _Selection(tool_set, purpose, int(seed))
+
+    def _watch_end(self, request: Request, send: Send) -> Send:
+        """Return `send`; after a DELETE that succeeds, the tool session ends as well."""
+        mcp_id = request.headers.get(MCP_SESSION_ID_HEADER, "")
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 300:
+                self._end(mcp_id)
+            await send(message)
+
+        return watched if request.method == "DELETE" else send
+
+    def _end(self, mcp_id: str) -> None:
+        opened = self._sessions.pop(mcp_id, None)
+        if opened is not None and opened.done():
+            self._close(opened)
+        elif opened is not None:
+            opened.add_done_callback(self._close)
+
+    def _close(self, opened: asyncio.Future[str]) -> None:
+        if not opened.cancelled() and not opened.exception():
+            self._host.close([opened.result()])
+
+    async def _list_tools(
+        self, context: ServerRequestContext[Any, Request], params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        del params  # There is one page.
+        selection = self._select(_request(context))
+        tools = [
+            Tool(name=tool.name, description=tool.description, input_schema=tool.parameters)
+            for tool in selection.tool_set.tools
+        ]
+        return ListToolsResult(tools=tools)
+
+    async def _call_tool(
+        self, context: ServerRequestContext[Any, Request], params: CallToolRequestParams
+    ) -> CallToolResult:
+        request = _request(context)
+        selection = self._select(request)
+        tool = selection.tool_set.find(params.name)
+        if tool is None:
+            names = ", ".join(tool.name for tool in selection.tool_set.tools)
+            raise MCPError(INVALID_PARAMS, f"no tool {params.name[:80]!r}; tools are: {names}")
+        arguments = params.arguments or {}
+        if fault := check_arguments(tool, arguments):
+            return _result(fault, is_error=True)
+        call = WireCall(name=tool.name, arguments=json.dumps(arguments))
+        mcp_id = request.headers.get(MCP_SESSION_ID_HEADER, "")
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                session = await self._session(mcp_id, selection)
+                item = CallItem(session=session, calls=(call,))
+                result = await to_the_end(self._host.call(0, item))
+        except TimeoutError as error:
+            message = f"no answer within {self._deadline_s:g} s"
+            raise _failure("deadline", message) from error
+        if result.error:
+            raise _failure(result.error.kind, result.error.message)
+        answer = result.answers[0]
+        if answer.status is AnswerStatus.INFRA_ERROR:
+            raise _failure("sandbox", answer.text)
+        return _result(answer.text, is_error=answer.status is not AnswerStatus.OK)
+
+    async def _session(self, mcp_id: str, selection: _Selection) -> str:
+        """Return the tool session of an MCP session; the first call opens it."""
+        opened = self._sessions.get(mcp_id)
+        if opened is None or (opened.done() and (opened.cancelled() or opened.exception())):
+            self._forget_ended()
+            opened = asyncio.ensure_future(self._open(selection))
+            self._sessions[mcp_id] = opened
+        return await asyncio.shield(opened)
+
+    async def _open(self, selection: _Selection) -> str:
+        tool_set = selection.tool_set
+        item = OpenItem(digest=tool_set.digest, seed=selection.seed, purpose=selection.purpose)
+        if self._host.unknown_digests([item]):
+            self._host.add_tool_sets({tool_set.digest: tool_set})
+        opened = await self._host.open(item)
+        if opened.error:
+            raise _failure(opened.error.kind, opened.error.message)
+        return opened.id
+
+    def _forget_ended(self) -> None:
+        """Drop the sessions that the host closed because they were idle."""
+        for mcp_id, opened in list(self._sessions.items()):
+            failed = opened.done() and (opened.cancelled() or opened.exception())
+            if failed or (opened.done() and not self._host.knows(opened.result())):
+                del self._sessions[mcp_id]
+
+
+class _Endpoint:
+    """An ASGI app that is no function, so that a route passes all methods on to it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def _request(context: ServerRequestContext[Any, Request]) -> Request:
+    if context.request is None:
+        raise MCPError(TOOL_SERVER_ERROR, "expected a request over HTTP")
+    return context.request
+
+
+def _failure(kind: str, message: str) -> MCPError:
+    return MCPError(TOOL_SERVER_ERROR, message, {"kind": kind})
+
+
+def _result(text: str, *, is_error: bool) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=is_error)
+
+
+def _error(status: int, code: int, message: str, details: object = None) -> JSONResponse:
+    error = {"code": code, "message": message} | ({"data": details} if details else {})
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, status)
+
+
+def _security(allowed_hosts: Sequence[str]) -> TransportSecuritySettings:
+    return TransportSecuritySettings(
+        enable_dns_rebinding_protection=bool(allowed_hosts),
+        allowed_hosts=list(allowed_hosts),
+        allowed_origins=[f"http://{host}" for host in allowed_hosts],
+    )

@@ -1,0 +1,232 @@
+"""One OpenEnv environment: the episodes that one client plays, one after the other."""
+
+import asyncio
+import itertools
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+
+from envs.argument_check import check_arguments
+from envs.config import ToolServerConfig
+from envs.errors import TrialrunError
+from envs.remote.openenv_wire import (
+    Action,
+    AnswerAction,
+    CallToolAction,
+    CallToolObservation,
+    EpisodeState,
+    ErrorCode,
+    ListToolsAction,
+    ListToolsObservation,
+    Phase,
+    ResetOptions,
+    StepResult,
+    TaskObservation,
+    ToolErrorType,
+    ToolFault,
+    ToolOffer,
+)
+from envs.server.session_host import SessionHost, to_the_end
+from envs.server.wire import CallItem, CallResult, OpenedSession, OpenItem, WireCall, WireError
+from envs.tasks import Task
+from envs.tools import AnswerStatus, JsonObject
+
+_FAULT_OF_STATUS: Mapping[AnswerStatus, ToolErrorType] = {
+    AnswerStatus.TOOL_ERROR: "execution_error",
+    AnswerStatus.TIMEOUT: "timeout",
+}
+
+
+class OpenEnvError(TrialrunError):
+    """What the client is told instead of an observation; not the policy's business."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(code, message)
+        self.code: ErrorCode = code
+        self.message = message
+
+
+class TaskShelf:
+    """The tasks that episodes are about; without a task or a seed they come in turn."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        """Raises ValueError where there is no task."""
+        if not tasks:
+            raise ValueError("expected at least one task")
+        self.tasks = tuple(tasks)
+        self._by_id = {task.id: task for task in tasks}
+        self._turn = itertools.cycle(self.tasks)
+
+    def choose(self, options: ResetOptions) -> Task:
+        """Return the task of an episode. Raises OpenEnvError for an id that is not there."""
+        if options.task_id is not None:
+            task = self._by_id.get(options.task_id)
+            if task is None:
+                message = f"no task {options.task_id!r}; the first is {self.tasks[0].id!r}"
+                raise OpenEnvError("VALIDATION_ERROR", message)
+            return task
+        if options.seed is not None:
+            return self.tasks[options.seed % len(self.tasks)]
+        return next(self._turn)
+
+
+class OpenEnvEpisode:
+    """An environment between `reset` and `reset`; before the first it is as after one.
+
+    Requests are served one after the other. A tool session is open while one is needed.
+    """
+
+    def __init__(self, host: SessionHost, shelf: TaskShelf, config: ToolServerConfig) -> None:
+        self._host = host
+        self._shelf = shelf
+        self._deadline_s = config.request_timeout_s + config.call_timeout_s
+        self._lock = asyncio.Lock()
+        self._session = ""
+        self._begin(ResetOptions(), shelf.tasks[0])
+
+    async def reset(self, options: ResetOptions) -> StepResult:
+        """Begin an episode. Raises OpenEnvError."""
+        async with self._lock:
+            task = self._shelf.choose(options)
+            self.close()
+            self._begin(options, task)
+            await self._open()
+            return StepResult(observation=self._observe())
+
+    async def step(self, action: Action) -> StepResult:
+        """Do what `action` says. Raises OpenEnvError where the world fails, or out of turn."""
+        if isinstance(action, ListToolsAction):
+            return StepResult(observation=ListToolsObservation(tools=self._offers()))
+        async with self._lock:
+            if self._done:
+                raise OpenEnvError("EXECUTION_ERROR", "the episode is over: send reset")
+            if isinstance(action, CallToolAction):
+                result = StepResult(observation=await self._call(action))
+            elif isinstance(action, AnswerAction):
+                result = self._answer(action.text)
+            else:
+                result = await self._begin_execution()
+            self._step_count += 1
+            return result
+
+    def state(self) -> EpisodeState:
+        """Return where the episode stands."""
+        return EpisodeState(
+            episode_id=self._episode_id,
+            step_count=self._step_count,
+            task_id=self._task.id,
+            phase=self._phase,
+            mode=self._options.mode,
+            done=self._done,
+        )
+
+    def close(self) -> None:
+        """End the tool session; harmless when there is none."""
+        if self._session:
+            self._host.close([self._session])
+            self._session = ""
+
+    def _begin(self, options: ResetOptions, task: Task) -> None:
+        self._options = options
+        self._task = task
+        self._episode_id = options.episode_id or secrets.token_hex(8)
+        self._phase: Phase = "trial" if options.mode == "trial" else "execution"
+        self._step_count = 0
+        self._done = False
+
+    async def _begin_execution(self) -> StepResult:
+        if self._phase == "execution":
+            raise OpenEnvError("EXECUTION_ERROR", "the execution phase has begun already")
+        self.close()
+        self._phase = "execution"
+        await self._open()
+        return StepResult(observation=self._observe())
+
+    def _answer(self, text: str) -> StepResult:
+        if self._phase == "trial":
+            message = "an answer belongs to the execution phase: send begin_execution first"
+            raise OpenEnvError("EXECUTION_ERROR", message)
+        score = self._task.scorer.score(text)
+        self._done = True
+        self.close()
+        parts: JsonObject = dict(score.parts)
+        metadata: JsonObject = {"reward_parts": parts}
+        return StepResult(
+            observation=self._observe(), reward=score.reward, done=True, metadata=metadata
+        )
+
+    async def _call(self, action: CallToolAction) -> CallToolObservation:
+        name = action.tool_name
+        tool = self._task.tool_set.find(name)
+        if tool is None:
+            names = ", ".join(tool.name for tool in self._task.tool_set.tools)
+            return _fault(name, "tool_not_found", f"no tool {name[:80]!r}; tools are: {names}")
+        if wrong := check_arguments(tool, action.arguments):
+            return _fault(name, "invalid_args", wrong)
+        if not self._session:
+            await self._open()
+        call = WireCall(name=name, arguments=json.dumps(action.arguments))
+        result = await self._ask_host(CallItem(session=self._session, calls=(call,)))
+        answer = result.answers[0]
+        if answer.status is AnswerStatus.INFRA_ERROR:
+            raise OpenEnvError("EXECUTION_ERROR", answer.text)
+        kind = _FAULT_OF_STATUS.get(answer.status)
+        if kind:
+            return _fault(name, kind, answer.text)
+        return CallToolObservation(tool_name=name, result=answer.text)
+
+    async def _ask_host(self, item: CallItem) -> CallResult:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                result = await to_the_end(self._host.call(0, item))
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        if result.error:
+            raise _refused(result.error)
+        return result
+
+    async def _open(self) -> None:
+        tool_set = self._task.tool_set
+        item = OpenItem(digest=tool_set.digest, seed=self._options.seed or 0, purpose=self._phase)
+        if self._host.unknown_digests([item]):
+            self._host.add_tool_sets({tool_set.digest: tool_set})
+        # Not cancelled half-way: a session that was opened must be known here, to be closed.
+        opening = asyncio.ensure_future(self._host.open(item))
+        try:
+            opened = await asyncio.wait_for(asyncio.shield(opening), self._deadline_s)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            opening.add_done_callback(self._close_late)
+            if isinstance(error, TimeoutError):
+                raise self._too_slow() from error
+            raise
+        if opened.error:
+            raise _refused(opened.error)
+        self._session = opened.id
+
+    def _close_late(self, opening: asyncio.Future[OpenedSession]) -> None:
+        if not opening.cancelled() and not opening.exception() and opening.result().id:
+            self._host.close([opening.result().id])
+
+    def _too_slow(self) -> OpenEnvError:
+        return OpenEnvError("EXECUTION_ERROR", f"no answer within {self._deadline_s:g} s")
+
+    def _offers(self) -> tuple[ToolOffer, ...]:
+        return tuple(ToolOffer.of(tool) for tool in self._task.tool_set.tools)
+
+    def _observe(self) -> TaskObservation:
+        return TaskObservation(
+            task_id=self._task.id,
+            phase=self._phase,
+            question=self._task.question,
+            available_tools=self._offers(),
+        )
+
+
+def _fault(name: str, kind: ToolErrorType, message: str) -> CallToolObservation:
+    fault = ToolFault(error_type=kind, message=message)
+    return CallToolObservation(tool_name=name, error=fault)
+
+
+def _refused(error: WireError) -> OpenEnvError:
+    code: ErrorCode = "CAPACITY_REACHED" if error.kind == "full" else "SESSION_ERROR"
+    return OpenEnvError(code, f"{error.kind}: {error.message}")

@@ -1,0 +1,61 @@
+"""What each level of perturbation does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from envs.config import PerturbationLevel
+from envs.perturbation.docs import DocNoise
+from envs.perturbation.names import NameNoise
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a level does; shares are chances per tool or per parameter."""
+
+    names: tuple[NameNoise, ...]
+    """Each name draws one of these."""
+    documents: tuple[DocNoise, ...]
+    """Each tool draws one of these."""
+    exchange: bool = False
+    """Whether tools swap names among each other, and parameters of a tool among each other."""
+    added_share: float = 0.0
+    """Tools with one more parameter that must be given and does nothing."""
+    drift_share: float = 0.0
+    """Parameters whose type changes, of those where that loses nothing."""
+    distractors: int = 0
+    fault_rate: float = 0.0
+    slow_rate: float = 0.0
+    latency_s: float = 0.0
+
+
+LEVELS: Mapping[PerturbationLevel, Recipe] = {
+    "slight": Recipe(names=("typo", "typo", "keep"), documents=("keep", "paraphrase")),
+    "medium": Recipe(
+        names=("reverse", "nonsense", "keep"),
+        documents=("paraphrase", "shorten"),
+        drift_share=0.5,
+        distractors=1,
+    ),
+    "heavy": Recipe(
+        names=("keep",),
+        documents=("keep", "paraphrase"),
+        exchange=True,
+        added_share=0.5,
+        drift_share=0.5,
+        distractors=2,
+        fault_rate=0.05,
+        slow_rate=0.05,
+        latency_s=0.1,
+    ),
+    "union": Recipe(
+        names=("typo", "reverse", "nonsense", "keep"),
+        documents=("keep", "paraphrase", "shorten", "strip"),
+        exchange=True,
+        added_share=0.5,
+        drift_share=0.5,
+        distractors=2,
+        fault_rate=0.1,
+        slow_rate=0.1,
+        latency_s=0.1,
+    ),
+}

@@ -1,0 +1,287 @@
+"""Tools of foreign OpenEnv environments: a session is one WebSocket, and so one environment.
+
+Wire format: `openenv` 0.10 (`/ws` with `reset`, `step`, `state`, `close`; `/schema`). Where the
+environment lists tools (its MCP actions), those are the tools; else there is one tool, `step`,
+whose parameters are the schema of its actions. Every answer is JSON and carries `reward` and
+`done`; what the reset observed is not shown. What the environment does not take or fails at is the
+tool's error; no capacity, no connection and broken frames are the world's.
+"""
+
+import asyncio
+import contextlib
+import json
+
+import httpx
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from envs.config import ToolServerConfig
+from envs.endpoints import OpenEnvEndpoint
+from envs.errors import ConfigError, DeadlineError, ToolServerError
+from envs.remote.endpoint_session import EndpointSession, Limits, Reply
+from envs.seeds import stable_hash
+from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
+
+STEP = "step"
+_SPARE_BYTES = 65_536
+"""A message may be so much longer than eight times the longest text of an answer."""
+_WORLDS_CODES = frozenset({"CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR", "UNKNOWN_TYPE"})
+_SEED_BITS = 0x7FFFFFFF
+_BOOKKEEPING = frozenset({"metadata"})
+"""Fields of every action that say nothing to the environment."""
+
+
+class _Incoming(BaseModel):
+    """Anything that an environment sends."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: str
+    data: JsonObject = {}
+
+
+class _ListedTool(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    description: str = ""
+    input_schema: JsonObject = {}
+
+
+class _Listing(BaseModel):
+    """The observation that answers `list_tools`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tools: tuple[_ListedTool, ...]
+
+
+class OpenEnvTools:
+    """ToolService for tool sets whose endpoint is an OpenEnv environment.
+
+    A session resets its environment with the seed it is opened with, where the environment takes
+    one.
+    """
+
+    def __init__(self, config: ToolServerConfig) -> None:
+        self._limits = Limits(
+            config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes
+        )
+        self._opened = 0
+
+    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> EndpointSession:
+        """Connect and reset. Raises ToolServerError or DeadlineError."""
+        endpoint = tool_set.endpoint
+        if not isinstance(endpoint, OpenEnvEndpoint):
+            raise ConfigError(f"expected a tool set with an OpenEnv endpoint, found {endpoint!r}")
+        names = tuple(tool.name for tool in tool_set.tools)
+        backend = OpenEnvBackend(endpoint, self._limits, names)
+        await backend.start(seed)
+        self._opened += 1
+        session_id = f"openenv-{stable_hash(seed, purpose, self._opened):016x}"
+        return EndpointSession(session_id, tool_set, backend, self._limits)
+
+    async def close(self) -> None: ...
+
+
+async def tool_set_of_openenv(endpoint: OpenEnvEndpoint, config: ToolServerConfig) -> ToolSet:
+    """Return the tools of an environment. Raises ToolServerError, DeadlineError, ConfigError."""
+    limits = Limits(config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes)
+    backend = OpenEnvBackend(endpoint, limits, ())
+    await backend.start(seed=0)
+    try:
+        async with asyncio.timeout(limits.open_s):
+            specs = await backend.list_tools() or [await _step_tool(endpoint)]
+    except TimeoutError as error:
+        raise DeadlineError(
+            f"{endpoint.place} did not list its tools within {limits.open_s:g} s"
+        ) from error
+    finally:
+        await backend.close()
+    return ToolSet(tools=tuple(specs), endpoint=endpoint)
+
+
+class OpenEnvBackend:
+    """One environment; see the Protocol Backend.
+
+    Every message has exactly one reply, in order: what a call left unread when its deadline passed,
+    the next call reads and drops.
+    """
+
+    def __init__(self, endpoint: OpenEnvEndpoint, limits: Limits, names: tuple[str, ...]) -> None:
+        self._endpoint = endpoint
+        self._limits = limits
+        self._names = names
+        self._socket: ClientConnection | None = None
+        self._unread = 0
+
+    async def start(self, seed: int) -> None:
+        """Connect and reset. Raises ToolServerError or DeadlineError."""
+        url = self._endpoint.url.rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"expected http(s)://host:port, found {url!r}: correct the url")
+        try:
+            async with asyncio.timeout(self._limits.open_s):
+                self._socket = await connect(
+                    f"ws{url.removeprefix('http')}/ws",
+                    max_size=8 * self._limits.reply_bytes + _SPARE_BYTES,
+                    open_timeout=None,
+                    ping_interval=None,
+                    proxy=None,
+                )
+                reply = await self._exchange("reset", {"seed": seed & _SEED_BITS})
+        except TimeoutError as error:
+            await self.close()
+            raise DeadlineError(
+                f"{self._endpoint.place} did not reset within {self._limits.open_s:g} s"
+            ) from error
+        except (OSError, WebSocketException) as error:
+            await self.close()
+            raise ToolServerError(f"{self._endpoint.place}: {error or type(error)}") from error
+        except BaseException:
+            await self.close()
+            raise
+        if reply.type != "observation":
+            await self.close()
+            raise ToolServerError(f"{self._endpoint.place} does not reset: {_fault(reply)}")
+
+    async def answer(self, index: int, arguments: JsonObject) -> Reply:
+        """Take a step: the action itself, or a call of tool `index`. Raises InfraError."""
+        name = self._names[index]
+        action = (
+            arguments
+            if self._names == (STEP,)
+            else {"type": "call_tool", "tool_name": name, "arguments": arguments}
+        )
+        try:
+            reply = await self._exchange("step", action)
+        except WebSocketException as error:
+            raise ToolServerError(f"the connection is lost: {error}") from error
+        if reply.type == "error":
+            if reply.data.get("code") in _WORLDS_CODES:
+                raise ToolServerError(_fault(reply))
+            return Reply(AnswerStatus.TOOL_ERROR, _fault(reply))
+        if reply.type != "observation":
+            raise ToolServerError(f"expected an observation, found {reply.type!r}")
+        return _reply_of(reply.data)
+
+    async def list_tools(self) -> list[ToolSpec]:
+        """Return the tools that the environment lists; none where it knows no such action."""
+        try:
+            reply = await self._exchange("step", {"type": "list_tools"})
+            listing = _Listing.model_validate(reply.data.get("observation"))
+        except ValidationError:
+            return []
+        except WebSocketException as error:
+            raise ToolServerError(f"{self._endpoint.place}: {error}") from error
+        return [
+            ToolSpec(
+                name=tool.name,
+                description=tool.description,
+                parameters=tool.input_schema or {"type": "object", "properties": {}},
+            )
+            for tool in listing.tools
+        ]
+
+    async def close(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is None:
+            return
+        try:
+            async with asyncio.timeout(self._limits.call_s):
+                await socket.send('{"type": "close"}')
+                await socket.close()
+        except (TimeoutError, OSError, WebSocketException):
+            socket.transport.abort()
+
+    async def _exchange(self, kind: str, content: JsonObject) -> _Incoming:
+        """Send a message and return its reply. Raises WebSocketException, ToolServerError."""
+        if self._socket is None:
+            raise ToolServerError("the connection is closed")
+        self._unread += 1  # first: a send that is cancelled has been sent all the same
+        with contextlib.suppress(ConnectionClosed):  # why it hung up is still to be read
+            await self._socket.send(json.dumps({"type": kind, "data": content}))
+        while True:
+            text = await self._socket.recv()
+            self._unread -= 1
+            if self._unread == 0:
+                break
+        try:
+            return _Incoming.model_validate_json(text)
+        except ValidationError as error:
+            raise ToolServerError(f"expected a message of OpenEnv, found {text[:80]!r}") from error
+
+
+def _reply_of(data: JsonObject) -> Reply:
+    """Return what a step led to; of a tool's call, its result or its error."""
+    observation = data.get("observation")
+    seen = dict(observation) if isinstance(observation, dict) else {"value": observation}
+    outcome: JsonObject = {"reward": data.get("reward"), "done": data.get("done")}
+    if not {"tool_name", "result"} <= set(seen):
+        shown: JsonValue = {key: value for key, value in seen.items() if key not in _BOOKKEEPING}
+        return Reply(AnswerStatus.OK, _text({"observation": shown, **outcome}))
+    error = seen.get("error")
+    if isinstance(error, dict):
+        kind = error.get("error_type")
+        message = str(error.get("message") or kind)
+        if kind == "transport_error":
+            raise ToolServerError(message)
+        status = AnswerStatus.TIMEOUT if kind == "timeout" else AnswerStatus.TOOL_ERROR
+        return Reply(status, message)
+    result = seen["result"]
+    failed = isinstance(result, dict) and (result.get("is_error") or result.get("isError")) is True
+    status = AnswerStatus.TOOL_ERROR if failed else AnswerStatus.OK
+    return Reply(status, _text({"result": _plain_result(result), **outcome}))
+
+
+def _plain_result(result: JsonValue) -> JsonValue:
+    """Return the value of a tool's result, which may come wrapped as MCP wraps it."""
+    if not isinstance(result, dict) or not isinstance(result.get("content"), list):
+        return result
+    if result.get("data") is not None:
+        return result["data"]
+    content = result["content"]
+    texts = [block.get("text") for block in content if isinstance(block, dict)]  # type: ignore[union-attr]
+    return "\n".join(str(text) for text in texts if text is not None)
+
+
+async def _step_tool(endpoint: OpenEnvEndpoint) -> ToolSpec:
+    """Return the one tool of an environment without tools, by the schema of its actions."""
+    url = f"{endpoint.url.rstrip('/')}/schema"
+    try:
+        async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
+            response = await http.get(url)
+        response.raise_for_status()
+        schema = response.json()["action"]
+        properties = schema.get("properties", {})
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ToolServerError(f"{url}: expected the schema of actions: {error!r}") from error
+    parameters: JsonObject = {
+        **schema,
+        "properties": {k: v for k, v in properties.items() if k not in _BOOKKEEPING},
+    }
+    description = schema.get("description") or "Take one step in the environment."
+    return ToolSpec(name=STEP, description=str(description), parameters=parameters)
+
+
+def _fault(reply: _Incoming) -> str:
+    code, message = reply.data.get("code", ""), reply.data.get("message", "")
+    details = reply.data.get("errors")
+    text = f"{code}: {message}" if message else str(code) or reply.type
+    if isinstance(details, list):
+        texts = [
+            f"{'.'.join(str(part) for part in _list(item.get('loc')))}: {item.get('msg')}"
+            for item in details
+            if isinstance(item, dict)
+        ]
+        text = f"{text} ({'; '.join(texts)})"
+    return text
+
+
+def _list(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: JsonValue) -> str:
+    return json.dumps(value, ensure_ascii=False)

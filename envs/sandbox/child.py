@@ -1,0 +1,137 @@
+"""The session child: the only process that compiles and runs untrusted tool source.
+
+A frame is a length (4 bytes, big endian) and a body: one line of JSON, and for some requests raw
+bytes after it. Tools of a session trust each other: a hostile one can spoil its own session's
+answers and nothing else, for the server checks every frame.
+"""
+
+import json
+import os
+import random
+import resource
+import socket
+import struct
+import sys
+import time
+
+from envs.sandbox.modules import ToolModules, compiled, error_text
+
+_ROUNDS = 32
+_SET_TYPES = (set, frozenset)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _SET_TYPES):
+        return sorted(value, key=repr)
+    return str(value)
+
+
+def as_text(value: object) -> str:
+    """Return a string as it is, anything else as JSON, and as `repr` where JSON cannot hold it."""
+    if isinstance(value, str):
+        return str(value)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def cut(text: str, limit: int) -> tuple[str, bool]:
+    """Return at most `limit` UTF-8 bytes of `text`, and whether something was cut."""
+    encoded = text[:limit].encode("utf-8", "replace")
+    if len(encoded) <= limit and len(text) <= limit:
+        return encoded.decode(), False
+    return encoded[:limit].decode("utf-8", "ignore"), True
+
+
+class SessionChild:
+    """Serves the tools of one session until its socket closes, or compiles for other sessions."""
+
+    def __init__(self, descriptor: int, reply_limit_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._reply_limit = reply_limit_bytes
+        self._tools = ToolModules([], {}, [])
+
+    def serve(self) -> None:
+        """Answer requests in order; return when the server hangs up."""
+        while header := self._read(4):
+            line, _, attached = self._read(struct.unpack(">I", header)[0]).partition(b"\n")
+            request = json.loads(line)
+            if "functions" in request:
+                self._start(request, attached)
+            elif "compile" in request:
+                self._write(compiled(attached, request["compile"], request["limit"]))
+            else:
+                self._answer(request)
+
+    def _start(self, request: dict, codes: bytes) -> None:
+        """`sizes`: bytes of each module's code in `codes`; `errors`: why a module has none;
+        `cpu_s`: CPU seconds, 0 for no limit.
+        """
+        modules, at = [], 0
+        for size in request["sizes"]:
+            modules.append(codes[at : at + size])
+            at += size
+        errors = {int(number): text for number, text in request["errors"].items()}
+        self._tools = ToolModules(modules, errors, request["functions"])
+        if request["cpu_s"]:
+            resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"] + 1))
+        random.seed(request["seed"])
+        if numpy := sys.modules.get("numpy"):
+            numpy.random.seed(request["seed"] % 2**32)
+
+    def _answer(self, request: dict) -> None:
+        started, cpu_started = time.monotonic(), time.process_time()
+        # BaseException: a tool that calls sys.exit has failed, but its session goes on
+        try:
+            arguments = json.loads(request["arguments"])
+            text, status = as_text(self._tools.find(request["tool"])(**arguments)), "ok"
+        except BaseException as error:
+            text, status = error_text(error), "tool_error"
+        text, truncated = cut(text, self._reply_limit)
+        reply = {
+            "number": request["number"],
+            "status": status,
+            "text": text,
+            "truncated": truncated,
+            "seconds": time.monotonic() - started,
+            "cpu_seconds": time.process_time() - cpu_started,
+        }
+        self._write(json.dumps(reply, ensure_ascii=False).encode())
+
+    def _read(self, size: int) -> bytes:
+        parts = []
+        while size:
+            part = os.read(self._descriptor, size)
+            if not part:
+                return b""
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _write(self, body: bytes) -> None:
+        frame = memoryview(struct.pack(">I", len(body)) + body)
+        while frame:
+            frame = frame[os.write(self._descriptor, frame) :]
+
+
+def warm_up() -> None:
+    """Serve a harmless session in this process, the zygote.
+
+    The interpreter rewrites code as it warms up: done before the fork, it is done once, and its
+    pages stay shared.
+    """
+    source = b"class Warm:\n def up(self, x=1): return {'x': [x, 1.5, 'y', None]}"
+    code = compiled(source, 0, len(source) * 64)[1:]
+    start = {"functions": [[0, "Warm.up"]], "sizes": [len(code)], "errors": {}, "cpu_s": 0}
+    bodies = [json.dumps(start | {"seed": 0}).encode() + b"\n" + code]
+    for number in range(_ROUNDS):
+        call = {"number": number, "tool": 0, "arguments": '{"x": 2}' if number else '{"no": 1}'}
+        bodies.append(json.dumps(call).encode())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for body in bodies:
+            ours.sendall(struct.pack(">I", len(body)) + body)
+        ours.shutdown(socket.SHUT_WR)
+        SessionChild(theirs.fileno(), 1_024).serve()
+    del sys.modules["tool_0"]

@@ -1,0 +1,187 @@
+"""Code of tool sets, compiled once in a child of their own; sessions get code instead of source.
+
+The server never reads the code: it comes from a process that untrusted source may have crashed,
+and goes to processes that would have run that source anyway.
+"""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from envs.errors import SandboxError
+from envs.sandbox.modules import CODE
+from envs.sandbox.process import Child, ChildGone, ChildSpoke
+from envs.tools import ToolSet
+
+SOURCE_LIMIT_BYTES = 4 * 2**20
+_CODE_LIMIT_BYTES = 8 * 2**20
+"""Of one tool set."""
+_CACHED_BYTES = 64 * 2**20
+_CACHED_TOOL_SETS = 1_024
+_SMALL_BYTES = 65_536
+"""Sources of a tool set whose compilation leaves hardly a trace in its process."""
+_SPARE_S = 1.0
+_CRASHES = 2
+"""Sources that may stop the compiler before the rest of their tool set is given up."""
+_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTools:
+    """What a session needs of a tool set; `errors`: by module, why it could not be compiled."""
+
+    functions: tuple[tuple[int, str], ...]
+    """Module number and name per tool; equal sources are one module."""
+    codes: tuple[bytes, ...]
+    errors: dict[int, str]
+    frame: bytes
+    """All of it as the child takes it."""
+
+    @classmethod
+    def of(
+        cls, functions: tuple[tuple[int, str], ...], codes: list[bytes], errors: dict[int, str]
+    ) -> "CompiledTools":
+        sizes = [len(code) for code in codes]
+        line = json.dumps({"functions": functions, "sizes": sizes, "errors": errors})
+        return cls(
+            functions, tuple(codes), errors, b"\n".join((line[1:].encode(), b"".join(codes)))
+        )
+
+    def start(self, seed: int, cpu_s: int) -> bytes:
+        """Return the request that makes a child a session of these tools."""
+        return b'{"seed": %d, "cpu_s": %d, %b' % (seed, cpu_s, self.frame)
+
+
+class ToolCompiler:
+    """Compiles each tool set once, and keeps the code of the most recently used ones.
+
+    `acquire` gives fresh children; a source gets `timeout_s` to be compiled. The child that
+    compiled a small tool set well has run none of it, and may be its first session: a fork saved.
+    """
+
+    def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
+        self._acquire = acquire
+        self._timeout_s = timeout_s
+        self._cached: OrderedDict[str, CompiledTools] = OrderedDict()
+        self._bytes = 0
+        self._running: dict[str, asyncio.Task[CompiledTools]] = {}
+        self._spare: dict[str, Child] = {}
+
+    async def compiled(self, tool_set: ToolSet) -> CompiledTools:
+        """Return the code of `tool_set`. Raises SandboxError or IsolationError."""
+        digest = tool_set.digest
+        if digest in self._cached:
+            self._cached.move_to_end(digest)
+            return self._cached[digest]
+        if digest not in self._running:
+            task = asyncio.create_task(self._compile(tool_set))
+            self._running[digest] = task
+            task.add_done_callback(lambda done: self._keep(digest, done))
+        return await asyncio.shield(self._running[digest])
+
+    def take_child(self, tool_set: ToolSet) -> Child | None:
+        """Return the child that has just compiled `tool_set`, where it is as good as a fresh one;
+        it is given once.
+        """
+        child = self._spare.pop(tool_set.digest, None)
+        return child if child and child.alive else None
+
+    def _spare_child(self, digest: str, child: Child) -> None:
+        """Keep `child` for a moment, for the session that waits for the code."""
+
+        def give_up() -> None:
+            if self._spare.get(digest) is child:
+                del self._spare[digest]
+                child.kill()
+
+        self._spare[digest] = child
+        asyncio.get_running_loop().call_later(_SPARE_S, give_up)
+
+    def _keep(self, digest: str, done: asyncio.Task[CompiledTools]) -> None:
+        del self._running[digest]
+        if done.cancelled() or done.exception():
+            return
+        self._cached[digest] = done.result()
+        self._bytes += len(done.result().frame)
+        while self._bytes > _CACHED_BYTES or len(self._cached) > _CACHED_TOOL_SETS:
+            _, oldest = self._cached.popitem(last=False)
+            self._bytes -= len(oldest.frame)
+
+    async def _compile(self, tool_set: ToolSet) -> CompiledTools:
+        numbers = {source: n for n, source in enumerate(dict.fromkeys(tool_set.sources))}
+        run = _Run(self._acquire, self._timeout_s)
+        try:
+            for number, source in enumerate(numbers):
+                await run.add(number, source)
+            if child := run.clean_child(sum(map(len, numbers))):
+                self._spare_child(tool_set.digest, child)
+        finally:
+            run.end()
+        functions = zip(tool_set.sources, tool_set.functions, strict=True)
+        return CompiledTools.of(
+            tuple((numbers[source], name) for source, name in functions), run.codes, run.errors
+        )
+
+
+class _Run:
+    """The compilation of one tool set; a child that does not come back is replaced."""
+
+    def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
+        self._acquire = acquire
+        self._timeout_s = timeout_s
+        self._child: Child | None = None
+        self._crashes = 0
+        self._left = _CODE_LIMIT_BYTES
+        self.codes: list[bytes] = []
+        self.errors: dict[int, str] = {}
+
+    def end(self) -> None:
+        if self._child:
+            self._child.kill()
+            self._child = None
+
+    def clean_child(self, size: int) -> Child | None:
+        """Give the child away where nothing went wrong and the sources were small."""
+        if self._crashes or self.errors or size > _SMALL_BYTES:
+            return None
+        child, self._child = self._child, None
+        return child
+
+    async def add(self, number: int, source: str) -> None:
+        """Compile module `number`. Raises SandboxError where the sandbox itself failed."""
+        code, error = b"", ""
+        text = source.encode("utf-8", "surrogatepass")
+        if len(text) > SOURCE_LIMIT_BYTES:
+            error = f"its source has {len(text)} bytes, at most {SOURCE_LIMIT_BYTES} are taken"
+        elif self._crashes >= _CRASHES:
+            error = "other sources of its tool set stopped the compiler"
+        else:
+            code, error = await self._ask(number, text)
+        self.codes.append(code)
+        self._left -= len(code)
+        if error:
+            self.errors[number] = error
+
+    async def _ask(self, number: int, text: bytes) -> tuple[bytes, str]:
+        child = self._child = self._child or await self._acquire()
+        line = json.dumps({"compile": number, "limit": self._left})
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                body = await child.ask(line.encode() + b"\n" + text, self._left)
+        except TimeoutError:
+            error = f"the compiler was stopped after {self._timeout_s:g} s"
+        except ChildSpoke as fault:
+            error = f"the compiler broke its connection ({fault})"
+        except ChildGone:
+            ended = await child.ended(_GRACE_S)
+            if ended is None or ended.killed:
+                raise SandboxError("the sandbox ended while it compiled the tools") from None
+            error = f"the compiler ended ({ended})"
+        else:
+            code, what = body[1:], body[:1]
+            return (code, "") if what == CODE else (b"", code.decode("utf-8", "replace"))
+        self._crashes += 1
+        self.end()
+        return b"", error

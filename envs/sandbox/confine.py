@@ -1,0 +1,331 @@
+"""Lock-down of the calling process: namespaces, privileges, Landlock and seccomp.
+
+Standard library only, for it runs where nothing else is installed. Steps that fail raise OSError
+naming the call. Sources: landlock(7), seccomp(2), user_namespaces(7), capabilities(7).
+"""
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envs.errors import IsolationError
+from envs.sandbox.syscalls import AUDIT_ARCHES, PIVOT_ROOT_NUMBERS, SECCOMP_NUMBERS, Rule
+
+NOBODY = 65_534
+ONLY_DESCRIPTOR = 3
+HIGHEST_DESCRIPTOR = 1_024
+_CLOSE_RANGE = 436
+_NAMESPACES = {
+    "mount": 0x0002_0000,
+    "uts": 0x0400_0000,
+    "ipc": 0x0800_0000,
+    "pid": 0x2000_0000,
+    "net": 0x4000_0000,
+}
+_NEW_USER = 0x1000_0000
+_MS_REC_PRIVATE = 0x4000 | 0x4_0000
+_MS_READ_ONLY, _MS_REMOUNT = 0x1, 0x20
+_MS_PLAIN = 0x2 | 0x4 | 0x8  # no setuid, no devices, no exec
+_MNT_DETACH = 2
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 445, 446, 1
+_LANDLOCK_PATH_BENEATH = 1
+_SCRATCH_ACCESS = 0b0110_0001_1011_1110
+"""Read, write, truncate, list, make and remove files and folders, and move them about."""
+_PR_PDEATHSIG, _PR_DUMPABLE, _PR_CAPBSET_DROP, _PR_NO_NEW_PRIVS = 1, 4, 24, 38
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_RET_ALLOW, _RET_KILL, _RET_EPERM = 0x7FFF_0000, 0x8000_0000, 0x0005_0001
+_SECCOMP_FILTER, _SECCOMP_AVAILABLE = 1, 2
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_SCHED_ATTR = struct.Struct("=IIQiIQQQ")
+_SLICE_NS = 100_000
+_SIGACTION = struct.Struct("P128sixxxxP")
+_SA_NOCLDSTOP = 1
+_X32_BIT = 0x4000_0000
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A file system in memory: its folder in the new root, and its bounds."""
+
+    name: str
+    size_mib: int
+    inodes: int
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check_platform() -> str:
+    """Return the machine's name. Raises IsolationError where the sandbox cannot work at all."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in AUDIT_ARCHES:
+        raise IsolationError(
+            f"expected Linux on {' or '.join(AUDIT_ARCHES)}, found {sys.platform} on {machine}; "
+            "run the tool server in a Linux container (on macOS: Docker Desktop, colima or lima) "
+            "or on another machine"
+        )
+    return machine
+
+
+def check_kernel() -> None:
+    """Raise IsolationError where the kernel cannot name a process for certain."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError) as error:
+        raise IsolationError(
+            f"expected Linux 5.4 or later with pidfd_open, found {platform.release()} ({error}); "
+            "boot a newer kernel (best 6.2 or later, with Landlock), use a virtual machine with "
+            "one, or a container runtime that lets this call through"
+        ) from error
+
+
+def _checked(name: str, result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def _syscall(name: str, number: int, *arguments: int | bytes | None) -> int:
+    values = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments]
+    return _checked(name, _libc.syscall(ctypes.c_long(number), *values))
+
+
+def _prctl(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    _checked(f"prctl({option})", _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))
+
+
+def take_short_turns(nicer_by: int = 0) -> None:
+    """Have this process, and those it forks, run for 0.1 ms at a time while others want the core.
+
+    So a tool that computes without end holds its neighbours up for hardly longer than that.
+    `nicer_by` is added to the niceness that the process has, up to 19.
+    Kernels before 6.12 take the niceness alone. Source: sched_setattr(2), sched_runtime.
+    """
+    number = _SCHED_SETATTR.get(platform.machine()) if sys.platform == "linux" else None
+    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nicer_by)
+    attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, 0, niceness, 0, _SLICE_NS, 0, 0)
+    if number:
+        _syscall("sched_setattr", number, 0, attributes, 0)
+
+
+def hear_only_ends() -> None:
+    """Have children that are stopped or go on raise no SIGCHLD, whose handler stands already.
+
+    Python's `signal` has no word for it. Source: sigaction(2), SA_NOCLDSTOP; glibc's and musl's
+    struct is handler, mask of 1,024 bits, flags, restorer.
+    """
+    action = ctypes.create_string_buffer(_SIGACTION.size)
+    _checked("sigaction", _libc.sigaction(signal.SIGCHLD, None, action))
+    handler, mask, flags, restorer = _SIGACTION.unpack(action.raw)
+    action.raw = _SIGACTION.pack(handler, mask, flags | _SA_NOCLDSTOP, restorer)
+    _checked("sigaction", _libc.sigaction(signal.SIGCHLD, action, None))
+
+
+def unshare_namespaces() -> None:
+    """Enter new mount, UTS, IPC, network and (for the next fork) PID namespaces.
+
+    Root tries without a user namespace first, so that its uid can be dropped for real.
+    """
+    flags = sum(_NAMESPACES.values())
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0 and _libc.unshare(flags) == 0:
+        return
+    _checked("unshare", _libc.unshare(flags | _NEW_USER))
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{NOBODY} {uid} 1"),
+        ("gid_map", f"{NOBODY} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def empty_root(folders: Sequence[Tmpfs] = ()) -> None:
+    """Replace the file system by an empty read-only tmpfs, with a tmpfs on each of `folders`.
+
+    Needs a mount namespace of one's own.
+    """
+    private = ctypes.c_ulong(_MS_REC_PRIVATE)
+    _checked("mount private", _libc.mount(b"none", b"/", None, private, None))
+    flags = _MS_PLAIN if folders else _MS_PLAIN | _MS_READ_ONLY
+    _mount_tmpfs(b"/tmp", flags, f"size=4k,nr_inodes={len(folders) + 1},mode=555")
+    os.chdir("/tmp")
+    for folder in folders:
+        os.mkdir(folder.name, 0o700)
+        _mount_tmpfs(
+            folder.name.encode(),
+            _MS_PLAIN,
+            f"size={folder.size_mib}m,nr_inodes={folder.inodes},mode=700,uid={NOBODY},gid={NOBODY}",
+        )
+    _syscall("pivot_root", PIVOT_ROOT_NUMBERS[check_platform()], b".", b".")
+    _checked("umount2", _libc.umount2(b".", _MNT_DETACH))
+    os.chdir("/")
+    if folders:
+        read_only = ctypes.c_ulong(_MS_REMOUNT | _MS_PLAIN | _MS_READ_ONLY)
+        _checked("remount", _libc.mount(b"none", b"/", None, read_only, None))
+
+
+def _mount_tmpfs(target: bytes, flags: int, options: str) -> None:
+    mounted = _libc.mount(b"none", target, b"tmpfs", ctypes.c_ulong(flags), options.encode())
+    _checked("mount tmpfs", mounted)
+
+
+def namespaces_refusal(folders: Sequence[Tmpfs] = ()) -> str:
+    """Return why this kernel gives no namespaces, or empty; tried out in a throwaway process."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare_namespaces()
+            empty_root(folders)
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        refusal = file.read().decode()
+    os.waitpid(pid, 0)
+    return refusal
+
+
+def drop_privileges() -> None:
+    """Give up uid 0 and every capability for good; nothing that is executed later regains them."""
+    for capability in range(64):
+        _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+    if os.geteuid() == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        except PermissionError as error:
+            raise IsolationError(
+                f"expected root to be able to become uid {NOBODY}, found {error}; start the tool "
+                "server as another user, or with the capabilities SETUID and SETGID"
+            ) from error
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _checked("capset", _libc.capset(header, bytes(24)))
+    _prctl(_PR_NO_NEW_PRIVS, 1)
+    _prctl(_PR_DUMPABLE, 0)
+
+
+def close_all_but(descriptor: int) -> None:
+    """Move `descriptor` to ONLY_DESCRIPTOR and close all others but the three standard streams."""
+    os.dup2(descriptor, ONLY_DESCRIPTOR, inheritable=False)
+    first = ctypes.c_long(ONLY_DESCRIPTOR + 1)
+    # not os.closerange: builds for an old C library make a thousand calls of it
+    closed = _libc.syscall(ctypes.c_long(_CLOSE_RANGE), first, ctypes.c_long(2**31 - 1), 0)
+    if closed < 0:  # before Linux 5.9
+        os.closerange(ONLY_DESCRIPTOR + 1, HIGHEST_DESCRIPTOR)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies; a change of uid undoes it."""
+    _prctl(_PR_PDEATHSIG, signal.SIGKILL)
+
+
+def landlock_version() -> int:
+    """Return the kernel's Landlock ABI version, 0 where it has none."""
+    null = ctypes.c_char_p(None)
+    number = ctypes.c_long(_LANDLOCK_CREATE)
+    version = _libc.syscall(number, null, ctypes.c_long(0), ctypes.c_long(_LANDLOCK_VERSION))
+    return max(0, version)
+
+
+def restrict_landlock(scratch: str = "") -> None:
+    """Deny every file, TCP, abstract-socket and cross-domain signal access that Landlock knows,
+    except for plain files and folders beneath `scratch`.
+    """
+    version = landlock_version()
+    file_bits = (1 << 13) - 1
+    for since, bit in ((2, 13), (3, 14), (5, 15)):
+        file_bits |= (version >= since) << bit
+    net_bits = 0b11 if version >= 4 else 0
+    scope_bits = 0b11 if version >= 6 else 0
+    fields = [file_bits] + [net_bits] * (version >= 4) + [scope_bits] * (version >= 6)
+    attributes = struct.pack(f"{len(fields)}Q", *fields)
+    name = "landlock_create_ruleset"
+    ruleset = _syscall(name, _LANDLOCK_CREATE, attributes, len(attributes), 0)
+    if scratch:
+        folder = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        rule = struct.pack("=Qi", file_bits & _SCRATCH_ACCESS, folder)
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+        os.close(folder)
+    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
+    os.close(ruleset)
+
+
+def _instruction(code: int, true: int, false: int, value: int) -> bytes:
+    return struct.pack("HBBI", code, true, false, value)
+
+
+def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
+    """Return a seccomp program: `rules` are allowed, other calls fail with EPERM.
+
+    A call through another gate (i386's `int 0x80`, x32) kills the process: its numbers differ.
+    """
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    program = [
+        _instruction(load, 0, 0, 4),
+        _instruction(equal, 1, 0, AUDIT_ARCHES[machine]),
+        _instruction(give, 0, 0, _RET_KILL),
+        _instruction(load, 0, 0, 0),
+        _instruction(at_least, 0, 1, _X32_BIT),
+        _instruction(give, 0, 0, _RET_KILL),
+    ]
+    for rule in rules.values():
+        number = rule.number(machine)
+        if number is None:
+            continue
+        if rule.argument is None:
+            program += [_instruction(equal, 0, 1, number), _instruction(give, 0, 0, _RET_ALLOW)]
+            continue
+        tests = len(rule.values) or 1
+        program += [
+            _instruction(equal, 0, 3 + tests, number),
+            _instruction(load, 0, 0, 16 + 8 * rule.argument),
+            *(
+                _instruction(equal, left, 0, value)
+                for left, value in zip(range(tests, 0, -1), rule.values, strict=False)
+            ),
+            *([] if rule.values else [_instruction(any_bit, 0, 1, rule.clear_bits)]),
+            _instruction(give, 0, 0, _RET_EPERM),
+            _instruction(give, 0, 0, _RET_ALLOW),
+        ]
+    return b"".join([*program, _instruction(give, 0, 0, _RET_EPERM)])
+
+
+class SyscallFilter:
+    """A seccomp program, ready to be installed by a process that can do little else."""
+
+    def __init__(self, machine: str, rules: dict[str, Rule]) -> None:
+        program = filter_program(machine, rules)
+        self._program = ctypes.create_string_buffer(program, len(program))
+        header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(self._program))
+        self._arguments = (
+            ctypes.c_long(SECCOMP_NUMBERS[machine]),
+            ctypes.c_long(_SECCOMP_FILTER),
+            ctypes.c_long(0),
+            ctypes.c_char_p(header),
+        )
+
+    def install(self) -> None:
+        """Bind this process and its children for good; a later filter only narrows it."""
+        _checked("seccomp", _libc.syscall(*self._arguments))
+
+
+def seccomp_refusal() -> str:
+    """Return why this kernel filters no system calls, or empty."""
+    number, action = SECCOMP_NUMBERS[check_platform()], struct.pack("I", _RET_EPERM & ~0xFFFF)
+    try:
+        _syscall("seccomp", number, _SECCOMP_AVAILABLE, 0, action)
+    except OSError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,131 @@
+"""The start-up gate: quick hostile probes in a real child, before any session is opened.
+
+It catches a filter or a kernel that does not do what the level promises. The long suite of probes
+is a test; this one takes a few milliseconds at every start of a zygote. A probe that gets through
+does no harm: where a call would change something, its pointers are null.
+"""
+
+import asyncio
+import json
+import marshal
+import os
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from envs.errors import IsolationError, SandboxError
+from envs.sandbox.compile import CompiledTools
+from envs.sandbox.isolation import IsolationReport
+from envs.sandbox.process import Child, ChildGone, ChildSpoke
+
+_TIMEOUT_S = 10.0
+_MIB = 2**20
+
+_SOURCE = """
+import ctypes, os, resource, socket, threading
+
+PTRACE_ATTACH = 16  # of nobody; who asks to be traced itself is stopped by its next signal
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(name, *arguments):
+    result = getattr(libc, name)(*arguments)
+    if result == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+
+def forked():
+    if os.fork() == 0:
+        os._exit(0)
+
+def written(path):
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL))
+    os.unlink(path)
+
+def executable():
+    mmap = libc.mmap
+    mmap.restype = ctypes.c_void_p
+    if mmap(None, ctypes.c_size_t(4096), 7, 0x22, -1, ctypes.c_long(0)) == 2**64 - 1:
+        raise OSError(ctypes.get_errno(), "mmap")
+
+PROBES = {
+    "read a file": lambda server, memory: open("/etc/passwd").read(),
+    "read the server's environment": lambda server, memory: open(f"/proc/{server}/environ").read(),
+    "write a file": lambda server, memory: written(f"/tmp/trialrun-gate-{server}"),
+    "list another folder": lambda server, memory: os.listdir(".."),
+    "chmod": lambda server, memory: call("chmod", None, 0),
+    "symlink": lambda server, memory: call("symlink", None, None),
+    "socket": lambda server, memory: socket.socket(),
+    "UNIX socket": lambda server, memory: socket.socket(socket.AF_UNIX),
+    "fork": lambda server, memory: forked(),
+    "thread": lambda server, memory: threading.Thread(target=print).start(),
+    "exec": lambda server, memory: call("execve", None, None, None),
+    "kill": lambda server, memory: os.kill(server, 0),
+    "ptrace": lambda server, memory: call("ptrace", PTRACE_ATTACH, 0, None, None),
+    "mount": lambda server, memory: call("mount", None, None, None, 0, None),
+    "unshare": lambda server, memory: call("unshare", 0),
+    "memory file": lambda server, memory: os.memfd_create("x"),
+    "executable memory": lambda server, memory: executable(),
+    "memory over the limit": lambda server, memory: bytearray(memory),
+    "a higher limit": lambda server, memory: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)),
+}
+REFUSALS = (PermissionError, FileNotFoundError, MemoryError, ValueError)
+
+def gate(server, memory, scratch):
+    outcomes = {}
+    for name, probe in PROBES.items():
+        try:
+            probe(server, memory)
+            outcomes[name] = "got through"
+        except REFUSALS:
+            outcomes[name] = ""
+        except Exception as error:
+            refused = isinstance(error, RuntimeError) and "new thread" in str(error)
+            outcomes[name] = "" if refused else repr(error)
+    outcomes["scratch"] = ""
+    if scratch:
+        try:
+            written("gate")
+        except OSError as error:
+            outcomes["scratch"] = repr(error)
+    return outcomes
+"""
+
+
+class _Reply(BaseModel):
+    """What the probing child answers; `text` holds the outcome of each probe, empty if refused."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    status: str
+    text: str
+
+
+def _probing_tools() -> CompiledTools:
+    code = marshal.dumps(compile(_SOURCE, "<gate>", "exec", dont_inherit=True))
+    return CompiledTools.of(((0, "gate"),), [code], {})
+
+
+async def check_gate(child: Child, report: IsolationReport) -> None:
+    """Probe the fresh `child`, which is not to be used afterwards.
+
+    Raises IsolationError naming what got through, or SandboxError where the child failed.
+    """
+    arguments = {
+        "server": os.getpid(),
+        "memory": report.limits.memory_mib * _MIB,
+        "scratch": report.profile != "compute",
+    }
+    request = {"number": 1, "tool": 0, "arguments": json.dumps(arguments)}
+    child.tell(_probing_tools().start(0, report.limits.cpu_s))
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            reply = _Reply.model_validate_json(await child.ask(json.dumps(request).encode()))
+            outcomes = json.loads(reply.text) if reply.status == "ok" else {"probes": reply.text}
+    except (ChildGone, ChildSpoke, TimeoutError, ValidationError) as error:
+        raise SandboxError(f"the sandbox's first session failed: {error!r}") from error
+    passed = [f"{name} ({outcome})" for name, outcome in outcomes.items() if outcome]
+    if passed:
+        raise IsolationError(
+            f"expected every probe to be refused at level {report.level}, found: "
+            f"{', '.join(passed)}; do not run tools here: use another kernel or container, and "
+            "report this with the output of `trialrun doctor`"
+        )

@@ -1,0 +1,85 @@
+"""From a server's config to what is asked of its zygote, and from its answer to the report."""
+
+import importlib.util
+import platform
+from pathlib import Path
+
+from envs.config import IsolationLevel, ToolServerConfig
+from envs.errors import ConfigError
+from envs.sandbox.isolation import IsolationReport, SessionLimits
+from envs.sandbox.options import ZygoteOptions
+
+IDLE_CHILDREN = 8
+"""Children that wait for a session on a quiet server."""
+MOST_IDLE_CHILDREN = 64
+"""Children that wait for a session while many are opened."""
+MOST_SLOTS = 1_024
+_HASH_SEED = 0
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+ENVIRONMENT = {
+    "PYTHONHASHSEED": str(_HASH_SEED),
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    **dict.fromkeys(_ONE_THREAD, "1"),
+}
+"""Of the zygote while it starts; sessions have none. A library with threads could not be forked."""
+_DESCRIPTORS, _DESCRIPTORS_WITH_FILES = 16, 64
+
+
+def zygote_options(config: ToolServerConfig, strongest: IsolationLevel) -> ZygoteOptions:
+    """Return the order to a new zygote. Raises ConfigError where a package is not installed."""
+    isolation = config.isolation
+    return ZygoteOptions(
+        strongest=strongest,
+        required=isolation.required,
+        profile=isolation.profile,
+        imports=isolation.imports,
+        packages=package_folder(isolation.imports),
+        memory_mib=config.session_memory_mib,
+        reply_limit_bytes=config.reply_limit_bytes,
+        descriptors=session_limits(config).files,
+        scratch_mib=isolation.scratch_mib,
+        slots=min(config.max_sessions + MOST_IDLE_CHILDREN, MOST_SLOTS),
+    )
+
+
+def session_limits(config: ToolServerConfig) -> SessionLimits:
+    """Return what one session of a server with `config` may use."""
+    files = config.isolation.profile != "compute"
+    return SessionLimits(
+        cpu_s=config.session_cpu_s,
+        memory_mib=config.session_memory_mib,
+        reply_bytes=config.reply_limit_bytes,
+        files=_DESCRIPTORS_WITH_FILES if files else _DESCRIPTORS,
+        scratch_mib=config.isolation.scratch_mib if files else 0,
+    )
+
+
+def isolation_report(
+    config: ToolServerConfig, level: IsolationLevel, landlock: int, refusals: dict[str, str]
+) -> IsolationReport:
+    """Return the statement of a server whose zygote achieved `level`."""
+    return IsolationReport(
+        level=level,
+        profile=config.isolation.profile,
+        imports=config.isolation.imports,
+        landlock=landlock,
+        kernel=platform.release(),
+        machine=platform.machine(),
+        hash_seed=_HASH_SEED,
+        limits=session_limits(config),
+        refusals=refusals,
+    )
+
+
+def package_folder(imports: str) -> str:
+    """Return where the import profile's package lies. Raises ConfigError where it does not."""
+    if imports == "stdlib":
+        return ""
+    spec = importlib.util.find_spec(imports)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"expected the package {imports} for tools.isolation.imports = {imports!r}, found none "
+            f"installed; install {imports} or set it to 'stdlib'"
+        )
+    return str(Path(spec.origin).parents[1])

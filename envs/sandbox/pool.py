@@ -1,0 +1,221 @@
+"""A pool of forked children, ready to become sessions."""
+
+import asyncio
+import resource
+import weakref
+from collections import deque
+from typing import get_args
+
+from envs.config import IsolationLevel, ToolServerConfig
+from envs.errors import IsolationError, SandboxError
+from envs.sandbox.compile import CompiledTools, ToolCompiler
+from envs.sandbox.gate import check_gate
+from envs.sandbox.isolation import IsolationReport
+from envs.sandbox.link import ZygoteLink, ZygoteMessage
+from envs.sandbox.plan import IDLE_CHILDREN, MOST_IDLE_CHILDREN, isolation_report
+from envs.sandbox.process import Child
+from envs.tools import ToolSet
+
+_SPAWN_S = 10.0
+_FORKS_AT_ONCE = 64
+"""More requests and answers than these would fill the control socket."""
+_CALM = 512
+"""Sessions opened from the pool without a wait before it shrinks."""
+_DESCRIPTORS_PER_SESSION = 2
+_OTHER_DESCRIPTORS = 1_024
+
+
+class SandboxPool:
+    """Idle children, forked by a zygote that is replaced when it dies; grows with demand.
+
+    `strongest` is the level to try first; tests take a weaker one than the kernel gives.
+    """
+
+    def __init__(self, config: ToolServerConfig, strongest: IsolationLevel = "namespaces") -> None:
+        self._config = config
+        self._strongest: IsolationLevel = strongest
+        self._link: ZygoteLink | None = None
+        self._report: IsolationReport | None = None
+        self._idle: deque[Child] = deque()
+        self._waiting: deque[asyncio.Future[Child]] = deque()
+        self._children: weakref.WeakSet[Child] = weakref.WeakSet()
+        self._compiler = ToolCompiler(self.acquire, config.call_timeout_s)
+        self._wanted = IDLE_CHILDREN
+        self._calm = 0
+        self._starting = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def config(self) -> ToolServerConfig:
+        return self._config
+
+    @property
+    def report(self) -> IsolationReport | None:
+        """What was achieved; None while no zygote lives."""
+        return self._report if self._link and self._link.alive else None
+
+    @property
+    def isolation(self) -> str:
+        """Summary of the report; empty while no zygote lives."""
+        report = self.report
+        return report.summary if report else ""
+
+    @property
+    def zygote_pid(self) -> int | None:
+        return self._link.pid if self._link else None
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def calls_in_turns(self) -> int:
+        """Calls that compute for long and give way to short ones."""
+        return self._link.precedence.in_turns if self._link else 0
+
+    async def start(self) -> None:
+        """Start the zygote. Raises IsolationError (below the required level, or a probe got
+        through), ConfigError or SandboxError.
+        """
+        _raise_descriptor_limit(self._config.max_sessions)
+        self._top_up(await self._living_link())
+
+    async def acquire(self) -> Child:
+        """Return a fresh child, never used before. Raises SandboxError or IsolationError."""
+        while self._idle:
+            child = self._idle.popleft()
+            if child.alive:
+                self._found_one()
+                return child
+            child.kill()
+        link = await self._living_link()
+        self._wanted = min(2 * self._wanted, MOST_IDLE_CHILDREN)
+        self._calm = 0
+        return await self._next_child(link)
+
+    async def compiled(self, tool_set: ToolSet) -> CompiledTools:
+        """Return the code of a tool set. Raises SandboxError or IsolationError."""
+        return await self._compiler.compiled(tool_set)
+
+    async def ready(self, tool_set: ToolSet) -> tuple[CompiledTools, Child]:
+        """Return the code of a tool set, and a child for a session of it that ran nothing before.
+
+        Raises SandboxError or IsolationError.
+        """
+        tools = await self._compiler.compiled(tool_set)
+        return tools, self._compiler.take_child(tool_set) or await self.acquire()
+
+    async def close(self) -> None:
+        """End the zygote and with it every child."""
+        self._closed = True
+        for child in list(self._children):
+            child.kill()
+        self._idle.clear()
+        if self._link:
+            await self._link.close()
+
+    async def _living_link(self) -> ZygoteLink:
+        async with self._starting:
+            if self._closed:
+                raise SandboxError("the sandbox is closed; open a session on another tool server")
+            if self._link is None or not self._link.alive:
+                if self._link:
+                    await self._link.close()
+                self._link = await self._new_link()
+            return self._link
+
+    async def _new_link(self) -> ZygoteLink:
+        link, ready = await ZygoteLink.start(self._config, self._strongest, self._take)
+        try:
+            self._report = self._judge(ready)
+            if self._report.level != "none":
+                child = await self._next_child(link)
+                try:
+                    await check_gate(child, self._report)
+                finally:
+                    child.kill()
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+    def _judge(self, ready: ZygoteMessage) -> IsolationReport:
+        required = self._config.isolation.required
+        levels = get_args(IsolationLevel)
+        if levels.index(ready.level) > levels.index(required):
+            reasons = "; ".join(f"{name}: {why}" for name, why in ready.refusals.items())
+            raise IsolationError(
+                f"expected isolation {required}, this kernel gives {ready.level} ({reasons}); "
+                "allow user namespaces or Landlock, or set tools.isolation.required to a weaker "
+                "level"
+            )
+        return isolation_report(self._config, ready.level, ready.landlock, ready.refusals)
+
+    async def _next_child(self, link: ZygoteLink) -> Child:
+        child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._waiting.append(child)
+        try:
+            self._top_up(link)
+            async with asyncio.timeout(_SPAWN_S):
+                return await child
+        except TimeoutError as error:
+            raise SandboxError(f"no child was forked within {_SPAWN_S:g} s") from error
+        except asyncio.CancelledError:
+            if child.done() and not child.cancelled() and not child.exception():
+                self._take(child.result())
+            raise
+        finally:
+            child.cancel()
+
+    def _take(self, delivered: Child | SandboxError) -> None:
+        """Hand what the zygote delivered to who waits longest."""
+        self._place(delivered)
+        link = self._link
+        if isinstance(delivered, SandboxError) and link and not link.alive:
+            while self._waiting:
+                self._place(delivered)
+        if self._waiting and link and link.alive and link.pending < _FORKS_AT_ONCE // 2:
+            self._top_up(link)
+
+    def _place(self, delivered: Child | SandboxError) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if waiting.done():
+                continue
+            if isinstance(delivered, SandboxError):
+                waiting.set_exception(delivered)
+            else:
+                self._children.add(delivered)
+                waiting.set_result(delivered)
+            return
+        if isinstance(delivered, SandboxError):
+            return  # the next to acquire a child meets the same failure and says so
+        if self._closed:
+            delivered.kill()
+            return
+        self._children.add(delivered)
+        self._idle.append(delivered)
+
+    def _found_one(self) -> None:
+        self._calm += 1
+        if self._calm == _CALM:
+            self._calm = 0
+            self._wanted = max(self._wanted // 2, IDLE_CHILDREN)
+        if self._link and self._link.alive and len(self._idle) < self._wanted * 3 // 4:
+            self._top_up(self._link)
+
+    def _top_up(self, link: ZygoteLink) -> None:
+        """Ask for what is missing, in one request. Raises SandboxError."""
+        missing = len(self._waiting) + self._wanted - len(self._idle) - link.pending
+        missing = min(missing, _FORKS_AT_ONCE - link.pending)
+        if missing > 0 and not self._closed:
+            link.request(missing)
+
+
+def _raise_descriptor_limit(sessions: int) -> None:
+    """Let this process hold the descriptors of `sessions`, as far as its hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _DESCRIPTORS_PER_SESSION * sessions + _OTHER_DESCRIPTORS
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

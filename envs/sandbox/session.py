@@ -1,0 +1,200 @@
+"""Sandboxed sessions as the tool server sees them: live tools in a child, and what they answer.
+
+Not covered, at any level:
+- bugs of the kernel, whose calls tools make directly, and side channels of time and caches;
+- the sum over sessions: CPU, memory, and with profile `files` the disk are bounded per session or
+  per file only (`files+quota` bounds a session's scratch); short of memory, the kernel ends tools
+  first;
+- the tools of one session against each other: they share a process on purpose;
+- the code of the tool set, which each of its sessions can read, and with it all that it contains.
+
+At level `landlock`, profile `files` lets a tool learn by `stat` whether a path exists. Level `none`
+keeps the limits alone: tool code has every right of the server's user.
+
+Equal seeds and calls give equal answers only for tools that ask neither the clock, nor
+`os.urandom`, nor the name of their scratch folder. The seed sets `random` and `numpy.random`; the
+hash seed is the zygote's, one for all sessions, for a forked interpreter cannot change its own.
+"""
+
+import asyncio
+import time
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from envs.errors import IsolationError, SandboxError
+from envs.sandbox.pool import SandboxPool
+from envs.sandbox.process import Child, ChildGone, ChildSpoke, Exit
+from envs.tools import AnswerStatus, ToolAnswer, ToolSet
+
+_GRACE_S = 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
+_RESTARTED = "the tool's state starts again from the beginning"
+
+
+class _Reply(BaseModel):
+    """A child's frame; whatever does not validate as one ends the child."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    number: int
+    status: str = Field(pattern="^(ok|tool_error)$")
+    text: str
+    truncated: bool
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    cpu_seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _Request(BaseModel):
+    number: int
+    tool: int
+    arguments: str
+
+
+class SandboxSession:
+    """Live tools in one child; after a child's end the next call starts from the initial state.
+
+    Calls run one after the other. Who keeps ending children waits for the next one, 0.25 s at the
+    second restart and twice as long each time, 2 s at most: a fork costs the neighbours more than
+    any call. The session is lost, and says so as INFRA_ERROR, when its child
+    ended through no fault of a tool.
+    """
+
+    def __init__(self, pool: SandboxPool, tool_set: ToolSet, seed: int) -> None:
+        self._pool = pool
+        self._tool_set = tool_set
+        self._seed = seed
+        self._indices: dict[str, int] = {}
+        for index, tool in enumerate(tool_set.tools):
+            self._indices.setdefault(tool.name, index)
+        self._child: Child | None = None
+        self._cpu_spent = 0.0
+        self._number = 0
+        self._restart_pause_s = 0.0
+        self._lost = ""
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Take a child for the session. Raises SandboxError or IsolationError."""
+        cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
+        tools, child = await self._pool.ready(self._tool_set)
+        if self._lost:  # closed in the meantime
+            child.kill()
+            raise SandboxError(self._lost)
+        child.tell(tools.start(self._seed, max(1, round(cpu_left))))
+        self._child = child
+
+    async def call(self, name: str, arguments: str) -> ToolAnswer:
+        """Run one call to its end, its time limit or its child's death.
+
+        `arguments` is the JSON text of an object; only the child parses it.
+        """
+        async with self._turn:
+            if self._lost:
+                return _answer(AnswerStatus.INFRA_ERROR, self._lost)
+            if name not in self._indices:
+                known = ", ".join(self._indices) or "none"
+                return _answer(AnswerStatus.TOOL_ERROR, f"unknown tool {name!r}; known: {known}")
+            if self._cpu_spent >= self._pool.config.session_cpu_s:
+                return self._out_of_cpu()
+            try:
+                return await self._ask(name, arguments)
+            except (SandboxError, IsolationError) as error:
+                self._lost = str(error)
+                return _answer(AnswerStatus.INFRA_ERROR, self._lost)
+
+    def close(self) -> None:
+        """Kill the child; a call in flight answers INFRA_ERROR."""
+        self._lost = "the session was closed"
+        if self._child:
+            self._child.kill()
+            self._child = None
+
+    async def _ask(self, name: str, arguments: str) -> ToolAnswer:
+        if self._child is None:
+            await self._restart()
+        child = self._child
+        if child is None:
+            raise SandboxError("the session was closed")
+        self._number += 1
+        request = _Request(number=self._number, tool=self._indices[name], arguments=arguments)
+        timeout_s = self._pool.config.call_timeout_s
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                frame = await child.ask(request.model_dump_json().encode())
+        except TimeoutError:
+            await self._end(child)
+            text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"
+            return _answer(AnswerStatus.TIMEOUT, text, timeout_s)
+        except (ChildGone, ChildSpoke) as fault:
+            return await self._after_end(child, fault, time.monotonic() - began)
+        elapsed = time.monotonic() - began
+        return await self._checked(child, frame, elapsed)
+
+    async def _restart(self) -> None:
+        pause_s = self._restart_pause_s
+        self._restart_pause_s = min(2 * pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        await asyncio.sleep(pause_s)
+        if not self._lost:
+            await self.start()
+
+    async def _checked(self, child: Child, frame: bytes, elapsed: float) -> ToolAnswer:
+        try:
+            reply = _Reply.model_validate_json(frame)
+            if reply.number != self._number or len(reply.text.encode()) > self._limit:
+                raise ValueError("wrong number or too long")
+        except ValueError:  # ValidationError is one
+            return await self._after_end(child, ChildSpoke("a malformed answer"), elapsed)
+        return ToolAnswer(
+            status=AnswerStatus(reply.status),
+            text=reply.text,
+            seconds=min(reply.seconds, elapsed),
+            cpu_seconds=min(reply.cpu_seconds, elapsed),
+            truncated=reply.truncated,
+        )
+
+    async def _after_end(
+        self, child: Child, fault: ChildGone | ChildSpoke, elapsed: float
+    ) -> ToolAnswer:
+        grace_s = _GRACE_S if isinstance(fault, ChildGone) else 0.0
+        ended = await self._end(child, grace_s)
+        if self._lost:
+            return _answer(AnswerStatus.INFRA_ERROR, self._lost, elapsed)
+        if isinstance(fault, ChildSpoke):
+            text = f"the tool broke its connection ({fault}); {_RESTARTED}"
+            return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
+        if ended is None:
+            raise SandboxError("the sandbox's fork server died; open a new session")
+        if self._cpu_spent >= self._pool.config.session_cpu_s:
+            return self._out_of_cpu(elapsed)
+        if ended.killed and not child.stopped:
+            raise SandboxError("the system killed the session's process; open a new session")
+        how = "closed its connection" if child.stopped else str(ended)
+        text = f"the tool ended its own process ({how}); {_RESTARTED}"
+        return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
+
+    @property
+    def _limit(self) -> int:
+        return self._pool.config.reply_limit_bytes
+
+    def _out_of_cpu(self, elapsed: float = 0.0) -> ToolAnswer:
+        limit_s = self._pool.config.session_cpu_s
+        text = f"the session used up its {limit_s} CPU seconds; no tool answers any more"
+        return _answer(AnswerStatus.TIMEOUT, text, elapsed)
+
+    async def _end(self, child: Child, grace_s: float = 0.0) -> Exit | None:
+        """Kill `child` if it does not end by itself within `grace_s`, and book its CPU time.
+
+        Returns how it ended, None when nobody knows because the zygote died.
+        """
+        self._child = None
+        ended = await child.ended(grace_s) if grace_s else None
+        child.kill()
+        ended = ended or await child.ended()
+        if ended:
+            self._cpu_spent += ended.cpu_s
+        return ended
+
+
+def _answer(status: AnswerStatus, text: str, seconds: float = 0.0) -> ToolAnswer:
+    return ToolAnswer(status=status, text=text, seconds=seconds)

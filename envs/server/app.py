@@ -1,0 +1,173 @@
+"""The tool server's app: routes, token, typed errors, and an OpenAPI document true to them."""
+
+import hmac
+from collections.abc import Awaitable, Callable, Sequence
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from envs.server.metrics import ToolMetrics
+from envs.server.routes import PROMETHEUS_TEXT, Refusal, ToolRoutes, error_response
+from envs.server.session_host import SessionHost
+from envs.server.wire import (
+    JSON,
+    MSGPACK,
+    CallItem,
+    CallRequest,
+    CallResponse,
+    CallResult,
+    CloseRequest,
+    CloseResponse,
+    ErrorResponse,
+    Health,
+    OpenItem,
+    OpenRequest,
+    OpenResponse,
+    WireCall,
+    WireError,
+)
+from envs.tools import ToolSet, ToolSpec
+
+_REFERENCE = "#/components/schemas/{model}"
+_EXAMPLE_TOOLS = ToolSet(
+    tools=(ToolSpec(name="add", description="Add one.", parameters={"type": "object"}),),
+    sources=("def add(n=1):\n    return n + 1",),
+    functions=("add",),
+)
+_OPEN_EXAMPLE = OpenRequest(
+    sessions=(OpenItem(digest=_EXAMPLE_TOOLS.digest, seed=1, purpose="trial"),),
+    tool_sets={_EXAMPLE_TOOLS.digest: _EXAMPLE_TOOLS},
+)
+_CALL_EXAMPLE = CallRequest(
+    items=(CallItem(session="0a1b", calls=(WireCall(name="add", arguments='{"n": 2}'),)),)
+)
+_CLOSE_EXAMPLE = CloseRequest(ids=("0a1b",))
+_REQUESTS = (OpenRequest, CallRequest, CloseRequest)
+
+
+def create_app(
+    host: SessionHost,
+    token: str,
+    routers: Sequence[APIRouter] = (),
+    metrics: ToolMetrics | None = None,
+) -> FastAPI:
+    """Return the app over a host that is (or will be) started by the caller.
+
+    `routers` serve further protocols on the same sessions; the token guards them as well. `metrics`
+    is what observes the host; without it `/metrics` tells the host's own numbers only.
+    """
+    app = _ToolApp(title="trialrun tool server", docs_url=None, redoc_url=None)
+    routes = ToolRoutes(host, metrics or ToolMetrics())
+    for path, endpoint, example, gives, errors in (
+        ("/sessions", routes.open, _OPEN_EXAMPLE, OpenResponse, (409, 503)),
+        ("/calls", routes.call, _CALL_EXAMPLE, CallResponse, (404, 503)),
+        ("/sessions/close", routes.close_batch, _CLOSE_EXAMPLE, CloseResponse, ()),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            response_model=None,
+            responses=_responses({200: gives}, (400, 401, 413, 415, *errors)),
+            openapi_extra={"requestBody": _request_body(example)},
+        )
+    app.add_api_route(
+        "/sessions/{session_id}",
+        routes.close_one,
+        methods=["DELETE"],
+        status_code=204,
+        responses=_responses({}, (401, 404)),
+    )
+    app.add_api_route(
+        "/health",
+        routes.health,
+        methods=["GET"],
+        response_model=None,
+        responses=_responses({200: Health, 503: Health}, (401,)),
+    )
+    app.add_api_route(
+        "/metrics",
+        routes.metrics,
+        methods=["GET"],
+        response_class=_MetricsText,
+        responses=_responses({}, (401,)),
+    )
+    app.add_api_websocket_route("/stream", routes.stream)
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(Refusal, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_request)
+    if token:
+        app.add_middleware(_TokenCheck, token=token)
+    return app
+
+
+class _MetricsText(Response):
+    media_type = PROMETHEUS_TEXT
+
+
+class _ToolApp(FastAPI):
+    def openapi(self) -> dict[str, object]:
+        """Return the document, with the bodies that the routes read themselves."""
+        document = super().openapi()
+        _, bodies = models_json_schema(
+            [(model, "validation") for model in (*_REQUESTS, CallResult)],
+            ref_template=_REFERENCE,
+        )
+        for way in ("endpoint", "adaptation"):  # what a tool server refuses
+            del bodies["$defs"]["ToolSet"]["properties"][way]
+        document.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+        return document
+
+
+def _request_body(example: BaseModel) -> dict[str, object]:
+    schema = {"$ref": _REFERENCE.format(model=type(example).__name__)}
+    sent = example.model_dump(mode="json", exclude_unset=True)
+    content = {JSON: {"schema": schema, "example": sent}, MSGPACK: {"schema": schema}}
+    return {"required": True, "content": content}
+
+
+def _responses(
+    answers: dict[int, type[BaseModel]], errors: Sequence[int]
+) -> dict[int | str, dict[str, object]]:
+    models = answers | dict.fromkeys(errors, ErrorResponse)
+    return {status: {"model": model} for status, model in models.items()}
+
+
+class _TokenCheck:
+    """ASGI middleware: every request and every WebSocket carries the bearer token."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] in ("http", "websocket"):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                error = WireError(kind="unauthorized", message="expected the server's bearer token")
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(_: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return error_response(refusal.error)
+
+
+async def _refuse_request(request: Request, error: Exception) -> Response:
+    """Answer what the router itself refuses; other routers' errors stay as they are."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404 and error.detail == "Not Found":
+        return error_response(WireError(kind="not_found", message=f"nothing at {where}"))
+    if error.status_code == 405:
+        refused = WireError(kind="method_not_allowed", message=f"no method {where}")
+        response = error_response(refused)
+        response.headers.update(error.headers or {})
+        return response
+    return await http_exception_handler(request, error)

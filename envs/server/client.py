@@ -1,0 +1,223 @@
+"""The tool server's client: sessions over one connection, typed failures, deadlines."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+
+from envs.config import ToolServerConfig
+from envs.errors import DeadlineError, ServerFullError, ToolServerError
+from envs.server.circuit_breaker import CircuitBreaker
+from envs.server.connection import ConnectionLost, ToolConnection, check_address
+from envs.server.wire import (
+    CallItem,
+    CloseRequest,
+    OpenedSession,
+    OpenItem,
+    StreamOpen,
+    WireError,
+    first_complaint,
+    wire_call,
+)
+from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
+
+_TRIES = 2
+_RETRY_PAUSE_S = 0.1
+_ANSWERS = TypeAdapter(list[ToolAnswer])
+_OPENED = TypeAdapter(OpenedSession)
+_ERROR = TypeAdapter(WireError)
+_ShapeT = TypeVar("_ShapeT")
+
+
+class _UnknownToolSet(ToolServerError):
+    """The server wants the tool set's content (again)."""
+
+
+class RemoteSession:
+    """Live tools on a tool server; see the Protocol ToolSession."""
+
+    def __init__(self, client: "ToolClient", session_id: str, isolation: str) -> None:
+        self._client = client
+        self._id = session_id
+        self._isolation = isolation
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def isolation(self) -> str:
+        return self._isolation
+
+    @property
+    def server(self) -> str:
+        return self._client.name
+
+    async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
+        """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
+        return await self._client.call(self._id, calls)
+
+    async def close(self) -> None:
+        """End the session; what goes wrong is the server's idle limit's business."""
+        if not self._closed:
+            self._closed = True
+            await self._client.close_session(self._id)
+
+
+class ToolClient:
+    """A ToolService over one tool server; hundreds of episodes of one event loop share it.
+
+    `address` is `unix:/path` or `http://host:port`; `name` is what episodes call the server, by
+    default its address. The sessions end with the connection. So an open whose connection was lost
+    may be sent again; a call never is, for nobody knows whether the tool ran.
+    """
+
+    def __init__(
+        self, address: str, config: ToolServerConfig, token: str = "", name: str = ""
+    ) -> None:
+        check_address(address)
+        self._address = address
+        self.name = name or address
+        self._config = config
+        self._token = token
+        self._connection: ToolConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._ended = False
+        self._breaker = CircuitBreaker(
+            config.breaker_failures,
+            config.breaker_pause_s,
+            lambda: asyncio.get_running_loop().time(),
+        )
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> RemoteSession:
+        """Open a session in its initial state.
+
+        Raises ToolServerError, DeadlineError, or ServerFullError where a later try may succeed.
+        """
+        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                connection = await self._live_connection()
+                return await self._open_on(connection, item, tool_set)
+            except ConnectionLost:
+                if not tries_left or self._ended or self._breaker.state == "open":
+                    raise
+            await asyncio.sleep(_RETRY_PAUSE_S)
+        raise AssertionError("the last try returns or raises")
+
+    async def call(self, session_id: str, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
+        """Run `calls` of one session in order. Raises ToolServerError or DeadlineError."""
+        if not calls:
+            return []
+        item = CallItem(session=session_id, calls=tuple(map(wire_call, calls)))
+        connection = self._connection
+        if connection is None or not connection.alive or self._breaker.state != "closed":
+            connection = await self._live_connection()
+        deadline_s = self._config.call_timeout_s * len(calls) + self._config.request_timeout_s
+        body = await self._answer(connection, ("call", "answers"), item, deadline_s)
+        answers = self._checked(_ANSWERS, body)
+        if len(answers) != len(calls):
+            raise ToolServerError(
+                f"tool server {self._address}: {len(answers)} answers to {len(calls)} calls"
+            )
+        return answers
+
+    async def close_session(self, session_id: str) -> None:
+        """End a session; never raises for a server or a session that is gone."""
+        connection = self._connection
+        if connection is None or not connection.alive:  # its sessions ended with it
+            return
+        message = CloseRequest(ids=(session_id,))
+        deadline_s = self._config.request_timeout_s
+        with contextlib.suppress(ToolServerError, DeadlineError):
+            await self._answer(connection, ("close", "closed"), message, deadline_s)
+
+    async def close(self) -> None:
+        """Hang up, which ends the sessions; requests in flight fail with ToolServerError."""
+        self._ended = True
+        if self._connection:
+            await self._connection.close()
+
+    async def _live_connection(self) -> ToolConnection:
+        """Return the connection, made again where it was lost. Raises ToolServerError."""
+        if not self._ended and not self._breaker.admit():
+            raise ConnectionLost(
+                f"tool server {self._address} failed {self._config.breaker_failures} times in a "
+                f"row; it is left alone for {self._config.breaker_pause_s:g} s"
+            )
+        async with self._connecting:
+            if self._ended:
+                raise ConnectionLost(f"the client of {self._address} was closed; make a new one")
+            if self._connection is None or not self._connection.alive:
+                timeout_s = self._config.request_timeout_s
+                try:
+                    self._connection = await ToolConnection.connect(
+                        self._address, self._token, timeout_s
+                    )
+                except ConnectionLost:
+                    self._breaker.failed()
+                    raise
+            return self._connection
+
+    async def _open_on(
+        self, connection: ToolConnection, item: OpenItem, tool_set: ToolSet
+    ) -> RemoteSession:
+        known = item.digest in connection.known_digests
+        connection.known_digests.add(item.digest)
+        kinds, deadline_s = ("open", "opened"), self._config.request_timeout_s
+        message = StreamOpen(session=item, tool_set=None if known else tool_set)
+        try:
+            body = await self._answer(connection, kinds, message, deadline_s)
+        except _UnknownToolSet:  # the server forgot it
+            message = StreamOpen(session=item, tool_set=tool_set)
+            body = await self._answer(connection, kinds, message, deadline_s)
+        opened = self._checked(_OPENED, body)
+        return RemoteSession(self, opened.id, opened.isolation)
+
+    async def _answer(
+        self,
+        connection: ToolConnection,
+        kinds: tuple[str, str],
+        message: BaseModel,
+        deadline_s: float,
+    ) -> JsonValue:
+        """Ask with a message of the first kind; return the body of its answer, of the second."""
+        try:
+            kind, body = await connection.request(kinds[0], message, deadline_s)
+        except DeadlineError:
+            self._breaker.failed()
+            raise
+        except ConnectionLost:
+            if self._connection is connection:  # counts once, however many waited
+                self._connection = None
+                self._breaker.failed()
+            raise
+        self._breaker.succeeded()
+        if kind == "error":
+            raise self._error(self._checked(_ERROR, body))
+        if kind != kinds[1]:
+            raise ToolServerError(f"tool server {self._address}: {kind!r} to {kinds[0]!r}")
+        return body
+
+    def _checked(self, shape: TypeAdapter[_ShapeT], body: JsonValue) -> _ShapeT:
+        try:
+            return shape.validate_python(body)
+        except ValidationError as error:
+            raise ToolServerError(
+                f"tool server {self._address} answered nonsense: {first_complaint(error)}"
+            ) from error
+
+    def _error(self, error: WireError) -> ToolServerError:
+        message = f"tool server {self._address}: {error.kind}: {error.message}"
+        if error.kind == "unknown_tool_set":
+            return _UnknownToolSet(message)
+        if error.retry_after_s is not None:
+            return ServerFullError(message, error.retry_after_s)
+        return ToolServerError(message)

@@ -1,0 +1,226 @@
+"""The tool server: sandboxed tool sessions over HTTP.
+
+    python -m envs.server.main --uds PATH [--config-json JSON]
+    python -m envs.server.main --host 127.0.0.1 --port N [--token T] [--config-json JSON]
+
+Prints `ready <address>` when it serves. The native protocol is the WebSocket /stream; HTTP routes:
+POST /sessions, POST /calls, POST /sessions/close, DELETE /sessions/{id}, GET /health, GET /metrics;
+bodies as in `envs/server/wire.py`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import uvicorn
+from pydantic import ValidationError
+
+from envs.config import ToolServerConfig
+from envs.errors import ConfigError, TrialrunError
+from envs.sandbox.confine import take_short_turns
+from envs.server.app import create_app
+from envs.server.metrics import ToolMetrics
+from envs.server.replay_host import ReplayHost
+from envs.server.routes import BODY_LIMIT_BYTES
+from envs.server.session_host import SessionHost
+from envs.server.tool_host import ToolHost
+from envs.server.traffic import recorder_for
+
+_KEEP_ALIVE_S = 900
+_PING_TIMEOUT_S = 60
+_SHUTDOWN_S = 2
+_BACKLOG = 2_048
+
+
+_App = Callable[..., Awaitable[None]]
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Listen on `path`, for this user only; a socket left there by a dead server is replaced.
+
+    Raises ConfigError where that cannot be, or where a living server has the path.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if path.is_socket():
+        if listener.connect_ex(str(path)) == 0:
+            listener.close()
+            raise ConfigError(f"another server listens on {path}; give another --uds")
+        path.unlink()
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {path}: {error}; give another --uds") from error
+    finally:
+        os.umask(mask)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def bind_tcp(host: str, port: int, token: str) -> socket.socket:
+    """Listen on `host:port`. Raises ConfigError where the port is taken or a token is missing."""
+    loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    if not loopback and not token:
+        raise ConfigError(f"expected --token with --host {host}: others can reach that address")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error}; give another --port"
+        ) from error
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"
+
+
+def _exit_with_parent() -> None:
+    """End this process when its parent dies or closes this process's standard input."""
+    poll = select.poll()
+    poll.register(os.pidfd_open(os.getppid()), select.POLLIN)
+    poll.register(0, select.POLLIN)
+
+    def watch() -> None:
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve(options: argparse.Namespace) -> None:
+    config = ToolServerConfig.model_validate_json(options.config_json)
+    if options.record:
+        config = config.model_copy(update={"record": True, "record_dir": options.record})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    metrics = ToolMetrics()
+    with _listening(options) as listener, session_host(config, metrics, options.replay) as host:
+
+        def say_ready() -> None:
+            print(f"ready {_address(listener)}", flush=True)
+
+        app = create_app(host, options.token, metrics=metrics)
+        loop_factory = server_settings(app).get_loop_factory()
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(serve(host, app, listener, say_ready))
+
+
+def _listening(options: argparse.Namespace) -> socket.socket:
+    if options.uds:
+        return bind_unix(Path(options.uds))
+    return bind_tcp(options.host, options.port, options.token)
+
+
+@contextlib.contextmanager
+def session_host(
+    config: ToolServerConfig, metrics: ToolMetrics, replay: str = ""
+) -> Iterator[SessionHost]:
+    """A host that runs tools, recording them where that is asked; or one that replays a record.
+
+    Raises ConfigError and StoreError where it cannot record.
+    """
+    recorder = None if replay else recorder_for(config)
+    if recorder is None:
+        yield ReplayHost(Path(replay)) if replay else ToolHost(config, observers=[metrics])
+        return
+    metrics.watch(recorder)
+    try:
+        yield ToolHost(config, observers=[metrics, recorder])
+    finally:
+        recorder.close()
+
+
+def server_settings(app: _App) -> uvicorn.Config:
+    """Return how an app of this package is served."""
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        ws="websockets-sansio",
+        ws_max_size=BODY_LIMIT_BYTES,
+        ws_ping_timeout=_PING_TIMEOUT_S,
+        ws_per_message_deflate=False,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`: uvicorn raises them again before the host has stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    host: SessionHost, app: _App, listener: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Start `host`, say `ready` and serve until SIGINT or SIGTERM.
+
+    Raises what the host's start raises.
+    """
+    server = _Server(server_settings(app))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, setattr, server, "should_exit", True)
+    try:
+        await host.start()
+        ready()
+        await server.serve(sockets=[listener])
+    finally:
+        await host.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m envs.server.main", description=__doc__)
+    parser.add_argument("--uds", default="", help="listen on this UNIX socket")
+    parser.add_argument("--host", default="127.0.0.1", help="listen on this address")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--token", default="", help="bearer token; required off loopback")
+    parser.add_argument("--token-file", type=Path, help="read the token here: others see arguments")
+    parser.add_argument("--config-json", default="{}", help="a ToolServerConfig")
+    traffic = parser.add_mutually_exclusive_group()
+    traffic.add_argument("--record", default="", help="record all calls and answers in this folder")
+    traffic.add_argument("--replay", default="", help="answer from the record in this folder")
+    parser.add_argument("--exit-with-parent", action="store_true", help="end when the parent does")
+    options = parser.parse_args(arguments)
+    if options.exit_with_parent:
+        _exit_with_parent()
+    if options.token_file:
+        options.token = options.token_file.read_text()
+    with contextlib.suppress(OSError):
+        take_short_turns()
+    try:
+        _serve(options)
+    except (TrialrunError, ValidationError) as error:
+        print(f"tool server: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, TrialrunError) else ConfigError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

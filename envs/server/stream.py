@@ -1,0 +1,134 @@
+"""The native protocol: opens, calls and closes over one WebSocket, answered as they are ready."""
+
+import asyncio
+from collections.abc import Sequence
+
+from pydantic import BaseModel, JsonValue, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from envs.server.session_host import SessionHost
+from envs.server.wire import (
+    CallItem,
+    CloseRequest,
+    CloseResponse,
+    StreamOpen,
+    WireError,
+    first_complaint,
+    pack_frame,
+    pack_message,
+    unpack_frame,
+)
+
+_OUTBOX_LIMIT = 4_096
+_BAD_FRAME, _WRONG_TYPE = 1_007, 1_003  # RFC 6455, 7.4.1
+
+
+class ToolStream:
+    """One client's connection; its sessions end with it.
+
+    A message that makes no sense is answered with `bad_request`, a frame without messages ends the
+    connection.
+    """
+
+    def __init__(self, host: SessionHost, websocket: WebSocket) -> None:
+        self._host = host
+        self._websocket = websocket
+        self._sessions: set[str] = set()
+        self._outbox: list[bytes] = []
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._over = False
+
+    async def serve(self) -> None:
+        """Serve until the client hangs up, then end its sessions."""
+        await self._websocket.accept()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write())
+            try:
+                await self._read(group)
+            finally:
+                self._over = True
+                self._filled.set()
+                self._host.close(list(self._sessions))
+
+    async def _read(self, group: asyncio.TaskGroup) -> None:
+        while not self._over:
+            event = await self._websocket.receive()
+            if event["type"] == "websocket.disconnect":
+                return
+            frame = event.get("bytes")
+            if frame is None:
+                await self._refuse(_WRONG_TYPE, "expected frames of msgpack, found text")
+                return
+            try:
+                for number, kind, body in unpack_frame(frame):
+                    self._take(group, number, kind, body)
+            except ValueError as error:
+                await self._refuse(_BAD_FRAME, str(error)[:100])
+                return
+            while len(self._outbox) > _OUTBOX_LIMIT and not self._over:
+                self._emptied.clear()
+                await self._emptied.wait()
+
+    async def _refuse(self, code: int, reason: str) -> None:
+        self._over = True  # nothing may be sent after the close
+        await self._websocket.close(code, reason)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._filled.wait()
+                if self._over:
+                    return
+                self._filled.clear()
+                messages, self._outbox = self._outbox, []
+                await self._websocket.send_bytes(pack_frame(messages))
+                self._emptied.set()
+        except WebSocketDisconnect:
+            self._over = True
+            self._emptied.set()
+
+    def _take(self, group: asyncio.TaskGroup, number: int, kind: str, body: JsonValue) -> None:
+        try:
+            if kind == "call":
+                group.create_task(self._call(number, CallItem.model_validate(body)))
+            elif kind == "open":
+                opening = StreamOpen.model_validate(body)
+                if opening.tool_set:
+                    self._host.add_tool_sets({opening.session.digest: opening.tool_set})
+                group.create_task(self._open(number, opening))
+            elif kind == "close":
+                ids = CloseRequest.model_validate(body).ids
+                self._sessions.difference_update(ids)
+                self._reply(number, "closed", CloseResponse(closed=self._host.close(ids)))
+            else:
+                raise ValueError(f"expected open, call or close, found {kind!r}")
+        except ValidationError as error:
+            self._fail(number, WireError(kind="bad_request", message=first_complaint(error)))
+        except ValueError as error:
+            self._fail(number, WireError(kind="bad_request", message=str(error)))
+
+    async def _open(self, number: int, opening: StreamOpen) -> None:
+        opened = await self._host.open(opening.session)
+        if opened.error:
+            self._fail(number, opened.error)
+            return
+        if self._over:
+            self._host.close([opened.id])
+            return
+        self._sessions.add(opened.id)
+        self._reply(number, "opened", opened)
+
+    async def _call(self, number: int, item: CallItem) -> None:
+        result = await self._host.call(0, item)
+        if result.error:
+            self._fail(number, result.error)
+        else:
+            self._reply(number, "answers", result.answers)
+
+    def _fail(self, number: int, error: WireError) -> None:
+        self._reply(number, "error", error)
+
+    def _reply(self, number: int, kind: str, body: BaseModel | Sequence[BaseModel]) -> None:
+        self._outbox.append(pack_message(number, kind, body))
+        self._filled.set()

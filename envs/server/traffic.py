@@ -1,0 +1,273 @@
+"""Recorded tool traffic: a recorder that sees a host's sessions, and a reader of what it wrote."""
+
+import logging
+import os
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Condition, Thread
+
+from envs.config import ToolServerConfig
+from envs.errors import ConfigError, MissingError, StoreError
+from envs.server.traffic_file import (
+    MAGIC,
+    SUFFIX,
+    Kind,
+    answer_of,
+    answered_entry,
+    closed_entry,
+    entries,
+    opened_entry,
+    read_entry,
+    tool_set_entry,
+)
+from envs.server.wire import OpenItem, WireCall
+from envs.tools import SessionPurpose, ToolAnswer, ToolSet
+
+QUEUE_BYTES = 64 * 2**20
+"""What may wait for the disk; beyond it the recording ends rather than the memory."""
+_KNOWN_TOOL_SETS = 4_096
+_GATHER_S = 0.01
+"""The writer lets entries gather for so long, to write them at once."""
+
+_log = logging.getLogger(__name__)
+
+
+class TrafficRecorder:
+    """SessionObserver that writes what it sees to a new file in `folder`, in a thread of its own.
+
+    What it was told reaches the file within about 10 ms; `close` writes the rest. When the disk
+    does not take it, or not as fast as it comes, the recording ends with one error in the log;
+    `lost_events` counts what came after, and what was written before stays readable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        queue_bytes: int = QUEUE_BYTES,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises StoreError where no file can be made."""
+        self.path, self._fd = _new_file(folder)
+        self._queue_bytes = queue_bytes
+        self._now = now
+        self._size = len(MAGIC)
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._entries: list[bytes] = []
+        self._waiting = 0
+        self._closing = False
+        self._broken = False
+        self._changed = Condition()
+        self.error = ""
+        """Why the recording ended; empty while it goes on."""
+        self.lost_events = 0
+        self._thread = Thread(target=self._write_all, name="traffic", daemon=True)
+        self._thread.start()
+
+    def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
+        fresh = item.digest not in self._known and tool_set.endpoint is None  # it may hold secrets
+        self._known[item.digest] = None
+        self._known.move_to_end(item.digest)
+        if len(self._known) > _KNOWN_TOOL_SETS:
+            self._known.popitem(last=False)
+        first = tool_set_entry(tool_set) if fresh else b""
+        self._append(first + opened_entry(session_id, item, self._now()))
+
+    def answered(self, session_id: str, call: WireCall, answer: ToolAnswer) -> None:
+        self._append(answered_entry(session_id, call, answer))
+
+    def closed(self, session_id: str) -> None:
+        self._append(closed_entry(session_id))
+
+    def close(self) -> None:
+        """Write what is left and end; harmless when it has ended."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _append(self, entry: bytes) -> None:
+        with self._changed:
+            if self.error or self._closing:
+                self.lost_events += 1
+                return
+            if self._waiting + len(entry) > self._queue_bytes:
+                self._end(f"more than {self._queue_bytes} bytes wait for the disk")
+                self.lost_events += 1
+                return
+            if not self._entries:
+                self._changed.notify()
+            self._entries.append(entry)
+            self._waiting += len(entry)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entries or self._closing)
+                self._changed.wait_for(lambda: self._closing, timeout=_GATHER_S)
+                batch, self._entries = self._entries, []
+                ended = self._closing and not batch
+            if ended:
+                os.close(self._fd)
+                return
+            self._write(batch)
+            with self._changed:
+                self._waiting -= sum(map(len, batch))
+
+    def _write(self, batch: list[bytes]) -> None:
+        if self._broken:
+            return
+        content = memoryview(b"".join(batch))
+        size = len(content)
+        try:
+            while content:
+                content = content[os.write(self._fd, content) :]
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            self._broken = True
+            with self._changed:
+                self._end(error.strerror or repr(error))
+                self.lost_events += len(batch)
+            return
+        self._size += size
+
+    def _end(self, reason: str) -> None:
+        if self.error:
+            return
+        self.error = (
+            f"recording of tool traffic ended: {self.path}: {reason}. Calls go on; what was "
+            "recorded before is intact. Make room and restart the server"
+        )
+        _log.error(self.error)
+
+
+def recorder_for(config: ToolServerConfig) -> TrafficRecorder | None:
+    """Return the recorder that the configuration asks for, if any.
+
+    Raises ConfigError where it does not say where to record, StoreError where that cannot be.
+    """
+    if not config.record:
+        return None
+    if not config.record_dir:
+        raise ConfigError("expected a folder for the record: set tools.record_dir")
+    return TrafficRecorder(Path(config.record_dir))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSession:
+    """A session of a record; `answers` are the offsets of its calls in the file."""
+
+    id: str
+    digest: str
+    seed: int
+    purpose: SessionPurpose
+    opened_at: float
+    """Unix seconds."""
+    path: Path
+    offset: int
+    answers: "array[int]" = field(default_factory=lambda: array("Q"))
+
+
+class TrafficReader:
+    """Everything recorded below `folder`, indexed; what tools answered stays on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read every file. Raises MissingError where there is none, StoreError for a wrong one."""
+        paths = sorted(folder.rglob(f"*{SUFFIX}")) if folder.is_dir() else []
+        if not paths:
+            raise MissingError(
+                f"expected recorded tool traffic below {folder}, found no *{SUFFIX} file: record "
+                "it first, with tools.record = true in a run or --record DIR of a tool server"
+            )
+        self.tool_sets: dict[str, tuple[Path, int]] = {}
+        """Where the content of each set lies, by digest."""
+        self._sessions: list[RecordedSession] = []
+        self._fds: dict[Path, int] = {}
+        for path in paths:
+            self._index(path)
+        self._sessions.sort(key=lambda session: session.opened_at)
+
+    @property
+    def sessions(self) -> list[RecordedSession]:
+        """Sessions in the order in which they were opened."""
+        return self._sessions
+
+    def tool_set(self, digest: str) -> ToolSet:
+        """Return the recorded content of a set. KeyError where there is none."""
+        _, _, content = read_entry(*self._where(self.tool_sets[digest]))[0]
+        return ToolSet.model_validate_json(str(content))
+
+    def answer(self, session: RecordedSession, index: int) -> tuple[WireCall, ToolAnswer]:
+        """Return call number `index` of a session as it was, and its answer, bit for bit."""
+        entry, _ = read_entry(*self._where((session.path, session.answers[index])))
+        return answer_of(entry)
+
+    def copy(self, sessions: Iterable[RecordedSession], folder: Path) -> None:
+        """Write these sessions alone to a record in `folder`. Raises StoreError."""
+        _, fd = _new_file(folder)
+        known: set[str] = set()
+        with os.fdopen(fd, "ab") as file:
+            for session in sessions:
+                if session.digest not in known and session.digest in self.tool_sets:
+                    known.add(session.digest)
+                    file.write(read_entry(*self._where(self.tool_sets[session.digest]))[1])
+                for offset in (session.offset, *session.answers):
+                    file.write(read_entry(*self._where((session.path, offset)))[1])
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def _where(self, place: tuple[Path, int]) -> tuple[int, int]:
+        path, offset = place
+        if path not in self._fds:
+            self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._fds[path], offset
+
+    def _index(self, path: Path) -> None:
+        found: dict[str, RecordedSession] = {}
+        for offset, entry in entries(path):
+            match entry:
+                case [Kind.TOOL_SET, str() as digest, _]:
+                    self.tool_sets.setdefault(digest, (path, offset))
+                case [Kind.OPENED, str() as name, str() as digest, int() as seed, purpose, at]:
+                    kind: SessionPurpose = "trial" if purpose == "trial" else "execution"
+                    found[name] = RecordedSession(name, digest, seed, kind, float(at), path, offset)
+                case [Kind.ANSWERED, str() as name, *_] if name in found:
+                    found[name].answers.append(offset)
+                case [Kind.CLOSED, _]:
+                    pass
+                case _:
+                    raise StoreError(
+                        f"{path}: expected an entry of recorded traffic at byte {offset}, found "
+                        f"{str(entry)[:80]}: it was written by another version"
+                    )
+        self._sessions += found.values()
+
+
+def _new_file(folder: Path) -> tuple[Path, int]:
+    """Make the next file of `folder`; no two processes get the same one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = folder / f"{number:06d}{SUFFIX}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+            try:
+                fd = os.open(path, flags, 0o600)
+            except FileExistsError:
+                number += 1
+                continue
+            os.write(fd, MAGIC)
+            return path, fd
+    except OSError as error:
+        raise StoreError(
+            f"could not make a file for tool traffic in {folder}: {error.strerror}"
+        ) from error

@@ -1,0 +1,132 @@
+"""The file of recorded tool traffic: framed msgpack entries that only grow at the end.
+
+A file is `MAGIC` and then entries: 4 bytes length, 4 bytes CRC-32 (both big-endian), msgpack. An
+entry is an array that begins with its kind:
+
+    [0, digest, tool set as JSON text]                     before the first session on it
+    [1, session, digest, seed, purpose, Unix seconds]      opened
+    [2, session, name, arguments, status, text, seconds, CPU seconds, truncated]     answered
+    [3, session]                                           closed
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+
+import msgpack
+
+from envs.errors import StoreError
+from envs.server.wire import OpenItem, WireCall
+from envs.tools import AnswerStatus, ToolAnswer, ToolSet
+
+MAGIC = b"trialrun-traffic-1\n"
+SUFFIX = ".traffic"
+_HEADER = struct.Struct(">II")
+_STEP_BYTES = 2**20
+
+
+class Kind(IntEnum):
+    """What an entry says."""
+
+    TOOL_SET = 0
+    OPENED = 1
+    ANSWERED = 2
+    CLOSED = 3
+
+
+Entry = list[int | float | bool | str]
+
+
+def tool_set_entry(tool_set: ToolSet) -> bytes:
+    return _frame([Kind.TOOL_SET, tool_set.digest, tool_set.model_dump_json()])
+
+
+def opened_entry(session: str, item: OpenItem, at: float) -> bytes:
+    """`at` is Unix seconds."""
+    return _frame([Kind.OPENED, session, item.digest, item.seed, item.purpose, at])
+
+
+def answered_entry(session: str, call: WireCall, answer: ToolAnswer) -> bytes:
+    return _frame(
+        [
+            Kind.ANSWERED,
+            session,
+            call.name,
+            call.arguments,
+            answer.status.value,
+            answer.text,
+            answer.seconds,
+            answer.cpu_seconds,
+            answer.truncated,
+        ]
+    )
+
+
+def closed_entry(session: str) -> bytes:
+    return _frame([Kind.CLOSED, session])
+
+
+def answer_of(entry: Entry) -> tuple[WireCall, ToolAnswer]:
+    """Return the call and the answer of an entry of kind ANSWERED."""
+    _, _, name, arguments, status, text, seconds, cpu_seconds, truncated = entry
+    answer = ToolAnswer(
+        status=AnswerStatus(status),
+        text=str(text),
+        seconds=float(seconds),
+        cpu_seconds=float(cpu_seconds),
+        truncated=bool(truncated),
+    )
+    return WireCall(name=str(name), arguments=str(arguments)), answer
+
+
+def entries(path: Path) -> Iterator[tuple[int, Entry]]:
+    """Yield every whole entry of the file with its offset; a torn end is no entry.
+
+    Raises StoreError where the file is not one of recorded traffic.
+    """
+    with path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+        if magic != MAGIC[: len(magic)]:
+            raise StoreError(f"{path}: expected recorded tool traffic, found {magic[:20]!r}")
+        if len(magic) < len(MAGIC):
+            return
+        offset, content = len(MAGIC), b""
+        while part := file.read(_STEP_BYTES):
+            content += part
+            start = 0
+            while (found := _unframed(content, start)) is not None:
+                entry, end = found
+                yield offset + start, entry
+                start = end
+            content, offset = content[start:], offset + start
+
+
+def read_entry(fd: int, offset: int) -> tuple[Entry, bytes]:
+    """Return the entry at `offset` of an open file, and its bytes. Raises StoreError."""
+    length, _ = _HEADER.unpack(os.pread(fd, _HEADER.size, offset))
+    content = os.pread(fd, _HEADER.size + length, offset)
+    found = _unframed(content, 0)
+    if found is None:
+        raise StoreError(f"expected an entry at byte {offset}, found something else: who wrote?")
+    return found[0], content
+
+
+def _frame(entry: Entry) -> bytes:
+    payload = msgpack.packb(entry, unicode_errors="surrogatepass")
+    assert payload is not None
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def _unframed(content: bytes, start: int) -> tuple[Entry, int] | None:
+    """Return the entry at `start` and its end; None where it is not whole."""
+    if len(content) < start + _HEADER.size:
+        return None
+    length, checksum = _HEADER.unpack_from(content, start)
+    begin, end = start + _HEADER.size, start + _HEADER.size + length
+    if len(content) < end or zlib.crc32(memoryview(content)[begin:end]) != checksum:
+        return None
+    entry: Entry = msgpack.unpackb(memoryview(content)[begin:end], unicode_errors="surrogatepass")
+    return entry, end

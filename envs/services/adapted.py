@@ -1,0 +1,201 @@
+"""Sessions on adapted tool sets: calls are translated to the base set, and its answers back.
+
+Faults and latency are drawn from the session's seed and the number of the call in the session, so
+that an episode played again, or calls replayed in order, meet the same weather.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from envs.perturbation.type_drift import converted
+from envs.seeds import stable_hash
+from envs.services.wrapper import SessionWrapper
+from envs.tools import (
+    Adaptation,
+    AnswerStatus,
+    CallRule,
+    JsonObject,
+    SessionPurpose,
+    ToolAnswer,
+    ToolCall,
+    ToolService,
+    ToolSession,
+    ToolSet,
+)
+
+Sleep = Callable[[float], Awaitable[None]]
+
+FAULTS = (
+    "503 service temporarily unavailable: try again",
+    "500 internal error: try again",
+    "429 too many requests: try again",
+    "connection reset by peer: try again",
+)
+_SHORT_NAME = 2
+"""Names up to so many characters are also words: they are translated only where they are marked."""
+
+
+class AdaptedTools:
+    """ToolService that serves adapted tool sets on top of `inner`, and passes the others on.
+
+    `sleep` waits out injected latency; a replay gives one that does not wait.
+    """
+
+    def __init__(self, inner: ToolService, sleep: Sleep = asyncio.sleep) -> None:
+        self._inner = inner
+        self._sleep = sleep
+
+    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
+        """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
+        if tool_set.adaptation is None:
+            return await self._inner.open(tool_set, seed, purpose)
+        base = await self.open(tool_set.adaptation.base, seed, purpose)
+        return AdaptedSession(base, tool_set, seed, self._sleep)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class AdaptedSession(SessionWrapper):
+    """Live tools under other names, shapes and weather."""
+
+    def __init__(self, base: ToolSession, tool_set: ToolSet, seed: int, sleep: Sleep) -> None:
+        assert tool_set.adaptation is not None, "a set without an adaptation needs none"
+        super().__init__(base)
+        self._translator = Translator(tool_set, tool_set.adaptation)
+        self._weather = Weather(tool_set.adaptation, seed)
+        self._sleep = sleep
+        self._calls = 0
+
+    async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
+        """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
+        first = self._calls
+        self._calls += len(calls)
+        waits = [self._weather.latency_s(first + i) for i in range(len(calls))]
+        if any(waits):
+            await self._sleep(sum(waits))
+        plan = [self._plan(first + i, call) for i, call in enumerate(calls)]
+        forwarded = [step for step in plan if isinstance(step, ToolCall)]
+        replies = iter(await super().call(forwarded) if forwarded else ())
+        answers = [
+            step if isinstance(step, ToolAnswer) else self._translator.back(call, next(replies))
+            for call, step in zip(calls, plan, strict=True)
+        ]
+        return [
+            answer.model_copy(update={"seconds": answer.seconds + wait}) if wait else answer
+            for answer, wait in zip(answers, waits, strict=True)
+        ]
+
+    def _plan(self, index: int, call: ToolCall) -> ToolCall | ToolAnswer:
+        fault = self._weather.fault(index)
+        return _error(fault) if fault else self._translator.forth(call)
+
+
+class Weather:
+    """What befalls call number `index` of a session, from the seeds alone."""
+
+    def __init__(self, adaptation: Adaptation, seed: int) -> None:
+        self._adaptation = adaptation
+        self._seed = seed
+
+    def fault(self, index: int) -> str:
+        """Return the error that the call meets, or nothing."""
+        if self._share("fault", index) >= self._adaptation.fault_rate:
+            return ""
+        return FAULTS[self._draw("which fault", index) % len(FAULTS)]
+
+    def latency_s(self, index: int) -> float:
+        """Return the seconds that the call waits first."""
+        slow = self._share("slow", index) < self._adaptation.slow_rate
+        return self._adaptation.latency_s if slow else 0.0
+
+    def _share(self, what: str, index: int) -> float:
+        return self._draw(what, index) / 2**63
+
+    def _draw(self, what: str, index: int) -> int:
+        return stable_hash(what, self._adaptation.seed, self._seed, index)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of the base that may occur in its errors, and what the policy calls them."""
+
+    pattern: re.Pattern[str]
+    adapted: dict[str, str]
+
+
+class Translator:
+    """Calls of an adapted set as calls of its base, and errors of the base as the policy's."""
+
+    def __init__(self, tool_set: ToolSet, adaptation: Adaptation) -> None:
+        rules = {}
+        for tool, rule in zip(tool_set.tools, adaptation.rules, strict=True):
+            rules.setdefault(tool.name, rule)
+        self._rules: dict[str, CallRule] = rules
+        self._tool_names = _tool_names(self._rules, adaptation.base)
+        self._names: dict[str, _Names] = {}
+
+    def forth(self, call: ToolCall) -> ToolCall | ToolAnswer:
+        """Return the base's call; or the answer, where the base is not asked."""
+        rule = self._rules.get(call.name)
+        if rule is None:
+            return _error(f"no tool {call.name!r}; tools are: {', '.join(self._rules)}")
+        if not rule.target:
+            return ToolAnswer(status=AnswerStatus.OK, text=rule.reply, seconds=0.0)
+        arguments: JsonObject = {}
+        renamed = set(rule.parameters.values()) - rule.parameters.keys()
+        for name, value in call.arguments.items():
+            if name in renamed:
+                return _error(f"unexpected argument {name!r}")
+            try:
+                value = converted(value, rule.types[name]) if name in rule.types else value
+            except ValueError as error:
+                return _error(f"argument {name!r}: {error}")
+            if target := rule.parameters.get(name, name):
+                arguments[target] = value
+        return ToolCall(name=rule.target, arguments=arguments)
+
+    def back(self, call: ToolCall, answer: ToolAnswer) -> ToolAnswer:
+        """Return the answer to `call` as the policy sees it: errors speak of its own names."""
+        if answer.status is not AnswerStatus.TOOL_ERROR:
+            return answer
+        names = self._names_of(call.name)
+        text = names.pattern.sub(lambda found: names.adapted[found[0]], answer.text)
+        return answer if text == answer.text else answer.model_copy(update={"text": text})
+
+    def _names_of(self, tool: str) -> _Names:
+        if tool not in self._names:
+            adapted = dict(self._tool_names)
+            for mine, theirs in self._rules[tool].parameters.items():
+                if theirs:
+                    adapted[theirs] = mine
+            self._names[tool] = _Names(_pattern(adapted), adapted)
+        return self._names[tool]
+
+
+def _tool_names(rules: dict[str, CallRule], base: ToolSet) -> dict[str, str]:
+    """Return base names, those of the functions behind them included, to adapted names."""
+    mine = {rule.target: name for name, rule in rules.items() if rule.target}
+    names: dict[str, str] = {}
+    for tool, function in zip(base.tools, base.functions, strict=False):
+        if tool.name in mine:
+            names.setdefault(function, mine[tool.name])
+    return {**names, **mine}
+
+
+def _pattern(names: dict[str, str]) -> re.Pattern[str]:
+    """Match the names as whole words, short ones only where quoted or assigned."""
+    changed = sorted((name for name in names if names[name] != name), key=len, reverse=True)
+    options = [
+        rf"(?<=['\"`]){re.escape(name)}(?=['\"`])|(?<![\w.]){re.escape(name)}(?==)"
+        if len(name) <= _SHORT_NAME
+        else rf"(?<![\w]){re.escape(name)}(?![\w])"
+        for name in changed
+    ]
+    return re.compile("|".join(options) if options else r"(?!)")
+
+
+def _error(text: str) -> ToolAnswer:
+    return ToolAnswer(status=AnswerStatus.TOOL_ERROR, text=text, seconds=0.0)

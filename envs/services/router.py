@@ -1,0 +1,63 @@
+"""The one service that a runner needs: it opens sessions on tool sets of every kind."""
+
+from collections.abc import Mapping
+
+from envs.config import ToolServerConfig
+from envs.endpoints import Endpoint, HttpEndpoint, OpenEnvEndpoint
+from envs.errors import ConfigError
+from envs.remote.http_client import HttpTools
+from envs.remote.mcp_client import McpTools, tool_set_of_mcp
+from envs.remote.openenv_client import OpenEnvTools, tool_set_of_openenv
+from envs.services.adapted import AdaptedTools
+from envs.services.recorded import RecordingTools
+from envs.tools import SessionPurpose, ToolService, ToolSession, ToolSet
+
+
+class ToolServices:
+    """ToolService that sends each tool set to where its kind is served.
+
+    Code goes to `sandboxed` (a tool server's client, or a replay), an endpoint to the service of
+    its kind, an adaptation is translated and its base goes the same way. `variables` are those of
+    the environment: tokens, and PATH and HOME of processes.
+    """
+
+    def __init__(
+        self, sandboxed: ToolService, config: ToolServerConfig, variables: Mapping[str, str]
+    ) -> None:
+        self._sandboxed = sandboxed
+        self._adapted = AdaptedTools(self)
+        self._http = RecordingTools(HttpTools(config, variables), config)
+        self._mcp = RecordingTools(McpTools(config, variables), config)
+        self._openenv = RecordingTools(OpenEnvTools(config), config)
+
+    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
+        """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
+        return await self._service_of(tool_set).open(tool_set, seed, purpose)
+
+    async def close(self) -> None:
+        """Close every service, the given one included."""
+        for service in (self._http, self._mcp, self._openenv, self._sandboxed):
+            await service.close()
+
+    def _service_of(self, tool_set: ToolSet) -> ToolService:
+        if tool_set.sandboxed:
+            return self._sandboxed
+        if tool_set.endpoint is None:
+            return self._adapted
+        if isinstance(tool_set.endpoint, HttpEndpoint):
+            return self._http
+        return self._openenv if isinstance(tool_set.endpoint, OpenEnvEndpoint) else self._mcp
+
+
+async def listed_tools(
+    endpoint: Endpoint, config: ToolServerConfig, variables: Mapping[str, str]
+) -> ToolSet:
+    """Return the tool set of a server that lists its tools itself.
+
+    Raises ToolServerError, DeadlineError, and ConfigError for an HTTP API, which lists none.
+    """
+    if isinstance(endpoint, HttpEndpoint):
+        raise ConfigError(f"{endpoint.place} lists no tools: give its OpenAPI document")
+    if isinstance(endpoint, OpenEnvEndpoint):
+        return await tool_set_of_openenv(endpoint, config)
+    return await tool_set_of_mcp(endpoint, config, variables)

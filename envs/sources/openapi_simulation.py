@@ -1,0 +1,70 @@
+"""The source of a class that simulates an API: this package's text for it, and the API's facts.
+
+The result is one Python module, for the sandbox, that needs nothing but the standard library.
+"""
+
+import ast
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs.sources.openapi_operations import ApiOperation
+from envs.tools import JsonObject
+
+_TEXTS = ("openapi_values.py", "openapi_backend.py")
+_WIDTH = 96
+
+
+def simulation_source(operations: Sequence[ApiOperation]) -> tuple[str, tuple[str, ...]]:
+    """Return the source, and per operation the method that serves it (`Simulation.operation_0`)."""
+    facts = [_facts(operation) for operation in operations]
+    packed = base64.b85encode(zlib.compress(json.dumps(facts).encode(), 9)).decode()
+    rows = [packed[start : start + _WIDTH] for start in range(0, len(packed), _WIDTH)]
+    methods = [f"operation_{index}" for index in range(len(facts))]
+    lines = [
+        *(_without_own_imports(name) for name in _TEXTS),
+        "import base64",
+        "import zlib",
+        "",
+        "_FACTS = (",
+        *(f"    {row!r}" for row in rows),
+        ")",
+        "",
+        "",
+        "class Simulation(SimulatedApi):",
+        "    def __init__(self):",
+        "        facts = json.loads(zlib.decompress(base64.b85decode(_FACTS)))",
+        "        super().__init__(facts, random.getrandbits(62))",
+    ]
+    for index, method in enumerate(methods):
+        lines += ["", f"    def {method}(self, **arguments):"]
+        lines += [f"        return self.answer({index}, arguments)"]
+    return "\n".join([*lines, ""]), tuple(f"Simulation.{method}" for method in methods)
+
+
+def _without_own_imports(name: str) -> str:
+    """Return a module's text without what it imports from this package: it is in the same text."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    own: set[int] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("envs."):
+            own |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    rows = text.splitlines()
+    return "\n".join(row for number, row in enumerate(rows, start=1) if number not in own)
+
+
+def _facts(operation: ApiOperation) -> JsonObject:
+    parameters = operation.spec.parameters
+    return {
+        "method": operation.request.method,
+        "path": operation.request.path,
+        "locations": {**operation.request.locations},
+        "wire_names": {**operation.request.wire_names},
+        "properties": parameters["properties"],
+        "required": parameters["required"],
+        "status": operation.answer.status,
+        "schema": operation.answer.schema,
+        "example": operation.answer.example,
+    }

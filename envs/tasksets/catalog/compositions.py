@@ -1,0 +1,76 @@
+"""Compositions: operations one after another, and which of them `train` never sees."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise, permutations
+
+from envs.config import CatalogNovelty
+from envs.seeds import stable_hash
+from envs.tasksets.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, Operation
+
+_LETTERS = "abcdefghij"
+_EXTRA_DIGITS = 2
+
+
+def value_digits(depth: int) -> int:
+    """Return how many digits the value of a question of `depth` has: enough to drop one a step."""
+    return depth + _EXTRA_DIGITS
+
+
+def apply_all(operations: Sequence[Operation], text: str) -> str:
+    """Return what `text` becomes under `operations`, in order."""
+    for operation in operations:
+        text = operation.apply(text)
+    return text
+
+
+@cache
+def effective(operations: tuple[Operation, ...]) -> bool:
+    """Whether every step counts, and in its place: with any left out, or in any other order, the
+    result is another; and there is one.
+    """
+    text = _LETTERS[: value_digits(len(operations))]
+    full = apply_all(operations, text)
+    others = (
+        apply_all(part, text)
+        for size in range(len(operations) + 1)
+        for part in permutations(operations, size)
+        if part != operations
+    )
+    return full != "" and full not in others
+
+
+@cache
+def reserved_pairs() -> frozenset[tuple[str, str]]:
+    """Return the ordered pairs of known operations, by name, that `train` never composes.
+
+    Chosen by hash, such that no operation is first or second in more than one of them: `train`
+    still shows every operation in either place.
+    """
+    pairs = [
+        (first.name, second.name)
+        for first, second in permutations(OPERATIONS, 2)
+        if effective((first, second))
+    ]
+    pairs.sort(key=lambda pair: stable_hash("catalog composition", *pair))
+    reserved: list[tuple[str, str]] = []
+    for first, second in pairs:
+        if all(first != pair[0] and second != pair[1] for pair in reserved):
+            reserved.append((first, second))
+    return frozenset(reserved)
+
+
+@cache
+def admitted(operations: tuple[Operation, ...], novelty: CatalogNovelty) -> bool:
+    """Whether a task of that novelty may ask for `operations` in this order.
+
+    `names` is the rule of `train` too: known operations and no reserved pair. `operations` wants a
+    reserved operation and nothing else that is new, `compositions` a reserved pair.
+    """
+    if not effective(operations):
+        return False
+    new_pair = any(
+        (first.name, second.name) in reserved_pairs() for first, second in pairwise(operations)
+    )
+    new_operation = any(operation in RESERVED_OPERATIONS for operation in operations)
+    return new_operation == (novelty == "operations") and new_pair == (novelty == "compositions")

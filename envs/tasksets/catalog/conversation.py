@@ -1,0 +1,186 @@
+"""The conversation of an episode as the scripted teacher reads it: tools, goals, what was found."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from envs.messages import Message
+from envs.tasksets.catalog.operations import PROBE, recognise
+from envs.tasksets.catalog.quirks import (
+    BUSY,
+    CLOSED,
+    DOCUMENTED_ARGUMENT,
+    OPENING,
+    SWAPPED,
+    SWITCH_ARGUMENT,
+    SWITCH_VALUE,
+    read_probe,
+    shifted,
+)
+
+_TOOL_LINE = re.compile(r"^(?:\d+\. )?(\w+)(\([\w, ]*\))?: (.*)$", re.MULTILINE)
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_EXPERIENCE = re.compile(r"<experience>(.*?)</experience>", re.DOTALL)
+_CLAUSE = re.compile(r"(\S+) \d+\. (\w+)")
+_TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use \w+)")
+
+
+@dataclass(slots=True)
+class KnownTool:
+    """What the conversation says about one tool."""
+
+    number: int
+    name: str
+    arguments: str
+    """The documented ones, in brackets."""
+    doc: str
+    argument: str = DOCUMENTED_ARGUMENT
+    key: str = ""
+    swapped: bool = False
+    closed: bool = False
+    opened: bool = False
+    """Whether it was opened in the phase that is under way."""
+    offset: int = 0
+    result: str = ""
+    """What it made of the probe, its unit converted back."""
+
+    @property
+    def repair(self) -> str:
+        """The quirk in words; empty while none is known."""
+        if self.key:
+            return f"needs key={self.key}"
+        if self.swapped:
+            return SWAPPED
+        if self.closed:
+            return CLOSED
+        if self.offset:
+            return f"off by {self.offset}"
+        return f"use {self.argument}" if self.argument != DOCUMENTED_ARGUMENT else ""
+
+    @property
+    def subject(self) -> str:
+        """First word of its doc; empty where it has none."""
+        return self.doc.split()[0] if self.doc else ""
+
+    def call(self, value: str, *, plain: bool = False) -> str:
+        """Write a call; `plain` as the doc has it."""
+        arguments = {DOCUMENTED_ARGUMENT if plain else self.argument: value}
+        if self.key and not plain:
+            arguments["key"] = self.key
+        if SWITCH_ARGUMENT in self.arguments:
+            pair = (value, SWITCH_VALUE) if plain or not self.swapped else (SWITCH_VALUE, value)
+            arguments = dict(zip((DOCUMENTED_ARGUMENT, SWITCH_ARGUMENT), pair, strict=True))
+        return f"<tool_call>{json.dumps({'name': self.name, 'arguments': arguments})}</tool_call>"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One operation that the question asks for."""
+
+    label: str
+    """Its name, or the example's result where the question gives one."""
+    operation: str
+    """Its name, empty where the example is of none that is known."""
+    result: str
+    """The example's result; empty by name."""
+
+    def met_by(self, result: str) -> bool:
+        """Whether a tool that turns the probe into `result` serves this goal."""
+        if self.result:
+            return result == self.result
+        found = recognise(PROBE, result)
+        return found is not None and found.name == self.operation
+
+
+@dataclass(slots=True)
+class View:
+    """The conversation so far."""
+
+    tools: list[KnownTool]
+    goals: list[Goal]
+    value: str
+    probe: str
+    """What trials are made with: the input of the question's examples, else `PROBE`."""
+    executing: bool
+    turns: int = 0
+    last: KnownTool | None = None
+    trouble: str = ""
+    """What the last call was refused for; empty where it was not."""
+    blocked: bool = False
+    chosen: dict[str, str] = field(default_factory=dict)
+    """Names of the tools that the experience gives, one a goal."""
+    executed: list[str] = field(default_factory=list)
+    """Results of the execution calls that did not fail."""
+
+    def serving(self, goal: Goal) -> KnownTool | None:
+        """Return the tool that trials have shown to serve `goal`."""
+        return next((t for t in self.tools if t.result and goal.met_by(t.result)), None)
+
+    def seen(self, result: str) -> str:
+        """Return a trial's result in the words of the goals."""
+        found = None if self.goals[0].result else recognise(PROBE, result)
+        return found.name if found else result
+
+
+def read(messages: Sequence[Message], *, executing: bool) -> View:
+    """Read an episode's messages from the opening on; `executing` where it has no trial phase."""
+    listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
+    *goals, value = messages[1].content.split()
+    tools = [KnownTool(number, *parts) for number, parts in listed]
+    probe = goals[0].partition(">")[0] if ">" in goals[0] else PROBE
+    view = View(tools, [_goal(text) for text in goals], value, probe, executing)
+    for message in messages[2:]:
+        if message.role == "assistant":
+            _note_turn(view, message.content)
+        elif message.role == "tool":
+            _note_answer(view, message.content)
+    return view
+
+
+def _goal(text: str) -> Goal:
+    probe, is_example, result = text.partition(">")
+    if not is_example:
+        return Goal(text, text, "")
+    found = recognise(probe, result)
+    return Goal(result, found.name if found else "", result)
+
+
+def _note_turn(view: View, text: str) -> None:
+    view.turns += 1
+    view.trouble = ""
+    call = _CALL.search(text)
+    if call is not None:
+        name = json.loads(call[1])["name"]
+        view.last = next((tool for tool in view.tools if tool.name == name), None)
+    experience = _EXPERIENCE.search(text)
+    if experience is not None:
+        view.executing, view.chosen = True, dict(_CLAUSE.findall(experience[1]))
+        for tool in view.tools:
+            tool.opened = False
+
+
+def _note_answer(view: View, text: str) -> None:
+    tool, trouble = view.last, _TROUBLE.match(text)
+    if tool is not None and trouble is not None:
+        view.trouble = trouble[1]
+        _note_trouble(tool, trouble[1])
+    elif text.startswith("no "):
+        view.blocked = True
+    elif tool is not None and text == OPENING:
+        tool.opened = True
+    elif view.executing:
+        view.executed.append(shifted(text, -tool.offset) if tool else text)
+    elif tool is not None:
+        tool.result, tool.offset = read_probe(text, view.probe)
+
+
+def _note_trouble(tool: KnownTool, trouble: str) -> None:
+    if trouble.startswith("needs key="):
+        tool.key = trouble.removeprefix("needs key=")
+    elif trouble.startswith("use "):
+        tool.argument = trouble.removeprefix("use ")
+    elif trouble == SWAPPED:
+        tool.swapped = True
+    elif trouble == CLOSED:
+        tool.closed = True

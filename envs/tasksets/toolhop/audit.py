@@ -1,0 +1,128 @@
+"""An audit of a ToolHop file: do its tools run, and can its sub-questions be answered by them?"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envs.argument_check import check_arguments
+from envs.seeds import stable_hash
+from envs.tasksets.toolhop.environment import ToolHopScorer
+from envs.tasksets.toolhop.questions import ToolHopQuestion
+from envs.tasksets.toolhop.search import candidate_calls
+from envs.tasksets.toolhop.tools import tool_set_of
+from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolService, ToolSet
+
+_AT_ONCE = 16
+_CALLS_PER_REQUEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAudit:
+    """What became of the calls of one tool; `reached` when one answer held the expected text."""
+
+    question: str
+    sub_question: str
+    tool: str
+    statuses: dict[AnswerStatus, int]
+    first_error: str
+    reached: bool
+
+    @property
+    def answered(self) -> bool:
+        """Whether a call was answered by a value rather than by an error."""
+        return AnswerStatus.OK in self.statuses
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The tools of a file, in file order."""
+
+    tools: tuple[ToolAudit, ...]
+
+    def to_json(self) -> JsonObject:
+        """Return counts of questions, tools, calls by status, and of what is reachable."""
+        calls: Counter[str] = Counter()
+        for tool in self.tools:
+            calls.update({status.value: count for status, count in tool.statuses.items()})
+        questions = {tool.question for tool in self.tools}
+        missed = {tool.question for tool in self.tools if not tool.reached}
+        return {
+            "questions": len(questions),
+            "tools": len(self.tools),
+            "tools_that_answered": sum(tool.answered for tool in self.tools),
+            "calls": dict(calls),
+            "sub_questions_reached": sum(tool.reached for tool in self.tools),
+            "questions_with_every_hop_reached": len(questions - missed),
+        }
+
+
+async def audit(
+    questions: Sequence[ToolHopQuestion], tools: ToolService, calls_per_tool: int, seed: int = 0
+) -> Audit:
+    """Call every tool with up to `calls_per_tool` schema-valid arguments.
+
+    Arguments are drawn from enumerations, examples, and what the sub-questions and the answers of
+    the other hops mention; the sub-question's own answer is never among them. A search, so what it
+    does not reach may still be reachable. Raises ToolServerError or DeadlineError.
+    """
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(question: ToolHopQuestion, tool_set: ToolSet, index: int) -> ToolAudit:
+        async with turns:
+            return await _audit_tool(question, tool_set, index, tools, (calls_per_tool, seed))
+
+    async with asyncio.TaskGroup() as group:
+        running = [
+            group.create_task(one(question, tool_set, index))
+            for question in questions
+            for tool_set in [tool_set_of(question)[0]]
+            for index in range(len(tool_set.tools))
+        ]
+    return Audit(tuple(task.result() for task in running))
+
+
+async def _audit_tool(
+    question: ToolHopQuestion,
+    tool_set: ToolSet,
+    index: int,
+    tools: ToolService,
+    search: tuple[int, int],
+) -> ToolAudit:
+    spec, sub_question = tool_set.tools[index], list(question.tools)[index]
+    limit, seed = search
+    expected = question.sub_task.get(sub_question, "")
+    others = [answer for key, answer in question.sub_task.items() if key != sub_question]
+    drawn = candidate_calls(
+        spec, [sub_question, *others], limit, stable_hash(seed, question.id, spec.name)
+    )
+    calls = [ToolCall(name=spec.name, arguments=a) for a in drawn if not check_arguments(spec, a)]
+    answers = await _answers(tools, tool_set, calls, seed)
+    errors = [answer.text for answer in answers if answer.status is not AnswerStatus.OK]
+    return ToolAudit(
+        question=str(question.id),
+        sub_question=sub_question,
+        tool=spec.name,
+        statuses=dict(Counter(answer.status for answer in answers)),
+        first_error=errors[0] if errors else "",
+        reached=bool(expected) and any(_holds(answer, expected) for answer in answers),
+    )
+
+
+async def _answers(
+    tools: ToolService, tool_set: ToolSet, calls: Sequence[ToolCall], seed: int
+) -> list[ToolAnswer]:
+    session = await tools.open(tool_set, seed, "trial")
+    try:
+        answers: list[ToolAnswer] = []
+        for start in range(0, len(calls), _CALLS_PER_REQUEST):
+            answers += await session.call(calls[start : start + _CALLS_PER_REQUEST])
+        return answers
+    finally:
+        await session.close()
+
+
+def _holds(answer: ToolAnswer, expected: str) -> bool:
+    if answer.status is not AnswerStatus.OK:
+        return False
+    return ToolHopScorer(expected).score(answer.text).reward > 0

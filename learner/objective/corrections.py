@@ -1,0 +1,80 @@
+"""What stands between the sampler's logprobs and the learner's: weights, masks, and measures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.config import CorrectionMode
+from learner.objective.losses import MAX_LOG_RATIO, sequence_mean, sequence_sum
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How importance weights proximal / behaviour are bounded to [floor, cap]."""
+
+    mode: CorrectionMode
+    cap: float
+    floor: float = 0.0
+
+
+def importance_weights(
+    proximal_P: Tensor, behaviour_P: Tensor, segments_P: Tensor, rule: Correction
+) -> tuple[Tensor, Tensor]:
+    """Return proximal / behaviour, bounded, from logprobs, and where the bounds were met.
+
+    Constants of the loss. Per token, or the product over the sequence. `truncate` moves a weight to
+    the nearer bound: TIS (Yao et al., "Your efficient RL framework secretly brings you off-policy
+    RL training"); `mask` makes one outside zero: IcePop per token (arXiv 2510.18855), MIS per
+    sequence (Liu et al., "When speed kills stability").
+    """
+    log_weight_P = (proximal_P - behaviour_P).detach()
+    if rule.mode.startswith("sequence"):
+        log_weight_P = sequence_sum(log_weight_P, segments_P)
+    weight_P = log_weight_P.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    outside_P = (weight_P < rule.floor) | (weight_P > rule.cap)
+    if rule.mode.endswith("mask"):
+        return weight_P.masked_fill(outside_P, 0.0), outside_P
+    return weight_P.clamp(rule.floor, rule.cap), outside_P
+
+
+def sequence_mask(dlogp_P: Tensor, segments_P: Tensor, limit: float) -> Tensor:
+    """Return 1.0 for tokens of sequences whose mean |dlogp| is at most `limit`, else 0.0."""
+    mean_P = sequence_mean(dlogp_P.abs(), segments_P)
+    return (mean_P <= limit).to(dlogp_P.dtype).detach()
+
+
+def off_policy_mask(
+    drift_P: Tensor, advantages_P: Tensor, segments_P: Tensor, limit: float
+) -> Tensor:
+    """Return 0.0 for tokens with a negative advantage in sequences whose mean `drift_P`, behaviour
+    minus present logprob, exceeds `limit`; else 1.0 (DeepSeek-V3.2, arXiv 2512.02556).
+    """
+    far_P = sequence_mean(drift_P, segments_P) > limit
+    return (~(far_P & (advantages_P < 0))).to(drift_P.dtype).detach()
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Learner against sampler: `kl` in nats, the others absolute differences of logprobs."""
+
+    kl: float
+    mean: float
+    p99: float
+    max: float
+
+
+def mismatch(learner_N: NDArray[np.float32], behaviour_N: NDArray[np.float32]) -> Mismatch:
+    """Compare logprobs of sampled tokens; `kl` is the k3 estimate of KL(sampler || learner)."""
+    if not len(learner_N):
+        return Mismatch(0.0, 0.0, 0.0, 0.0)
+    difference_N = learner_N.astype(np.float64) - behaviour_N.astype(np.float64)
+    size_N = np.abs(difference_N)
+    k3_N = np.expm1(np.clip(difference_N, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - difference_N
+    return Mismatch(
+        kl=float(k3_N.mean()),
+        mean=float(size_N.mean()),
+        p99=float(np.quantile(size_N, 0.99)),
+        max=float(size_N.max()),
+    )

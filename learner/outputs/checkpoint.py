@@ -1,0 +1,82 @@
+"""Checkpoint folders: written beside their place, renamed into it, and marked complete."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from envs.errors import ConfigError, LearnerError, MissingError
+from learner.backends.backend import Backend
+
+_MARKER = "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """What the marker says: whose state this is and how far it had come."""
+
+    step: int
+    optimizer_steps: int
+    fingerprint: str
+    world_size: int
+    zero_stage: int
+    optimizer: str
+
+
+def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> None:
+    """Write a checkpoint to `path`, replacing one that is there; collective.
+
+    Until the rename at the end, `path` holds what it held before.
+    """
+    partial, replaced = (
+        path.with_name(f"{path.name}.partial"),
+        path.with_name(f"{path.name}.replaced"),
+    )
+    if backend.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    backend.gather(None)
+    backend.save(partial)
+    backend.gather(None)
+    if backend.rank == 0:
+        (partial / _MARKER).write_text(json.dumps(asdict(record)))
+        shutil.rmtree(replaced, ignore_errors=True)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    backend.gather(None)
+
+
+def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) -> CheckpointRecord:
+    """Load the checkpoint at `path` and return its record; `expected` says who asks; collective.
+
+    Raises MissingError for no checkpoint, LearnerError for an unfinished one, ConfigError for
+    another model, optimizer, number of ranks or ZeRO stage.
+    """
+    found = read_record(path)
+    for field, advice in (
+        ("fingerprint", "start from the model that the checkpoint was made with"),
+        ("optimizer", "set the optimizer it was made with"),
+        ("zero_stage", "set the stage it was made with"),
+        ("world_size", "set learner.ranks to it, or export the model and start from that"),
+    ):
+        old, new = getattr(found, field), getattr(expected, field)
+        if old != new:
+            raise ConfigError(
+                f"expected a checkpoint with {field} {new}, found {old} in {path}: {advice}"
+            )
+    backend.load(path)
+    return found
+
+
+def read_record(path: Path) -> CheckpointRecord:
+    """Read the marker of a checkpoint. Raises MissingError or LearnerError."""
+    if not path.is_dir():
+        raise MissingError(f"expected a checkpoint folder, found none at {path}")
+    marker = path / _MARKER
+    if not marker.is_file():
+        raise LearnerError(
+            f"expected a finished checkpoint, found no file {_MARKER} in {path}: use an older one"
+        )
+    return CheckpointRecord(**json.loads(marker.read_text()))

@@ -1,0 +1,70 @@
+"""Export to a Hugging Face folder: safetensors, configuration and the tokenizer's files."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from envs.errors import LearnerError
+from learner.backends.backend import Backend
+from learner.backends.lora import PEFT
+from rollout.config import LoraConfig
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+ADAPTER_FOLDER = "adapter"
+"""Inside an exported folder: what PEFT loads onto the model that the run started from."""
+
+_OWN = ("config.json", "generation_config.json")
+
+
+def export_model(backend: Backend, source: Path, target: Path, lora: LoraConfig) -> None:
+    """Write the current weights to `target`, with the tokenizer files of `source`; collective.
+
+    With adapters the weights are merged, and the adapters lie beside them in ADAPTER_FOLDER. The
+    folder appears whole, by a rename. Raises LearnerError where `target` exists already.
+    """
+    weights = _copied(backend, backend.named_weights())
+    adapters = _copied(backend, backend.pushed_weights()) if lora.rank else {}
+    exists = backend.gather(target.exists())[0]
+    if exists:
+        raise LearnerError(f"expected to export to a new folder, found {target} there already")
+    if backend.rank == 0:
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_weights(weights, source, partial)
+        _copy_tokenizer(source, partial)
+        if lora.rank:
+            folder = partial / ADAPTER_FOLDER
+            folder.mkdir()
+            save_file(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
+            describe = resolve_name(f"{PEFT}:peft_config")
+            describe(lora, str(source)).save_pretrained(str(folder))
+        partial.rename(target)
+    backend.gather(None)
+
+
+def _copied(backend: Backend, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return whole tensors in host memory on rank 0, nothing on the others; collective."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in named if backend.rank == 0}
+
+
+def _write_weights(weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    dtype = next(iter(weights.values())).dtype
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+    skeleton.save_pretrained(folder, state_dict=weights)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file() and file.name not in _OWN and not file.name.endswith(_WEIGHTS):
+            shutil.copy2(file, folder / file.name)
+    generation = source / "generation_config.json"
+    if generation.is_file():
+        shutil.copy2(generation, folder / generation.name)

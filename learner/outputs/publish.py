@@ -1,0 +1,175 @@
+"""The learner's side of a weight push: trained tensors become a published policy version."""
+
+import base64
+import pickle
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.multiprocessing.reductions import reduce_tensor
+
+from envs.errors import WeightSyncError
+from rollout.weights.files import WeightFile, WeightFiles
+from rollout.weights.manifest import TensorSlot, WeightLayout, WeightManifest, checksum
+
+NamedWeights = Iterable[tuple[str, torch.Tensor]]
+Views = list[tuple[TensorSlot, torch.Tensor]]
+
+
+class Publisher(Protocol):
+    """Turns trained tensors, under their Hugging Face names, into a manifest that engines load."""
+
+    def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
+        """Publish all of the layout's tensors. Raises WeightSyncError naming one that is wrong."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SharedMemoryPublisher:
+    """Writes versions into two files of `directory` (a tmpfs such as /dev/shm) in turn.
+
+    The file of version v is written again when the second version after v is published: until then
+    every receiver of v must have loaded it or given up. A receiver that is late finds a checksum
+    that does not match. Tensors are cast to the layout's dtype.
+    """
+
+    def __init__(self, directory: Path, layout: WeightLayout) -> None:
+        self._layout = layout
+        self._files = WeightFiles(directory, layout.nbytes)
+        self._views = {file.path: self._views_of(file) for file in self._files.both}
+
+    def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
+        """Write `named_weights` and return where they lie; a failed call spoils no older one."""
+        file = self._files.next
+        _fill(self._views[file.path], named_weights)
+        self._files.turn()
+        found = checksum(memoryview(file.map))
+        return WeightManifest(version, self._layout, "shm", str(file.path), found)
+
+    def close(self) -> None:
+        """Remove the files; engines that still map one keep its memory until they let go."""
+        self._views.clear()
+        self._files.close()
+
+    def _views_of(self, file: WeightFile) -> Views:
+        flat = torch.frombuffer(file.map, dtype=torch.uint8)
+        return [(slot, _typed(flat, slot)) for slot in self._layout.slots]
+
+
+class CudaIpcPublisher:
+    """Copies versions into two buffers on `device` in turn; engines on the same GPU map them.
+
+    Not exercised without a GPU. As with files, a buffer is written again two versions later.
+    """
+
+    def __init__(self, device: torch.device, layout: WeightLayout) -> None:
+        self._device = device
+        self._layout = layout
+        self._buffers = [
+            torch.empty(layout.nbytes, dtype=torch.uint8, device=device) for _ in range(2)
+        ]
+        self._next = 0
+
+    def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
+        """Copy `named_weights` on the device and return handles to the copy."""
+        buffer = self._buffers[self._next]
+        views = [(slot, _typed(buffer, slot)) for slot in self._layout.slots]
+        _fill(views, named_weights)
+        torch.cuda.synchronize(self._device)
+        gpu = str(torch.cuda.get_device_properties(self._device).uuid)
+        handles = [{gpu: reduce_tensor(view)[1]} for _, view in views]
+        self._next = 1 - self._next
+        pickled = base64.b64encode(pickle.dumps(handles)).decode()
+        return WeightManifest(version, self._layout, "cuda_ipc", "", "", pickled)
+
+    def close(self) -> None:
+        """Free the buffers once no engine maps them."""
+        self._buffers.clear()
+        torch.cuda.ipc_collect()
+
+
+class WeightSender(Protocol):
+    """Broadcasts device tensors to engines that are loading their manifest."""
+
+    def send(self, weights: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Return when every engine has received `weights`, which come in the layout's order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class NcclPublisher:
+    """Copies a version into a buffer on `device`; `sender` broadcasts it while engines load.
+
+    The manifest is back before the broadcast has begun, for engines join it by loading. The next
+    publication waits for it, `timeout_s` at most. Not exercised without two GPUs.
+    """
+
+    def __init__(
+        self, device: torch.device, layout: WeightLayout, sender: WeightSender, timeout_s: float
+    ) -> None:
+        self._device = device
+        self._layout = layout
+        self._sender = sender
+        self._timeout_s = timeout_s
+        self._buffer = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+        self._thread = ThreadPoolExecutor(1, "weight-broadcast")
+        self._sending: Future[None] | None = None
+
+    def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
+        """Start the broadcast of `named_weights`. Raises WeightSyncError if the last one failed."""
+        self._join()
+        views = [(slot, _typed(self._buffer, slot)) for slot in self._layout.slots]
+        _fill(views, named_weights)
+        torch.cuda.synchronize(self._device)
+        self._sending = self._thread.submit(self._send, [(s.name, view) for s, view in views])
+        return WeightManifest(version, self._layout, "nccl", "", "")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._sender.close()
+
+    def _send(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        with torch.cuda.device(self._device):
+            self._sender.send(weights)
+
+    def _join(self) -> None:
+        sending, self._sending = self._sending, None
+        if sending is None:
+            return
+        try:
+            sending.result(self._timeout_s)
+        except (RuntimeError, TimeoutError, ValueError) as error:
+            raise WeightSyncError(
+                f"expected the last broadcast to end within {self._timeout_s:g} s, found {error!r}"
+            ) from error
+
+
+def _typed(buffer: torch.Tensor, slot: TensorSlot) -> torch.Tensor:
+    flat = buffer[slot.offset : slot.offset + slot.nbytes]
+    return flat.view(getattr(torch, slot.dtype)).view(slot.shape)
+
+
+@torch.no_grad()
+def _fill(views: Views, named_weights: NamedWeights) -> None:
+    """Copy every tensor into its view. Raises WeightSyncError unless names and shapes match."""
+    missing = {slot.name: (slot, view) for slot, view in views}
+    for name, tensor in named_weights:
+        if name not in missing:
+            raise WeightSyncError(
+                f"expected each tensor of the layout once, found {name} beyond that"
+            )
+        slot, view = missing.pop(name)
+        if tuple(tensor.shape) != slot.shape:
+            raise WeightSyncError(
+                f"expected {name} of shape {slot.shape}, found {tuple(tensor.shape)}"
+            )
+        view.copy_(tensor)
+    if missing:
+        raise WeightSyncError(
+            f"expected all tensors of the layout, found {len(missing)} missing: "
+            f"{sorted(missing)[:5]}"
+        )

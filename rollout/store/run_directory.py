@@ -1,0 +1,189 @@
+"""The run directory, as the one process that runs writes it.
+
+    run.json        what the run is                     manifest.jsonl  who wrote, which segments
+    config.toml     the resolved recipe                 control.jsonl   who scaled, paused, resumed
+    ledger/         what became of every episode        index/          one narrow row per episode
+    episodes/       the episodes, whole                 annotations/    what the learner computed
+    metrics/        one row per step                    checkpoints/    filled by the learner
+    tool_traffic/   filled by tool servers that record
+    requests/       what is asked of the job at work
+
+Everything either grows at its end, one write per entry, or is replaced as a whole, so that a kill
+at any point leaves a directory that can be read. A kill of the process loses nothing that was
+acknowledged; a loss of power may lose what came after the last `sync`. The lock works between
+processes of one node, and between nodes only on file systems whose flock does.
+"""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+
+from envs.errors import StoreError
+from rollout.episode import Outcome
+from rollout.episode_schema import EPISODE_SCHEMA
+from rollout.store.control import ControlEvent
+from rollout.store.journal import Closing, Journal, make_folder, one_line, replace_file
+from rollout.store.ledger import Ledger
+from rollout.store.run_layout import RunInfo, RunLayout, existing_run, read_run_info
+from rollout.store.run_lock import take_lock
+from rollout.store.run_reader import RunReader
+from rollout.store.segments import SegmentWriter
+
+SEGMENT_BYTES = 64 * 2**20
+"""A segment that has grown beyond this is left and a new one begun."""
+
+
+class RunDirectory(Closing):
+    """The writer of a run directory; made by `create` or `open`, ended by `close`; one thread."""
+
+    def __init__(self, layout: RunLayout, lock: int, segment_bytes: int) -> None:
+        self.layout = layout
+        self._lock = lock
+        self._segment_bytes = segment_bytes
+        self.run = read_run_info(layout)
+        self.ledger = Ledger(layout.ledger)
+        self._manifest = Journal(layout.manifest)
+        self._metrics = Journal(layout.metrics)
+        self._control = Journal(layout.control)
+        self._segment: SegmentWriter | None = None
+        self._note({"event": "opened", "pid": os.getpid()})
+
+    @classmethod
+    def create(
+        cls, path: Path, config_toml: str, run: RunInfo, segment_bytes: int = SEGMENT_BYTES
+    ) -> Self:
+        """Begin a run in a new or empty folder, or beside runs that lie in it.
+
+        Raises StoreError where there is something else.
+        """
+        layout = RunLayout(path)
+        if layout.run_json.exists():
+            raise StoreError(
+                f"expected a new folder, found the run {read_run_info(layout).run} in {path}: "
+                "resume it, or choose another folder"
+            )
+        make_folder(path)
+        ours = {folder.name for folder in (*layout.folders, layout.tool_traffic)} | {"config.toml"}
+        foreign = sorted(
+            item.name
+            for item in path.iterdir()
+            if item.name not in ours
+            and not item.name.startswith(".")
+            and not RunLayout(item).run_json.exists()
+        )
+        if foreign:
+            raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
+        with ExitStack() as undo:
+            lock = take_lock(layout)
+            undo.callback(os.close, lock)
+            for folder in layout.folders:
+                make_folder(folder)
+            replace_file(layout.config_toml, config_toml.encode())
+            replace_file(layout.run_json, run.model_dump_json(indent=2).encode())
+            directory = cls(layout, lock, segment_bytes)
+            undo.pop_all()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path, segment_bytes: int = SEGMENT_BYTES) -> Self:
+        """Write on in an existing run. Raises MissingError, StoreError if another writes."""
+        layout = existing_run(path)
+        with ExitStack() as undo:
+            lock = take_lock(layout)
+            undo.callback(os.close, lock)
+            directory = cls(layout, lock, segment_bytes)
+            undo.pop_all()
+        return directory
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.layout.root
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Store finished episodes; once this returns, a kill cannot take them.
+
+        Raises StoreError, storing none of them, when the disk does not take them or the
+        batch is not in EPISODE_SCHEMA.
+        """
+        if not batch.schema.equals(EPISODE_SCHEMA, check_metadata=True):
+            raise StoreError(
+                f"expected a batch in EPISODE_SCHEMA, found columns {batch.schema.names}"
+            )
+        if len(batch) == 0:
+            return
+        if self._segment is None or self._segment.nbytes >= self._segment_bytes:
+            self._segment = self._next_segment()
+        self._segment.append(batch)
+
+    def annotate(self, step: int, table: pa.Table) -> None:
+        """Store what the learner computed at `step`; a step trained again replaces its table."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        replace_file(self.layout.annotations(step), memoryview(sink.getvalue()))
+
+    def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the row of `step`; numbers that are not finite are stored as null."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.append([one_line({"step": step, **row})], f"the metrics of step {step}")
+
+    def record_control(self, event: ControlEvent) -> None:
+        """Note who asked what of the running job."""
+        self._control.append([event.model_dump_json()], f"the control event {event.action}")
+
+    def recover(self, step: int) -> None:
+        """Go back to the checkpoint of `step` (-1: none) and square the ledger with the store.
+
+        Afterwards `ledger.ready_groups()` wait to be trained and `ledger.open_leases()` to be
+        leased again.
+        """
+        self.ledger.roll_back(step)
+        stored: dict[str, dict[int, bool]] = defaultdict(dict)
+        for row in RunReader(self.path).episodes():
+            stored[row.episode][row.attempt] = Outcome(row.outcome).counts
+        self.ledger.reconcile(stored)
+        self._note({"event": "recovered", "step": step})
+
+    def reconfigure(self, config_toml: str, step: int) -> None:
+        """Take another recipe for the steps after `step`; that of earlier ones is kept."""
+        until = self.layout.config_until(step)
+        if step > 0 and not until.exists():
+            replace_file(until, self.layout.config_toml.read_bytes())
+        replace_file(self.layout.config_toml, config_toml.encode())
+        self._note({"event": "reconfigured", "step": step})
+
+    def sync(self) -> None:
+        """Force everything so far to the disk: at the end of a step, before its checkpoint."""
+        if self._segment is not None:
+            self._segment.sync()
+        for journal in (self.ledger, self._metrics, self._control, self._manifest):
+            journal.sync()
+
+    def close(self) -> None:
+        """Sync, and let another process write."""
+        self.sync()
+        if self._segment is not None:
+            self._segment.close()
+        for journal in (self.ledger, self._metrics, self._control, self._manifest):
+            journal.close()
+        os.close(self._lock)
+
+    def _next_segment(self) -> SegmentWriter:
+        if self._segment is not None:
+            self._segment.sync()
+            self._segment.close()
+        names = self.layout.segments()
+        name = f"{int(names[-1]) + 1 if names else 1:06d}"
+        segment = SegmentWriter(self.layout.episodes, self.layout.index, name)
+        self._note({"event": "segment", "segment": name})
+        return segment
+
+    def _note(self, event: Mapping[str, str | int]) -> None:
+        self._manifest.append([one_line(event)], f"the note {event}")

@@ -1,0 +1,150 @@
+"""Reading a run directory, whether its run is alive, finished or was killed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+
+from envs.errors import MissingError, StoreError
+from rollout.episode import Episode
+from rollout.episode_schema import from_batch
+from rollout.store.journal import read_objects
+from rollout.store.ledger import LedgerReader
+from rollout.store.ledger_state import LedgerState, State
+from rollout.store.run_layout import RunInfo, existing_run, read_run_info
+from rollout.store.segments import EpisodeRow, SegmentReader
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeFilter:
+    """Which episodes to list; None and the empty string let all through."""
+
+    outcome: str = ""
+    task: str = ""
+    group: str = ""
+    source: str = ""
+    split: str = ""
+    step: int | None = None
+    """Step that trained the episode."""
+
+    def admits(self, row: EpisodeRow) -> bool:
+        """Whether the narrow row fits; `step` is not in it and asked of the ledger."""
+        wanted = (self.outcome, self.task, self.group, self.source, self.split)
+        found = (row.outcome, row.task, row.group, row.source, row.split)
+        return all(not want or want == have for want, have in zip(wanted, found, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsRow:
+    """The metrics of one step; a number that was not finite is missing."""
+
+    step: int
+    values: dict[str, float]
+
+
+class RunReader:
+    """Reads one run directory; every call sees what was written until then."""
+
+    def __init__(self, path: Path) -> None:
+        self.layout = existing_run(path)
+        self._segments: dict[str, SegmentReader] = {}
+        self._ledger = LedgerReader(self.layout.ledger)
+
+    @property
+    def run(self) -> RunInfo:
+        """What `run.json` says. Raises StoreError."""
+        return read_run_info(self.layout)
+
+    @property
+    def config_toml(self) -> str:
+        """The recipe that the run has, or had last. Raises MissingError."""
+        if not self.layout.config_toml.exists():
+            raise MissingError(f"expected config.toml, found none in {self.layout.root}")
+        return self.layout.config_toml.read_text()
+
+    def ledger(self) -> LedgerState:
+        """What became of every scheduled episode, as of now."""
+        return self._ledger.refresh()
+
+    def episodes(self, wanted: EpisodeFilter | None = None) -> list[EpisodeRow]:
+        """Return the narrow rows of stored episodes, oldest first.
+
+        An episode that was tried again is listed once per stored attempt.
+        """
+        for name in self.layout.segments():
+            index = self.layout.index / f"{name}.jsonl"
+            path = self.layout.episodes / f"{name}.arrows"
+            self._segments.setdefault(name, SegmentReader(path, index)).refresh()
+        rows = [row for segment in self._segments.values() for row in segment.rows]
+        if wanted is None:
+            return rows
+        if wanted.step is not None:
+            entries = self.ledger().entries
+            trained = {
+                (entry.lease.episode, entry.lease.attempt)
+                for entry in entries.values()
+                if entry.state is State.TRAINED and entry.step == wanted.step
+            }
+            rows = [row for row in rows if (row.episode, row.attempt) in trained]
+        return [row for row in rows if wanted.admits(row)]
+
+    def episode(self, prefix: str) -> Episode:
+        """Return the newest attempt of the episode whose id starts with `prefix`.
+
+        Raises MissingError where no episode or more than one fits.
+        """
+        rows = [row for row in self.episodes() if row.episode.startswith(prefix)]
+        exact = [row for row in rows if row.episode == prefix]
+        found = sorted({row.episode for row in exact or rows})
+        if len(found) != 1:
+            raise MissingError(
+                f"expected one episode whose id starts with {prefix!r}, found {len(found)}"
+                f"{': ' + ', '.join(found[:4]) if found else ''}. List them with: trialrun episodes"
+            )
+        return from_batch(self.batch([(exact or rows)[-1]]))[0]
+
+    def batch(self, rows: list[EpisodeRow]) -> pa.RecordBatch:
+        """Return the stored episodes of `rows`, one or more, in that order as one batch."""
+        return pa.concat_batches([self._segments[row.segment].read(row) for row in rows])
+
+    def group(self, group: str) -> pa.RecordBatch:
+        """Return the finished episodes of `group` that the ledger counts, by sample index.
+
+        Raises MissingError where it has none and StoreError where one is not in the store.
+        """
+        state = self.ledger()
+        wanted = {
+            (entry.lease.episode, entry.lease.attempt)
+            for entry in map(state.entries.__getitem__, state.groups.get(group, ()))
+            if entry.state in (State.FINISHED, State.TRAINED)
+        }
+        if not wanted:
+            raise MissingError(f"expected a group with finished episodes, found none in {group!r}")
+        rows = {
+            (row.episode, row.attempt): row for row in self.episodes(EpisodeFilter(group=group))
+        }
+        lost = sorted(wanted - rows.keys())
+        if lost:
+            raise StoreError(
+                f"group {group}: expected {len(wanted)} stored episodes, {len(lost)} are missing: "
+                f"{lost[:4]}. Recover the run directory first"
+            )
+        return self.batch(sorted((rows[key] for key in wanted), key=lambda row: row.sample_index))
+
+    def metrics(self) -> list[MetricsRow]:
+        """Return one row per step, by step; a step that was run again shows its latest."""
+        rows: dict[int, MetricsRow] = {}
+        for row in read_objects(self.layout.metrics):
+            step = cast(int, row.pop("step"))
+            values = {name: cast(float, value) for name, value in row.items() if value is not None}
+            rows[step] = MetricsRow(step, values)
+        return [rows[step] for step in sorted(rows)]
+
+    def annotations(self, step: int) -> pa.Table:
+        """Return what the learner computed at `step`. Raises MissingError."""
+        path = self.layout.annotations(step)
+        if not path.exists():
+            raise MissingError(f"expected annotations of step {step}, found no {path}")
+        with pa.OSFile(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()

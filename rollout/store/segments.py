@@ -1,0 +1,211 @@
+"""Segments: append-only Arrow streams of episodes, and the index that says where each one lies.
+
+A segment `000001.arrows` is an Arrow IPC stream without an end marker: a schema message, then
+record batch messages of at most 8 episodes, so that reading one episode reads little. Its index
+`000001.jsonl` has one narrow line per episode with the offset of its message. The segment is
+the truth and the index a cache: what the index does not cover, because it is torn, missing or
+behind a live writer, is found by scanning the segment. A torn message at the end is no message.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+import pyarrow as pa
+
+from envs.errors import StoreError
+from rollout.episode_schema import EPISODE_SCHEMA, ragged, schema_version, upgrade
+from rollout.store.journal import AppendFile, Journal, one_line, whole_lines
+
+ROWS_PER_BATCH = 8
+_COPIED = (
+    "run",
+    "episode",
+    "group",
+    "task",
+    "sample_index",
+    "attempt",
+    "environment",
+    "split",
+    "mode",
+    "source",
+    "outcome",
+    "reward",
+    "oldest_version",
+    "started_at",
+    "wall_s",
+)
+_TORN = (pa.ArrowException, OSError, EOFError)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """The narrow row of an episode: what tables show and filters ask, and where the rest lies."""
+
+    run: str
+    episode: str
+    group: str
+    task: str
+    sample_index: int
+    attempt: int
+    environment: str
+    split: str
+    mode: str
+    source: str
+    outcome: str
+    reward: float | None
+    oldest_version: int
+    started_at: float
+    wall_s: float
+    tokens: int
+    """Length of the token arrays."""
+    segment: str
+    """Number of the segment, as in its file name."""
+    offset: int
+    """Bytes from the start of the segment to the message that holds the episode."""
+    nbytes: int
+    """Size of that message."""
+    row: int
+    """Row of the episode in that message."""
+
+
+class SegmentWriter:
+    """Writes one new segment and its index."""
+
+    def __init__(self, episodes: Path, index: Path, name: str) -> None:
+        self.name = name
+        path = episodes / f"{name}.arrows"
+        if path.exists():
+            raise StoreError(f"expected a new segment, found {path}: segments are never reopened")
+        self._file = AppendFile(path)
+        self._index = Journal(index / f"{name}.jsonl")
+        self._file.append(EPISODE_SCHEMA.serialize().to_pybytes(), "the header of a segment")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the segment."""
+        return self._file.size
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Store the episodes of `batch` with a single write. Raises StoreError, storing none."""
+        pieces = [batch.slice(i, ROWS_PER_BATCH) for i in range(0, len(batch), ROWS_PER_BATCH)]
+        messages = [piece.serialize() for piece in pieces]
+        ids = batch.column("episode").to_pylist()
+        what = f"{len(ids)} episodes ({', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''})"
+        offset = self._file.append(b"".join(messages), what)
+        lines: list[str] = []
+        for piece, message in zip(pieces, messages, strict=True):
+            rows = narrow_rows(piece, self.name, offset, message.size)
+            lines.extend(one_line(asdict(row)) for row in rows)
+            offset += message.size
+        self._index.append(lines, f"the index of {what}, which are themselves stored,")
+
+    def sync(self) -> None:
+        """Force segment and index to the disk."""
+        self._file.sync()
+        self._index.sync()
+
+    def close(self) -> None:
+        self._file.close()
+        self._index.close()
+
+
+class SegmentReader:
+    """Reads one segment, whose writer may be alive, killed or long gone."""
+
+    def __init__(self, segment: Path, index: Path) -> None:
+        self._path = segment
+        self._index_path = index
+        self._index_read = 0
+        self._schema: pa.Schema | None = None
+        self._end = 0
+        self.rows: list[EpisodeRow] = []
+
+    def refresh(self) -> None:
+        """Take in the whole episodes that were appended since the last call."""
+        with self._path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if self._schema is None and not self._read_header(file.read()):
+                return
+            self._take_index(size)
+            if self._end < size:
+                file.seek(self._end)
+                self._scan(file.read())
+
+    def read(self, row: EpisodeRow) -> pa.RecordBatch:
+        """Return the episode of `row` as a batch of one, in the present version."""
+        with self._path.open("rb") as file:
+            file.seek(row.offset)
+            message = pa.ipc.read_message(pa.py_buffer(file.read(row.nbytes)))
+        return upgrade(pa.ipc.read_record_batch(message, self._schema)).slice(row.row, 1)
+
+    def _read_header(self, content: bytes) -> bool:
+        stream = pa.BufferReader(content)
+        try:
+            message = pa.ipc.read_message(stream)
+            self._schema = pa.ipc.read_schema(message)
+        except _TORN:
+            return False
+        schema_version(self._schema)
+        self._end = stream.tell()
+        return True
+
+    def _take_index(self, size: int) -> None:
+        """Take the index of messages that continue where the known ones end.
+
+        The last message is left to the scan: its lines may be torn.
+        """
+        content = whole_lines(self._index_path, self._index_read)
+        self._index_read += len(content)
+        messages = [list(rows) for _, rows in groupby(_index_rows(content), attrgetter("offset"))]
+        for rows in messages[:-1]:
+            end = rows[0].offset + rows[0].nbytes
+            if rows[0].offset == self._end and end <= size:
+                self.rows.extend(rows)
+                self._end = end
+
+    def _scan(self, content: bytes) -> None:
+        first = self._end
+        for batch, start, end in _batches(content, self._schema):
+            self.rows.extend(narrow_rows(batch, self._path.stem, first + start, end - start))
+            self._end = first + end
+
+
+def _batches(content: bytes, schema: pa.Schema | None) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+    stream = pa.BufferReader(content)
+    while True:
+        start = stream.tell()
+        try:
+            message = pa.ipc.read_message(stream)
+            batch = pa.ipc.read_record_batch(message, schema)
+        except _TORN:
+            return
+        yield upgrade(batch), start, stream.tell()
+
+
+def _index_rows(content: bytes) -> Iterator[EpisodeRow]:
+    for line in content.splitlines():
+        try:
+            yield EpisodeRow(**json.loads(line))
+        except (ValueError, TypeError):
+            return
+
+
+def narrow_rows(batch: pa.RecordBatch, segment: str, offset: int, nbytes: int) -> list[EpisodeRow]:
+    """Return the narrow rows of a batch whose message lies at `offset` of `segment`."""
+    lengths = ragged(batch, "token_ids").offsets
+    return [
+        EpisodeRow(
+            **fields,
+            tokens=int(lengths[row + 1] - lengths[row]),
+            segment=segment,
+            offset=offset,
+            nbytes=nbytes,
+            row=row,
+        )
+        for row, fields in enumerate(batch.select(list(_COPIED)).to_pylist())
+    ]

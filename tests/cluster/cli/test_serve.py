@@ -1,0 +1,83 @@
+"""`trialrun serve`: refusals on the command line, and a server with a token."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from cluster.cli.main import main
+
+MAIN = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "expected --token with --host 0.0.0.0"),
+        (["toolhop", "--tasks", "100000"], "task"),
+        (["nothing"], "nothing"),
+        (["--set", "tools.isolation.required=none"], "unsafe"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["trialrun", "serve", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (1, 2, 3)
+    out, err = capsys.readouterr()
+    assert message in err and "Traceback" not in err
+    assert "ready" not in out
+
+
+@pytest.mark.real
+async def test_perturbed_tools_are_served_and_a_token_guards_every_door(tmp_path: Path) -> None:
+    environ = os.environ | {"TRIALRUN_TOKEN": "secret"}
+    command = [*MAIN, "serve", "catalog", "--tasks", "2", "--set", "env.perturbation=union"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            url = await asyncio.wait_for(asyncio.to_thread(_ready, process), 90)
+            async with asyncio.timeout(30):
+                await _try_doors(url)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(15) == 0
+
+
+def _ready(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(b"ready "):
+            return line.split()[1].decode()
+    raise AssertionError("the server ended")
+
+
+async def _try_doors(url: str) -> None:
+    for path in ("/health", "/schema", "/metadata", "/mcp"):
+        assert httpx.get(f"{url}{path}").status_code == 401, path
+    socket_url = url.replace("http", "ws", 1) + "/ws"
+    with pytest.raises(InvalidStatus, match="401"):
+        await connect(socket_url)
+    bearer = {"authorization": "Bearer secret"}
+    assert httpx.get(f"{url}/health", headers=bearer).json()["status"] == "healthy"
+    async with connect(socket_url, additional_headers=bearer) as socket:
+        await socket.send(json.dumps({"type": "reset", "data": {"seed": 1}}))
+        task = json.loads(await socket.recv())["data"]["observation"]
+        tool = task["available_tools"][0]["name"]
+        action = {"type": "call_tool", "tool_name": tool, "arguments": {}}
+        await socket.send(json.dumps({"type": "step", "data": action}))
+        observation = json.loads(await socket.recv())["data"]["observation"]
+        assert observation["tool_name"] == tool
+        assert observation["result"] or observation["error"]["message"]

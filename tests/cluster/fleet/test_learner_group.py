@@ -1,0 +1,103 @@
+"""The learner's ranks as one, on a Ray of their own: what an SFT tells, and when it is given up."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cluster.config.run_config import RunConfig, load_config
+from cluster.fleet import learner_group
+from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.ray_session import ray_session
+from envs.errors import LearnerError, NonFiniteError
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+
+class Rank:
+    """A rank whose lessons are what it is to do: the real one needs a model for that."""
+
+    def __init__(self, transport: str, shm_dir: str) -> None:
+        del transport, shm_dir
+
+    def rendezvous(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    def start(self, setup: object) -> None:
+        pass
+
+    def sft(
+        self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
+    ) -> Iterator[dict[str, float]]:
+        assert (steps_done, checkpoints) == (0, "checkpoints")
+        for step, order in enumerate(table["order"].to_pylist()):
+            if order == "fail":
+                raise NonFiniteError("the loss of step 1 is nan")
+            if order == "hang":
+                time.sleep(3600)
+            yield {"step": float(step), "seed": float(seed)}
+
+    def export(self, path: str) -> None:
+        Path(path).mkdir()
+        (Path(path) / "new").touch()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, ray_session(RunConfig()):
+        patch.setattr(learner_group, "LearnerActor", Rank)
+        patch.setattr(learner_group, "_CLOSE_S", 1.0)
+        yield
+
+
+Steps = list[dict[str, float]]
+
+
+async def follow(steps: Steps, overrides: list[str], *orders: str) -> None:
+    """Collect in `steps` what the ranks tell of lessons that order them about."""
+    learner = LearnerGroup(LearnerPlan(load_config("catalog", overrides), "tiny"))
+    async with asyncio.timeout(120):
+        try:
+            await learner.start()
+            async for step in learner.sft(pa.table({"order": orders}), 7, Path("checkpoints")):
+                steps.append(step)
+        finally:
+            await learner.close()
+
+
+async def test_every_step_is_told_as_rank_0_tells_it() -> None:
+    steps: Steps = []
+    await follow(steps, ["learner.ranks=2"], "well", "well", "well")
+    assert steps == [{"step": float(step), "seed": 7.0} for step in range(3)]
+
+
+async def test_a_run_that_ended_and_went_on_exports_again(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "of the earlier end").touch()
+    learner = LearnerGroup(LearnerPlan(load_config("catalog"), "tiny"))
+    try:
+        await learner.export(model)
+    finally:
+        await learner.close()
+    assert [path.name for path in model.iterdir()] == ["new"]
+
+
+async def test_an_error_of_a_rank_keeps_its_type() -> None:
+    steps: Steps = []
+    with pytest.raises(NonFiniteError, match="step 1 is nan"):
+        await follow(steps, [], "well", "fail")
+    assert len(steps) == 1
+
+
+async def test_the_deadline_is_of_a_step_and_a_rank_at_work_does_not_hold_up_the_end() -> None:
+    steps: Steps = []
+    with pytest.raises(LearnerError, match="expected an end within 20 s"):
+        await follow(steps, ["cluster.learner_timeout_s=20"], "well", "well", "hang")
+    assert len(steps) == 2

@@ -1,0 +1,127 @@
+"""What a user reads where Ray does not start, or is not where RAY_ADDRESS says."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import ray
+
+from cluster.cli.command_line import stack
+from cluster.config.run_config import ClusterSection, RunConfig
+from cluster.fleet.ray_environment import RAY_AUTH_MODE, RAY_START_WAIT
+from cluster.fleet.ray_session import ray_session, room_for_workers
+from envs.errors import InfraError, MissingError, TrialrunError
+
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, error: Exception) -> TrialrunError:
+    """Return what the session raises where `ray.init` raises `error`."""
+
+    def init(**_: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(TrialrunError) as raised, ray_session(RunConfig()):
+        pass
+    return raised.value
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    told = ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED", "DS_ACCELERATOR", "TQDM_DISABLE")
+    for name in (RAY_START_WAIT, RAY_AUTH_MODE, *TOKENS, *told):
+        monkeypatch.setenv(name, "")  # so that what the session sets is undone too
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_start_that_times_out_is_one_line_that_says_what_to_try(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    timed_out = Exception("The current node timed out during startup.\nThis could happen.")
+    error = refusal(environment, timed_out)
+    assert isinstance(error, InfraError)
+    assert "timed out during startup. This could happen." in str(error)
+    assert "more patience, RAY_raylet_start_wait_time_s=360 (now 30 seconds)" in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "120"), ("7", "7")])
+def test_ray_gets_more_patience_unless_the_user_chose(
+    environment: pytest.MonkeyPatch, chosen: str | None, found: str
+) -> None:
+    """It is set before the stack is imported: Ray looks only once, as it is imported."""
+    if chosen is not None:
+        environment.setenv(RAY_START_WAIT, chosen)
+    stack("groups")
+    assert os.environ[RAY_START_WAIT] == found
+    assert f"(now {found} seconds)" in str(refusal(environment, Exception("no")))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "token", "found"),
+    [
+        (None, "", None),
+        (None, "file", "token"),
+        (None, "RAY_AUTH_TOKEN", "token"),
+        (None, "RAY_AUTH_TOKEN_PATH", "token"),
+        ("disabled", "file", "disabled"),
+    ],
+)
+def test_a_token_is_shown_where_there_is_one(
+    environment: pytest.MonkeyPatch,
+    tmp_path: Path,
+    chosen: str | None,
+    token: str,
+    found: str | None,
+) -> None:
+    environment.setenv("HOME", str(tmp_path))
+    environment.delitem(sys.modules, "ray")
+    if token == "file":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif token:
+        environment.setenv(token, "secret")
+    if chosen:
+        environment.setenv(RAY_AUTH_MODE, chosen)
+    stack("groups")
+    assert os.environ.get(RAY_AUTH_MODE) == found
+
+
+def test_an_imported_ray_is_left_as_it_is(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("RAY_AUTH_TOKEN", "secret")
+    stack("groups")
+    assert RAY_AUTH_MODE not in os.environ
+
+
+@pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
+def test_an_address_that_is_none(environment: pytest.MonkeyPatch, address: str) -> None:
+    environment.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(MissingError, match=f"no Ray cluster at RAY_ADDRESS={address}: .*HOST:PORT"),
+        ray_session(RunConfig()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "room"),
+    [
+        ({"CPU": 3.5}, (1.0, 0.0), 3),
+        ({"CPU": 3.5}, (0.5, 0.0), 7),
+        ({"CPU": 16.0, "GPU": 1.0}, (1.0, 0.5), 2),
+        ({"CPU": 16.0}, (1.0, 1.0), 0),
+        ({}, (1.0, 0.0), 0),
+    ],
+)
+def test_room_for_workers_is_what_the_scarcest_share_leaves(
+    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], share: tuple[float, float], room: int
+) -> None:
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    section = ClusterSection(cpus_per_worker=share[0], gpus_per_worker=share[1])
+    assert room_for_workers(section) == room

@@ -1,0 +1,162 @@
+"""Episodes that were recorded are played again, on a real replay server, and compared."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.cli.main import main
+from cluster.config.run_config import RunConfig
+from cluster.lifecycle.opening import new_run
+from cluster.replay.replay_episodes import replay_run
+from cluster.teachers.teach import teach
+from envs.config import EnvConfig, IsolationConfig, ToolServerConfig
+from envs.server.traffic import TrafficReader
+from envs.server.traffic_file import SUFFIX
+from learner.pretrained.tiny_model import build_tiny_model
+from rollout.config import EpisodeConfig, ModelConfig
+from rollout.episode import CallRecord, Episode, Outcome
+from rollout.episode_difference import first_difference
+from rollout.episode_schema import from_batch, to_batch
+from rollout.store.run_reader import RunReader
+
+EPISODES = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 0)
+
+
+def configuration(model: Path, *, record: bool = True) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(path=str(model)),
+        env=EnvConfig(name="catalog"),
+        episode=EpisodeConfig(prompt="compact"),
+        tools=ToolServerConfig(isolation=IsolationConfig(required="seccomp"), record=record),
+        teacher={"episodes": EPISODES},  # pyright: ignore[reportArgumentType]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Teacher episodes, as `trialrun sft` plays them, with their tool traffic; the run is over."""
+    path = tmp_path_factory.mktemp("runs") / "teacher"
+    asyncio.run(teach(configuration(model), model, path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def episodes(run: Path) -> list[Episode]:
+    reader = RunReader(run)
+    return from_batch(reader.batch(reader.episodes()))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["trialrun", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(str(end.value.code))
+
+
+def test_every_episode_of_a_dead_run_comes_out_equal(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = TrafficReader(run / "tool_traffic").sessions
+    assert sum(len(session.answers) for session in sessions) > 2 * EPISODES
+    assert command(monkeypatch, "episodes", "replay", str(run), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "episodes": EPISODES,
+        "equal": EPISODES,
+        "different": 0,
+        "left_out": 0,
+    }
+    assert command(monkeypatch, "episodes", str(run), "t000001") == 0  # the old way still goes
+    assert "Episode t000001-00" in capsys.readouterr().out
+
+
+async def test_differences_are_told_where_they_are(
+    run: Path, model: Path, episodes: list[Episode], tmp_path: Path
+) -> None:
+    old, unrecorded = [episode for episode in episodes if len(episode.turns[0].calls) == 1][:2]
+    call = old.turns[0].calls[0]
+    forged = replace(
+        old, turns=(replace(old.turns[0], calls=(replace(call, result="4"),)), *old.turns[1:])
+    )
+    other = next(episode for episode in episodes if episode not in (old, unrecorded))
+    lost = replace(other, outcome=Outcome.INFRA_FAILED, reward=None)
+    path = tmp_path / "forged"
+    with new_run(path, configuration(model)) as directory:
+        directory.append(to_batch([forged, unrecorded, lost]))
+    record = TrafficReader(run / "tool_traffic")
+    known = [session for session in record.sessions if session.seed != unrecorded.lease.seed]
+    record.copy(known, path / "tool_traffic")
+    report = await replay_run(path, None)
+    assert (len(report.different), report.left_out) == (2, 1)
+    told = report.to_json()
+    assert told["where"] == "turn 1, call 1, answer"
+    assert (told["recorded"], told["replayed"]) == (
+        f"{call.status}: 4",
+        f"{call.status}: {call.result}",
+    )
+    difference = report.different[1].difference
+    assert difference is not None and difference.where == "turn 1"
+    assert "no such session was recorded" in difference.replayed
+
+
+def test_a_run_without_a_record_says_how_to_record(
+    model: Path,
+    episodes: list[Episode],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "silent"
+    with new_run(path, configuration(model, record=False)) as directory:
+        directory.append(to_batch(episodes))
+    assert command(monkeypatch, "episodes", "replay", str(path)) == 3
+    assert "tools.record = true" in capsys.readouterr().err
+    assert not list(path.rglob(f"*{SUFFIX}"))
+
+
+def test_the_first_difference_is_found(episodes: list[Episode]) -> None:
+    old = max(episodes, key=lambda episode: len(episode.turns))
+    assert first_difference(old, old) is None
+    turn = old.turns[1]
+    changes: dict[str, Episode] = {
+        "prompt, token 3": replace(old, token_ids_T=changed(old.token_ids_T, 2)),
+        "turn 2, token 1": replace(old, token_ids_T=changed(old.token_ids_T, turn.start)),
+        "turn 2, what followed, token 1": replace(
+            old, token_ids_T=changed(old.token_ids_T, turn.end)
+        ),
+        "turn 2, fault": replace(
+            old, turns=(old.turns[0], replace(turn, policy_error="too_long"), *old.turns[2:])
+        ),
+        "turn 1, number of calls": replace(
+            old, turns=(replace(old.turns[0], calls=()), *old.turns[1:])
+        ),
+        "turn 1, call 1": with_first_call(old, arguments="{}"),
+        "turn 1, call 1, answer": with_first_call(old, result="?"),
+        "turn 1, call 1, as a whole": with_first_call(old, seconds=0.0),
+        "outcome": replace(old, error="x"),
+        "answer": replace(old, answer="x"),
+        "reward": replace(old, reward=0.25),
+        "reward parts": replace(old, reward_parts={}),
+    }
+    for where, new in changes.items():
+        difference = first_difference(old, new)
+        assert difference is not None and difference.where == where
+        assert difference.recorded != difference.replayed
+
+
+def changed(tokens: tuple[int, ...], index: int) -> tuple[int, ...]:
+    return (*tokens[:index], tokens[index] + 1, *tokens[index + 1 :])
+
+
+def with_first_call(episode: Episode, **changes: str | float) -> Episode:
+    first = episode.turns[0]
+    call: CallRecord = replace(first.calls[0], **changes)  # pyright: ignore[reportArgumentType]
+    turn = replace(first, calls=(call, *first.calls[1:]))
+    return replace(episode, turns=(turn, *episode.turns[1:]))

@@ -1,0 +1,70 @@
+"""Tool sets that a tool server does not run, behind the doors of a server that offers them."""
+
+import asyncio
+import json
+
+from envs.config import ToolServerConfig
+from envs.endpoints import McpStdioEndpoint
+from envs.gateway.gateway_host import DoorHost
+from envs.server.wire import CallItem, OpenItem, WireCall
+from envs.tools import Adaptation, AnswerStatus, CallRule, ToolAnswer, ToolSet, ToolSpec
+from tests.envs.server.scripted_host import TOOLS, ScriptedHost
+
+PARAMETERS = {"type": "object", "properties": {"words": {"type": "string"}}}
+ADAPTED = ToolSet(
+    tools=(ToolSpec(name="say", description="", parameters=PARAMETERS),),  # pyright: ignore[reportArgumentType]
+    adaptation=Adaptation(
+        level="slight",
+        seed=1,
+        base=TOOLS,
+        rules=(CallRule(target="echo", parameters={"words": "text"}),),
+    ),
+)
+BROKEN = ToolSet(
+    tools=(ToolSpec(name="x", description="", parameters={}),),
+    endpoint=McpStdioEndpoint(command=("no-such-program-here",)),
+)
+
+
+def opening(tool_set: ToolSet) -> OpenItem:
+    return OpenItem(digest=tool_set.digest, seed=3, purpose="execution")
+
+
+def call(session: str, name: str, **arguments: str) -> CallItem:
+    calls = (WireCall(name=name, arguments=json.dumps(arguments)),)
+    return CallItem(session=session, calls=calls)
+
+
+async def test_adapted_sets_run_on_sessions_of_their_base() -> None:
+    inner = ScriptedHost()
+    host = DoorHost(inner, ToolServerConfig(session_idle_s=0.2), {})
+    await host.start()
+    assert host.unknown_digests([opening(ADAPTED)]) == [ADAPTED.digest]
+    host.add_tool_sets({each.digest: each for each in (ADAPTED, TOOLS)})
+    assert host.unknown_digests([opening(ADAPTED), opening(TOOLS)]) == []
+    adapted = await host.open(opening(ADAPTED))
+    plain = await host.open(opening(TOOLS))
+    assert [item.digest for item in inner.opened] == [TOOLS.digest] * 2
+    inner.answer = ToolAnswer(status=AnswerStatus.TOOL_ERROR, text="echo: bad", seconds=0)
+    answered = await host.call(0, call(adapted.id, "say", words="a"))
+    assert answered.answers[0].text == "say: bad"
+    answered = await host.call(0, call(plain.id, "echo", text="a"))
+    assert answered.answers[0].text == "echo: bad"
+    assert host.knows(adapted.id) and host.knows(plain.id)
+    assert host.close([plain.id, plain.id]) == 1
+    # The adapted one is idle by and by; the inner host is left with nothing.
+    await inner.until(lambda: not inner.open_ids)
+    assert not host.knows(adapted.id)
+    lost = await host.call(0, call(adapted.id, "say"))
+    assert lost.error is not None and lost.error.kind == "unknown_session"
+    await host.stop()
+
+
+async def test_a_foreign_server_that_does_not_start_is_a_typed_error() -> None:
+    host = DoorHost(ScriptedHost(), ToolServerConfig(), {"PATH": "/nowhere"})
+    await host.start()
+    host.add_tool_sets({BROKEN.digest: BROKEN})
+    opened = await asyncio.wait_for(host.open(opening(BROKEN)), 10)
+    assert opened.error is not None and opened.error.kind == "sandbox"
+    assert "no-such-program-here" in opened.error.message
+    await host.stop()

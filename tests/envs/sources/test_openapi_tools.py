@@ -1,0 +1,319 @@
+"""Tool sets from OpenAPI documents: what the policy is told, and how the simulation behaves."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.endpoints import HttpEndpoint
+from envs.errors import DataFileError
+from envs.sources.openapi import tool_set_of_openapi
+from envs.tools import JsonObject, ToolSet
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = (HERE.parent / "documents" / "library.json").read_text(encoding="utf-8")
+TMDB = HERE.parents[3] / "shared" / "data" / "restbench" / "tmdb_oas.json"
+
+Calls = Callable[..., object]
+
+
+def simulation(tool_set: ToolSet, seed: int = 1) -> Calls:
+    """Run a simulation's source here, for it is of our own making, as a session would."""
+    namespace: dict = {"__name__": "simulation"}
+    exec(compile(tool_set.sources[0], "<simulation>", "exec"), namespace)
+    random.seed(seed)
+    simulated = namespace["Simulation"]()
+    methods = {
+        tool.name: getattr(simulated, function.removeprefix("Simulation."))
+        for tool, function in zip(tool_set.tools, tool_set.functions, strict=True)
+    }
+
+    def call(name: str, **arguments: object) -> object:
+        try:
+            return methods[name](**arguments)
+        except Exception as error:
+            if type(error).__name__ != "ApiError":
+                raise
+            return str(error)
+
+    return call
+
+
+@pytest.fixture
+def library() -> Calls:
+    return simulation(tool_set_of_openapi(LIBRARY))
+
+
+def parameters(tool_set: ToolSet, name: str) -> JsonObject:
+    tool = tool_set.find(name)
+    assert tool is not None
+    return tool.parameters
+
+
+# What the policy is told
+
+
+def test_names_can_be_written_and_are_different() -> None:
+    names = [tool.name for tool in tool_set_of_openapi(LIBRARY).tools]
+    assert names == [
+        "list_books",
+        "addBook",
+        "getBook",
+        "addBook_2",
+        "changeBook",
+        "listLoans",
+        "lend",
+        "delete_books_book_id_loans_loan_id",
+        "getReader",
+        "setTags",
+    ]
+
+
+def test_arguments_come_from_parameters_and_bodies() -> None:
+    tool_set = tool_set_of_openapi(LIBRARY)
+    assert parameters(tool_set, "list_books") == {
+        "type": "object",
+        "properties": {
+            "limit": {"type": "integer", "minimum": 1},
+            "genre": {"type": "string", "enum": ["novel", "essay", "poem"]},
+        },
+        "required": [],
+        "additionalProperties": False,
+    }
+    add = parameters(tool_set, "addBook")
+    assert add["required"] == ["title"]
+    assert isinstance(add["properties"], dict)
+    assert add["properties"]["title"] == {"type": "string", "description": "As on its cover."}
+    assert parameters(tool_set, "lend")["required"] == ["book_id", "reader", "book_id_in_body"]
+    assert parameters(tool_set, "setTags")["properties"] == {
+        "body": {"type": "array", "items": {"type": "string"}}
+    }
+    get_book = parameters(tool_set, "getBook")["properties"]
+    assert get_book == {"book_id": {"type": "integer", "description": "Number of the book."}}
+
+
+def test_a_schema_that_contains_itself_ends() -> None:
+    text = json.dumps(tool_set_of_openapi(LIBRARY).tools[1].parameters)
+    assert 2 <= text.count("sequel_to") < 12
+
+
+def test_yaml_reads_like_json() -> None:
+    text = yaml.safe_dump(json.loads(LIBRARY), sort_keys=False).replace("'204'", "204")
+    assert "204:" in text  # a number as a key, as people write it
+    assert tool_set_of_openapi(text) == tool_set_of_openapi(LIBRARY)
+
+
+def test_operations_are_chosen_by_id_or_path() -> None:
+    chosen = tool_set_of_openapi(LIBRARY, operations=["lend", "GET /books/{book_id}"])
+    assert [tool.name for tool in chosen.tools] == ["lend", "getBook"]
+    with pytest.raises(DataFileError, match=r"found 'borrow'.*getReader"):
+        tool_set_of_openapi(LIBRARY, operations=["borrow"])
+
+
+def changed(path: list[str], value: object) -> str:
+    document = json.loads(LIBRARY)
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return json.dumps(document)
+
+
+BODY = ["paths", "/tags", "put", "requestBody", "content"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: broken JSON"),
+        ("a: [", "line 1: broken YAML"),
+        ("openapi: 3.0.0\nx: !!binary aGk=", "line 2: broken YAML"),
+        ("openapi: 3.0.0\nx: !!python/name:os.system", "line 2: broken YAML"),
+        ("[]", "no object at its top"),
+        (changed(["openapi"], "2.0"), "expected OpenAPI 3.0 or 3.1, found 2.0"),
+        (changed(["paths"], {}), "at least one operation"),
+        (changed(BODY, {"image/png": {}}), "PUT /tags: expected a JSON body, found image/png"),
+        (
+            changed([*BODY, "application/json", "schema"], {"$ref": "http://host/x.json"}),
+            "inside of the document",
+        ),
+        (
+            changed([*BODY, "application/json", "schema"], {"$ref": "#/components/none"}),
+            "'#/components/none' leads nowhere",
+        ),
+        (
+            changed(["components", "schemas", "Genre"], {"$ref": "#/components/schemas/Genre"}),
+            "a circle",
+        ),
+        (changed(["paths", "/books/{book_id}", "parameters"], []), "path parameter 'book_id'"),
+    ],
+)
+def test_a_document_that_cannot_be_used_is_explained(text: str, message: str) -> None:
+    with pytest.raises(DataFileError, match=message):
+        tool_set_of_openapi(text)
+
+
+def test_aliases_that_multiply_meet_a_budget() -> None:
+    lines = ["a0: &a0 {type: object, properties: {x: {type: string}, y: {type: string}}}"]
+    for level in range(1, 30):
+        below = f"{{$ref: '#/b/a{level - 1}'}}"
+        lines.append(f"a{level}: {{anyOf: [{', '.join([below] * 9)}]}}")
+    schemas = "\n".join(f"  {line}" for line in lines)
+    text = (
+        "openapi: 3.0.1\nb:\n" + schemas + "\npaths: {/x: {get: {parameters: [{name: p, in: query, "
+        "schema: {$ref: '#/b/a29'}}]}}}"
+    )
+    with pytest.raises(DataFileError, match="more: choose some"):
+        tool_set_of_openapi(text)
+
+
+JUNK = (None, 3, "x", [], {}, True, [{}], {"$ref": "#/x"}, {"$ref": 5}, {"type": 7}, {"enum": 3})
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(JUNK))
+@settings(max_examples=150)
+def test_a_damaged_document_is_read_or_explained(rng: random.Random, junk: object) -> None:
+    document = json.loads(LIBRARY)
+    node, depth = document, rng.randint(1, 9)
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = rng.choice(keys)
+        depth -= 1
+        if depth == 0 or not isinstance(node[key], dict | list) or not node[key]:
+            break
+        node = node[key]
+    node[key] = junk
+    try:
+        tool_set = tool_set_of_openapi(json.dumps(document))
+    except DataFileError:
+        return
+    assert len(tool_set.tools) == len(tool_set.functions)
+
+
+# The simulation
+
+
+def test_a_collection_starts_with_the_documents_examples(library: Calls) -> None:
+    assert library("list_books")["total"] == 2  # type: ignore[index]
+    assert library("getBook", book_id=3)["title"] == "The Ferry"  # type: ignore[index]
+    assert library("list_books", genre="essay") == {
+        "total": 1,
+        "books": [{"id": 8, "title": "On Rain", "genre": "essay", "copies": 1}],
+    }
+
+
+def test_what_is_written_can_be_read(library: Calls) -> None:
+    made = library("addBook", title="New", genre="poem")
+    assert isinstance(made, dict)
+    assert (made["id"], made["title"], made["genre"], made["copies"]) == (9, "New", "poem", 1)
+    assert library("getBook", book_id=9) == made
+    library("changeBook", book_id=9, copies=5)
+    assert library("getBook", book_id=9) == {**made, "copies": 5}
+    assert library("addBook_2", book_id=9) == {"status": 204}
+    assert library("getBook", book_id=9) == "404 Not Found: /books has no '9'"
+    assert library("list_books", limit=1)["total"] == 2  # type: ignore[index]
+
+
+def test_what_belongs_to_an_item_needs_the_item(library: Calls) -> None:
+    assert library("listLoans", book_id=99) == "404 Not Found: /books has no '99'"
+    loan = library("lend", book_id=3, reader="ada", book_id_in_body=3)
+    assert isinstance(loan, dict)
+    assert (loan["reader"], loan["book_id"]) == ("ada", 3)
+    assert loan in library("listLoans", book_id=3)  # type: ignore[operator]
+    assert loan not in library("listLoans", book_id=8)  # type: ignore[operator]
+    library("delete_books_book_id_loans_loan_id", book_id=3, loan_id=loan["id"])
+    assert loan not in library("listLoans", book_id=3)  # type: ignore[operator]
+    new = library("addBook", title="Fresh")
+    assert library("listLoans", book_id=new["id"]) == []  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "title: field required"),
+        ({"title": 3}, "title: expected string"),
+        ({"title": "x", "genre": "song"}, "genre: expected one of novel, essay, poem"),
+        ({"title": "x", "copies": -1}, "copies: expected at least 0"),
+        ({"title": "x", "colour": "red"}, "colour: no such argument"),
+    ],
+)
+def test_wrong_arguments_are_unprocessable(
+    library: Calls, arguments: JsonObject, message: str
+) -> None:
+    assert library("addBook", **arguments) == f"422 Unprocessable Entity: {message}"
+
+
+def test_other_answers_are_examples_or_drawn_from_the_seed(library: Calls) -> None:
+    example = {"reader": "ada", "mail": "ada@example.com", "fines": 1.5}
+    assert library("getReader", reader="ada") == example
+    drawn = library("getReader", reader="bob")
+    assert isinstance(drawn, dict)
+    assert drawn["reader"] == "bob"
+    assert drawn["mail"].endswith("@example.com")
+    assert library("getReader", reader="bob") == drawn
+    tool_set = tool_set_of_openapi(LIBRARY)
+    assert simulation(tool_set, seed=1)("getReader", reader="bob") == drawn
+    assert simulation(tool_set, seed=2)("getReader", reader="bob") != drawn
+
+
+# The real API
+
+
+def test_a_base_url_makes_it_the_real_api() -> None:
+    tool_set = tool_set_of_openapi(
+        LIBRARY,
+        base_url="https://api.example/v1",
+        allowed_hosts=["cdn.example"],
+        operations=["lend", "setTags", "list books"],
+        token_variable="LIBRARY_KEY",
+    )
+    endpoint = tool_set.endpoint
+    assert isinstance(endpoint, HttpEndpoint)
+    assert endpoint.allowed_hosts == ("api.example:443", "cdn.example")
+    assert (endpoint.token_location, endpoint.token_name) == ("query", "api_key")
+    lend, tags, books = endpoint.operations
+    assert (lend.method, lend.path) == ("post", "/books/{book_id}/loans")
+    assert lend.locations == {"book_id": "path"}
+    assert lend.wire_names == {"book_id_in_body": "book_id"}
+    assert tags.locations == {"body": "body"}
+    assert books.locations == {"limit": "query", "genre": "query"}
+    assert not tool_set.sandboxed
+
+
+@pytest.mark.parametrize("base_url", ["api.example", "ftp://host", "http://u:p@host", "http://"])
+def test_a_base_url_that_is_none_is_named(base_url: str) -> None:
+    with pytest.raises(DataFileError, match="base_url"):
+        tool_set_of_openapi(LIBRARY, base_url=base_url)
+
+
+def test_a_simulation_has_no_hosts() -> None:
+    with pytest.raises(DataFileError, match="base_url"):
+        tool_set_of_openapi(LIBRARY, allowed_hosts=["api.example"])
+
+
+@pytest.mark.skipif(
+    not TMDB.is_file(), reason="RestBench's document does not lie beside the checkout"
+)
+def test_restbench_is_read_whole_and_every_operation_answers() -> None:
+    tool_set = tool_set_of_openapi(TMDB.read_text(encoding="utf-8"))
+    assert len({tool.name for tool in tool_set.tools}) == len(tool_set.tools) == 54
+    call = simulation(tool_set)
+    values = {"integer": 7, "string": "x", "number": 1.5, "boolean": True}
+    for tool in tool_set.tools:
+        required, properties = tool.parameters["required"], tool.parameters["properties"]
+        assert isinstance(required, list)
+        assert isinstance(properties, dict)
+        arguments = {}
+        for name in required:
+            schema = properties[str(name)]
+            assert isinstance(schema, dict)
+            options = schema.get("enum")
+            default = values[str(schema["type"])]
+            arguments[str(name)] = options[0] if isinstance(options, list) else default
+        assert isinstance(call(tool.name, **arguments), dict), tool.name
+    assert call("GET_movie-movie_id", movie_id=550)["title"] == "Fight Club"  # type: ignore[index]
