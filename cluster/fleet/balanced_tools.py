@@ -10,7 +10,7 @@ from cluster.fleet.server_supervisor import (
     DirectorySource,
     ServerAddress,
     ServersPlan,
-    ToolServers,
+    ServerSupervisor,
 )
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, ToolServerError
@@ -32,7 +32,7 @@ class _Route:
     sessions: int = 0
 
 
-class RoutedTools:
+class BalancedTools:
     """ToolService over the servers of any number of nodes.
 
     A session stays on its server. One that its server took along raises ToolServerError from every
@@ -188,11 +188,11 @@ class _RoutedSession(SessionWrapper):
             await super().close()
 
 
-class LocalTools(RoutedTools):
+class LocalTools(BalancedTools):
     """ToolService on servers of this process's own, started again when they die."""
 
     def __init__(self, name: str, config: ToolServerConfig, count: int = 1) -> None:
-        self._servers = ToolServers(ServersPlan(name, count), config)
+        self._servers = ServerSupervisor(ServersPlan(name, count), config)
         super().__init__([self._servers], config)
 
     async def start(self) -> None:

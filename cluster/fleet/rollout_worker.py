@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.fleet.balanced_tools import RoutedTools
+from cluster.fleet.balanced_tools import BalancedTools
 from envs.config import ToolServerConfig
-from envs.services.router import ToolServices
+from envs.services.router import ToolRouter
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.engine import Engine
@@ -37,14 +37,14 @@ class RolloutWorker:
         self,
         name: str,
         spec: WorkerSpec,
-        tools: RoutedTools,
+        tools: BalancedTools,
         make_engine: Callable[[ChatTemplate], Engine],
     ) -> None:
         self._name = name
         self._spec = spec
         self._tools = tools
         self._make_engine = make_engine
-        self._services: ToolServices | None = None
+        self._services: ToolRouter | None = None
         self._engine: Engine | None = None
         self._runner: EpisodeRunner | None = None
 
@@ -55,7 +55,7 @@ class RolloutWorker:
         self._engine = self._make_engine(template)
         await self._engine.start()
         identity = Identity(self._name, max_model_len=self._spec.max_model_len)
-        self._services = ToolServices(self._tools, self._spec.tools, os.environ)
+        self._services = ToolRouter(self._tools, self._spec.tools, os.environ)
         self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 
     async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:

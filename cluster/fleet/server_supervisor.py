@@ -84,7 +84,7 @@ class SupervisorTiming:
     """A server that lived so long starts the count of its slot's failures anew."""
 
 
-class ToolServers:
+class ServerSupervisor:
     """Keeps `plan.count` tool servers running until it is closed; a DirectorySource."""
 
     def __init__(

@@ -11,8 +11,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.balanced_tools import LocalTools, RoutedTools
-from cluster.fleet.server_supervisor import Directory, ServersPlan, ToolServers
+from cluster.fleet.balanced_tools import BalancedTools, LocalTools
+from cluster.fleet.server_supervisor import Directory, ServersPlan, ServerSupervisor
 from envs.config import ToolServerConfig
 from envs.errors import InfraError, MissingError, TrialrunError
 from envs.seeds import stable_hash
@@ -28,10 +28,10 @@ _ASK_TIMEOUT_S = 120.0
 
 
 class ToolServersActor:
-    """Shell of one node's ToolServers; started at the first question, after a restart too."""
+    """Shell of one node's ServerSupervisor; started at the first question, after a restart too."""
 
     def __init__(self, plan: ServersPlan, config: ToolServerConfig) -> None:
-        self._servers = ToolServers(plan, config)
+        self._servers = ServerSupervisor(plan, config)
         self._starting: asyncio.Task[None] | None = None
 
     async def directory(self, known: int) -> Directory:
@@ -80,11 +80,11 @@ class ToolAccess:
     """The supervising actor by node id; empty where every worker has a server of its own."""
     own_node_only: bool = False
 
-    def tools_for(self, worker: str, config: ToolServerConfig) -> RoutedTools:
+    def tools_for(self, worker: str, config: ToolServerConfig) -> BalancedTools:
         """Return the worker's tools, not started. Raises InfraError on a node without servers."""
         if not self.actors:
             return LocalTools(worker, config)
-        return RoutedTools(self._sources(), config, first=stable_hash(worker))
+        return BalancedTools(self._sources(), config, first=stable_hash(worker))
 
     def _sources(self) -> list[RayDirectory]:
         if not self.own_node_only:

@@ -22,7 +22,7 @@ from envs.server.wire import (
     WireError,
     wire_call,
 )
-from envs.services.router import ToolServices
+from envs.services.router import ToolRouter
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSession, ToolSet
 
 
@@ -33,9 +33,9 @@ class _Entry:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class DoorHost:
+class GatewayHost:
     """A SessionHost that gives code to `inner`, and all other tool sets to the service of their
-    kind; see `ToolServices` for `variables`.
+    kind; see `ToolRouter` for `variables`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DoorHost:
     ) -> None:
         self._inner = inner
         self._config = config
-        self._services = ToolServices(HostedTools(inner), config, variables)
+        self._services = ToolRouter(HostedTools(inner), config, variables)
         self._tool_sets: dict[str, ToolSet] = {}
         self._entries: dict[str, _Entry] = {}
         self._closing: set[asyncio.Task[None]] = set()

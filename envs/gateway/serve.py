@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from envs.config import ToolServerConfig
-from envs.gateway.gateway_host import DoorHost
+from envs.gateway.gateway_host import GatewayHost
 from envs.gateway.mcp_server import McpDoor
 from envs.gateway.openenv_server import OpenEnvDoor
 from envs.server.app import create_app
@@ -18,7 +18,7 @@ _LOOPBACK = ("127.0.0.1:*", "localhost:*", "[::1]:*")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Tasks to serve, how, and to whom; see `ToolServices` for `variables`."""
+    """Tasks to serve, how, and to whom; see `ToolRouter` for `variables`."""
 
     tasks: Sequence[Task]
     config: ToolServerConfig
@@ -33,7 +33,7 @@ async def serve_tasks(offer: Offer, listener: socket.socket, ready: Callable[[],
     """
     metrics = ToolMetrics()
     with session_host(offer.config, metrics) as code:
-        host = DoorHost(code, offer.config, offer.variables)
+        host = GatewayHost(code, offer.config, offer.variables)
         openenv = OpenEnvDoor(host, offer.tasks, offer.config)
         by_name = {task.id: task.tool_set for task in offer.tasks}
         by_name |= {task.tool_set.digest: task.tool_set for task in offer.tasks}

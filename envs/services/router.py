@@ -13,7 +13,7 @@ from envs.services.recorded import RecordingTools
 from envs.tools import SessionPurpose, ToolService, ToolSession, ToolSet
 
 
-class ToolServices:
+class ToolRouter:
     """ToolService that sends each tool set to where its kind is served.
 
     Code goes to `sandboxed` (a tool server's client, or a replay), an endpoint to the service of

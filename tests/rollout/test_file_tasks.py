@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.config.environments import make_environment
 from envs.config import EnvConfig, ToolServerConfig
 from envs.messages import Message
-from envs.services.router import ToolServices
+from envs.services.router import ToolRouter
 from envs.services.scripted import ScriptedTools
 from envs.tools import AnswerStatus, ToolAnswer
 from rollout.config import EpisodeConfig
@@ -41,7 +41,7 @@ async def test_a_trial_on_a_foreign_server_leaves_execution_clean(
     environment = make_environment(EnvConfig(name="file", path=str(tmp_path)))
     task = environment.tasks("train", 0, 1)[0]
     nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
-    tools = ToolServices(nothing, ToolServerConfig(), {})
+    tools = ToolRouter(nothing, ToolServerConfig(), {})
     identity = Identity("unit", max_model_len=16_384)
     runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
     lease = Lease("run", "e1", "g1", task.id, 0, 0, 7)

@@ -32,7 +32,7 @@ def everything_behind(module: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("start", ["cluster.running", "cluster.fleet.rollout_actor"])
+@pytest.mark.parametrize("start", ["cluster.training.train", "cluster.fleet.rollout_actor"])
 def test_the_driver_starts_without_the_engine_and_the_trainer(start: str) -> None:
     behind = everything_behind(start)
     assert "ray" in behind and "rollout.runner" in behind, "the walk arrives somewhere"

@@ -56,7 +56,7 @@ def test_ray_gets_more_patience_unless_the_user_chose(
     """It is set before the stack is imported: Ray looks only once, as it is imported."""
     if chosen is not None:
         environment.setenv(RAY_START_WAIT, chosen)
-    stack("groups")
+    stack("scheduling.groups")
     assert os.environ[RAY_START_WAIT] == found
     assert f"(now {found} seconds)" in str(refusal(environment, Exception("no")))
 
@@ -87,7 +87,7 @@ def test_a_token_is_shown_where_there_is_one(
         environment.setenv(token, "secret")
     if chosen:
         environment.setenv(RAY_AUTH_MODE, chosen)
-    stack("groups")
+    stack("scheduling.groups")
     assert os.environ.get(RAY_AUTH_MODE) == found
 
 
@@ -95,7 +95,7 @@ def test_an_imported_ray_is_left_as_it_is(
     environment: pytest.MonkeyPatch,
 ) -> None:
     environment.setenv("RAY_AUTH_TOKEN", "secret")
-    stack("groups")
+    stack("scheduling.groups")
     assert RAY_AUTH_MODE not in os.environ
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cluster.fleet.balanced_tools import RoutedTools
+from cluster.fleet.balanced_tools import BalancedTools
 from cluster.fleet.server_supervisor import (
     Directory,
     ServerAddress,
     ServersPlan,
+    ServerSupervisor,
     SupervisorTiming,
-    ToolServers,
 )
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, ToolServerError
@@ -48,22 +48,22 @@ WAIT = ToolCall(name="wait", arguments={})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def servers() -> AsyncIterator[ToolServers]:
-    made = ToolServers(ServersPlan("node", 2), CONFIG, TIMING)
+async def servers() -> AsyncIterator[ServerSupervisor]:
+    made = ServerSupervisor(ServersPlan("node", 2), CONFIG, TIMING)
     await made.start()
     yield made
     await made.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def tools(servers: ToolServers) -> AsyncIterator[RoutedTools]:
-    made = RoutedTools([servers], CONFIG)
+async def tools(servers: ServerSupervisor) -> AsyncIterator[BalancedTools]:
+    made = BalancedTools([servers], CONFIG)
     await made.start()
     yield made
     await made.close()
 
 
-async def opened(tools: RoutedTools, count: int) -> list[ToolSession]:
+async def opened(tools: BalancedTools, count: int) -> list[ToolSession]:
     return await asyncio.gather(*(tools.open(TOOLS, i, "execution") for i in range(count)))
 
 
@@ -78,7 +78,7 @@ def on(sessions: list[ToolSession], pid: int) -> list[ToolSession]:
 
 
 async def test_a_killed_server_takes_its_own_sessions_along_and_is_replaced(
-    servers: ToolServers, tools: RoutedTools
+    servers: ServerSupervisor, tools: BalancedTools
 ) -> None:
     sessions = await opened(tools, 6)
     before = servers.pids
@@ -103,7 +103,7 @@ async def test_a_killed_server_takes_its_own_sessions_along_and_is_replaced(
 
 
 async def test_a_frozen_server_is_ejected_and_its_callers_do_not_wait_for_it(
-    servers: ToolServers, tools: RoutedTools
+    servers: ServerSupervisor, tools: BalancedTools
 ) -> None:
     await until(lambda: len(servers.pids) == 2 and len(tools.load) == 2)
     sessions = await opened(tools, 2)
@@ -116,7 +116,7 @@ async def test_a_frozen_server_is_ejected_and_its_callers_do_not_wait_for_it(
     assert "health checks in a row failed" in (await servers.directory(-1)).failure
 
 
-async def test_opening_moves_on_to_a_server_that_lives(servers: ToolServers) -> None:
+async def test_opening_moves_on_to_a_server_that_lives(servers: ServerSupervisor) -> None:
     """The directory still names a dead server; nobody has noticed yet."""
 
     class Stale:
@@ -127,7 +127,7 @@ async def test_opening_moves_on_to_a_server_that_lives(servers: ToolServers) -> 
             gone = ServerAddress("gone", "unix:/nowhere/at/all", "")
             return Directory(7, (gone, living[0]))
 
-    tools = RoutedTools([Stale()], CONFIG)
+    tools = BalancedTools([Stale()], CONFIG)
     await tools.start()
     try:
         sessions = await opened(tools, 3)
@@ -144,14 +144,16 @@ async def test_without_any_server_opening_fails_with_the_reason() -> None:
         async def directory(self, known: int) -> Directory:
             raise InfraError("the node burnt down")
 
-    tools = RoutedTools([Dead()], CONFIG.model_copy(update={"request_timeout_s": 0.1}))
+    tools = BalancedTools([Dead()], CONFIG.model_copy(update={"request_timeout_s": 0.1}))
     with pytest.raises(ToolServerError, match="the node burnt down"):
         await tools.start()
     await tools.close()
 
 
 async def test_servers_on_tcp_ask_for_the_token() -> None:
-    servers = ToolServers(ServersPlan("node", 1, host="127.0.0.1", token="secret"), CONFIG, TIMING)
+    servers = ServerSupervisor(
+        ServersPlan("node", 1, host="127.0.0.1", token="secret"), CONFIG, TIMING
+    )
     await servers.start()
     try:
         (server,) = (await servers.directory(-1)).servers
@@ -160,7 +162,7 @@ async def test_servers_on_tcp_ask_for_the_token() -> None:
         assert b"secret" not in arguments
         for token, works in (("secret", True), ("guess", False)):
             named = Directory(1, (ServerAddress(server.name, server.address, token),))
-            tools = RoutedTools([_Fixed(named)], CONFIG)
+            tools = BalancedTools([_Fixed(named)], CONFIG)
             await tools.start()
             if works:
                 session = await tools.open(TOOLS, 0, "trial")
@@ -185,7 +187,7 @@ class _Fixed:
 
 async def test_a_server_that_cannot_start_says_why() -> None:
     plan = ServersPlan("node", 1, host="203.0.113.1", token="secret")  # nobody's address
-    servers = ToolServers(plan, CONFIG, TIMING)
+    servers = ServerSupervisor(plan, CONFIG, TIMING)
     with pytest.raises(ToolServerError, match=r"cannot listen on 203\.0\.113\.1"):
         await servers.start()
     assert servers.pids == {}

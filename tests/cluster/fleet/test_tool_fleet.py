@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from cluster.config.run_config import RunConfig, load_config
-from cluster.fleet.balanced_tools import RoutedTools
+from cluster.fleet.balanced_tools import BalancedTools
 from cluster.fleet.ray_session import ray_session
 from cluster.fleet.tool_fleet import ToolFleet
 from envs.errors import MissingError
@@ -36,7 +36,7 @@ def session() -> Iterator[None]:
         yield
 
 
-async def doubled(tools: RoutedTools) -> tuple[str, str]:
+async def doubled(tools: BalancedTools) -> tuple[str, str]:
     """Return an answer and the server that gave it."""
     session = await tools.open(TOOLS, 0, "execution")
     try:

@@ -11,10 +11,10 @@ import pytest
 
 from cluster.config.environments import make_environment, teacher_of
 from cluster.config.run_config import RolloutsSection, RunConfig, load_config, to_toml
-from cluster.fleet.balanced_tools import RoutedTools
+from cluster.fleet.balanced_tools import BalancedTools
 from cluster.fleet.pool import PoolTiming, RolloutPool
 from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
-from cluster.fleet.server_supervisor import ServersPlan, SupervisorTiming, ToolServers
+from cluster.fleet.server_supervisor import ServersPlan, ServerSupervisor, SupervisorTiming
 from cluster.scheduling.rollouts import Group, Rollouts
 from cluster.scheduling.task_stream import TaskStream
 from envs.seeds import stable_hash
@@ -97,7 +97,7 @@ async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
 ) -> None:
     model = build_tiny_model(tmp_path / "model", 0)
     timing = SupervisorTiming(health_every_s=0.5, backoff_s=0.05)
-    servers = ToolServers(ServersPlan("node", 2), config.tools, timing)
+    servers = ServerSupervisor(ServersPlan("node", 2), config.tools, timing)
     await servers.start()
     gate, engines = asyncio.Event(), []
 
@@ -106,7 +106,7 @@ async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
         return engines[-1]
 
     spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
-    worker = RolloutWorker("w", spec, RoutedTools([servers], config.tools), make_engine)
+    worker = RolloutWorker("w", spec, BalancedTools([servers], config.tools), make_engine)
     section = RolloutsSection(workers=1)
     pool = RolloutPool(lambda name: Client(worker), section, PoolTiming())
     stream = TaskStream(make_environment(config.env), "train", 0)

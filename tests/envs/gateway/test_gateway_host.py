@@ -5,7 +5,7 @@ import json
 
 from envs.config import ToolServerConfig
 from envs.endpoints import McpStdioEndpoint
-from envs.gateway.gateway_host import DoorHost
+from envs.gateway.gateway_host import GatewayHost
 from envs.server.wire import CallItem, OpenItem, WireCall
 from envs.tools import Adaptation, AnswerStatus, CallRule, ToolAnswer, ToolSet, ToolSpec
 from tests.envs.server.scripted_host import TOOLS, ScriptedHost
@@ -37,7 +37,7 @@ def call(session: str, name: str, **arguments: str) -> CallItem:
 
 async def test_adapted_sets_run_on_sessions_of_their_base() -> None:
     inner = ScriptedHost()
-    host = DoorHost(inner, ToolServerConfig(session_idle_s=0.2), {})
+    host = GatewayHost(inner, ToolServerConfig(session_idle_s=0.2), {})
     await host.start()
     assert host.unknown_digests([opening(ADAPTED)]) == [ADAPTED.digest]
     host.add_tool_sets({each.digest: each for each in (ADAPTED, TOOLS)})
@@ -61,7 +61,7 @@ async def test_adapted_sets_run_on_sessions_of_their_base() -> None:
 
 
 async def test_a_foreign_server_that_does_not_start_is_a_typed_error() -> None:
-    host = DoorHost(ScriptedHost(), ToolServerConfig(), {"PATH": "/nowhere"})
+    host = GatewayHost(ScriptedHost(), ToolServerConfig(), {"PATH": "/nowhere"})
     await host.start()
     host.add_tool_sets({BROKEN.digest: BROKEN})
     opened = await asyncio.wait_for(host.open(opening(BROKEN)), 10)

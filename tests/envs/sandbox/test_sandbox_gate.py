@@ -59,7 +59,7 @@ def test_gate_refuses_a_filter_with_a_hole(
     tmp_path: Path, name: str, number: str, probe: str
 ) -> None:
     shutil.copytree(ROOT / "envs", tmp_path / "envs")
-    rules = tmp_path / "envs" / "sandbox_syscalls.py"
+    rules = tmp_path / "envs" / "sandbox" / "syscalls.py"
     text = rules.read_text()
     hole = f'LEAF_RULES = {{\n    "{name}": Rule({number}),'
     rules.write_text(text.replace("LEAF_RULES = {", hole, 1))

@@ -9,7 +9,7 @@ import pytest
 from envs.config import ToolServerConfig
 from envs.endpoints import HttpEndpoint, HttpOperation, McpStdioEndpoint, OpenEnvEndpoint
 from envs.errors import ConfigError, ToolServerError
-from envs.services.router import ToolServices, listed_tools
+from envs.services.router import ToolRouter, listed_tools
 from envs.services.scripted import ScriptedTools
 from envs.tools import (
     Adaptation,
@@ -55,7 +55,7 @@ async def texts(services: ToolService, tools: ToolSet, *calls: ToolCall) -> list
 
 
 async def test_each_kind_goes_to_its_service() -> None:
-    services = ToolServices(scripted(), CONFIG, {})
+    services = ToolRouter(scripted(), CONFIG, {})
     echo = ToolCall(name="echo", arguments={"text": "hi"})
     parrot = ToolCall(name="parrot", arguments={"words": "ho"})
 
@@ -80,7 +80,7 @@ async def test_an_http_api_goes_to_its_service() -> None:
             allowed_hosts=(place,),
         )
         tools = ToolSet(tools=(spec("echo"),), endpoint=endpoint)
-        services = ToolServices(scripted(), CONFIG, {})
+        services = ToolRouter(scripted(), CONFIG, {})
         assert await texts(services, tools, ToolCall(name="echo", arguments={})) == ["hi"]
         with pytest.raises(ConfigError, match="OpenAPI document"):
             await listed_tools(endpoint, CONFIG, {})
@@ -90,7 +90,7 @@ async def test_an_openenv_environment_goes_to_its_service() -> None:
     nowhere = OpenEnvEndpoint(url="http://127.0.0.1:1")
     tools = ToolSet(tools=(spec("step"),), endpoint=nowhere)
     with pytest.raises(ToolServerError, match=r"127\.0\.0\.1:1"):
-        await ToolServices(scripted(), CONFIG, {}).open(tools, 1, "trial")
+        await ToolRouter(scripted(), CONFIG, {}).open(tools, 1, "trial")
     with pytest.raises(ToolServerError, match=r"127\.0\.0\.1:1"):
         await listed_tools(nowhere, CONFIG, {})
 
