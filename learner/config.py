@@ -1,12 +1,12 @@
-"""Config sections of improving: the optimizer, the reinforcement-learning objective, and SFT."""
+"""Config sections of the learner: the optimizer, the RL objective, and SFT."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from envs.config import Section
 from envs.errors import ConfigError
-from learner.reward_config import SoftOverlong, TrialCost
 from rollout.config import EpisodeConfig, LoraConfig
 
 Estimator = Literal[
@@ -19,7 +19,28 @@ Estimator = Literal[
     "reinforce_pp_baseline",
     "reinforce_pp",
 ]
+LossName = Literal["token", "gspo", "gspo_token", "cispo", "sapo", "reinforce"]
 CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+
+_FUNCTION_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+
+
+def is_function_path(value: str) -> bool:
+    """Whether `value` has the form `module:function`."""
+    return _FUNCTION_PATH.fullmatch(value) is not None
+
+
+def _name_or_function(names: tuple[str, ...]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value in names or is_function_path(value):
+            return value
+        raise ValueError(
+            f"expected {', '.join(map(repr, names))} or a function as 'module:function', "
+            f"found {value!r}"
+        )
+
+    return AfterValidator(check)
+
 
 _CLIPPED = ("token", "gspo", "gspo_token")
 _USED_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -33,12 +54,14 @@ _USED_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("tis_floor", "ratio_reference", ("proximal",)),
     ("constant_length", "aggregation", ("constant",)),
 )
-"""Options of `[learner]` that only some values of another use. What differs from its default was
-asked for; the default was not, for a run's own config.toml says it too."""
+"""(option, key, values of that key which use the option). Setting an option that the chosen value
+ignores is refused. A value equal to the default is accepted: a run's config.toml has every key."""
+_IGNORED_BY_FUNCTIONS = frozenset({"sapo_tau_positive", "sapo_tau_negative"})
+"""Options that a custom loss does not receive."""
 
 
 class OptimizerSection(Section):
-    """What `[learner]` and `[sft]` both say: how weights are sharded and moved."""
+    """Common keys of `[learner]` and `[sft]`: how weights are sharded and updated."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer state, 2 gradients too, 3 weights too."""
@@ -47,30 +70,30 @@ class OptimizerSection(Section):
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     muon_lr: float = Field(default=0.02, gt=0)
-    """Peak learning rate of the matrices under `muon`."""
+    """Peak learning rate of the hidden matrices with `optimizer = "muon"`."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's first and second moment per optimizer step."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled, on matrices only; norms and biases never decay."""
+    """Decoupled weight decay of matrices; norms and biases have none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global 2-norm."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps in which the learning rate rises linearly."""
+    """Optimizer steps over which the learning rate rises linearly."""
     micro_batch_tokens: int = Field(default=4096, gt=0)
-    """Tokens of one packed forward and backward pass; a longer episode makes its own pass."""
+    """Tokens of one packed forward and backward pass; a longer episode gets a pass of its own."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
     offload_optimizer: Literal["none", "cpu"] = "none"
-    """`cpu`: optimizer state lies in host memory and the step runs there; needs `zero_stage` 1 to 3
+    """`cpu`: optimizer state is in host memory and the update runs there; needs `zero_stage` 1 to 3
     (arXiv 2101.06840)."""
     offload_params: Literal["none", "cpu"] = "none"
-    """`cpu`: weights lie in host memory and come layer by layer; needs `zero_stage = 3` and
+    """`cpu`: weights are in host memory and are fetched layer by layer; needs `zero_stage = 3` and
     `offload_optimizer = "cpu"`."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
-    """A collective that waits longer for another rank fails."""
+    """Timeout of a collective operation that waits for another rank, in seconds."""
     max_skipped_steps: int = Field(default=3, ge=0)
-    """Steps in a row that may make no update because a logit, loss or gradient was not finite; one
-    more ends the training. A step of several updates is skipped when all of them are."""
+    """Consecutive steps that may make no update because a logit, loss or gradient was not finite;
+    one more ends the training. A step of several updates counts if all of them were skipped."""
 
     @property
     def entropy_gradient(self) -> bool:
@@ -109,43 +132,81 @@ class PhaseWeights(Section):
     trial: float = Field(default=1.0, ge=0)
     """Tokens of exploratory turns."""
     experience: float = Field(default=1.0, ge=0)
-    """Tokens of what the policy writes down after its trials."""
+    """Tokens of the notes that the policy writes after its trials (`<experience>`)."""
     execution: float = Field(default=1.0, ge=0)
-    """Tokens of the turns that answer."""
+    """Tokens of the execution turns, the answer included."""
+
+
+class TrialCost(Section):
+    """`[learner.trial_cost]`: cost of trial calls, subtracted before rewards are compared."""
+
+    per_call: float = Field(default=0.0, ge=0)
+    """Subtracted from the reward per charged trial call; 0 is off."""
+    charge: Literal["all", "successes", "excess"] = "excess"
+    """Which calls are charged. `all`: every trial call; `successes`: those of episodes with a
+    correct answer; `excess`: of these episodes, the calls above the fewest that a correct episode
+    of the group needed."""
+    min_success_rate: float = Field(default=0.75, ge=0, le=1)
+    """Only groups with at least this accuracy are charged, so that a policy that still needs
+    trials does not learn to stop trying."""
+    most: float = Field(default=0.5, ge=0)
+    """Maximum cost of one episode, so that an expensive success stays better than a failure."""
+
+
+class SoftOverlong(Section):
+    """`[learner.overlong]`: DAPO's soft length penalty, in sampled tokens of the episode."""
+
+    max_tokens: int = Field(default=0, ge=0)
+    """Episodes of this many sampled tokens or more get the full `penalty`; 0 is off."""
+    buffer_tokens: int = Field(default=128, ge=1)
+    """The penalty rises linearly over this many tokens before `max_tokens`; must be below it."""
+    penalty: float = Field(default=1.0, ge=0)
+    """Subtracted from the reward at `max_tokens`."""
+
+    @model_validator(mode="after")
+    def _the_shortest_pay_nothing(self) -> Self:
+        if 0 < self.max_tokens <= self.buffer_tokens:
+            raise ValueError(
+                f"expected overlong.buffer_tokens below overlong.max_tokens = {self.max_tokens}, "
+                f"found {self.buffer_tokens}: the first sampled token would be penalised; lower it"
+            )
+        return self
 
 
 class LearnerConfig(OptimizerSection):
-    """`[learner]`: one reinforcement-learning step."""
+    """`[learner]`: the RL step."""
 
     ranks: int = Field(default=1, ge=1)
     """Learner processes, one per device."""
     advantage: Estimator = "grpo"
-    """Within groups: `grpo` divides by std + eps, `grpo_no_std` (Dr. GRPO) does not, `rloo` leaves
-    one out, `maxrl` divides by mean + eps. Over the step: `grpo_batch_std` (Lite PPO) divides by
-    the std of all rewards, `gpg` makes up for groups that teach nothing, `reinforce_pp_baseline`
-    whitens what is left of the group's mean, `reinforce_pp` (REINFORCE++) knows no groups."""
+    """Within groups: `grpo` divides by std + eps, `grpo_no_std` (Dr. GRPO) does not, `rloo`
+    compares with the mean of the other episodes, `maxrl` divides by mean + eps. Over the step:
+    `grpo_batch_std` (Lite PPO) divides by the std of all rewards, `gpg` rescales for groups without
+    variance, `reinforce_pp_baseline` whitens reward minus group mean, `reinforce_pp` (REINFORCE++)
+    ignores groups."""
     advantage_eps: float = Field(default=0.1, ge=0)
-    """Added to the standard deviation, or to the mean under `maxrl`."""
+    """Added to the standard deviation, or to the mean with `maxrl`."""
     advantage_ddof: Literal[0, 1] = 0
     """Standard deviation of the population (0), or of the sample (1: TRL, verl, OpenRLHF)."""
     drop_zero_variance: bool = True
-    """Leave out groups whose rewards are all equal; off, they stay with advantage 0."""
+    """Exclude groups whose rewards are all equal; `false` keeps them with advantage 0."""
     mask_truncated: bool = False
-    """Keep truncated episodes out of the loss; their reward still counts in the baseline."""
+    """Exclude truncated episodes from the loss; their reward still counts in the baseline."""
     credit: Literal["episode", "phase"] = "episode"
     """`episode`: one advantage for all tokens. `phase`: execution tokens by the answer and the
     penalty for malformed execution turns; trial and experience tokens by the answer, the penalty
-    for malformed trial turns, and the costs of trials. Each compared within the group."""
+    for malformed trial turns, and the costs of trials. Each is compared within the group."""
     trial_cost: TrialCost = TrialCost()
-    """A price on trial calls where the group mostly succeeds."""
+    """Cost of trial calls in groups that mostly succeed."""
     overlong: SoftOverlong = SoftOverlong()
-    """A punishment of length that begins before the limit."""
-    loss: Literal["token", "gspo", "gspo_token", "cispo", "sapo", "reinforce"] = "token"
+    """Length penalty that starts before the limit."""
+    loss: Annotated[str, _name_or_function(get_args(LossName))] = "token"
     """`token`: PPO clip per token; `gspo`: one ratio per sequence; `gspo_token`: the same with a
     gradient and an advantage per token; `cispo`: the clipped ratio is a constant weight; `sapo`: a
-    sigmoid gate instead of a clip; `reinforce`: no ratio."""
+    sigmoid gate instead of a clip; `reinforce`: no ratio; `module:function`: your own, which takes
+    `LossInputs` and returns (loss, clipped) per token."""
     clip_low: float = Field(default=0.2, ge=0)
-    """Ratios below 1 - clip_low are clipped; 1 or more never."""
+    """Ratios below 1 - clip_low are clipped; with 1 or more, none are."""
     clip_high: float = Field(default=0.25, ge=0)
     """Ratios above 1 + clip_high are clipped."""
     dual_clip: float = Field(default=0.0, ge=0)
@@ -154,14 +215,15 @@ class LearnerConfig(OptimizerSection):
     sapo_tau_positive: float = Field(default=1.0, gt=0)
     """`sapo` only: steepness of the gate for positive advantages."""
     sapo_tau_negative: float = Field(default=1.05, gt=0)
-    """`sapo` only: the same for negative ones."""
+    """`sapo` only: the same for negative advantages."""
     ratio_reference: Literal["behaviour", "proximal"] = "behaviour"
-    """Denominator of the ratio: the sampler's logprobs, or the learner's own at the start of
-    the step; then importance weights proximal / behaviour correct between the two."""
-    tis_mode: CorrectionMode = "token_truncate"
+    """Denominator of the ratio: the sampler's logprobs, or (`proximal`) the learner's at the start
+    of the step, with importance weights proximal / behaviour as a correction."""
+    tis_mode: Annotated[str, _name_or_function(get_args(CorrectionMode))] = "token_truncate"
     """`proximal` only: `token_truncate` (TIS) bounds the weight of every token, `token_mask`
     (IcePop) drops tokens outside the bounds; `sequence_truncate` and `sequence_mask` (MIS) do so
-    with the product over the episode."""
+    with the product over the episode; `module:function`: your own, which takes `CorrectionInputs`
+    and returns (weight, bounded) per token."""
     tis_cap: float = Field(default=2.0, gt=0)
     """`proximal` only: upper bound of the importance weight proximal / behaviour."""
     tis_floor: float = Field(default=0.0, ge=0)
@@ -179,11 +241,11 @@ class LearnerConfig(OptimizerSection):
     phase_weights: PhaseWeights = PhaseWeights()
     """Loss weight by phase."""
     entropy_coef: float = Field(default=0.0, ge=0)
-    """Weight of the entropy bonus, aggregated as the loss is; 0 is off."""
+    """Weight of the entropy bonus, aggregated like the loss; 0 is off."""
     kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty to the weights the run started from; 0 keeps no reference copy."""
+    """Weight of the KL penalty to the initial weights; 0 keeps no reference copy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's estimators; as a loss k1 has no useful gradient on-policy and k2 the right one."""
+    """Schulman's estimators; as an on-policy loss k1 has no useful gradient, k2 the exact one."""
     kl_unbiased: bool = False
     """Multiply the penalty by the token's ratio, which makes its gradient unbiased
     (DeepSeek-V3.2)."""
@@ -192,7 +254,7 @@ class LearnerConfig(OptimizerSection):
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per pass."""
     decay_steps: int = Field(default=0, ge=0)
-    """Optimizer steps after warm-up in which the rate falls linearly to zero; 0 keeps it."""
+    """Optimizer steps after warm-up over which the rate falls linearly to zero; 0 keeps it."""
 
     @property
     def entropy_gradient(self) -> bool:
@@ -216,9 +278,11 @@ class LearnerConfig(OptimizerSection):
     def _options_that_would_do_nothing(self) -> Self:
         for key, user, values in _USED_WITH:
             found, default = getattr(self, key), type(self).model_fields[key].default
-            if found != default and getattr(self, user) not in values:
+            chosen = getattr(self, user)
+            custom = is_function_path(chosen) and key not in _IGNORED_BY_FUNCTIONS
+            if found != default and chosen not in values and not custom:
                 raise ValueError(
-                    f"{key} = {found!r} does nothing with {user} = {getattr(self, user)!r}: set "
+                    f"{key} = {found!r} does nothing with {user} = {chosen!r}: set "
                     f"{user} to {' or '.join(map(repr, values))}, or {key} to {default!r}"
                 )
         for key in ("kl_unbiased", "kl_estimator"):
@@ -237,22 +301,22 @@ class LearnerConfig(OptimizerSection):
 
 
 class SftConfig(OptimizerSection):
-    """`[sft]`: imitation of the tokens under the loss mask."""
+    """`[sft]`: supervised fine-tuning on the tokens under the loss mask."""
 
     epochs: int = Field(default=1, ge=1)
-    """Passes over the set, each in its own order."""
+    """Passes over the dataset, each in its own order."""
     batch_tokens: int = Field(default=2048, gt=0)
-    """Tokens of one optimizer step, prompts and observations included, over all ranks."""
+    """Tokens of one optimizer step over all ranks, prompts and observations included."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Optimizer steps between checkpoints; a resumed SFT repeats at most so many."""
+    """Optimizer steps between checkpoints; a resumed SFT repeats at most this many."""
     decay_fraction: float = Field(default=0.4, ge=0, le=1)
-    """Share of the steps at the end over which the learning rate falls linearly to zero."""
+    """Fraction of all steps, at the end, over which the learning rate falls linearly to zero."""
     phase_weights: PhaseWeights = PhaseWeights()
     """Loss weight by phase."""
 
 
 def check_sampling_for_training(episode: EpisodeConfig) -> None:
-    """Refuse sampling whose logprobs the loss cannot correct. Raises ConfigError."""
+    """Raise ConfigError for sampling whose logprobs the loss cannot correct."""
     if episode.temperature == 0:
         raise ConfigError(
             "expected episode.temperature above 0 for training, found 0: greedy episodes explore "
@@ -267,16 +331,16 @@ def check_sampling_for_training(episode: EpisodeConfig) -> None:
 
 
 def check_adapters(lora: LoraConfig, section: OptimizerSection) -> None:
-    """Refuse what adapters cannot be trained with. Raises ConfigError."""
+    """Raise ConfigError for options that adapters cannot be trained with."""
     if not lora.rank:
         return
     if section.optimizer == "muon":
         raise ConfigError(
             f"expected optimizer = 'adamw' with model.lora.rank = {lora.rank}, found 'muon': it "
-            "makes the update of a weight orthogonal, and adapters train two factors of one"
+            "orthogonalises the update of a weight matrix, and adapters train two factors of it"
         )
     if isinstance(section, LearnerConfig) and lora.dropout > 0:
         raise ConfigError(
             f"expected model.lora.dropout = 0 in reinforcement learning, found {lora.dropout:g}: "
-            "the policy that is trained would not be the one that sampled; keep it for SFT"
+            "dropout would train a different policy than the one that sampled; use it in SFT only"
         )

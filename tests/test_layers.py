@@ -33,7 +33,7 @@ FLOORS = {
         "evaluation",
     ),
     "learner": (
-        "credit_columns reward_config pretrained",
+        "credit_columns pretrained",
         "config",
         "batch memory trainer_setup",
         "limits packed",

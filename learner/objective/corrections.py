@@ -1,4 +1,4 @@
-"""What stands between the sampler's logprobs and the learner's: weights, masks, and measures."""
+"""Off-policy corrections between the sampler's and the learner's logprobs, and their mismatch."""
 
 from dataclasses import dataclass
 
@@ -19,15 +19,30 @@ class Correction:
     floor: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectionInputs:
+    """What a custom correction receives: the P predicted tokens of one pack, without gradients.
+
+    `proximal_P` are the learner's logprobs at the start of the step, `behaviour_P` the sampler's;
+    `segments_P` numbers the sequences from 0; `cap` and `floor` are `tis_cap` and `tis_floor`.
+    """
+
+    proximal_P: Tensor
+    behaviour_P: Tensor
+    segments_P: Tensor
+    cap: float
+    floor: float
+
+
 def importance_weights(
     proximal_P: Tensor, behaviour_P: Tensor, segments_P: Tensor, rule: Correction
 ) -> tuple[Tensor, Tensor]:
-    """Return proximal / behaviour, bounded, from logprobs, and where the bounds were met.
+    """Return the bounded weights proximal / behaviour, and which tokens were outside the bounds.
 
-    Constants of the loss. Per token, or the product over the sequence. `truncate` moves a weight to
-    the nearer bound: TIS (Yao et al., "Your efficient RL framework secretly brings you off-policy
-    RL training"); `mask` makes one outside zero: IcePop per token (arXiv 2510.18855), MIS per
-    sequence (Liu et al., "When speed kills stability").
+    Weights have no gradient. They are per token, or the product over the sequence. `truncate` moves
+    a weight to the nearer bound: TIS (Yao et al., "Your efficient RL framework secretly brings you
+    off-policy RL training"). `mask` sets a weight outside the bounds to zero: IcePop per token
+    (arXiv 2510.18855), MIS per sequence (Liu et al., "When speed kills stability").
     """
     log_weight_P = (proximal_P - behaviour_P).detach()
     if rule.mode.startswith("sequence"):
@@ -48,8 +63,8 @@ def sequence_mask(dlogp_P: Tensor, segments_P: Tensor, limit: float) -> Tensor:
 def off_policy_mask(
     drift_P: Tensor, advantages_P: Tensor, segments_P: Tensor, limit: float
 ) -> Tensor:
-    """Return 0.0 for tokens with a negative advantage in sequences whose mean `drift_P`, behaviour
-    minus present logprob, exceeds `limit`; else 1.0 (DeepSeek-V3.2, arXiv 2512.02556).
+    """Return 0.0 for tokens with a negative advantage in sequences whose mean `drift_P` (behaviour
+    minus current logprob) exceeds `limit`; else 1.0 (DeepSeek-V3.2, arXiv 2512.02556).
     """
     far_P = sequence_mean(drift_P, segments_P) > limit
     return (~(far_P & (advantages_P < 0))).to(drift_P.dtype).detach()
@@ -57,7 +72,7 @@ def off_policy_mask(
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Learner against sampler: `kl` in nats, the others absolute differences of logprobs."""
+    """Learner compared with sampler: `kl` in nats, the rest absolute differences of logprobs."""
 
     kl: float
     mean: float

@@ -1,4 +1,4 @@
-"""Policy-gradient losses per token, the KL penalty, and how token losses are added up."""
+"""Policy-gradient losses per token, the KL penalty, and weights that aggregate token losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +25,29 @@ class Clip:
     dual: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """What a custom loss receives: the P predicted tokens of one pack.
+
+    `logprobs_P` and `log_ratio_P` have a gradient. `log_ratio_P` is the log of the new over the old
+    policy's probability (the sampler's, or under `ratio_reference = "proximal"` the learner's at
+    the start of the step), clamped to +-MAX_LOG_RATIO. `segments_P` numbers the sequences from 0.
+    """
+
+    logprobs_P: Tensor
+    log_ratio_P: Tensor
+    advantages_P: Tensor
+    segments_P: Tensor
+    clip: Clip
+
+
 def log_ratio(logprobs_P: Tensor, old_logprobs_P: Tensor) -> Tensor:
     """Return the log of the importance ratio, bounded so that its exponential stays finite."""
     return (logprobs_P - old_logprobs_P).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def token_loss(log_ratio_P: Tensor, advantages_P: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """Return PPO's clipped loss per token and which tokens were cut off (arXiv 1707.06347, eq. 7).
+    """Return PPO's clipped loss per token and which tokens were clipped (arXiv 1707.06347, eq. 7).
 
     Clip-higher: arXiv 2503.14476, eq. 10; dual clip: arXiv 1912.09729, eq. 5.
     """
@@ -85,7 +101,7 @@ def sapo_loss(
     """Return SAPO's loss (arXiv 2511.20347): a sigmoid gate of the ratio instead of a clip.
 
     The gate is 4 / tau * sigmoid(tau * (ratio - 1)) with tau by the advantage's sign; its slope at
-    ratio 1 is 1. Nothing is cut off.
+    ratio 1 is 1. Nothing is clipped.
     """
     tau_P = torch.where(advantages_P > 0, positive, negative)
     gate_P = torch.sigmoid(tau_P * (log_ratio_P.exp() - 1)) * 4 / tau_P

@@ -1,21 +1,26 @@
 """The reinforcement-learning objective of one pack, as the configuration composes it."""
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.config import LearnerConfig
+from envs.errors import ConfigError
+from learner.config import CorrectionMode, LearnerConfig
 from learner.objective.corrections import (
     Correction,
+    CorrectionInputs,
     importance_weights,
     off_policy_mask,
     sequence_mask,
 )
+from learner.objective.custom import CustomFunctions, LossFunction
 from learner.objective.losses import (
     Clip,
+    LossInputs,
     cispo_loss,
     kl_penalty,
     log_ratio,
@@ -44,8 +49,11 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What models said about the predicted tokens of a pack; `entropies_P` have a gradient only
-    under an entropy bonus, `reference_P` exists only under a KL penalty."""
+    """The models' logprobs and entropies of the predicted tokens of a pack.
+
+    `entropies_P` have a gradient only with an entropy bonus; `reference_P` exists only with a KL
+    penalty.
+    """
 
     logprobs_P: Tensor
     entropies_P: Tensor
@@ -56,8 +64,8 @@ class Prediction:
 class PackLoss:
     """`loss` is differentiable; the counts are tokens, `kl` a weighted sum in nats.
 
-    `clipped` tokens met the clip, `masked` ones were left out as off-policy, `corrected` ones had
-    an importance weight outside its bounds.
+    `clipped` tokens were clipped by the loss, `masked` tokens were excluded as too far off-policy,
+    `corrected` tokens had an importance weight outside its bounds.
     """
 
     loss: Tensor
@@ -67,13 +75,13 @@ class PackLoss:
     kl: float = 0.0
 
     def detached(self) -> "PackLoss":
-        """Return the same without what a backward pass needs."""
+        """Return the same without the autograd graph."""
         return replace(self, loss=self.loss.detach())
 
 
 @dataclass(frozen=True, slots=True)
 class _Constants:
-    """What the loss takes as given, over the P tokens of a pack."""
+    """Tensors without a gradient over the P tokens of a pack."""
 
     advantages_P: Tensor
     weights_P: Tensor
@@ -81,10 +89,20 @@ class _Constants:
     proximal_P: Tensor
 
 
+_BUILT_IN = CustomFunctions()
+
+
 def pack_loss(
-    pack: Pack, prediction: Prediction, targets: Targets, config: LearnerConfig
+    pack: Pack,
+    prediction: Prediction,
+    targets: Targets,
+    config: LearnerConfig,
+    custom: CustomFunctions = _BUILT_IN,
 ) -> PackLoss:
-    """Return the pack's share of the loss; without targets a 0 that still has a gradient."""
+    """Return the pack's share of the loss; for a pack without targets, a 0 with a gradient.
+
+    `custom` holds the functions that `config.loss` and `config.tis_mode` name, if they name any.
+    """
     logprobs_P = prediction.logprobs_P
     if not len(pack.sources_P):
         return PackLoss(logprobs_P.sum())
@@ -92,13 +110,17 @@ def pack_loss(
     keep_P = _mask(pack, logprobs_P, given, config)
     weights_P = given.weights_P * keep_P
     ratio_P = log_ratio(logprobs_P, _denominator(given, config))
-    loss_P, cut_P = _policy_loss(pack, logprobs_P, ratio_P, given.advantages_P, config)
+    inputs = LossInputs(
+        logprobs_P=logprobs_P,
+        log_ratio_P=ratio_P,
+        advantages_P=given.advantages_P,
+        segments_P=pack.segments_P,
+        clip=Clip(config.clip_low, config.clip_high, config.dual_clip),
+    )
+    loss_P, cut_P = (custom.loss or _built_in_loss(config))(inputs)
     corrected = 0
     if config.ratio_reference == "proximal":
-        rule = Correction(config.tis_mode, config.tis_cap, config.tis_floor)
-        importance_P, outside_P = importance_weights(
-            given.proximal_P, given.behaviour_P, pack.segments_P, rule
-        )
+        importance_P, outside_P = _importance(pack, given, config, custom)
         loss_P = loss_P * importance_P
         corrected = int(outside_P.sum())
     loss = (weights_P * loss_P).sum()
@@ -139,7 +161,7 @@ def _denominator(given: _Constants, config: LearnerConfig) -> Tensor:
 
 
 def _mask(pack: Pack, logprobs_P: Tensor, given: _Constants, config: LearnerConfig) -> Tensor:
-    """Return 0.0 for tokens that are left out as too far from their sampler, else 1.0."""
+    """Return 0.0 for tokens that are too far from their sampling policy, else 1.0."""
     keep_P = torch.ones_like(given.weights_P)
     if config.max_sequence_dlogp > 0:
         dlogp_P = given.proximal_P - given.behaviour_P
@@ -152,21 +174,44 @@ def _mask(pack: Pack, logprobs_P: Tensor, given: _Constants, config: LearnerConf
     return keep_P
 
 
-def _policy_loss(
-    pack: Pack, logprobs_P: Tensor, ratio_P: Tensor, advantages_P: Tensor, config: LearnerConfig
+def _importance(
+    pack: Pack, given: _Constants, config: LearnerConfig, custom: CustomFunctions
 ) -> tuple[Tensor, Tensor]:
-    clip = Clip(config.clip_low, config.clip_high, config.dual_clip)
+    if custom.correction is not None:
+        weight_P, outside_P = custom.correction(
+            CorrectionInputs(
+                proximal_P=given.proximal_P,
+                behaviour_P=given.behaviour_P,
+                segments_P=pack.segments_P,
+                cap=config.tis_cap,
+                floor=config.tis_floor,
+            )
+        )
+        return weight_P.detach(), outside_P
+    mode = cast(CorrectionMode, config.tis_mode)
+    rule = Correction(mode, config.tis_cap, config.tis_floor)
+    return importance_weights(given.proximal_P, given.behaviour_P, pack.segments_P, rule)
+
+
+def _built_in_loss(config: LearnerConfig) -> LossFunction:
     match config.loss:
         case "token":
-            return token_loss(ratio_P, advantages_P, clip)
+            return lambda at: token_loss(at.log_ratio_P, at.advantages_P, at.clip)
         case "gspo":
-            return sequence_loss(ratio_P, advantages_P, pack.segments_P, clip)
+            return lambda at: sequence_loss(at.log_ratio_P, at.advantages_P, at.segments_P, at.clip)
         case "gspo_token":
-            return sequence_token_loss(ratio_P, advantages_P, pack.segments_P, clip)
+            return lambda at: sequence_token_loss(
+                at.log_ratio_P, at.advantages_P, at.segments_P, at.clip
+            )
         case "cispo":
-            return cispo_loss(ratio_P, logprobs_P, advantages_P, clip)
+            return lambda at: cispo_loss(at.log_ratio_P, at.logprobs_P, at.advantages_P, at.clip)
         case "sapo":
             taus = config.sapo_tau_positive, config.sapo_tau_negative
-            return sapo_loss(ratio_P, advantages_P, *taus)
+            return lambda at: sapo_loss(at.log_ratio_P, at.advantages_P, *taus)
         case "reinforce":
-            return reinforce_loss(logprobs_P, advantages_P)
+            return lambda at: reinforce_loss(at.logprobs_P, at.advantages_P)
+        case other:
+            raise ConfigError(
+                f"expected the function of learner.loss = {other!r} to be loaded, found none: "
+                "pass load_custom_functions(config)"
+            )

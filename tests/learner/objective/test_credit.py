@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from learner.config import SoftOverlong, TrialCost
 from learner.credit_columns import CreditColumns
 from learner.objective.credit import (
     overlong_penalties,
@@ -8,7 +9,6 @@ from learner.objective.credit import (
     trial_costs,
     trial_yield,
 )
-from learner.reward_config import SoftOverlong, TrialCost
 
 GROUPS = "aaaabbbb"
 ANSWERS = np.array([1.0, 1, 1, 0, 1, 0, 0, np.nan])  # a: 3 of 4 right; b: 1 of 3

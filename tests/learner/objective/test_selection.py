@@ -6,10 +6,9 @@ import pytest
 from envs.errors import LearnerError
 from envs.tools import AnswerStatus
 from learner.batch import phase_weights, read_episodes
-from learner.config import LearnerConfig, PhaseWeights
+from learner.config import LearnerConfig, PhaseWeights, SoftOverlong, TrialCost
 from learner.objective.selection import select, varies
 from learner.report import Scores, annotate, step_metrics
-from learner.reward_config import SoftOverlong, TrialCost
 from rollout.episode import CallRecord, Outcome, Phase, Turn
 
 
