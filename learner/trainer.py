@@ -12,13 +12,13 @@ from torch import Tensor
 
 from envs.errors import ConfigError, LearnerError, NonFiniteError
 from envs.seeds import stable_hash
-from learner.backends.backend import Backend, RankPlace
-from learner.backends.deepspeed_backend import DeepSpeedBackend
-from learner.backends.schedule import rl_scale, sft_scale, warmup
+from learner.backends.backend import MakeBackend
+from learner.backends.schedule import rl_scale, sft_scale
 from learner.backends.skipped_steps import SkippedSteps
 from learner.batch import EpisodeBatch, phase_weights, predictable, read_episodes
 from learner.config import LearnerConfig, SftConfig, check_adapters
 from learner.limits import read_limits
+from learner.objective.custom import CustomFunctions, load_custom_functions
 from learner.objective.losses import Aggregation, aggregation_weights
 from learner.objective.objective import PackLoss, Prediction, Targets, pack_loss
 from learner.objective.selection import NON_FINITE, Selection, select
@@ -29,36 +29,30 @@ from learner.report import Scores, StepReport, annotate, step_metrics
 from learner.trainer_setup import TrainerSetup
 
 _SEED_BITS = 2**63 - 1
-"""What `torch.manual_seed` takes."""
+"""Largest seed that `torch.manual_seed` accepts."""
 
 
 class Trainer:
     """One rank. Every rank calls the same methods with the same arguments, in the same order."""
 
-    def __init__(self, setup: TrainerSetup) -> None:
+    def __init__(self, setup: TrainerSetup, make_backend: MakeBackend) -> None:
         self.setup = setup
         self._config = setup.learner
         self._optimizer = setup.sft or setup.learner
         check_adapters(setup.model.lora, self._optimizer)
-        self._backend: Backend = DeepSpeedBackend(
-            RankPlace(
-                setup.rank, setup.world_size, setup.master_addr, setup.master_port, setup.device
-            ),
-            setup.model_path,
-            setup.model.dtype,
-            self._optimizer,
-            reference=setup.sft is None and setup.learner.kl_coef > 0,
-            lora=setup.model.lora,
-        )
         self._limits = read_limits(Path(setup.model_path), setup.model.max_model_len)
+        # Before the backend, which takes minutes to load a large model.
+        self._custom = CustomFunctions() if setup.sft else load_custom_functions(setup.learner)
+        self._backend = make_backend(setup)
         self._optimizer_steps = 0
         self._skips = SkippedSteps(self._optimizer.max_skipped_steps)
 
     def rl_step(self, table: pa.Table) -> StepReport:
-        """Train on the episodes of `table` (EPISODE_SCHEMA); each rank takes its share.
+        """Train on the episodes of `table` (EPISODE_SCHEMA); each rank trains on its share.
 
-        An update in which anything is not finite leaves the weights as they were, and its episodes
-        are dropped. Raises NonFiniteError at one step too many in a row of nothing but these.
+        An update in which anything is not finite changes no weight, and its episodes are dropped.
+        Raises NonFiniteError after more than `max_skipped_steps` consecutive steps without any
+        valid update.
         """
         if self.setup.sft is not None:
             raise ConfigError(
@@ -101,10 +95,10 @@ class Trainer:
     ) -> Iterator[dict[str, float]]:
         """Train on `table` for the configured epochs; yield the metrics of each optimizer step.
 
-        Steps count from 1; the first `steps_done`, which a loaded checkpoint has behind it, are
-        left out. A step in which anything is not finite leaves the weights as they were and yields
-        nothing; `skipped` counts them. Raises NonFiniteError for one too many in a row, and where
-        no step was made.
+        Steps count from 1. The first `steps_done` are skipped: a loaded checkpoint contains them.
+        A step in which anything is not finite changes no weight and yields nothing; the metric
+        `skipped` counts these steps. Raises NonFiniteError after more than `max_skipped_steps` of
+        them in a row, and if every step was one.
         """
         config = self._sft_config()
         batch = self._read(table)
@@ -122,7 +116,7 @@ class Trainer:
             torch.manual_seed(stable_hash(seed, "dropout", step, self.setup.rank) & _SEED_BITS)
             scale = sft_scale(config, step - 1, len(steps))
             try:
-                metrics = self._imitate(batch, indices, weights_N, scale)
+                metrics = self._sft_update(batch, indices, weights_N, scale)
             except NonFiniteError as error:
                 skipped += 1
                 self._skips.end_step(0, error)
@@ -137,67 +131,58 @@ class Trainer:
                 "dropped_overlong": float(len(batch) - len(fitting)),
             }
 
-    def sft_step(self, table: pa.Table) -> dict[str, float]:
-        """Make one optimizer step on all episodes of `table`, at the rate after warm-up.
-
-        Raises NonFiniteError, with the weights as before, where something was not finite.
-        """
-        config = self._sft_config()
-        batch = self._read(table)
-        weights_N = phase_weights(batch, config.phase_weights)
-        scale = warmup(self._optimizer_steps, config.warmup_steps)
-        return self._imitate(batch, self._limits.fitting(batch), weights_N, scale)
-
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
         """Return per episode the logprob of each token under the loss mask, NaN elsewhere.
 
-        At the episode's sampling temperature, 1 for greedy ones; the same on every rank.
+        At the episode's sampling temperature, or 1 for greedy episodes. Every rank returns the
+        same.
         """
         batch = self._read(table)
         scores = self._score(batch, range(len(batch)), predictable(batch))
         return [scores.logprobs_N[batch.rows(index)] for index in range(len(batch))]
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (Hugging Face name, whole tensor), valid until the next; every rank exhausts it."""
+        """Yield (Hugging Face name, full tensor), valid until the next; every rank exhausts it."""
         return self._backend.named_weights()
 
     def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As `named_weights`, what a push carries: with adapters, these alone."""
+        """As `named_weights`, what a push sends: with LoRA, the adapters alone."""
         return self._backend.pushed_weights()
 
-    def save(self, path: str | Path, step: int) -> None:
-        """Write a checkpoint that `load` resumes from bit for bit; replaces an older one."""
+    def save_checkpoint(self, path: str | Path, step: int) -> None:
+        """Write a checkpoint from which training resumes bit for bit; replaces an older one."""
         save_checkpoint(self._backend, Path(path), self._record(step))
 
-    def load(self, path: str | Path) -> int:
-        """Take up a checkpoint and return the step it was saved at.
+    def load_checkpoint(self, path: str | Path) -> int:
+        """Load a checkpoint and return the step it was saved at.
 
-        Raises MissingError, LearnerError (unfinished) or ConfigError (other model, ranks, stage).
+        Raises MissingError, LearnerError (incomplete) or ConfigError (different model, number of
+        ranks, optimizer or ZeRO stage).
         """
         record = load_checkpoint(self._backend, Path(path), self._record(0))
         self._optimizer_steps = record.optimizer_steps
         return record.step
 
-    def export(self, path: str | Path) -> None:
+    def export_model(self, path: str | Path) -> None:
         """Write a Hugging Face folder: safetensors, configuration, tokenizer.
 
-        With adapters the weights are merged, and PEFT's folder of the adapters lies in `adapter`.
+        With LoRA the weights are merged, and the subfolder `adapter` holds them in PEFT's format.
         """
         export_model(self._backend, Path(self.setup.model_path), Path(path), self.setup.model.lora)
 
     def close(self) -> None:
-        """Free the engine; the process group lives until the process ends."""
+        """Free the backend; the process group lives until the process ends."""
         self._backend.close()
 
     def _read(self, table: pa.Table) -> EpisodeBatch:
-        """Read the table; ranks with different ones would wait for each other's shares in vain."""
+        """Read and check the table. Ranks with different tables would deadlock, so compare them."""
         batch = read_episodes(table)
         self._limits.check(batch)
         key = stable_hash(len(batch.token_ids_N), *batch.episodes_B)
         if len(set(self._backend.gather(key))) > 1:
             raise LearnerError(
-                "expected every rank to be given the same episodes, found different tables: pass "
-                "the whole table to all of them"
+                "expected the same episodes on every rank, found different tables: pass "
+                "the complete table to all of them"
             )
         return batch
 
@@ -209,9 +194,9 @@ class Trainer:
         scores: Scores,
         proximal_N: NDArray[np.float32] | None,
     ) -> None:
-        """Make one optimizer step on the episodes of `part`; what it sees goes into `scores`.
+        """Make one optimizer step on the episodes of `part`; adds its measurements to `scores`.
 
-        Raises NonFiniteError, with scores and weights as before, where something was not finite.
+        Raises NonFiniteError, with scores and weights unchanged, where something was not finite.
         """
         targets = _targets(batch, selection, part, proximal_N, self._config)
         packs = self._packs(batch, part, selection.weights_N > 0)
@@ -219,7 +204,7 @@ class Trainer:
         for index, packed in enumerate(packs):
             logprobs_P, entropies_P = self._backend.forward(packed)
             prediction = Prediction(logprobs_P, entropies_P, self._reference(packed))
-            share = pack_loss(packed, prediction, targets, self._config)
+            share = pack_loss(packed, prediction, targets, self._config, self._custom)
             self._backend.backward(share.loss, last=index == len(packs) - 1)
             seen.append((packed, share.detached(), logprobs_P.detach(), entropies_P.detach()))
         scores.grad_norms.append(self._step(rl_scale(self._config, self._optimizer_steps)))
@@ -228,7 +213,7 @@ class Trainer:
             if proximal_N is None:
                 scores.record(packed, logprobs_P, entropies_P)
 
-    def _imitate(
+    def _sft_update(
         self,
         batch: EpisodeBatch,
         indices: Sequence[int],
@@ -261,7 +246,7 @@ class Trainer:
     def _score(
         self, batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_]
     ) -> Scores:
-        """Return logprobs and entropies of the present weights over all ranks' episodes."""
+        """Return logprobs and entropies of the current weights over all ranks' episodes."""
         scores = Scores.empty(len(batch.token_ids_N))
         for packed in self._packs(batch, indices, loss_N):
             scores.record(packed, *self._backend.score(packed))
@@ -334,7 +319,7 @@ def _aggregate(
 
 
 def _minibatches(batch: EpisodeBatch, kept: Sequence[int], count: int) -> list[list[int]]:
-    """Split episodes into at most `count` parts of like length, whatever the number of ranks."""
+    """Split episodes into at most `count` parts of similar length, independent of the ranks."""
     by_length = sorted(kept, key=lambda index: (-int(batch.lengths_B[index]), index))
     return [part for part in (by_length[start::count] for start in range(count)) if part]
 
@@ -342,7 +327,7 @@ def _minibatches(batch: EpisodeBatch, kept: Sequence[int], count: int) -> list[l
 def _sft_batches(
     batch: EpisodeBatch, indices: Sequence[int], limit: int, seed: int
 ) -> list[list[int]]:
-    """Deal episodes in random order into steps of at most `limit` tokens, or one longer episode."""
+    """Split shuffled episodes into steps of at most `limit` tokens, or one longer episode."""
     steps: list[list[int]] = []
     space = 0
     for index in np.random.default_rng(seed).permutation(np.array(indices)).tolist():

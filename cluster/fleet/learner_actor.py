@@ -1,4 +1,4 @@
-"""The Ray actor of one learner rank: a thin shell around Trainer."""
+"""Ray actor of one learner rank, a thin shell around Trainer."""
 
 import socket
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cluster.fleet.weight_relay import place_here
 from cluster.lifecycle.retention import checkpoint_path
-from learner.outputs.digest import sealed, tensor_digests
+from learner.outputs.digest import tensor_digests, with_weight_digests
 from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from learner.trainer import Trainer
 
 TRAINER = "learner.trainer:Trainer"
-"""Imported where a rank runs: DeepSpeed takes many seconds, and the driver can do without."""
+BACKEND = "learner.backends.deepspeed_backend:DeepSpeedBackend"
+"""Imported only where a rank runs: importing DeepSpeed takes many seconds."""
 
 
 class LearnerActor:
-    """Shell of one learner rank and, on rank 0, of the publisher."""
+    """One learner rank and, on rank 0, the publisher of its weights."""
 
     def __init__(self, transport: str, shm_dir: str) -> None:
         self._transport = transport
@@ -39,7 +40,7 @@ class LearnerActor:
         self._publisher: Publisher | None = None
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return an address and a free port of this node, where all ranks can meet."""
+        """Return the address and a free port of this node, for all ranks to connect to."""
         address = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((address, 0))
@@ -47,37 +48,42 @@ class LearnerActor:
 
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)
-        self._trainer = resolve_name(TRAINER)(setup)
+        self._trainer = resolve_name(TRAINER)(setup, resolve_name(BACKEND))
 
-    def rl_step(self, table: pa.Table) -> StepReport:
-        """Make one step; what rank 0 reports says which weights it ended in."""
-        report, named = self._live.rl_step(table), self._live.named_weights()
+    def rl_step(self, table: pa.Table, *, digest_weights: bool = False) -> StepReport:
+        """Make one step. With `digest_weights` rank 0's report has a digest of every weight.
+
+        The digests need all weights gathered, merged with their adapters and copied to the host,
+        a multiple of the cost of a LoRA push; the driver asks for them where they are kept.
+        """
+        report = self._live.rl_step(table)
+        if not digest_weights:
+            return report
+        named = self._live.named_weights()
         if self._live.setup.rank == 0:
-            return sealed(report, tensor_digests(named))
-        for _ in named:  # every rank takes part in gathering them
+            return with_weight_digests(report, tensor_digests(named))
+        for _ in named:  # gathering them is collective
             pass
         return report
 
     def sft(
         self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
     ) -> Iterator[dict[str, float]]:
-        """Train what is left of an SFT; yields the metrics of every optimizer step, once it is
-        saved where it is one to be saved.
-        """
+        """Run the remaining steps of an SFT; yield the metrics of each, after its checkpoint."""
         setup, saved = self._live.setup, steps_done
         assert setup.sft is not None, "Trainer.sft refuses it"
         for metrics in self._live.sft(table, seed, steps_done):
             step = int(metrics["step"])
             if step // setup.sft.checkpoint_every > saved // setup.sft.checkpoint_every:
-                self._live.save(checkpoint_path(Path(checkpoints), step), step)
+                self._live.save_checkpoint(checkpoint_path(Path(checkpoints), step), step)
                 saved = step
             yield metrics
 
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
         return self._live.logprobs(table)
 
-    def publish(self, version: int) -> WeightManifest | None:
-        """Publish the weights as `version`; every rank takes part, rank 0 returns the manifest."""
+    def publish_weights(self, version: int) -> WeightManifest | None:
+        """Publish the weights as `version`; collective, and only rank 0 returns the manifest."""
         named = self._live.pushed_weights()
         if self._live.setup.rank != 0:
             for _ in named:
@@ -88,14 +94,14 @@ class LearnerActor:
         manifest = self._publisher.publish(version, named)
         return replace(manifest, place=place_here(str(self._shm_dir)))
 
-    def save(self, path: str, step: int) -> None:
-        self._live.save(path, step)
+    def save_checkpoint(self, path: str, step: int) -> None:
+        self._live.save_checkpoint(path, step)
 
-    def load(self, path: str) -> int:
-        return self._live.load(path)
+    def load_checkpoint(self, path: str) -> int:
+        return self._live.load_checkpoint(path)
 
-    def export(self, path: str) -> None:
-        self._live.export(path)
+    def export_model(self, path: str) -> None:
+        self._live.export_model(path)
 
     def close(self) -> None:
         if self._publisher is not None:

@@ -59,9 +59,12 @@ class LearnerGroup:
         pairs = zip(self._ranks, setups, strict=True)
         await self._each([rank.start.remote(setup) for rank, setup in pairs], "start")
 
-    async def step(self, table: pa.Table) -> StepReport:
-        """Make one reinforcement-learning step on the episodes of `table`. Raises LearnerError."""
-        return (await self._all("rl_step", _put(table)))[0]
+    async def rl_step(self, table: pa.Table, *, digest_weights: bool = False) -> StepReport:
+        """Make one RL step on the episodes of `table`. Raises LearnerError.
+
+        With `digest_weights` the report has a digest of every weight of the whole model.
+        """
+        return (await self._all("rl_step", _put(table), digest_weights=digest_weights))[0]
 
     async def sft(
         self, table: pa.Table, seed: int, checkpoints: Path, steps_done: int = 0
@@ -76,21 +79,21 @@ class LearnerGroup:
         while (metrics := (await self._each([_next(one) for one in told], "sft"))[0]) is not None:
             yield metrics
 
-    async def publish(self, version: int) -> WeightManifest:
+    async def publish_weights(self, version: int) -> WeightManifest:
         """Publish the current weights as `version`."""
-        return (await self._all("publish", version))[0]
+        return (await self._all("publish_weights", version))[0]
 
-    async def save(self, path: Path, step: int) -> None:
-        await self._all("save", str(path), step)
+    async def save_checkpoint(self, path: Path, step: int) -> None:
+        await self._all("save_checkpoint", str(path), step)
 
-    async def load(self, path: Path) -> int:
-        """Take up a checkpoint; returns its step."""
-        return (await self._all("load", str(path)))[0]
+    async def load_checkpoint(self, path: Path) -> int:
+        """Continue from a checkpoint; return its step."""
+        return (await self._all("load_checkpoint", str(path)))[0]
 
-    async def export(self, path: Path) -> None:
+    async def export_model(self, path: Path) -> None:
         """Write the weights as a Hugging Face folder, in place of one of an earlier end."""
         shutil.rmtree(path, ignore_errors=True)
-        await self._all("export", str(path))
+        await self._all("export_model", str(path))
 
     async def logprobs(self, table: pa.Table) -> list[Any]:
         """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
@@ -104,9 +107,9 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
 
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+    async def _all(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
         return await self._each(
-            [getattr(rank, method).remote(*arguments) for rank in self._ranks], method
+            [getattr(rank, method).remote(*arguments, **named) for rank in self._ranks], method
         )
 
     async def _each(self, answers: list[Any], method: str) -> list[Any]:

@@ -1,8 +1,8 @@
-"""A learner step run again from the episodes it was made of, and compared bit for bit."""
+"""Run a learner step again on its recorded episodes and compare the result bit for bit."""
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,29 +18,53 @@ from cluster.progress import Progress
 from cluster.running import run_async
 from envs.errors import ConfigError, MissingError
 from envs.tools import JsonObject
-from learner.outputs.digest import recorded_digests
+from learner.outputs.digest import PUSHED_METRIC, push_metrics, recorded_digests
 from learner.report import StepReport
 from rollout.episode_difference import Difference
 from rollout.store.run_reader import RunReader
 
 KERNELS = ("torch", "deepspeed", "transformers")
-"""Packages whose other versions may round otherwise."""
+"""Packages that may round differently in another version."""
 TIMINGS = frozenset({"seconds", "tokens_per_s"})
-"""Metrics of the learner that are no part of the comparison."""
+"""Metrics of the learner that are not compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a run directory says of one step."""
+    """What a run directory holds of one step."""
 
     step: int
     table: pa.Table
-    """The episodes, in the order in which the learner was given them."""
+    """The episodes, in the order in which the learner received them."""
     annotations: pa.Table
     metrics: Mapping[str, float]
 
+    @property
+    def has_whole_digests(self) -> bool:
+        """Whether every tensor of the whole model was hashed after the step."""
+        return bool(recorded_digests(self.annotations))
+
+    @property
+    def has_pushed_digest(self) -> bool:
+        """Whether the metrics have the hash of the weights that were pushed to the engines."""
+        return PUSHED_METRIC in self.metrics
+
+    def compared_weights(self, *, lora: bool) -> str:
+        """Return which weights after the step can be compared, for people."""
+        pushed = "the pushed LoRA factors" if lora else "the pushed weights"
+        if self.has_whole_digests and self.has_pushed_digest:
+            return f"every tensor of the whole model, and {pushed} together"
+        if self.has_whole_digests:
+            return "every tensor of the whole model"
+        if self.has_pushed_digest:
+            return f"{pushed} together, by one hash"
+        return (
+            f"none: step {self.step} has no digest, as with cluster.transport = 'cuda_ipc' between "
+            "checkpoints; set run.deterministic or run.checkpoint_every = 1 for whole digests"
+        )
+
     def differences(self, report: StepReport) -> Iterator[Difference]:
-        """Yield where the step that was run again differs: first tensor, metric, annotation."""
+        """Yield the first tensor, metric and annotation in which the replayed step differs."""
         assert report.annotations is not None
         yield from _first(
             "weights of", recorded_digests(self.annotations), recorded_digests(report.annotations)
@@ -53,25 +77,28 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class StepReplay:
-    """What came of running a step again, and with it all steps since `base`.
+    """Result of running a step again, together with all steps since `base`.
 
-    `step` is the last that was run: the first that differs, or the one that was asked for.
+    `step` is the last step that was run: the first that differs, or the requested one.
     """
 
     step: int
     base: str
     steps: int
     episodes: int
+    weights: str
+    """Which weights after `step` were compared."""
     differences: tuple[Difference, ...]
 
     def to_json(self) -> JsonObject:
-        """Return the verdict, and the first difference of every kind."""
+        """Return the verdict, what was compared, and the first difference of every kind."""
         verdict: JsonObject = {
             "verdict": "different" if self.differences else "equal, bit for bit",
             "step": self.step,
             "from": self.base,
             "steps_replayed": self.steps,
             "episodes": self.episodes,
+            "weights_compared": self.weights,
         }
         for found in self.differences:
             verdict[found.where] = f"recorded {found.recorded}, replayed {found.replayed}"
@@ -79,7 +106,7 @@ class StepReplay:
 
 
 def run_replay_step(run: Path, step: int) -> StepReplay:
-    """As `replay_step`, with Ray for as long as it takes."""
+    """As `replay_step`, in a Ray session of its own."""
     with ray_session(load_config(str(RunReader(run).layout.config_toml))):
         return run_async(replay_step(run, step, Progress()))
 
@@ -87,8 +114,8 @@ def run_replay_step(run: Path, step: int) -> StepReplay:
 async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
     """Run learner step `step` of a run again, from the nearest checkpoint before it.
 
-    Raises MissingError for a step, its episodes or its model that are not there; ConfigError where
-    another version of what computes is installed than the run began with.
+    Raises MissingError where the step, its episodes or its model are missing; ConfigError where a
+    package that computes has another version than the run was started with.
     """
     reader = RunReader(run)
     refuse_other_versions(reader.run.versions)
@@ -107,20 +134,32 @@ async def _replay(
     try:
         await learner.start()
         if base is not None:
-            await learner.load(base)
+            await learner.load_checkpoint(base)
         for count, recorded in enumerate(steps, start=1):
-            report = await learner.step(recorded.table)
+            report = await _repeat(learner, recorded)
             found = tuple(recorded.differences(report))
-            progress.say(f"step {recorded.step}: {'different' if found else 'equal'}")
+            compared = recorded.compared_weights(lora=config.model.lora.rank > 0)
+            outcome = "different" if found else "equal"
+            progress.say(f"step {recorded.step}: {outcome} (weights compared: {compared})")
             if found or recorded is steps[-1]:
-                return StepReplay(recorded.step, came_from, count, recorded.table.num_rows, found)
+                rows = recorded.table.num_rows
+                return StepReplay(recorded.step, came_from, count, rows, compared, found)
     finally:
         await learner.close()
     raise AssertionError("a step is replayed from an earlier one")
 
 
+async def _repeat(learner: LearnerGroup, recorded: Recorded) -> StepReport:
+    """Run a step with the digests that its record has: each costs time, and memory for a push."""
+    report = await learner.rl_step(recorded.table, digest_weights=recorded.has_whole_digests)
+    if not recorded.has_pushed_digest:
+        return report
+    pushed = push_metrics(await learner.publish_weights(recorded.step))
+    return replace(report, metrics=report.metrics | pushed)
+
+
 def refuse_other_versions(recorded: Mapping[str, str]) -> None:
-    """Raise ConfigError where what computes is not what the run began with."""
+    """Raise ConfigError where a package of KERNELS has another version than the recorded one."""
     for name in KERNELS:
         if name in recorded and version(name) != recorded[name]:
             raise ConfigError(
@@ -130,12 +169,12 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
 
 
 def recipe_of(reader: RunReader, first: int, last: int) -> Path:
-    """Return the recipe of the steps from `first` to `last`. Raises ConfigError for several."""
+    """Return the recipe of the steps from `first` to `last`. Raises ConfigError if it changed."""
     recipe = reader.layout.config_of(last)
     if recipe != reader.layout.config_of(first):
         raise ConfigError(
-            f"the run went on with another recipe between the steps {first} and {last}, from a "
-            "checkpoint that is gone: raise run.keep_checkpoints to run such steps again"
+            f"the run was resumed with another recipe between the steps {first} and {last}, from a "
+            "checkpoint that was removed: raise run.keep_checkpoints to replay such steps"
         )
     return recipe
 
@@ -143,18 +182,18 @@ def recipe_of(reader: RunReader, first: int, last: int) -> Path:
 def nearest_checkpoint(reader: RunReader, step: int) -> Path | None:
     """Return the newest checkpoint before `step`; None is the initial model.
 
-    Raises MissingError for a step that cannot be.
+    Raises MissingError for a step below 1.
     """
     if step < 1:
-        raise MissingError(f"expected a step, which count from 1, found {step}")
+        raise MissingError(f"expected a step of at least 1 (steps count from 1), found {step}")
     before = [p for p in whole_checkpoints(reader.layout.checkpoints) if int(p.name) < step]
     return max(before, default=None)
 
 
 def recorded_step(reader: RunReader, step: int) -> Recorded:
-    """Return what the run says of `step`.
+    """Return what the run recorded of `step`.
 
-    Raises MissingError where it holds not all of it any more, or never did.
+    Raises MissingError where the step was not trained or its episodes were removed.
     """
     metrics = {row.step: row.values for row in reader.metrics()}
     if step not in metrics:
@@ -163,11 +202,6 @@ def recorded_step(reader: RunReader, step: int) -> Recorded:
             f"expected a step that {reader.layout.root} has trained, found {trained}, not {step}"
         )
     annotations = reader.annotations(step)
-    if not recorded_digests(annotations):
-        raise MissingError(
-            f"expected digests of the weights after step {step}, found none: the run was made by a "
-            "trialrun that did not record them"
-        )
     entries = reader.ledger().entries
     wanted = [(name, entries[name].lease.attempt) for name in annotations["episode"].to_pylist()]
     rows = {(row.episode, row.attempt): row for row in reader.episodes()}
@@ -175,8 +209,8 @@ def recorded_step(reader: RunReader, step: int) -> Recorded:
     if lost:
         raise MissingError(
             f"expected the {len(wanted)} episodes of step {step} in {reader.layout.root}, "
-            f"{len(lost)} are gone, such as {lost[0]}: were they cleaned up? Without them no step "
-            "from here to the next checkpoint can be run again"
+            f"{len(lost)} are missing, such as {lost[0]}: without them no step from here to the "
+            "next checkpoint can be replayed; restore the folder episodes/"
         )
     table = pa.Table.from_batches([reader.batch([rows[key] for key in wanted])])
     return Recorded(step, table, annotations, metrics[step])

@@ -46,8 +46,8 @@ class Job:
     async def begin(self) -> None:
         """Bring learner and pool to where the run stands and start to play."""
         if self.resumed_from is not None:
-            await self.learner.load(self.resumed_from)
-            await self.pool.load(await self.learner.publish(self.steps_done))
+            await self.learner.load_checkpoint(self.resumed_from)
+            await self.pool.load(await self.learner.publish_weights(self.steps_done))
         self.rollouts.start(self.steps_done)
 
     def checkpoint(self, step: int) -> Path:

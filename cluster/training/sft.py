@@ -81,7 +81,7 @@ async def _train(
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
         await learner.start()
-        done = await learner.load(begun) if begun else 0
+        done = await learner.load_checkpoint(begun) if begun else 0
         if done:
             progress.say(f"going on from the checkpoint of step {done}")
         async for row in learner.sft(table, config.run.seed, checkpoints, done):
@@ -89,7 +89,7 @@ async def _train(
             step = int(row.pop("step"))
             run.record_metrics(step, row)
             keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
-        await learner.export(run.layout.model)
+        await learner.export_model(run.layout.model)
     finally:
         await learner.close()
     run.sync()

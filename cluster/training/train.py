@@ -17,6 +17,7 @@ from cluster.scheduling.groups import Group
 from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job, table_of
 from envs.tools import JsonObject
+from learner.outputs.digest import push_metrics
 from learner.report import StepReport
 from rollout.store.run_directory import RunDirectory
 
@@ -39,7 +40,7 @@ async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Pat
     """Train as the recipe says and export the policy; returns its Hugging Face folder."""
     async with open_job(config, run) as job:
         await reinforce(job, progress)
-        await job.learner.export(run.layout.model)
+        await job.learner.export_model(run.layout.model)
         return run.layout.model
 
 
@@ -58,22 +59,30 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     watch = Stopwatch()
     groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
     watch.lap("collect_s")
-    report = await job.learner.step(table_of(groups))
+    saves = _saves_checkpoint(job, step)
+    report = await job.learner.rl_step(
+        table_of(groups), digest_weights=saves or job.config.run.deterministic
+    )
     job.trained(step, groups, report)
-    await _checkpoint(job, step)
+    if saves:
+        await _checkpoint(job, step)
     watch.lap("learn_s")
-    await job.rollouts.load(await job.learner.publish(step))
+    manifest = await job.learner.publish_weights(step)
+    await job.rollouts.load(manifest)
     watch.lap("push_s")
-    metrics = step_row(job, step, groups, report) | watch.laps
+    metrics = step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
     job.run.record_metrics(step, metrics)
     progress.step(step, job.config.run.steps, metrics)
 
 
-async def _checkpoint(job: Job, step: int) -> None:
+def _saves_checkpoint(job: Job, step: int) -> bool:
     section = job.config.run
-    if step % section.checkpoint_every == 0 or step == section.steps:
-        await job.learner.save(job.checkpoint(step), step)
-        keep_newest(job.run.layout.checkpoints, section.keep_checkpoints)
+    return step % section.checkpoint_every == 0 or step == section.steps
+
+
+async def _checkpoint(job: Job, step: int) -> None:
+    await job.learner.save_checkpoint(job.checkpoint(step), step)
+    keep_newest(job.run.layout.checkpoints, job.config.run.keep_checkpoints)
 
 
 def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -> dict[str, float]:

@@ -1,28 +1,17 @@
-"""The Protocol between the trainer and the library that shards weights and moves them."""
+"""The Protocol between the trainer and the library that shards the weights and updates them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from learner.packed.packing import Pack
-
-
-@dataclass(frozen=True, slots=True)
-class RankPlace:
-    """Which rank this is and where rank 0 listens; `device` is `cpu` or `cuda`."""
-
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int
-    device: str = "cpu"
+from learner.trainer_setup import TrainerSetup
 
 
 class Backend(Protocol):
-    """One rank of a data-parallel learner; every rank calls what is marked collective."""
+    """One rank of a data-parallel learner. Every rank calls the collective methods together."""
 
     @property
     def rank(self) -> int: ...
@@ -32,29 +21,31 @@ class Backend(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of parameter names, shapes and dtypes; a checkpoint fits only its own."""
+        """Hash of parameter names, shapes and dtypes; a checkpoint loads only where it is equal."""
         ...
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return differentiable logprobs_P, and entropies_P, of the present weights; collective."""
+        """Return differentiable logprobs_P, and entropies_P, of the current weights; collective."""
         ...
 
     def score(self, pack: Pack, *, reference: bool = False) -> tuple[Tensor, Tensor]:
-        """As `forward` without a gradient, of the present or of the initial weights; collective."""
+        """As `forward` without a gradient; `reference` takes the initial weights; collective."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of this rank's share of a global sum; collective, `last` before a step.
+        """Add the gradient of this rank's share of the global loss; collective.
 
-        A loss that is not finite spoils the step on every rank.
+        `last` is true for the last call before `step`. A loss that is not finite makes `step` fail
+        on every rank.
         """
         ...
 
     def step(self, lr_scale: float) -> float:
-        """Sum gradients over ranks, clip, move the weights; collective.
+        """Sum gradients over ranks, clip them and update the weights; collective.
 
-        Returns the 2-norm before the clip; `lr_scale` multiplies the configured rates. Raises
-        NonFiniteError, on every rank and with weights untouched, when any gradient is not finite.
+        Returns the gradient's 2-norm before clipping. `lr_scale` multiplies the configured learning
+        rates. Raises NonFiniteError on every rank, with unchanged weights, if any gradient is not
+        finite.
         """
         ...
 
@@ -63,22 +54,27 @@ class Backend(Protocol):
         ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (Hugging Face name, whole tensor), tied ones once, layer by layer; collective.
+        """Yield (Hugging Face name, full tensor) layer by layer, tied tensors once; collective.
 
-        A tensor is only valid until the next is asked for; every rank must exhaust the iterator.
+        A tensor is valid only until the next one is requested. Every rank must exhaust the
+        iterator.
         """
         ...
 
     def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As `named_weights`, what engines are sent: with adapters, these alone in PEFT's names."""
+        """As `named_weights`, what a push sends: with LoRA, the adapters alone in PEFT's names."""
         ...
 
-    def save(self, path: Path) -> None:
+    def save_state(self, path: Path) -> None:
         """Write weights and optimizer state into the folder `path`; collective."""
         ...
 
-    def load(self, path: Path) -> None:
-        """Take back what `save` wrote with as many ranks and the same stage; collective."""
+    def load_state(self, path: Path) -> None:
+        """Load what `save_state` wrote with the same ZeRO stage and number of ranks; collective."""
         ...
 
     def close(self) -> None: ...
+
+
+MakeBackend = Callable[[TrainerSetup], Backend]
+"""Starts the backend of one rank. Trainer calls it after its own checks have passed."""

@@ -19,39 +19,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from envs.errors import ConfigError, LearnerError, NonFiniteError
-from learner.backends.backend import RankPlace
 from learner.backends.lora import PEFT, adapters_off, is_factor, merged, saved_name
 from learner.backends.optimizers import build_optimizer
 from learner.config import OptimizerSection
 from learner.packed.packing import Pack
 from learner.packed.policy import PREFIX, PolicyModule, load_policy
-from rollout.config import LoraConfig
+from learner.trainer_setup import TrainerSetup
 
 _TAG = "state"
-_NO_ADAPTERS = LoraConfig()
 _PERSISTENT_ELEMENTS = 10_000  # smaller parameters (norms) stay whole on every rank under ZeRO 3
 
 
 class DeepSpeedBackend:
     """One rank. Implements learner.backends.backend.Backend."""
 
-    def __init__(
-        self,
-        place: RankPlace,
-        model_path: str,
-        dtype: str,
-        config: OptimizerSection,
-        *,
-        reference: bool = False,
-        lora: LoraConfig = _NO_ADAPTERS,
-    ) -> None:
+    def __init__(self, setup: TrainerSetup) -> None:
+        config, dtype, lora = setup.sft or setup.learner, setup.model.dtype, setup.model.lora
         _refuse_impossible(dtype, config)
-        self.rank, self.world_size = place.rank, place.world_size
+        self.rank, self.world_size = setup.rank, setup.world_size
         self._config = config
-        self._device = torch.device("cuda:0" if place.device == "cuda" else "cpu")
+        self._device = torch.device("cuda:0" if setup.device == "cuda" else "cpu")
         self._dtype: torch.dtype = getattr(torch, dtype)
-        _join(place, config.collective_timeout_s)
-        module = load_policy(model_path, self._dtype, self._device)
+        _join(setup, config.collective_timeout_s)
+        module = load_policy(setup.model_path, self._dtype, self._device)
         module.entropy_gradient = config.entropy_gradient
         self._lora = lora
         if lora.rank:
@@ -59,10 +49,10 @@ class DeepSpeedBackend:
         if config.activation_checkpointing:
             module.policy.gradient_checkpointing_enable({"use_reentrant": False})
         self.fingerprint = _fingerprint(module)
+        # With adapters the reference is the policy with its adapters off: no second copy.
+        needs_copy = setup.sft is None and setup.learner.kl_coef > 0 and not lora.rank
         self._reference = (
-            load_policy(model_path, self._dtype, self._device).eval()
-            if reference and not lora.rank
-            else None
+            load_policy(setup.model_path, self._dtype, self._device).eval() if needs_copy else None
         )
         embeddings = [
             parameter
@@ -76,7 +66,7 @@ class DeepSpeedBackend:
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, embeddings, config),
-            config=_engine_config(dtype, config, place.world_size, place.device),
+            config=_engine_config(dtype, config, setup.world_size, setup.device),
         )
         self._engine: Any = engine
         self._module = module
@@ -91,13 +81,14 @@ class DeepSpeedBackend:
         bare = reference and self._lora.rank > 0
         scorer: Any = self._reference if reference and not bare else self._engine
         if scorer is None:
-            raise LearnerError("expected a backend made with reference=True, found one without")
+            raise LearnerError("expected learner.kl_coef above 0 for reference scores, found 0")
         self._engine.eval()
         with torch.no_grad(), adapters_off(self._module) if bare else nullcontext():
             return scorer(pack.to(self._device))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        # DeepSpeed averages over ranks; NaN, unlike an exception, travels to every rank.
+        # DeepSpeed averages over ranks, the loss is a sum. A NaN reaches every rank with the
+        # gradients, which an exception on one rank would not.
         factor = float(self.world_size) if torch.isfinite(loss) else math.nan
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * factor)
@@ -120,10 +111,10 @@ class DeepSpeedBackend:
         norm = self._engine.get_global_grad_norm()
         if norm is None or getattr(self._engine.optimizer, "overflow", False):
             return math.inf
-        return float(norm)  # a step without any advantage has norm 0, and is a step
+        return float(norm)  # 0 where every advantage is 0: a valid step
 
     def _clip_and_step(self) -> float:
-        # ZeRO 0 in float32 runs torch's optimizer as it is: DeepSpeed would not stop at NaN.
+        # ZeRO 0 in float32 runs torch's optimizer directly: DeepSpeed would apply a NaN.
         limit = self._config.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
         if math.isfinite(norm):
@@ -152,7 +143,7 @@ class DeepSpeedBackend:
                 yield saved_name(name), tensor
 
     def _layers(self, *, factors_only: bool = False) -> Iterator[list[tuple[str, Tensor]]]:
-        """Yield the parameters layer by layer, whole while the iterator stands there."""
+        """Yield the parameters layer by layer; they are gathered until the next is requested."""
         named = [
             (name.removeprefix(PREFIX), parameter)
             for name, parameter in self._module.named_parameters()
@@ -163,12 +154,12 @@ class DeepSpeedBackend:
             with self._whole([parameter for _, parameter in layer]):
                 yield [(name, parameter.detach()) for name, parameter in layer]
 
-    def save(self, path: Path) -> None:
+    def save_state(self, path: Path) -> None:
         self._engine.save_checkpoint(
             str(path), tag=_TAG, exclude_frozen_parameters=self._lora.rank > 0
         )
 
-    def load(self, path: Path) -> None:
+    def load_state(self, path: Path) -> None:
         found, _ = self._engine.load_checkpoint(
             str(path), tag=_TAG, load_module_strict=self._lora.rank == 0
         )
@@ -176,7 +167,7 @@ class DeepSpeedBackend:
             raise LearnerError(f"expected a DeepSpeed checkpoint in {path}, found none")
 
     def close(self) -> None:
-        # The process group lives as long as the process: DeepSpeed keeps its own beside it.
+        # The process group stays until the process ends: DeepSpeed keeps references to it.
         self._engine.destroy()
 
     def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
@@ -198,33 +189,33 @@ def _refuse_impossible(dtype: str, config: OptimizerSection) -> None:
         )
 
 
-def _join(place: RankPlace, timeout_s: float) -> None:
-    """Enter the process group; DeepSpeed reads the place of a rank from the environment."""
+def _join(setup: TrainerSetup, timeout_s: float) -> None:
+    """Join the process group; DeepSpeed reads a rank's number from the environment."""
     if dist.is_initialized():
-        if (dist.get_rank(), dist.get_world_size()) != (place.rank, place.world_size):
+        if (dist.get_rank(), dist.get_world_size()) != (setup.rank, setup.world_size):
             raise LearnerError(
                 f"expected this process to stay rank {dist.get_rank()} of {dist.get_world_size()}, "
-                f"found rank {place.rank} of {place.world_size}: new ranks need new processes"
+                f"found rank {setup.rank} of {setup.world_size}: new ranks need new processes"
             )
         return
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     os.environ.update(
-        MASTER_ADDR=place.master_addr,
-        MASTER_PORT=str(place.master_port),
-        RANK=str(place.rank),
-        WORLD_SIZE=str(place.world_size),
+        MASTER_ADDR=setup.master_addr,
+        MASTER_PORT=str(setup.master_port),
+        RANK=str(setup.rank),
+        WORLD_SIZE=str(setup.world_size),
         LOCAL_RANK="0",
     )
-    if place.device == "cpu":
-        # Else DeepSpeed compiles a shared-memory collective for a minute, which no ZeRO stage uses.
+    if setup.device == "cpu":
+        # Otherwise DeepSpeed spends a minute compiling a collective that no ZeRO stage uses.
         deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     deepspeed.init_distributed(
-        dist_backend="nccl" if place.device == "cuda" else "gloo",
+        dist_backend="nccl" if setup.device == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timedelta(seconds=timeout_s),
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=setup.rank,
+        world_size=setup.world_size,
     )
     # Threads of gloo that outlive the interpreter abort the process.
     atexit.register(_leave)
@@ -236,7 +227,7 @@ def _leave() -> None:
 
 
 def _offload(config: OptimizerSection, *, pinned: bool) -> dict[str, Any]:
-    """Return the parts of `zero_optimization` that move state to host memory."""
+    """Return the parts of `zero_optimization` that keep state in host memory."""
     places = {
         "offload_optimizer": config.offload_optimizer,
         "offload_param": config.offload_params,
@@ -251,7 +242,7 @@ def _offload(config: OptimizerSection, *, pinned: bool) -> dict[str, Any]:
 def _engine_config(
     dtype: str, config: OptimizerSection, world_size: int, device: str
 ) -> dict[str, Any]:
-    """DeepSpeed's own configuration; we set the end of accumulation, so its counts are 1."""
+    """Return DeepSpeed's configuration. Counts are 1: `backward` marks the last pass."""
     plain = _is_plain(dtype, config)
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -281,7 +272,7 @@ def _fingerprint(module: PolicyModule) -> str:
 
 
 def _layer_of(name: str) -> str:
-    """Return the name up to its layer number, so that a layer is gathered in one go."""
+    """Return the name up to its layer number: the key by which a layer is gathered at once."""
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: number + 1])

@@ -1,4 +1,4 @@
-"""Checkpoint folders: written beside their place, renamed into it, and marked complete."""
+"""Checkpoint folders: written under a temporary name, marked complete, then renamed."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ _MARKER = "complete"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """What the marker says: whose state this is and how far it had come."""
+    """Content of the marker file: which model and optimizer, and how many steps they made."""
 
     step: int
     optimizer_steps: int
@@ -24,9 +24,9 @@ class CheckpointRecord:
 
 
 def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> None:
-    """Write a checkpoint to `path`, replacing one that is there; collective.
+    """Write a checkpoint to `path`, replacing an existing one; collective.
 
-    Until the rename at the end, `path` holds what it held before.
+    `path` keeps its old content until the rename at the end.
     """
     partial, replaced = (
         path.with_name(f"{path.name}.partial"),
@@ -36,7 +36,7 @@ def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> N
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     backend.gather(None)
-    backend.save(partial)
+    backend.save_state(partial)
     backend.gather(None)
     if backend.rank == 0:
         (partial / _MARKER).write_text(json.dumps(asdict(record)))
@@ -49,10 +49,11 @@ def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> N
 
 
 def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) -> CheckpointRecord:
-    """Load the checkpoint at `path` and return its record; `expected` says who asks; collective.
+    """Load the checkpoint at `path` and return its record; collective.
 
-    Raises MissingError for no checkpoint, LearnerError for an unfinished one, ConfigError for
-    another model, optimizer, number of ranks or ZeRO stage.
+    `expected` describes the trainer that loads it. Raises MissingError where there is no
+    checkpoint, LearnerError where it is incomplete, ConfigError for a different model, optimizer,
+    number of ranks or ZeRO stage.
     """
     found = read_record(path)
     for field, advice in (
@@ -66,17 +67,17 @@ def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) ->
             raise ConfigError(
                 f"expected a checkpoint with {field} {new}, found {old} in {path}: {advice}"
             )
-    backend.load(path)
+    backend.load_state(path)
     return found
 
 
 def read_record(path: Path) -> CheckpointRecord:
-    """Read the marker of a checkpoint. Raises MissingError or LearnerError."""
+    """Return the marker of a checkpoint. Raises MissingError or LearnerError."""
     if not path.is_dir():
         raise MissingError(f"expected a checkpoint folder, found none at {path}")
     marker = path / _MARKER
     if not marker.is_file():
         raise LearnerError(
-            f"expected a finished checkpoint, found no file {_MARKER} in {path}: use an older one"
+            f"expected a complete checkpoint, found no file {_MARKER} in {path}: use an older one"
         )
     return CheckpointRecord(**json.loads(marker.read_text()))

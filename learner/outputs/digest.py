@@ -1,4 +1,10 @@
-"""What the weights were after a step: a hash per tensor, which a replayed step is compared with."""
+"""Digests of the weights after a step: what `trialrun replay-step` compares a replayed step with.
+
+Two kinds. *Pushed*: one hash over the bytes that engines load, a by-product of the push, at every
+step; with LoRA these bytes are the adapters alone. *Whole*: one hash per tensor of the whole model,
+merged with its adapters; it costs a gather and a copy to the host, so only steps with a checkpoint
+and runs with `run.deterministic` have it.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,10 +16,13 @@ import xxhash
 from torch import Tensor
 
 from learner.report import StepReport
+from rollout.weights.manifest import WeightManifest
 
-_WEIGHTS = b"weights"
-_WHOLE_BITS = 53
-"""A float holds whole numbers of so many bits."""
+WHOLE_METRIC = "weights_digest"
+PUSHED_METRIC = "pushed_weights_digest"
+_METADATA = b"weights"
+_METRIC_BITS = 53
+"""A metric is a float, which holds integers of at most this many bits exactly."""
 
 
 def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
@@ -26,23 +35,37 @@ def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     }
 
 
-def whole_digest(digests: Mapping[str, str]) -> float:
-    """Return one whole number below 2^53 that stands for all tensors."""
+def combined_digest(digests: Mapping[str, str]) -> float:
+    """Return one integer below 2^53 for all tensors together."""
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
-    return float(xxhash.xxh3_64_intdigest(text.encode()) >> (64 - _WHOLE_BITS))
+    return _as_metric(xxhash.xxh3_64_intdigest(text.encode()))
 
 
-def sealed(report: StepReport, digests: Mapping[str, str]) -> StepReport:
-    """Return the report of a step with the weights it ended in: as metric `weights_digest`, and
-    tensor by tensor in the metadata of its annotations.
+def with_weight_digests(report: StepReport, digests: Mapping[str, str]) -> StepReport:
+    """Return `report` with the whole digests: combined in its metrics, and tensor by tensor in the
+    metadata of its annotations.
     """
     annotations = report.annotations
     if annotations is not None:
-        annotations = annotations.replace_schema_metadata({_WEIGHTS: json.dumps(dict(digests))})
-    metrics = report.metrics | {"weights_digest": whole_digest(digests)}
+        annotations = annotations.replace_schema_metadata({_METADATA: json.dumps(dict(digests))})
+    metrics = report.metrics | {WHOLE_METRIC: combined_digest(digests)}
     return replace(report, metrics=metrics, annotations=annotations)
 
 
 def recorded_digests(annotations: pa.Table) -> dict[str, str]:
-    """Return the digests that `sealed` put there; empty where it did not."""
-    return json.loads((annotations.schema.metadata or {}).get(_WEIGHTS, b"{}"))
+    """Return the digests that `with_weight_digests` stored; empty for a step without them."""
+    return json.loads((annotations.schema.metadata or {}).get(_METADATA, b"{}"))
+
+
+def push_metrics(manifest: WeightManifest) -> dict[str, float]:
+    """Return the pushed digest as a metric; none where the transport computes no checksum.
+
+    The publisher has hashed the pushed bytes for the receivers' check: nothing is hashed again.
+    """
+    if not manifest.checksum:
+        return {}
+    return {PUSHED_METRIC: _as_metric(int(manifest.checksum, 16))}
+
+
+def _as_metric(digest: int) -> float:
+    return float(digest >> (64 - _METRIC_BITS))

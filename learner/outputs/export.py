@@ -17,7 +17,7 @@ from rollout.config import LoraConfig
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 ADAPTER_FOLDER = "adapter"
-"""Inside an exported folder: what PEFT loads onto the model that the run started from."""
+"""Inside an exported folder: the adapters, which PEFT loads onto the run's initial model."""
 
 _OWN = ("config.json", "generation_config.json")
 
@@ -25,14 +25,14 @@ _OWN = ("config.json", "generation_config.json")
 def export_model(backend: Backend, source: Path, target: Path, lora: LoraConfig) -> None:
     """Write the current weights to `target`, with the tokenizer files of `source`; collective.
 
-    With adapters the weights are merged, and the adapters lie beside them in ADAPTER_FOLDER. The
-    folder appears whole, by a rename. Raises LearnerError where `target` exists already.
+    With LoRA the weights are merged, and `target` also holds the adapters in ADAPTER_FOLDER. The
+    complete folder appears by a rename. Raises LearnerError where `target` exists.
     """
     weights = _copied(backend, backend.named_weights())
     adapters = _copied(backend, backend.pushed_weights()) if lora.rank else {}
     exists = backend.gather(target.exists())[0]
     if exists:
-        raise LearnerError(f"expected to export to a new folder, found {target} there already")
+        raise LearnerError(f"expected to export to a new folder, found that {target} exists")
     if backend.rank == 0:
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -50,7 +50,7 @@ def export_model(backend: Backend, source: Path, target: Path, lora: LoraConfig)
 
 
 def _copied(backend: Backend, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return whole tensors in host memory on rank 0, nothing on the others; collective."""
+    """Return all tensors in host memory on rank 0, nothing on other ranks; collective."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in named if backend.rank == 0}
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from envs.messages import Message
+from learner.backends.deepspeed_backend import DeepSpeedBackend
 from learner.config import LearnerConfig
 from learner.pretrained.resolve import TINY, resolve_model
 from learner.trainer import Trainer
@@ -149,7 +150,8 @@ def ours(job: Job) -> Step:
                     "advantage_eps": ADVANTAGE_EPS,
                 }
             ),
-        )
+        ),
+        DeepSpeedBackend,
     )
     rows = read_rows(job.episodes)
     apart = job.contender != CONTENDERS[0]

@@ -65,7 +65,7 @@ async def play(config: RunConfig, run: RunDirectory) -> Played:
         running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
         victims = await kill_a_worker(job)
         await running
-        await job.learner.export(config.path / "model")
+        await job.learner.export_model(config.path / "model")
         await job.pool.wait_healthy(2)
         summaries = {name: await measure(config, job, name) for name in ("trial", "direct")}
         greedy = {

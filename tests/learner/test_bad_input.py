@@ -22,13 +22,14 @@ from learner.limits import ModelLimits, read_limits
 from learner.objective import advantages, selection
 from learner.objective.selection import select
 from learner.outputs.checkpoint import CheckpointRecord, load_checkpoint, save_checkpoint
+from learner.trainer import Trainer
 from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig
 from rollout.episode import Episode, Outcome
 from rollout.store.ledger_state import DropReason
 
-TRAINER = "learner.trainer:Trainer"
-"""Found late: DeepSpeed takes many seconds, and most of these tests do without."""
+BACKEND = "learner.backends.deepspeed_backend:DeepSpeedBackend"
+"""Imported late: importing DeepSpeed takes many seconds, and most of these tests run without."""
 
 NAN, INF = float("nan"), float("inf")
 Make = Any
@@ -131,10 +132,10 @@ class Folder:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def save(self, path: Path) -> None:
+    def save_state(self, path: Path) -> None:
         (path / "state").write_text("1")
 
-    def load(self, path: Path) -> None:
+    def load_state(self, path: Path) -> None:
         self.loaded = True
 
 
@@ -182,7 +183,7 @@ def trainer(llama_folder: Path) -> Iterator[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    one = resolve_name(TRAINER)(
+    one = Trainer(
         TrainerSetup(
             rank=0,
             world_size=1,
@@ -191,7 +192,8 @@ def trainer(llama_folder: Path) -> Iterator[Any]:
             model_path=str(llama_folder),
             model=ModelConfig(path=str(llama_folder), max_model_len=40),
             learner=LearnerConfig(zero_stage=0, lr=1e-3, max_skipped_steps=2, minibatches=2),
-        )
+        ),
+        resolve_name(BACKEND),
     )
     yield one
     one.close()

@@ -40,7 +40,7 @@ class Rank:
                 time.sleep(3600)
             yield {"step": float(step), "seed": float(seed)}
 
-    def export(self, path: str) -> None:
+    def export_model(self, path: str) -> None:
         Path(path).mkdir()
         (Path(path) / "new").touch()
 
@@ -83,7 +83,7 @@ async def test_a_run_that_ended_and_went_on_exports_again(tmp_path: Path) -> Non
     (model / "of the earlier end").touch()
     learner = LearnerGroup(LearnerPlan(load_config("catalog"), "tiny"))
     try:
-        await learner.export(model)
+        await learner.export_model(model)
     finally:
         await learner.close()
     assert [path.name for path in model.iterdir()] == ["new"]

@@ -1,4 +1,4 @@
-"""What a replayed step is compared with, and what stands in its way; the replay itself is e2e."""
+"""What a replayed step is compared with, and what prevents it; the replay itself is in e2e."""
 
 import json
 import shutil
@@ -13,29 +13,40 @@ import torch
 
 from cluster.config.run_config import RunConfig, to_toml
 from cluster.replay.replay_step import (
-    Recorded,
     nearest_checkpoint,
     recipe_of,
     recorded_step,
     refuse_other_versions,
 )
 from envs.errors import ConfigError, MissingError
-from learner.outputs.digest import recorded_digests, sealed, tensor_digests, whole_digest
+from learner.outputs.digest import (
+    PUSHED_METRIC,
+    combined_digest,
+    push_metrics,
+    recorded_digests,
+    tensor_digests,
+    with_weight_digests,
+)
+from learner.outputs.publish import SharedMemoryPublisher
 from learner.report import StepReport
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.store.run_reader import RunReader
+from rollout.weights.manifest import WeightLayout, WeightManifest
 
 WEIGHTS = {"embed": torch.ones(3, 2), "norm": torch.zeros((), dtype=torch.bfloat16)}
 ORDER = ["g000001-01", "g000001-00"]
 
 
-def report_of(weights: dict[str, torch.Tensor], **metrics: float) -> StepReport:
+def report_of(
+    weights: dict[str, torch.Tensor], *, whole: bool = True, **metrics: float
+) -> StepReport:
     annotations = pa.table({"episode": ORDER, "advantage": [0.5, -0.5], "entropies": [[1.0], []]})
     values = {"loss": 0.25, "reward_mean": float("nan"), "seconds": 3.0} | metrics
-    return sealed(StepReport(values, annotations, []), tensor_digests(weights.items()))
+    report = StepReport(values, annotations, [])
+    return with_weight_digests(report, tensor_digests(weights.items())) if whole else report
 
 
 @pytest.fixture
@@ -66,8 +77,8 @@ def test_digests_follow_every_bit_and_nothing_else() -> None:
     other = tensor_digests(nudged.items())
     assert one == same
     assert {name for name in one if one[name] != other[name]} == {"embed"}
-    assert whole_digest(one) != whole_digest(other)
-    assert whole_digest(one) == json.loads(json.dumps(whole_digest(one))) < 2**53
+    assert combined_digest(one) != combined_digest(other)
+    assert combined_digest(one) == json.loads(json.dumps(combined_digest(one))) < 2**53
 
 
 def test_the_episodes_come_in_the_order_in_which_they_were_trained(run: Path) -> None:
@@ -80,6 +91,57 @@ def test_the_episodes_come_in_the_order_in_which_they_were_trained(run: Path) ->
 def test_the_same_step_has_no_difference_whatever_time_it_takes(run: Path) -> None:
     recorded = recorded_step(RunReader(run), 1)
     assert list(recorded.differences(report_of(WEIGHTS, seconds=9.0))) == []
+
+
+def pushed(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The metric of a real push of `weights`."""
+    layout = WeightLayout.of(
+        [
+            (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
+            for name, tensor in weights.items()
+        ]
+    )
+    publisher = SharedMemoryPublisher(folder, layout)
+    try:
+        return push_metrics(publisher.publish(1, weights.items()))
+    finally:
+        publisher.close()
+
+
+def test_the_pushed_digest_follows_every_bit_of_what_was_pushed(tmp_path: Path) -> None:
+    nudged = WEIGHTS | {"norm": torch.tensor(2.0**-126, dtype=torch.bfloat16)}
+    one, same, other = (pushed(tmp_path, weights) for weights in (WEIGHTS, WEIGHTS, nudged))
+    assert one == same != other
+    assert one == json.loads(json.dumps(one))
+    no_hash = WeightManifest(1, WeightLayout.of([]), "cuda_ipc", "", "")
+    assert push_metrics(no_hash) == {}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("push", [True, False])
+def test_what_the_step_recorded_is_compared_and_said(run: Path, whole: bool, push: bool) -> None:
+    full = recorded_step(RunReader(run), 1)
+    annotations, metrics = full.annotations, dict(full.metrics)
+    if not whole:
+        annotations = annotations.replace_schema_metadata(None)
+        del metrics["weights_digest"]
+    if push:
+        metrics[PUSHED_METRIC] = 17.0
+    recorded = replace(full, annotations=annotations, metrics=metrics)
+    assert (recorded.has_whole_digests, recorded.has_pushed_digest) == (whole, push)
+    for lora, name in ((True, "pushed LoRA factors"), (False, "pushed weights")):
+        said = recorded.compared_weights(lora=lora)
+        assert ("every tensor" in said) == whole
+        assert (name in said) == push
+        assert said.startswith("none") == (not whole and not push)
+    report = report_of(WEIGHTS, whole=whole)
+    if push:
+        report = replace(report, metrics=report.metrics | {PUSHED_METRIC: 17.0})
+    assert list(recorded.differences(report)) == []
+    if push:
+        moved = replace(report, metrics=report.metrics | {PUSHED_METRIC: 18.0})
+        found = [difference.where for difference in recorded.differences(moved)]
+        assert found == [f"metric {PUSHED_METRIC}"]
 
 
 @pytest.mark.parametrize(
@@ -136,21 +198,14 @@ def test_steps_of_two_recipes_are_not_run_again_as_one(run: Path) -> None:
         recipe_of(reader, 3, 5)
 
 
-def test_what_stands_in_the_way_is_said(run: Path) -> None:
+def test_an_error_names_what_is_missing(run: Path) -> None:
     reader = RunReader(run)
     with pytest.raises(MissingError, match="steps 1 to 1, not 7"):
         recorded_step(reader, 7)
-    recorded: Recorded = recorded_step(reader, 1)
-    with RunDirectory.open(run) as directory:
-        directory.annotate(1, recorded.annotations.replace_schema_metadata(None))
-    with pytest.raises(MissingError, match="did not record them"):
-        recorded_step(RunReader(run), 1)
-    with RunDirectory.open(run) as directory:
-        directory.annotate(1, recorded.annotations)
     for folder in (reader.layout.episodes, reader.layout.index):
         shutil.rmtree(folder)
         folder.mkdir()
-    with pytest.raises(MissingError, match="2 are gone, such as g000001-01"):
+    with pytest.raises(MissingError, match="2 are missing, such as g000001-01"):
         recorded_step(RunReader(run), 1)
 
 

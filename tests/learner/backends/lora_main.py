@@ -13,9 +13,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from learner.backends.deepspeed_backend import DeepSpeedBackend
 from learner.config import LearnerConfig
 from learner.pretrained.folder import folder_weights
-from learner.trainer import Trainer, TrainerSetup
+from learner.trainer import Trainer
+from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig
 
 PORT, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
@@ -39,7 +41,8 @@ def trainer(settings: dict[str, Any], rank: int = 4) -> Trainer:
             model_path=str(FOLDER / "model"),
             model=ModelConfig.model_validate(model),
             learner=LearnerConfig.model_validate(config),
-        )
+        ),
+        DeepSpeedBackend,
     )
 
 
@@ -62,14 +65,14 @@ def look_at(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     table = table_of_episodes()
     first = trainer(settings)
     reports = [first.rl_step(table) for _ in range(2)]
-    first.save(FOLDER / f"checkpoint-{name}", step=2)
+    first.save_checkpoint(FOLDER / f"checkpoint-{name}", step=2)
     expected_kl = kl_to_base(first, table)
     third = first.rl_step(table)
     second = trainer(settings)
-    second.load(FOLDER / f"checkpoint-{name}")
+    second.load_checkpoint(FOLDER / f"checkpoint-{name}")
     again = second.rl_step(table)
     ends = factors(first), factors(second)
-    first.export(FOLDER / f"export-{name}")
+    first.export_model(FOLDER / f"export-{name}")
     optimizer: Any = first._backend._engine.optimizer  # pyright: ignore
     inner = getattr(optimizer, "optimizer", optimizer)
     moments = [t for s in inner.state.values() for t in s.values() if torch.is_tensor(t)]

@@ -15,7 +15,8 @@ import torch
 from envs.errors import ConfigError, LearnerError, MissingError
 from learner.backends.deepspeed_backend import DeepSpeedBackend
 from learner.config import LearnerConfig, OptimizerSection, SftConfig
-from learner.trainer import Trainer, TrainerSetup
+from learner.trainer import Trainer
+from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig
 
 RANK, WORLD_SIZE, PORT = (int(text) for text in sys.argv[1:4])
@@ -45,7 +46,8 @@ def trainer(config: LearnerConfig, sft: SftConfig | None = None, dtype: str = "f
             model=ModelConfig.model_validate({"path": str(FOLDER / "model"), "dtype": dtype}),
             learner=config,
             sft=sft,
-        )
+        ),
+        DeepSpeedBackend,
     )
 
 
@@ -65,7 +67,7 @@ def train(stage: int) -> dict[str, Any]:
     config = LearnerConfig.model_validate({**SMALL, "zero_stage": stage, "max_skipped_steps": 0})
     first = trainer(config)
     reports = [first.rl_step(table("even")) for _ in range(2)]
-    first.save(OUT / f"checkpoint{stage}", step=2)
+    first.save_checkpoint(OUT / f"checkpoint{stage}", step=2)
     third = first.rl_step(table("uneven"))
     end = digest(first)
     found: dict[str, Any] = {"losses": [report.metrics["loss"] for report in [*reports, third]]}
@@ -81,10 +83,10 @@ def train(stage: int) -> dict[str, Any]:
     first.rl_step(table("even"))
     if stage in (0, 3):
         torch.save(first.logprobs(table("even")), OUT / f"logprobs{stage}.{RANK}.pt")
-        first.export(OUT / f"export{stage}")
+        first.export_model(OUT / f"export{stage}")
     first.close()
     second = trainer(config)
-    found["resumed_at"] = second.load(OUT / f"checkpoint{stage}")
+    found["resumed_at"] = second.load_checkpoint(OUT / f"checkpoint{stage}")
     found["resumed_loss"] = second.rl_step(table("uneven")).metrics["loss"]
     found["resumed_exactly"] = digest(second) == end
     found["lone"] = second.rl_step(table("lone")).metrics
@@ -109,7 +111,7 @@ def refusals() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("checkpoint0", "unfinished", "nowhere", "other"):
         try:
-            one.load(OUT / name)
+            one.load_checkpoint(OUT / name)
         except (ConfigError, LearnerError, MissingError) as error:
             found[name] = f"{type(error).__name__}: {error}"
     one.close()
@@ -131,7 +133,6 @@ def disagreement() -> str:
 def imitate(section: OptimizerSection) -> list[dict[str, float]]:
     one = trainer(LearnerConfig(), SftConfig.model_validate(section.model_dump() | {"epochs": 2}))
     metrics = list(one.sft(table("even"), seed=7))
-    metrics.append(one.sft_step(table("even")))
     one.close()
     return metrics
 
@@ -144,11 +145,11 @@ def resumed_imitation() -> dict[str, Any]:
     for row in first.sft(table("poison"), seed=7):
         rows.append(row)
         if len(rows) == 3:
-            first.save(path, step=int(row["step"]))
+            first.save_checkpoint(path, step=int(row["step"]))
     end = digest(first)
     first.close()
     second = trainer(LearnerConfig(), config)
-    done = second.load(path)
+    done = second.load_checkpoint(path)
     again = list(second.sft(table("poison"), seed=7, steps_done=done))
     exactly = digest(second) == end
     second.close()
