@@ -1,4 +1,4 @@
-"""Episodes as the learner reads them: flat token arrays and row offsets over Arrow buffers."""
+"""Episodes for the learner: flat token arrays and row offsets over Arrow buffers."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from rollout.episode_schema import ragged
 
 @dataclass(frozen=True, slots=True)
 class EpisodeBatch:
-    """B episodes over N tokens: b owns `offsets[b]:offsets[b + 1]`; a missing reward is NaN."""
+    """B episodes over N tokens; b has `offsets[b]:offsets[b + 1]`. A missing reward is NaN."""
 
     episodes_B: tuple[str, ...]
     groups_B: tuple[str, ...]
@@ -79,20 +79,20 @@ def read_episodes(table: pa.Table) -> EpisodeBatch:
 
 
 def predictable(batch: EpisodeBatch) -> NDArray[np.bool_]:
-    """Return the loss mask without first tokens: nothing comes before them to predict them from."""
+    """Return the loss mask without first tokens, which nothing precedes to predict them from."""
     mask_N = batch.loss_mask_N.copy()
     mask_N[batch.offsets[:-1][batch.lengths_B > 0]] = False
     return mask_N
 
 
 def sampled_counts(batch: EpisodeBatch) -> NDArray[np.int64]:
-    """Return per episode how many tokens are the policy's own."""
+    """Return per episode how many tokens the policy sampled."""
     before = np.concatenate([[0], np.cumsum(batch.loss_mask_N)])
     return np.diff(before[batch.offsets])
 
 
 def phase_weights(batch: EpisodeBatch, weights: PhaseWeights) -> NDArray[np.float32]:
-    """Return the loss weight of every token: its phase's where it is predicted, else 0."""
+    """Return the loss weight of every token: that of its phase where it is predicted, else 0."""
     by_phase = np.zeros(len(Phase), dtype=np.float32)
     by_phase[[Phase.TRIAL, Phase.EXPERIENCE, Phase.EXECUTION]] = (
         weights.trial,

@@ -1,4 +1,4 @@
-"""What an episode did in its trials, read from Arrow for the credit that each phase gets."""
+"""Reward parts and trial calls of episodes, read from Arrow for credit by phase."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,10 @@ _TRIAL_PHASES = (int(Phase.TRIAL), int(Phase.EXPERIENCE))
 class CreditColumns:
     """Per episode: reward parts, and counts from its turns.
 
-    `answers_B` is what the answer alone was worth (the reward where no part says so, NaN without
-    one); `malformed_B` and `trial_cost_B` are parts of the reward, at most 0. `informative_B`
-    counts trial calls that were not made before in the episode with the same arguments: those that
-    can have told something new.
+    `answers_B` is the reward of the answer alone (the whole reward where there is no such part, NaN
+    without a reward); `malformed_B` and `trial_cost_B` are parts of the reward, at most 0.
+    `informative_B` counts trial calls whose name and arguments are new in the episode: only they
+    can have shown anything new.
     """
 
     answers_B: NDArray[np.float64]
@@ -57,7 +57,7 @@ def read_credit_columns(batch: pa.RecordBatch) -> CreditColumns:
 def _trial_calls(
     turns: Any, episode_of_turn: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return per episode how many trial calls were made, and how many different ones."""
+    """Return per episode the number of trial calls, and of different ones."""
     lists = turns.field("calls")
     calls = lists.flatten()
     episodes = episode_of_turn[lists.value_parent_indices().to_numpy()]

@@ -1,4 +1,4 @@
-"""What a model can take at all: how many tokens it knows, and how many it can see at once."""
+"""Limits of a model: size of its vocabulary, and longest episode."""
 
 import json
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class ModelLimits:
         if len(ids_N) and not (ids_N.min() >= 0 and ids_N.max() < self.vocabulary):
             raise LearnerError(
                 f"expected token ids from 0 to {self.vocabulary - 1}, found {ids_N.min()} to "
-                f"{ids_N.max()}: these episodes are another tokenizer's"
+                f"{ids_N.max()}: these episodes are from another tokenizer"
             )
 
     def fitting(self, batch: EpisodeBatch) -> list[int]:
-        """Return the episodes that are short enough. Raises LearnerError for none."""
+        """Return the episodes that are short enough. Raises LearnerError if there is none."""
         indices = [i for i, length in enumerate(batch.lengths_B) if length <= self.max_tokens]
         if not indices:
             raise LearnerError(
@@ -38,7 +38,7 @@ class ModelLimits:
 def read_limits(model_path: Path, max_model_len: int) -> ModelLimits:
     """Read config.json of a Hugging Face folder.
 
-    Raises ConfigError where `max_model_len` is beyond the positions that the model has.
+    Raises ConfigError where `max_model_len` exceeds the model's positions.
     """
     config = json.loads((model_path / "config.json").read_text())
     config = config.get("text_config", config)

@@ -1,4 +1,4 @@
-"""What an RL step reports: metrics, and what the learner computed per episode."""
+"""Report of an RL step: metrics, and annotations with the learner's values per episode."""
 
 import math
 from collections import Counter
@@ -28,17 +28,17 @@ ANNOTATION_SCHEMA = pa.schema(
         "entropies": pa.list_(pa.float32()),
     }
 )
-"""`dropped` is empty for a trained episode, whose lists run over its tokens under loss.
+"""`dropped` is empty for a trained episode; its lists have one entry per token under the loss.
 
-`trial_advantage` is null unless `credit = "phase"`, when `advantage` is that of the execution.
+`trial_advantage` is null unless `credit = "phase"`; `advantage` is then that of the execution.
 """
 
 
 @dataclass(slots=True)
 class Scores:
-    """What ranks collect during a step over its N tokens; NaN where this rank scored nothing.
+    """What a rank measures during a step over its N tokens; NaN where it scored nothing.
 
-    `logprobs_N` are of the weights at the start of the step, at the sampling temperature.
+    `logprobs_N` are those of the weights at the start of the step, at the sampling temperature.
     """
 
     logprobs_N: NDArray[np.float32]
@@ -52,11 +52,11 @@ class Scores:
 
     @classmethod
     def empty(cls, tokens: int) -> "Scores":
-        """Return scores of nothing."""
+        """Return scores without any measurement."""
         return cls(np.full(tokens, np.nan, np.float32), np.full(tokens, np.nan, np.float32))
 
     def add(self, share: PackLoss) -> None:
-        """Add what one pack brought to the loss."""
+        """Add the loss and counts of one pack."""
         self.loss += float(share.loss.detach())
         self.kl += share.kl
         self.clipped += share.clipped
@@ -64,13 +64,13 @@ class Scores:
         self.corrected += share.corrected
 
     def record(self, packed: Pack, logprobs_P: Tensor, entropies_P: Tensor) -> None:
-        """Note what the model said about the predicted tokens of a pack."""
+        """Store logprobs and entropies of the predicted tokens of a pack."""
         self.logprobs_N[packed.sources_P] = logprobs_P.detach().cpu().numpy()
         self.entropies_N[packed.sources_P] = entropies_P.detach().cpu().numpy()
 
     @classmethod
     def merge(cls, ranks: "Sequence[Scores]") -> "Scores":
-        """Combine what all ranks collected; each token was scored by one of them."""
+        """Combine the scores of all ranks; each token was scored by one of them."""
         merged = cls.empty(len(ranks[0].logprobs_N))
         for scores in ranks:
             scored_N = ~np.isnan(scores.logprobs_N)
@@ -87,8 +87,8 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """`annotations` (ANNOTATION_SCHEMA, one row per episode) come from rank 0 only; `dropped` are
-    (episode, reason) of all that were left out."""
+    """`annotations` (ANNOTATION_SCHEMA, one row per episode) exist on rank 0 only; `dropped` are
+    (episode, reason) of all excluded episodes."""
 
     metrics: dict[str, float]
     annotations: pa.Table | None
@@ -100,7 +100,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """Return the metrics of a step, the same on every rank; means are per token under loss.
 
-    A step that trained on nothing reports zeros, and its `reward_mean` all the same.
+    A step without any trained episode reports zeros, but still its `reward_mean`.
     """
     trained_N = ~np.isnan(scores.logprobs_N)
     tokens = int(trained_N.sum())
@@ -137,10 +137,10 @@ def step_metrics(
 
 
 def credit_metrics(batch: EpisodeBatch, selection: Selection) -> dict[str, float]:
-    """Return what trials cost and brought, over episodes with a reward; NaN where nothing tells.
+    """Return cost and benefit of trials over episodes with a reward; NaN without information.
 
-    `trial_yield` is the gain in the chance of a right answer per informative trial call, and
-    `trial_yield_any` that of any such call against none (credit.py says how estimated).
+    `trial_yield` is the gain in the chance of a correct answer per informative trial call,
+    `trial_yield_any` that of any such call against none (estimated by `credit.trial_yield`).
     """
     valid_B = np.isfinite(selection.rewards.episode_B)
     answers_B = np.where(valid_B, batch.credit.answers_B, np.nan)

@@ -1,4 +1,4 @@
-"""What a rank of the learner is started with; light, for those who only start it."""
+"""Arguments of one learner rank; imports no torch, for the process that only starts it."""
 
 from dataclasses import dataclass
 

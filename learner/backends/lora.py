@@ -1,4 +1,4 @@
-"""Low-rank adapters on a policy (arXiv 2106.09685): trained, pushed and exported alone."""
+"""Low-rank adapters on a policy (arXiv 2106.09685): the only weights trained and pushed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from rollout.config import LoraConfig
 from rollout.weights.layout import ADAPTER_PREFIX
 
 PEFT = "learner.backends.peft_adapters"
-"""The module that imports PEFT, which takes seconds: only where there are adapters."""
+"""The module that imports PEFT; the import takes seconds, so only where there are adapters."""
 
 ADAPTER = "default"
 """PEFT's name for the one adapter."""
@@ -22,10 +22,10 @@ _BASE = ".base_layer."
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Let `model` compute what its frozen weights say.
+    """Let `model` compute with its frozen weights only.
 
-    The factors are multiplied by 0 and not left out, for ZeRO-3 expects the same layers in the same
-    order in every pass.
+    The factors are multiplied by 0 and not skipped, because ZeRO-3 expects the same layers in the
+    same order in every pass.
     """
     layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     scales = [layer.scaling[ADAPTER] for layer in layers]
@@ -50,7 +50,7 @@ def saved_name(name: str) -> str:
 
 @torch.no_grad()
 def merged(named: list[tuple[str, Tensor]], config: LoraConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights W + alpha / rank B A of `named` under Hugging Face names, factors gone.
+    """Yield the weights W + alpha / rank B A of `named` under Hugging Face names, without factors.
 
     The product is added in float32 and rounded once.
     """

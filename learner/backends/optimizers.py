@@ -1,4 +1,4 @@
-"""Optimizers over a policy's parameters: AdamW, or Muon on hidden matrices beside it."""
+"""Optimizers over a policy's parameters: AdamW, or Muon on hidden matrices and AdamW elsewhere."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from learner.config import OptimizerSection
 
 
 class MuonAdamW(Optimizer):
-    """Muon and AdamW as one optimizer: its parameter groups are theirs, its state is both."""
+    """Muon and AdamW as one optimizer, with the parameter groups and the state of both."""
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
         self._parts: tuple[Optimizer, ...] = (muon, adamw)
@@ -27,12 +27,12 @@ class MuonAdamW(Optimizer):
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, closure: Callable[[], Any] | None = None
     ) -> None:
-        """Move the parameters of both."""
+        """Update the parameters of both."""
         for part in self._parts:
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load, and let both parts see the new state and groups."""
+        """Load the state, and share the new state and groups with both parts."""
         super().load_state_dict(state_dict)
         for part, groups in zip(
             self._parts, (self.param_groups[:1], self.param_groups[1:]), strict=True
@@ -44,7 +44,7 @@ class MuonAdamW(Optimizer):
 def build_optimizer(
     module: nn.Module, embeddings: Iterable[nn.Parameter], config: OptimizerSection
 ) -> Optimizer:
-    """Make the optimizer of `config`; `embeddings` (input and output) are never Muon's."""
+    """Make the optimizer of `config`; embeddings (input and output) always get AdamW."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     excluded = {id(parameter) for parameter in embeddings}
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in excluded]

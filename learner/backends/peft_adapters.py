@@ -1,4 +1,4 @@
-"""PEFT's part of adapters: putting them into a model, and its own configuration file."""
+"""Use of PEFT: put adapters into a model, and describe them in PEFT's configuration file."""
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -13,7 +13,7 @@ from rollout.config import LoraConfig
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     """Freeze `model` and put adapters on its target layers; the second factor starts at zero.
 
-    Every rank draws the same factors. Raises ConfigError where nothing is called like a target.
+    Every rank samples the same factors. Raises ConfigError where no layer has a target's name.
     """
     dtype = next(model.parameters()).dtype
     with torch.random.fork_rng(devices=[]):
@@ -31,7 +31,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
 
 
 def peft_config(config: LoraConfig, base: str = "") -> PeftConfig:
-    """Return PEFT's own configuration; `base` is the model that the adapters belong to."""
+    """Return PEFT's configuration; `base` is the path of the model that the adapters are for."""
     return PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] - PEFT divides it

@@ -1,10 +1,10 @@
-"""Learning-rate schedules: what the configured rates are multiplied with at an optimizer step."""
+"""Learning-rate schedules: the factor on the configured rates at an optimizer step."""
 
 from learner.config import LearnerConfig, SftConfig
 
 
 def warmup(step: int, warmup_steps: int) -> float:
-    """Rise linearly; the first step (0) already moves."""
+    """Rise linearly; the rate of the first step (0) is above zero."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 

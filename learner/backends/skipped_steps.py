@@ -1,12 +1,12 @@
-"""Steps that made no update because something was not finite: how many in a row are borne."""
+"""Limit on consecutive steps that made no update because something was not finite."""
 
 from envs.errors import NonFiniteError
 
 
 class SkippedSteps:
-    """Counts steps in a row without an update; one more than `most` raises what stopped it.
+    """Counts consecutive steps without an update; more than `most` raise the last error.
 
-    A step of which some updates were made counts as made, however many others were skipped.
+    A step with at least one update resets the count, however many updates it skipped.
     """
 
     def __init__(self, most: int) -> None:
@@ -14,9 +14,9 @@ class SkippedSteps:
         self._in_a_row = 0
 
     def end_step(self, updates: int, error: NonFiniteError | None = None) -> None:
-        """Take in a step that made `updates`, `error` being that of the last it could not make.
+        """Count a step that made `updates`; `error` is that of its last skipped update.
 
-        Raises `error` when that was one step too many; a step with nothing to do does not count.
+        Raises `error` after more than `most` such steps; a step with nothing to do does not count.
         """
         if updates:
             self._in_a_row = 0

@@ -15,7 +15,7 @@ ZERO_VARIANCE = "zero_variance"
 
 @dataclass(frozen=True, slots=True)
 class AdvantageRule:
-    """Which estimator; `eps` is added to what it divides by, `ddof` is 1 for Bessel's std."""
+    """Estimator and its options; `eps` is added to the divisor, `ddof` = 1 is the sample std."""
 
     estimator: Estimator
     eps: float
@@ -25,7 +25,7 @@ class AdvantageRule:
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """`values_B` is NaN where `reasons_B` says why an episode is left out; else that is empty."""
+    """`reasons_B` says why an episode is excluded, and `values_B` is NaN there; else it is ''."""
 
     values_B: NDArray[np.float32]
     reasons_B: tuple[str, ...]
@@ -34,17 +34,17 @@ class Advantages:
 def group_advantages(
     rewards_B: NDArray[np.float32], groups_B: Sequence[str], rule: AdvantageRule
 ) -> Advantages:
-    """Return r - baseline over episodes with a reward; a missing reward is NaN and in no baseline.
+    """Return the advantages of episodes with a reward; a missing reward (NaN) is in no baseline.
 
     Within groups: `grpo` (arXiv 2402.03300, eq. 5): (r - mean) / (std + eps); `grpo_no_std`
     (Dr. GRPO, arXiv 2503.20783): r - mean; `rloo` (arXiv 2402.14740): r - mean of the others;
     `maxrl` (arXiv 2602.02710): (r - mean) / (mean + eps), for rewards that are successes.
     Over all B: `grpo_batch_std` (Lite PPO, arXiv 2508.08221): (r - mean of group) / (std of all
-    rewards + eps); `gpg` (arXiv 2504.02546): (r - mean of group) * (those in the mean) / (those in
-    groups that vary), so that the mean is over the latter whether or not the others are left out of
-    it; `reinforce_pp_baseline` (arXiv 2501.03262): r - mean of group, then centred and
-    divided by its std + eps over all; `reinforce_pp` (same): (r - mean) / (std + eps) over all, so
-    that groups of one and groups without variance take part.
+    rewards + eps); `gpg` (arXiv 2504.02546): (r - mean of group) * (episodes in the loss) /
+    (episodes of groups that vary), so that the loss is the mean over the latter whether or not the
+    others are excluded from it; `reinforce_pp_baseline` (arXiv 2501.03262): r - mean of group, then
+    centred and divided by its std + eps over all; `reinforce_pp` (same): (r - mean) / (std + eps)
+    over all, so groups of one and groups without variance take part.
     """
     rewards = rewards_B.astype(np.float64)
     values_B = np.full(len(rewards), np.nan)
@@ -58,6 +58,7 @@ def group_advantages(
     _scale_over_all(values_B, rewards, groups, rule)
     if rule.estimator == "gpg":
         values_B *= _gpg_scale(rewards, groups, reasons_B)
+    # Excluded last: episodes of groups without variance still count in statistics over the step.
     values_B[[bool(reason) for reason in reasons_B]] = np.nan
     return Advantages(values_B.astype(np.float32), tuple(reasons_B))
 
@@ -87,6 +88,7 @@ def _within_group(rewards_G: NDArray[np.float64], rule: AdvantageRule) -> NDArra
     if rule.estimator == "maxrl":
         return _divided(centred_G, max(mean, 0.0) + rule.eps)
     if rule.estimator == "rloo" and count > 1:
+        # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
         return centred_G * (count / (count - 1))
     return centred_G
 
@@ -97,7 +99,7 @@ def _scale_over_all(
     groups: Sequence[Sequence[int]],
     rule: AdvantageRule,
 ) -> None:
-    """Apply, in place, what an estimator does with all episodes of the step together."""
+    """Apply, in place, the part of an estimator that uses all episodes of the step."""
     valid = [index for indices in groups for index in indices]
     if not valid:
         return
@@ -111,10 +113,10 @@ def _scale_over_all(
 def _gpg_scale(
     rewards_B: NDArray[np.float64], groups: Sequence[Sequence[int]], reasons_B: Sequence[str]
 ) -> float:
-    """Return B / (B - M) of GPG: B episodes count in the mean, M of them in groups that are equal.
+    """Return B / (B - M) of GPG: of B episodes in the mean, M are in groups of equal rewards.
 
-    Its gradient is the sum over the B - M others divided by B - M: where the M are left out of the
-    mean already, there is nothing to correct.
+    GPG's gradient is the sum over the B - M others divided by B - M. If the M are excluded from the
+    mean already, the factor is 1.
     """
     averaged = sum(not reason for reason in reasons_B)
     varying = sum(len(indices) for indices in groups if np.ptp(rewards_B[list(indices)]) > 0)

@@ -21,16 +21,16 @@ OVERLONG = "overlong"
 NON_FINITE = "non_finite"
 
 _MAX_LOGPROB = 1e-3
-"""A logprob above this is no rounding of zero."""
+"""A logprob above this is not a rounding error of zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """`kept` are indices of trained episodes; `reasons_B` names why another is left out.
+    """`kept` are indices of trained episodes; `reasons_B` says why another is excluded, or ''.
 
-    `advantages_N` holds one value per token. `advantages_B` is what the episode as a whole got;
-    under `credit = "phase"` what its execution got, and `trial_advantages_B` what its trials did,
-    else NaN. `weights_N` is the weight per token before aggregation, 0 without a behaviour logprob;
+    `advantages_N` has one value per token. `advantages_B` is the episode's advantage; under
+    `credit = "phase"` it is that of the execution, and `trial_advantages_B`, else NaN, that of the
+    trials. `weights_N` is the weight per token before aggregation, 0 without a behaviour logprob;
     `unscored` counts the tokens of kept episodes that lack one.
     """
 
@@ -44,7 +44,7 @@ class Selection:
     unscored: int
 
     def without(self, indices: Collection[int], reason: str) -> "Selection":
-        """Return the selection with `indices` left out for `reason`."""
+        """Return the selection with `indices` excluded for `reason`."""
         reasons_B = tuple(
             reason if index in indices else old for index, old in enumerate(self.reasons_B)
         )
@@ -53,9 +53,10 @@ class Selection:
 
 
 def select(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = None) -> Selection:
-    """Compute advantages over the whole step, then leave out what must not be trained on.
+    """Compute advantages over the whole step, then exclude what must not be trained on.
 
-    What is no episode of this policy, or longer than `max_tokens`, is out of the baseline too.
+    Episodes that this policy cannot have sampled, or longer than `max_tokens`, are excluded from
+    the baselines too.
     """
     sampled_N = predictable(batch)
     invalid_B = [_invalid(batch, index, sampled_N, max_tokens) for index in range(len(batch))]
@@ -86,7 +87,7 @@ def select(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = 
 def shaped_rewards(
     batch: EpisodeBatch, config: LearnerConfig, invalid_B: Sequence[str]
 ) -> PhaseRewards:
-    """Return the rewards that are compared, NaN where `invalid_B` gives a reason."""
+    """Return the rewards to compare, NaN where `invalid_B` gives a reason."""
     invalid = np.array([bool(reason) for reason in invalid_B])
     rewards_B = np.where(invalid, np.nan, batch.rewards_B.astype(np.float64))
     answers_B = np.where(np.isfinite(rewards_B), batch.credit.answers_B, np.nan)
@@ -96,7 +97,7 @@ def shaped_rewards(
 
 
 def varies(batch: EpisodeBatch, config: LearnerConfig) -> bool:
-    """Return whether the episodes of one group can teach anything: some reward differs."""
+    """Return whether the rewards of one group differ, so that it has a gradient."""
     if config.advantage == "reinforce_pp":
         return True
     rewards = shaped_rewards(batch, config, [""] * len(batch))
@@ -109,7 +110,7 @@ def varies(batch: EpisodeBatch, config: LearnerConfig) -> bool:
 def _advantages(
     batch: EpisodeBatch, rewards: PhaseRewards, config: LearnerConfig
 ) -> tuple[Advantages, Advantages]:
-    """Return what the episode (or its execution) got and what its trials got; NaN if the same."""
+    """Return the advantages of episodes (or their execution), and of trials (NaN if the same)."""
     rule = AdvantageRule(
         config.advantage, config.advantage_eps, config.advantage_ddof, config.drop_zero_variance
     )
@@ -121,6 +122,7 @@ def _advantages(
         nothing = np.full(len(batch), np.nan, np.float32)
         return compare(rewards.episode_B), Advantages(nothing, (NO_REWARD,) * len(batch))
     execution, trial = compare(rewards.execution_B), compare(rewards.trial_B)
+    # A group trains if one of the two parts varies; the part that does not gets advantage 0.
     reasons_B = tuple(
         "" if not (mine and other) else mine
         for mine, other in zip(execution.reasons_B, trial.reasons_B, strict=True)
@@ -146,9 +148,9 @@ def _per_token(
 def _invalid(
     batch: EpisodeBatch, index: int, sampled_N: NDArray[np.bool_], max_tokens: int | None
 ) -> str:
-    """Return why the episode is none that this policy can have sampled; empty where it can."""
+    """Return why this policy cannot have sampled the episode, or an empty string."""
     if not np.isfinite(batch.rewards_B[index]):
-        return ""  # the world's doing, which has its own reason
+        return ""  # an infrastructure failure, which has a reason of its own
     row = batch.rows(index)
     if max_tokens is not None and row.stop - row.start > max_tokens:
         return OVERLONG

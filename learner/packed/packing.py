@@ -1,4 +1,4 @@
-"""Which rank trains on which episode, and packs: whole episodes without padding or repetition."""
+"""Assignment of episodes to ranks, and packs: complete episodes, unpadded, prefixes shared."""
 
 import heapq
 from collections.abc import Sequence
@@ -12,18 +12,21 @@ from torch import Tensor
 from learner.batch import EpisodeBatch
 
 _PIECES = 8
-"""A rank's work comes in pieces of at most this fraction of it, or single episodes."""
+"""Groups are split for balancing into pieces of at most 1/8 of a rank's tokens, or one episode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Episodes as a tree of U tokens, each computed once, and the P tokens that the loss predicts.
+    """Episodes as a prefix tree of U tokens, each computed once, and the P tokens to predict.
 
-    Episodes that begin alike share the tokens of their common beginning. `paths_T` holds S
-    episodes in a row as indices into the tree, `lengths_S` long; the last `owned_S` tokens of each
-    are the tree's in its order, those before are shared with an earlier episode. `predict_Q` is
-    where the Q different predicted tokens are predicted from, `scores_P` which of them a target
-    is, `sources_P` the target's index in the batch, `segments_P` its episode within the pack.
+    Episodes with a common prefix share its tokens. `paths_T` is the concatenation of S episodes,
+    of `lengths_S` tokens each, as indices into the tree. The last `owned_S` tokens of an episode
+    are new in the tree and lie there in order; the tokens before them belong to an earlier episode.
+
+    Of the P predicted tokens Q are different nodes of the tree. `predict_Q` is the node whose
+    hidden state predicts the token, `targets_Q` the token's id. Per predicted token, `scores_P` is
+    its index among the Q, `sources_P` its index in the batch, `segments_P` its episode within the
+    pack.
     """
 
     token_ids_U: Tensor
@@ -57,7 +60,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Episodes of one group in the order of their tokens, and how much each adds to the last."""
+    """Episodes of one group sorted by tokens, and how many tokens each adds to the one before."""
 
     episodes: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -68,7 +71,10 @@ class _Family:
         return self.lengths[0] + sum(self.added[1:])
 
     def within(self, limit: float) -> "list[_Family]":
-        """Halve until a part has at most `limit` tokens or one episode."""
+        """Split in halves until each part has at most `limit` tokens or one episode.
+
+        Halves of a sorted family keep its longest common prefixes together.
+        """
         count = len(self.episodes)
         if self.tokens <= limit or count == 1:
             return [self]
@@ -83,7 +89,7 @@ class _Family:
 
 
 def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal items to ranks, longest first, each to the rank with the fewest tokens so far."""
+    """Assign items to ranks, longest first, each to the rank with the fewest tokens so far."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     heap = [(0, rank) for rank in range(ranks)]
     for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -94,7 +100,7 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def fill(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Fill bins of at most `limit` tokens, first fit, longest first; a longer item stands alone."""
+    """Fill bins of at most `limit` tokens, first fit, longest first; a longer item is alone."""
     bins: list[list[int]] = []
     space: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -111,10 +117,10 @@ def fill(lengths: Sequence[int], limit: int) -> list[list[int]]:
 def share_of_rank(
     batch: EpisodeBatch, indices: Sequence[int], ranks: int, rank: int, limit: int
 ) -> list[list[int]]:
-    """Return the episodes of each micro-batch of `rank`; all ranks get as many, some empty.
+    """Return the episodes of each micro-batch of `rank`; all ranks get equally many, some empty.
 
-    Groups stay together where that keeps ranks balanced: their loads, in tokens to compute, differ
-    by at most an eighth of the mean or by the longest episode.
+    A group stays on one rank, where its prefix is computed once, as far as balance allows: loads,
+    in tokens to compute, differ by at most an eighth of the mean or by the longest episode.
     """
     families = _families(batch, indices)
     if ranks > 1:
@@ -126,20 +132,25 @@ def share_of_rank(
         parts = [part for whole in _families(batch, episodes) for part in whole.within(limit)]
         bins = fill([part.tokens for part in parts], limit)
         bins_by_rank.append([[e for item in items for e in parts[item].episodes] for items in bins])
+    # Every forward pass is a collective under ZeRO 3: a rank with fewer micro-batches would hang
+    # the others, so it gets empty ones.
     count = max(len(bins) for bins in bins_by_rank)
     return bins_by_rank[rank] + [[] for _ in range(count - len(bins_by_rank[rank]))]
 
 
 def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_]) -> Pack:
-    """Pack episodes; `loss_N` says which tokens are predicted, never the first of an episode.
+    """Pack episodes; `loss_N` marks the predicted tokens, never the first of an episode.
 
-    No episodes make a dummy of two tokens without targets: it keeps a rank in step with the others.
+    Without episodes it returns two dummy tokens without targets, which keep a rank in step with
+    the others.
     """
     order = _in_token_order(batch, indices)
     if not order:
         return _dummy()
     rows = [batch.rows(index) for index in order]
     added = _added(batch, order)
+    # In sorted order an episode shares no longer prefix with any earlier episode than with the one
+    # just before, so each path is a prefix of that path plus new nodes: no tree search is needed.
     paths: list[NDArray[np.int64]] = []
     size = 0
     for row, new in zip(rows, added, strict=True):
@@ -147,15 +158,23 @@ def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_])
         own = np.arange(size, size + new)
         paths.append(np.concatenate([paths[-1][:shared], own]) if shared else own)
         size += new
+    # A token is predicted from the hidden state of its parent on the path. Paths are needed for
+    # that: the parent of an episode's first own token may belong to an earlier episode.
     sources = [np.flatnonzero(loss_N[row]) for row in rows]
     targets_P = _joined([path[source] for path, source in zip(paths, sources, strict=True)])
     parents_P = _joined([path[source - 1] for path, source in zip(paths, sources, strict=True)])
     counts = [len(source) for source in sources]
     temperatures = batch.temperatures_B[list(order)]
     temperatures_P = np.repeat(np.where(temperatures > 0, temperatures, 1.0), counts)
+    # A shared token is a target of several episodes, each with its own advantage, but its logits
+    # are the same: score each node once (Q) and look the P results up. One temperature per node is
+    # enough, because episodes of different temperatures share no tokens (see _added).
     targets_Q, first_Q, scores_P = np.unique(targets_P, return_index=True, return_inverse=True)
+    # New tokens are the end of each episode: what it shares comes before.
     fresh = [slice(row.stop - new, row.stop) for row, new in zip(rows, added, strict=True)]
     token_ids_U = _joined([batch.token_ids_N[part] for part in fresh]).astype(np.int64)
+    # An episode that equals the one before adds no node, and attention has nothing to compute for
+    # it; its targets above refer to the nodes of that one.
     attended = [number for number, new in enumerate(added) if new]
     return Pack(
         token_ids_U=torch.from_numpy(token_ids_U),
@@ -197,7 +216,11 @@ def _families(batch: EpisodeBatch, indices: Sequence[int]) -> list[_Family]:
 
 
 def _in_token_order(batch: EpisodeBatch, indices: Sequence[int]) -> list[int]:
-    """Sort by temperature, then tokens: none shares more with an earlier one than with the last."""
+    """Sort by temperature, then by tokens.
+
+    No episode then shares a longer prefix with an earlier episode than with the one before it.
+    Big-endian bytes compare like the sequence of token ids.
+    """
 
     def key(index: int) -> tuple[float, bytes, int]:
         token_ids = batch.token_ids_N[batch.rows(index)].astype(">u4")
@@ -207,7 +230,7 @@ def _in_token_order(batch: EpisodeBatch, indices: Sequence[int]) -> list[int]:
 
 
 def _added(batch: EpisodeBatch, order: Sequence[int]) -> tuple[int, ...]:
-    """Return per episode the tokens that follow what it shares with the one before."""
+    """Return per episode how many tokens follow the prefix it shares with the one before it."""
     added: list[int] = []
     last = batch.token_ids_N[:0]
     temperature = np.float32(np.nan)
