@@ -1,4 +1,4 @@
-"""Memory of a training step and of an engine, in bytes, from the numbers of a model's architecture.
+"""Memory of a training step and of an engine, in bytes, computed from a model's architecture.
 
 Sources: model states under ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3 and table 1),
 offload (Ren et al., arXiv 2101.06840), activations and recomputation (Korthikanti et al., arXiv
@@ -23,7 +23,7 @@ _ENGINE_RESERVE = int(1.0 * GIB)  # CUDA context, NCCL, sampler
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What decides the memory of a decoder: widths and counts."""
+    """Sizes of a decoder that determine its memory."""
 
     parameters: int
     vocabulary: int
@@ -34,7 +34,7 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     positions: int
-    """Longest sequence that the model was made for (`max_position_embeddings`)."""
+    """Longest sequence of the model (`max_position_embeddings`), in tokens."""
 
 
 def shape_of(config: Mapping[str, Any], parameters: int) -> ModelShape:
@@ -58,13 +58,13 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What the states of one rank depend on; `item` is the bytes of a weight."""
+    """What the model states of one rank depend on; `item` is the size of a weight in bytes."""
 
     optimizer: OptimizerSection
     ranks: int
     item: int
     trainable: int
-    """Weights that get gradients: all, or those of the adapters."""
+    """Number of weights with a gradient: all, or those of the adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class States:
     weights: int
     gradients: int
     master: int
-    """Float32 copy of the weights that the optimizer moves."""
+    """Float32 copy of the weights that the optimizer updates."""
     moments: int
     host: int
-    """Of the above what offload has moved to host memory (taken out of the numbers before)."""
+    """Part that offload moved to host memory; the fields above exclude it."""
     buffers: int
     """Gathered layers and reduction buckets."""
 
@@ -87,10 +87,10 @@ class States:
 
 
 def model_states(shape: ModelShape, plan: TrainingPlan) -> States:
-    """Return the states between two steps' backward and update, when all of them are held.
+    """Return the states between backward pass and update, when all of them exist at once.
 
     ZeRO divides moments and master (stage 1 and up), gradients (2 and up) and weights (3) by the
-    number of ranks. Muon is counted as AdamW, which is more.
+    number of ranks. Muon is counted as AdamW, which needs more.
     """
     stage, ranks, item = plan.optimizer.zero_stage, plan.ranks, plan.item
     share = ranks if stage >= 1 else 1
@@ -169,7 +169,7 @@ def adapter_parameters(shape: ModelShape, rank: int, targets: tuple[str, ...]) -
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """Bytes of one GPU of an engine, and how many sequences of full length its cache holds."""
+    """Bytes of one GPU of an engine, and number of full-length sequences in its cache."""
 
     weights: int
     activations: int
@@ -181,7 +181,7 @@ class EngineMemory:
 def engine_memory(
     shape: ModelShape, item: int, budget: int, length: int, tensor_parallel: int = 1
 ) -> EngineMemory:
-    """Return what vLLM holds on one GPU of which it may take `budget` bytes.
+    """Return the memory of vLLM on one GPU with a budget of `budget` bytes.
 
     A prompt is prefilled in one piece, so the pass over `length` tokens is set aside first: the
     residual twice, queries, keys, values, and gate and up with their product.

@@ -1,4 +1,4 @@
-"""Attention over packed episodes: causal within each, blind to the others, without a mask."""
+"""Attention over packed episodes: causal within each episode, none between episodes, no mask."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,16 @@ from envs.errors import LearnerError
 from learner.packed.attention_kind import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN, attention_kind
 from learner.packed.packing import Pack
 
-_LIKE = 0.8  # episodes at least this fraction of another's length are attended in one call
-_SHORT = 64  # tokens below which a call costs more than the padding it saves
+_LIKE = 0.8  # one call attends to episodes of at least this fraction of the longest length
+_SHORT = 64  # tokens below which one more call costs more than the padding that it saves
 
 
 @dataclass(frozen=True, slots=True)
 class PaddedRows:
-    """How SDPA reads a pack: X tokens as `shapes` of (episodes, longest), the ends repeated.
+    """How SDPA reads a pack: X tokens in blocks of `shapes` (episodes, longest length).
 
-    `gather_X` are indices into the tree; `own_U` says where among the X each of its tokens is.
+    Shorter episodes are padded with their last token. `gather_X` are indices into the pack's tree;
+    `own_U` is, for each token of the tree, its place among the X.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -37,7 +38,7 @@ class PaddedRows:
 
 @dataclass(frozen=True, slots=True)
 class VariableLengths:
-    """How flash attention reads a pack: queries once, keys and values along every path."""
+    """How flash attention reads a pack: each query once, keys and values along every path."""
 
     paths_T: Tensor
     query_bounds: Tensor
@@ -56,7 +57,7 @@ def packed_sdpa(
 ) -> tuple[Tensor, None]:
     """Attend per episode on any device: [1, heads, U, dim] to [1, U, heads, dim].
 
-    Causal attention never sees the padding at the end of a row, so it needs no mask.
+    Padding is at the end of a row, where causal attention never sees it: no mask is needed.
     """
     rows: PaddedRows = options["packed_rows"]
     _check_window(options, max(length for _, length in rows.shapes))
@@ -84,7 +85,7 @@ def packed_varlen(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend per episode with the flash kernel of torch itself: CUDA, 16-bit; as `packed_sdpa`."""
+    """As `packed_sdpa` with torch's own flash kernel, for 16-bit models on CUDA."""
     lengths: VariableLengths = options["packed_rows"]
     _check_window(options, lengths.longest_key)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -112,7 +113,7 @@ def packed_flash(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend per episode with package flash-attn: CUDA, 16-bit; as `packed_sdpa`."""
+    """As `packed_sdpa` with the package flash-attn, for 16-bit models on CUDA."""
     lengths: VariableLengths = options["packed_rows"]
     _check_window(options, lengths.longest_key)
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -139,7 +140,7 @@ AttentionInterface.register(PACKED_FLASH, packed_flash)
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> str:
-    """Return what a model is loaded with."""
+    """Return the attention implementation for a model of that device and precision."""
     return attention_kind(
         cuda=device.type == "cuda",
         sixteen_bit=dtype != torch.float32,
@@ -148,7 +149,7 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def attention_arguments(implementation: str, pack: Pack) -> dict[str, Any]:
-    """Return what the model's forward passes on to `implementation` so that episodes stay apart."""
+    """Return the arguments that the model's forward passes to `implementation`."""
     device = pack.paths_T.device
     if implementation == PACKED_SDPA:
         return {"packed_rows": _padded_rows(pack, device)}
@@ -201,7 +202,7 @@ def _padded_rows(pack: Pack, device: torch.device) -> PaddedRows:
 
 
 def _alike(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Group episodes of like length, longest first."""
+    """Group episodes of similar length, longest first."""
     members: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):

@@ -13,7 +13,7 @@ from learner.packed.packing import Pack
 from learner.packed.token_scores import TokenScores
 
 PREFIX = "policy."
-"""What `PolicyModule` puts before the Hugging Face name of a parameter."""
+"""Prefix of `PolicyModule` before the Hugging Face name of a parameter."""
 
 CHUNK_LOGITS = 2**25  # logits of one chunk: 128 MiB in float32
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "logits_soft_cap")
@@ -28,7 +28,7 @@ class PolicyModule(nn.Module):
         self._attention = attention
         self.chunk_logits = CHUNK_LOGITS
         self.entropy_gradient = False
-        """Entropies have a gradient too; this keeps all logits of a pack for the backward pass."""
+        """Give entropies a gradient; this keeps all logits of a pack for the backward pass."""
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return differentiable logprobs_P at the sampling temperature, and entropies_P."""
@@ -42,7 +42,7 @@ class PolicyModule(nn.Module):
         head: Any = self.policy.get_output_embeddings()
         hidden_QH = hidden_UH.index_select(0, pack.predict_Q)
         if type(head) is nn.Linear and head.bias is None and not self.entropy_gradient:
-            # One access per pass, however many chunks: under ZeRO 3 it is a collective.
+            # One access to the weight per pass, not per chunk: under ZeRO 3 each is a collective.
             logprobs_Q, entropies_Q = TokenScores.apply(
                 hidden_QH, head.weight, pack.targets_Q, pack.temperatures_Q, self.chunk_logits
             )
@@ -56,7 +56,7 @@ class PolicyModule(nn.Module):
 
 
 def load_policy(path: str, dtype: torch.dtype, device: torch.device) -> PolicyModule:
-    """Load a Hugging Face folder. Raises MissingError; ConfigError for a head we cannot follow."""
+    """Load a Hugging Face folder. Raises MissingError; ConfigError if the head scales logits."""
     if not (Path(path) / "config.json").is_file():
         raise MissingError(f"expected a Hugging Face model folder, found no config.json in {path}")
     config = AutoConfig.from_pretrained(path)

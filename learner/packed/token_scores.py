@@ -8,14 +8,14 @@ from torch.autograd.function import once_differentiable
 
 from envs.errors import LearnerError
 
-_CACHED = 2**18  # logits that are worked on at a time on a CPU: 1 MiB in float32
+_CACHED = 2**18  # logits processed at a time on a CPU, to stay in its cache: 1 MiB in float32
 
 
 class TokenScores(torch.autograd.Function):
     """`apply(hidden_QH, weight_VH, targets_Q, temperatures_Q, limit)`: logprobs_Q, entropies_Q.
 
-    Up to `limit` logits are kept for the backward pass, which overwrites them with their gradient;
-    more are computed twice, `limit` at a time. Entropies have no gradient.
+    Up to `limit` logits are kept for the backward pass, which overwrites them with their gradient.
+    More are computed twice, in chunks of `limit`. Entropies have no gradient.
     """
 
     @staticmethod

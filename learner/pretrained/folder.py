@@ -1,4 +1,4 @@
-"""Weights as they lie in a Hugging Face folder."""
+"""The weights in a Hugging Face folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from envs.errors import MissingError
 
 
 def folder_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of every safetensors file in `folder`. Raises MissingError for none."""
+    """Yield (name, tensor) of every safetensors file in `folder`. Raises MissingError if none."""
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise MissingError(f"expected safetensors in {folder}, found none")

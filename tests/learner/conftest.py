@@ -21,7 +21,7 @@ MakeTable = Callable[[Sequence[Episode]], pa.Table]
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers with tied embeddings and a file that stands for its tokenizer."""
+    """A Llama of two layers with tied embeddings and a placeholder for its tokenizer file."""
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -161,7 +161,7 @@ def test_the_first_difference_of_every_kind_is_named(
     run: Path, weights: dict[str, torch.Tensor], metrics: dict[str, float], where: list[str]
 ) -> None:
     recorded = recorded_step(RunReader(run), 1)
-    found = list(recorded.differences(report_of(weights, **metrics)))
+    found = list(recorded.differences(report_of(weights, whole=True, **metrics)))
     assert [difference.where for difference in found] == where
 
 

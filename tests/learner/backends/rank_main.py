@@ -130,14 +130,14 @@ def disagreement() -> str:
     return ""
 
 
-def imitate(section: OptimizerSection) -> list[dict[str, float]]:
+def train_sft(section: OptimizerSection) -> list[dict[str, float]]:
     one = trainer(LearnerConfig(), SftConfig.model_validate(section.model_dump() | {"epochs": 2}))
     metrics = list(one.sft(table("even"), seed=7))
     one.close()
     return metrics
 
 
-def resumed_imitation() -> dict[str, Any]:
+def resumed_sft() -> dict[str, Any]:
     """Eight steps, two of them poisoned; another trainer repeats what came after the third made."""
     section = {**SMALL, "batch_tokens": 24, "epochs": 2, "zero_stage": 0, "optimizer": "muon"}
     config, path = SftConfig.model_validate(section), OUT / "checkpoint_sft"
@@ -160,7 +160,7 @@ def resumed_imitation() -> dict[str, Any]:
     return {"exactly": exactly, "told": told}
 
 
-def poisoned_imitation() -> list[float]:
+def poisoned_sft() -> list[float]:
     """Steps that two epochs make of four episodes, one of which is poisoned, a step each."""
     section = {**SMALL, "batch_tokens": 24, "epochs": 2, "max_skipped_steps": 1}
     one = trainer(LearnerConfig(), SftConfig.model_validate(section))
@@ -220,12 +220,12 @@ def main() -> None:
     found["chunks"] = chunks()
     found["disagreement"] = disagreement()
     sft = {**SMALL, "lr": 3e-3}
-    found["sft"] = imitate(OptimizerSection.model_validate({**sft, "zero_stage": 1}))
-    found["muon"] = imitate(
+    found["sft"] = train_sft(OptimizerSection.model_validate({**sft, "zero_stage": 1}))
+    found["muon"] = train_sft(
         OptimizerSection.model_validate({**sft, "zero_stage": 0, "optimizer": "muon"})
     )
-    found["poisoned_sft"] = poisoned_imitation()
-    found["resumed_sft"] = resumed_imitation()
+    found["poisoned_sft"] = poisoned_sft()
+    found["resumed_sft"] = resumed_sft()
     low = trainer(LearnerConfig.model_validate({**SMALL, "zero_stage": 2}), dtype="bfloat16")
     found["bfloat16"] = low.rl_step(table("even")).metrics
     low.close()

@@ -213,21 +213,21 @@ def test_ranks_with_more_logits_than_others_do_not_wait_for_ever(found: Found) -
 
 
 @pytest.mark.parametrize("optimizer", ["sft", "muon"])
-def test_imitation_lowers_the_loss_alike_on_one_and_two_ranks(found: Found, optimizer: str) -> None:
+def test_sft_lowers_the_loss_alike_on_one_and_two_ranks(found: Found, optimizer: str) -> None:
     alone, pair = found[1][0][optimizer], found[2][0][optimizer]
     assert alone[-1]["loss"] < alone[0]["loss"] - 0.3
     for mine, theirs in zip(alone, pair, strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=5e-3)
 
 
-def test_imitation_goes_on_after_a_step_that_is_not_finite(found: Found) -> None:
+def test_sft_goes_on_after_a_step_that_is_not_finite(found: Found) -> None:
     """Eight steps, of which the two with the poisoned episode are skipped."""
     for ranks in found.values():
         assert len(ranks[0]["poisoned_sft"]) == 6
         assert all(rank["poisoned_sft"] == ranks[0]["poisoned_sft"] for rank in ranks)
 
 
-def test_imitation_goes_on_from_its_checkpoint_bit_for_bit(found: Found) -> None:
+def test_sft_goes_on_from_its_checkpoint_bit_for_bit(found: Found) -> None:
     for ranks in found.values():
         resumed = ranks[0]["resumed_sft"]
         without, again = resumed["told"]

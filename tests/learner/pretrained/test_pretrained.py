@@ -36,7 +36,7 @@ def test_existing_folder_stands_for_itself(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("kind", ["nothing there", "a folder without config.json"])
+@pytest.mark.parametrize("kind", ["nothing", "a folder without config.json"])
 def test_missing_model_says_what_was_looked_for(tmp_path: Path, kind: str) -> None:
     ref = tmp_path / "mine"
     if "folder" in kind:
@@ -87,7 +87,7 @@ def test_first_writer_wins(tmp_path: Path) -> None:
 def test_foreign_folder_in_the_way_is_kept_and_named(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").touch()
-    with pytest.raises(StoreError, match="move what is there away"):
+    with pytest.raises(StoreError, match="move the existing folder away"):
         write_folder(tmp_path / "model", make_model_folder)
     assert (tmp_path / "model" / "notes.txt").exists()
 
