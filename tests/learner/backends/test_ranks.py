@@ -180,7 +180,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(found: Found) -> None:
         assert refusals["checkpoint0"].startswith(
             "ConfigError: expected a checkpoint with zero_stage 1"
         )
-        assert refusals["unfinished"].startswith("LearnerError: expected a finished checkpoint")
+        assert refusals["unfinished"].startswith("LearnerError: expected a complete checkpoint")
         assert refusals["nowhere"].startswith("MissingError")
 
 
