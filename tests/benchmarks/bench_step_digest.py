@@ -1,7 +1,7 @@
 """Digests of the weights: a learner step that hashes every weight against one that does not.
 
 Run: python -m tests.benchmarks.bench_step_digest [--models tiny smollm2-135m-instruct]
-         [--lora 0 32] [--rounds 5] [--episodes 8]
+         [--lora 0 32] [--dtype float32] [--rounds 5] [--episodes 8]
 
 Both ways make the same RL step and the same push through shared memory. "whole" also gathers all
 weights, merged with their adapters, and hashes each tensor, as at a step with a checkpoint;
@@ -70,14 +70,9 @@ def make_trainer(path: Path, model: ModelConfig) -> Trainer:
     return Trainer(setup, DeepSpeedBackend)
 
 
-def measure(path: Path, rank: int, rounds: int, table: pa.Table, shm: Path) -> tuple[str, ...]:
-    """Return a row of the table after the model's name. The first round is not counted.
-
-    In float32: a CPU without bfloat16 instructions would make the step, not the digest, slower.
-    """
-    model = ModelConfig.model_validate(
-        {"path": str(path), "dtype": "float32", "max_model_len": 512, "lora": {"rank": rank}}
-    )
+def measure(model: ModelConfig, rounds: int, table: pa.Table, shm: Path) -> tuple[str, ...]:
+    """Return a row of the table after the model's name. The first round is not counted."""
+    path, rank = Path(model.path), model.lora.rank
     trainer, layout = make_trainer(path, model), push_layout(str(path), model)
     publisher = SharedMemoryPublisher(shm, layout)
     clock = Clock()
@@ -86,6 +81,7 @@ def measure(path: Path, rank: int, rounds: int, table: pa.Table, shm: Path) -> t
             clock = Clock()
         for whole in (True, False):
             report = clock.time("step", lambda: trainer.rl_step(table))
+            assert report.metrics["trained_episodes"] > 0, "one episode alone has no advantage"
             if whole:
                 digests = clock.time("hash", lambda: tensor_digests(trainer.named_weights()))
                 with_weight_digests(report, digests)
@@ -103,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of hashing all weights at every step.")
     parser.add_argument("--models", nargs="+", default=["tiny", "smollm2-135m-instruct"])
     parser.add_argument("--lora", nargs="+", type=int, default=[0, 32])
+    parser.add_argument("--dtype", default="float32", help="bfloat16 steps are slow on most CPUs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--cache", type=Path, help="folder of converted models (else temporary)")
@@ -117,7 +114,9 @@ def main() -> None:
             path = resolve_model(name, chosen.cache or Path(scratch))
             for rank in chosen.lora:
                 table = table_of(rows, apart=False, logprobs=None)
-                row = measure(path, rank, chosen.rounds, table, Path(shm))
+                section = {"path": str(path), "dtype": chosen.dtype, "lora": {"rank": rank}}
+                model = ModelConfig.model_validate(section | {"max_model_len": 512})
+                row = measure(model, chosen.rounds, table, Path(shm))
                 print(name, *row, flush=True)
                 shown.add_row(name, *row)
     Console().print(shown)
