@@ -135,8 +135,8 @@ class RunDirectory(Closing):
         self._metrics.append([one_line({"step": step, **row})], f"the metrics of step {step}")
 
     def record_control(self, event: ControlEvent) -> None:
-        """Note who asked what of the running job."""
-        self._control.append([event.model_dump_json()], f"the control event {event.action}")
+        """Record a request to the running job, or the job's answer."""
+        self._control.append([event.model_dump_json()], f"the control event of {event.actor}")
 
     def recover(self, step: int) -> None:
         """Go back to the checkpoint of `step` (-1: none) and square the ledger with the store.

@@ -16,7 +16,7 @@ import pytest
 from envs.errors import MissingError, StoreError
 from rollout.episode import Episode, Lease, Outcome
 from rollout.episode_schema import EPISODE_SCHEMA, VERSION_KEY, from_batch, to_batch
-from rollout.store.control import ControlEvent
+from rollout.store.control import ControlEvent, ScaleRequest
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -49,7 +49,7 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         directory.record_metrics(1, {"loss": 0.4})
         directory.record_metrics(0, {"loss": 0.25})
         directory.annotate(3, pa.table({"episode": ["e1"], "advantage": [0.5]}))
-        directory.record_control(ControlEvent(at=2.0, actor="cli", action="scale", detail="4"))
+        directory.record_control(ControlEvent(at=2.0, actor="cli", request=ScaleRequest(workers=4)))
     reader = RunReader(path)
     assert (reader.run, reader.config_toml) == (RUN, "[env]\n")
     rows = reader.episodes()
@@ -63,7 +63,8 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         (1, {"loss": 0.4}),
     ]
     assert reader.annotations(3).to_pylist() == [{"episode": "e1", "advantage": 0.5}]
-    assert json.loads((path / "control.jsonl").read_text())["action"] == "scale"
+    row = json.loads((path / "control.jsonl").read_text())
+    assert row["request"] == {"kind": "scale", "workers": 4}
     with pytest.raises(MissingError, match="annotations of step 4"):
         reader.annotations(4)
 
