@@ -11,7 +11,7 @@ from rollout.weights.manifest import WeightManifest
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to sample one turn. `seed` None lets the engine draw; temperature 0 is greedy."""
 

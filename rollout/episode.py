@@ -9,7 +9,7 @@ from typing import Literal
 
 from envs.errors import EpisodeError
 from envs.messages import Message
-from envs.tools import AnswerStatus
+from envs.tools import AnswerStatus, SessionPurpose
 from rollout.engine import VersionSpan
 
 Mode = Literal["direct", "trial", "free"]
@@ -46,7 +46,7 @@ class Outcome(StrEnum):
         return self in (Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.POLICY_ERROR)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
     """One tool call as it happened; `arguments` is JSON text."""
 
@@ -56,10 +56,10 @@ class CallRecord:
     result: str
     seconds: float
     cpu_seconds: float
-    purpose: Literal["trial", "execution"]
+    purpose: SessionPurpose
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One completion of the policy: tokens `[start, end)`, its text, and what came of it."""
 
@@ -73,7 +73,7 @@ class Turn:
     calls: tuple[CallRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Seconds spent, and the wall clock at the start (Unix seconds)."""
 
@@ -84,7 +84,7 @@ class Timings:
     tool_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """The distribution that behaviour logprobs refer to."""
 
@@ -107,7 +107,7 @@ class Lease:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """A finished episode. Token arrays share one length T; they only ever grew at the end.
 

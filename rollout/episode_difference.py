@@ -9,8 +9,8 @@ _AROUND = 8
 """Tokens that are shown from the first different one on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeDifference:
     """What was recorded and what was replayed at one place of an episode."""
 
     where: str
@@ -18,7 +18,7 @@ class Difference:
     replayed: str
 
 
-def first_difference(recorded: Episode, replayed: Episode) -> Difference | None:
+def first_difference(recorded: Episode, replayed: Episode) -> EpisodeDifference | None:
     """Return the first difference in what was said, called, answered and scored, if any.
 
     Times, workers and servers are not compared; those of tool calls are, for a replay gives them
@@ -27,13 +27,13 @@ def first_difference(recorded: Episode, replayed: Episode) -> Difference | None:
     return next(_differences(recorded, replayed), None)
 
 
-def _differences(old: Episode, new: Episode) -> Iterator[Difference]:
+def _differences(old: Episode, new: Episode) -> Iterator[EpisodeDifference]:
     yield from _tokens("prompt", _before(old, 0), _before(new, 0))
     for i in range(min(len(old.turns), len(new.turns))):
         where = f"turn {i + 1}"
         yield from _turn(where, old, new, i)
         if new.error and not new.outcome.counts and i == len(new.turns) - 1:
-            yield Difference(where, _ending(old), _ending(new))
+            yield EpisodeDifference(where=where, recorded=_ending(old), replayed=_ending(new))
         yield from _tokens(f"{where}, what followed", _before(old, i + 1), _before(new, i + 1))
     yield from _pair("number of turns", len(old.turns), len(new.turns))
     yield from _tokens("phases", old.phases_T, new.phases_T)
@@ -45,7 +45,7 @@ def _differences(old: Episode, new: Episode) -> Iterator[Difference]:
     yield from _pair("counts", dict(old.extra), dict(new.extra))
 
 
-def _turn(where: str, old: Episode, new: Episode, index: int) -> Iterator[Difference]:
+def _turn(where: str, old: Episode, new: Episode, index: int) -> Iterator[EpisodeDifference]:
     before, after = old.turns[index], new.turns[index]
     yield from _tokens(where, _said(old, before), _said(new, after))
     yield from _pair(f"{where}, phase", before.phase.name, after.phase.name)
@@ -56,7 +56,7 @@ def _turn(where: str, old: Episode, new: Episode, index: int) -> Iterator[Differ
         yield from _pair(f"{where}, number of calls", len(before.calls), len(after.calls))
 
 
-def _call(where: str, old: CallRecord, new: CallRecord) -> Iterator[Difference]:
+def _call(where: str, old: CallRecord, new: CallRecord) -> Iterator[EpisodeDifference]:
     asked = (f"{old.name} {old.arguments}", f"{new.name} {new.arguments}")
     yield from _pair(where, *asked)
     answered = (f"{old.status.value}: {old.result}", f"{new.status.value}: {new.result}")
@@ -64,17 +64,19 @@ def _call(where: str, old: CallRecord, new: CallRecord) -> Iterator[Difference]:
     yield from _pair(f"{where}, as a whole", astuple(old), astuple(new))
 
 
-def _tokens(where: str, old: Sequence[int], new: Sequence[int]) -> Iterator[Difference]:
+def _tokens(where: str, old: Sequence[int], new: Sequence[int]) -> Iterator[EpisodeDifference]:
     if tuple(old) == tuple(new):
         return
     shared = (i for i in range(min(len(old), len(new))) if old[i] != new[i])
     at = next(shared, min(len(old), len(new)))
-    yield Difference(f"{where}, token {at + 1}", _excerpt(old, at), _excerpt(new, at))
+    yield EpisodeDifference(
+        where=f"{where}, token {at + 1}", recorded=_excerpt(old, at), replayed=_excerpt(new, at)
+    )
 
 
-def _pair(where: str, old: object, new: object) -> Iterator[Difference]:
+def _pair(where: str, old: object, new: object) -> Iterator[EpisodeDifference]:
     if old != new:
-        yield Difference(where, str(old), str(new))
+        yield EpisodeDifference(where=where, recorded=str(old), replayed=str(new))
 
 
 def _excerpt(tokens: Sequence[int], start: int) -> str:

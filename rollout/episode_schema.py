@@ -236,8 +236,8 @@ def _episode(
         spans=tuple(VersionSpan(**span) for span in row["spans"]),
         turns=tuple(_turn(turn) for turn in row["turns"]),
         messages=tuple(Message(**message) for message in row["messages"]),
-        sampling=Sampling(*(row[name] for name in _SAMPLING), seed=row["sample_seed"]),
-        timings=Timings(*(row[name] for name in _TIMINGS)),
+        sampling=Sampling(**{name: row[name] for name in _SAMPLING}, seed=row["sample_seed"]),
+        timings=Timings(**{name: row[name] for name in _TIMINGS}),
         **{name: row[name] for name in _SOURCE},
         extra=dict(row["extra"]),
     )

@@ -10,13 +10,13 @@ from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, Pol
 from envs.messages import Message
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolService
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
 from rollout.phase_tools import PhaseTools
-from rollout.prompts import Stage, make_prompts
+from rollout.prompts import make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory
 
@@ -24,7 +24,7 @@ LONG_TEXT = 4_000
 """Characters from which a text is tokenised off the event loop; a thread costs more below."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Who runs the episodes, as they record it."""
 
@@ -55,20 +55,20 @@ class EpisodeRunner:
         self._template = template
         self._identity = identity
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
         """Play one episode to a typed outcome.
 
         Raises EngineError, for then the worker is broken and the lease goes elsewhere; cancellation
         of the calling asyncio task passes through too. Whatever else fails is an outcome.
         """
-        run = _Run(
+        run = _EpisodeInProgress(
             self._engine,
             self._tools,
             self._template,
             self._identity,
             _Assignment(lease, task, config),
         )
-        return await run.play()
+        return await run.run_to_end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class _Seen:
         return len(trajectory.token_ids_T) - self.token
 
 
-class _Run:
+class _EpisodeInProgress:
     """One episode in progress."""
 
     def __init__(
@@ -116,16 +116,16 @@ class _Run:
         )
         self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
         self._trajectory = Trajectory()
-        self._stage: Stage = "execution" if self._config.mode == "direct" else "trial"
-        self._used: dict[Stage, int] = {"trial": 0, "execution": 0}
-        self._turns: dict[Stage, int] = {"trial": 0, "execution": 0}
-        self._seconds: dict[Stage, float] = {"trial": 0.0, "execution": 0.0}
+        self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
+        self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._turns: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._seconds: dict[SessionPurpose, float] = {"trial": 0.0, "execution": 0.0}
         self._faults = 0
         self._answer = ""
         self._score = Score(0.0)
         self._seen = _Seen()
 
-    async def play(self) -> Episode:
+    async def run_to_end(self) -> Episode:
         started_at, start = time.time(), time.monotonic()
         outcome, error = Outcome.ANSWERED, ""
         try:
@@ -193,7 +193,13 @@ class _Run:
         config, lease, trajectory = self._config, self._lease, self._trajectory
         index = len(trajectory.turns)
         seed = stable_hash(lease.seed, index) & 0x7FFFFFFF if config.seeded else None
-        params = SamplingParams(limit, config.temperature, config.top_p, config.top_k, seed)
+        params = SamplingParams(
+            max_tokens=limit,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            seed=seed,
+        )
         request = f"{lease.episode}.{lease.attempt}.{index}"
         ids, messages = self._seen.of(trajectory)
         prompt = Prompt(request, ids, messages, lease.seed)
@@ -265,18 +271,18 @@ class _Run:
     ) -> list[CallRecord]:
         return [
             CallRecord(
-                call.name,
-                arguments_text(call.arguments),
-                answer.status,
-                answer.text,
-                answer.seconds,
-                answer.cpu_seconds,
-                self._stage,
+                name=call.name,
+                arguments=arguments_text(call.arguments),
+                status=answer.status,
+                result=answer.text,
+                seconds=answer.seconds,
+                cpu_seconds=answer.cpu_seconds,
+                purpose=self._stage,
             )
             for call, answer in zip(calls, answers, strict=True)
         ]
 
-    async def _enter(self, stage: Stage) -> None:
+    async def _enter(self, stage: SessionPurpose) -> None:
         """Change phase; what the trials did to the tools is thrown away."""
         await self._tools.end_trial()
         self._stage = stage
@@ -296,7 +302,7 @@ class _Run:
 
     # Budgets and bookkeeping
 
-    def _budget(self, stage: Stage) -> PhaseBudget:
+    def _budget(self, stage: SessionPurpose) -> PhaseBudget:
         return self._config.trial if stage == "trial" else self._config.execution
 
     def _calls_left(self) -> int:
@@ -366,9 +372,18 @@ class _Run:
             spans=tuple(trajectory.spans),
             turns=tuple(trajectory.turns),
             messages=tuple(trajectory.messages),
-            sampling=Sampling(config.temperature, config.top_p, config.top_k, self._lease.seed),
+            sampling=Sampling(
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
+                seed=self._lease.seed,
+            ),
             timings=Timings(
-                started_at, wall_s, trajectory.queue_s, trajectory.generate_s, trajectory.tool_s
+                started_at=started_at,
+                wall_s=wall_s,
+                queue_s=trajectory.queue_s,
+                generate_s=trajectory.generate_s,
+                tool_s=trajectory.tool_s,
             ),
             source=self._identity.source,
             worker=self._identity.worker,

@@ -44,7 +44,16 @@ class Trajectory:
         self.messages.append(Message("assistant", text))
         self.queue_s += completion.queue_s
         end = len(self.token_ids_T)
-        self.turns.append(Turn(phase, start, end, text, completion.finish_reason, ""))
+        self.turns.append(
+            Turn(
+                phase=phase,
+                start=start,
+                end=end,
+                text=text,
+                finish_reason=completion.finish_reason,
+                policy_error="",
+            )
+        )
 
     def settle_turn(
         self, phase: Phase, *, policy_error: str = "", calls: Sequence[CallRecord] = ()
@@ -53,7 +62,13 @@ class Trajectory:
         turn = self.turns[-1]
         self.phases_T[turn.start : turn.end] = repeat(int(phase), turn.end - turn.start)
         self.turns[-1] = Turn(
-            phase, turn.start, turn.end, turn.text, turn.finish_reason, policy_error, tuple(calls)
+            phase=phase,
+            start=turn.start,
+            end=turn.end,
+            text=turn.text,
+            finish_reason=turn.finish_reason,
+            policy_error=policy_error,
+            calls=tuple(calls),
         )
 
     def sampled_in(self, phases: Sequence[Phase]) -> int:

@@ -151,7 +151,7 @@ def compare(
     if as_json:
         sys.stdout.write(json.dumps(comparing.comparison_json(found)) + "\n")
     else:
-        stack("evaluation.text_table").print_sheets(comparing.comparison_sheets(found), found.notes)
+        stack("evaluation.text_table").print_tables(comparing.comparison_tables(found), found.notes)
 
 
 @app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")

@@ -238,8 +238,8 @@ def _spent(out: Path) -> Spending:
     total = Spending()
     reader = RunReader(out)
     for episode in episodes_of(reader, reader.episodes()):
-        counts = [int(episode.extra.get(f"teacher_{name}", 0)) for name in _COUNTS]
-        total.add(Spending(*counts))
+        counts = {name: int(episode.extra.get(f"teacher_{name}", 0)) for name in _COUNTS}
+        total.add(Spending(**counts))
     return total
 
 

@@ -14,7 +14,7 @@ from envs.errors import ConfigError, EngineError, MissingError, TeacherError
 from envs.seeds import stable_hash
 from envs.tools import JsonObject
 from rollout.engines.openai_config import EndpointConfig
-from rollout.engines.openai_wire import ChatReply, ModelList, WireUsage
+from rollout.engines.openai_wire import ChatReply, ChatUsage, ModelList
 
 MAX_REPLY_BYTES = 16 * 2**20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
@@ -25,7 +25,7 @@ _CHARACTERS_PER_TOKEN = 3
 """For endpoints that do not say what a request used; a low guess, so that a budget errs early."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Spending:
     """What was asked of an endpoint so far."""
 
@@ -146,11 +146,13 @@ class ChatClient:
             )
 
     def _count(self, body: JsonObject, reply: ChatReply, took: Spending) -> None:
-        usage = reply.usage or WireUsage(
+        usage = reply.usage or ChatUsage(
             prompt_tokens=len(json.dumps(body)) // _CHARACTERS_PER_TOKEN,
             completion_tokens=len(reply.model_dump_json()) // _CHARACTERS_PER_TOKEN,
         )
-        used = Spending(0, usage.prompt_tokens, usage.completion_tokens)
+        used = Spending(
+            prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+        )
         self.spent.add(used)
         took.add(used)
 

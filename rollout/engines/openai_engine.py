@@ -14,7 +14,7 @@ from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes, unfit_name
 from rollout.engines.openai_wire import (
-    Said,
+    ChatTurn,
     native_messages,
     native_tools,
     prompt_messages,
@@ -30,7 +30,7 @@ _LONG_TEXT = 4_000
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TeacherTask:
     """What the endpoint plays: one task under one episode configuration."""
 
     task: Task
@@ -46,7 +46,7 @@ class OpenAIEngine:
     """
 
     def __init__(
-        self, client: ChatClient, config: EndpointConfig, template: ChatTemplate, part: Part
+        self, client: ChatClient, config: EndpointConfig, template: ChatTemplate, part: TeacherTask
     ) -> None:
         self._client = client
         self._config = config
@@ -76,7 +76,7 @@ class OpenAIEngine:
         Raises TeacherError where this turn failed or was refused, and EngineError where no request
         can succeed.
         """
-        said = Said("", "", False)
+        said = ChatTurn("", "", False)
         for attempt in range(_EMPTY_TRIES):
             body = self._body(prompt, _reseeded(params, attempt))
             label = f"{prompt.request_id}.{attempt}"
@@ -104,7 +104,7 @@ class OpenAIEngine:
 
     async def close(self) -> None: ...
 
-    def _completion(self, said: Said, limit: int) -> Completion:
+    def _completion(self, said: ChatTurn, limit: int) -> Completion:
         ids = self._template.encode(_without(said.text, self._template.control_tokens))
         if not said.cut:
             ids.append(self._template.eos_token_id)

@@ -30,31 +30,31 @@ class ContentPart(_Wire):
     text: str = ""
 
 
-class WireFunction(_Wire):
+class ChatFunction(_Wire):
     """A call as the endpoint writes it; arguments are JSON text, or an object from some servers."""
 
     name: str = ""
     arguments: str | JsonObject | None = None
 
 
-class WireCall(_Wire):
-    function: WireFunction = WireFunction()
+class ChatToolCall(_Wire):
+    function: ChatFunction = ChatFunction()
 
 
-class WireMessage(_Wire):
+class ChatMessage(_Wire):
     content: str | tuple[ContentPart, ...] | None = None
     refusal: str | None = None
-    tool_calls: tuple[WireCall, ...] | None = None
+    tool_calls: tuple[ChatToolCall, ...] | None = None
     reasoning_content: JsonValue = None
     reasoning: JsonValue = None
 
 
-class WireChoice(_Wire):
-    message: WireMessage
+class ChatChoice(_Wire):
+    message: ChatMessage
     finish_reason: str | None = None
 
 
-class WireUsage(_Wire):
+class ChatUsage(_Wire):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -62,8 +62,8 @@ class WireUsage(_Wire):
 class ChatReply(_Wire):
     """The body of a chat completion, as far as it is read."""
 
-    choices: tuple[WireChoice, ...] = Field(min_length=1)
-    usage: WireUsage | None = None
+    choices: tuple[ChatChoice, ...] = Field(min_length=1)
+    usage: ChatUsage | None = None
 
 
 class _ListedModel(_Wire):
@@ -77,7 +77,7 @@ class ModelList(_Wire):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ChatTurn:
     """One reply, in the student's format."""
 
     text: str
@@ -87,7 +87,7 @@ class Said:
     """Whether it ran into its token limit."""
 
 
-def read_reply(reply: ChatReply, thinking: Thinking) -> Said:
+def read_reply(reply: ChatReply, thinking: Thinking) -> ChatTurn:
     """Return what the reply says, its native calls written as the student writes them."""
     choice = reply.choices[0]
     message = choice.message
@@ -108,7 +108,7 @@ def read_reply(reply: ChatReply, thinking: Thinking) -> Said:
     thought = _harmless("\n".join(thoughts).strip()) if thinking == "keep" else ""
     lines = [f"<think>\n{thought}\n</think>"] if thought and (spoken or calls) else []
     text = "\n".join([*lines, *([spoken] if spoken else []), *calls])
-    return Said(text, refusal, choice.finish_reason == "length")
+    return ChatTurn(text, refusal, choice.finish_reason == "length")
 
 
 def _without_thoughts(content: str) -> tuple[str, list[str]]:
@@ -125,7 +125,7 @@ def _harmless(thought: str) -> str:
     return _TAG.sub(r"\1\2\3", thought)
 
 
-def _call_text(function: WireFunction) -> str:
+def _call_text(function: ChatFunction) -> str:
     """Write a native call in the student's format; arguments that are no JSON stay as they are."""
     arguments = function.arguments
     if isinstance(arguments, str) and arguments.strip():

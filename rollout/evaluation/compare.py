@@ -8,7 +8,7 @@ from typing import Literal
 
 from envs.errors import ConfigError
 from rollout.evaluation.report import ALL, SPLIT, check_tags, grouped, spread_tags
-from rollout.evaluation.statistics import Estimate, Paired, holm, mean_estimate, paired
+from rollout.evaluation.statistics import ClusteredEstimate, Paired, holm, mean_estimate, paired
 from rollout.evaluation.summary import EvalRow
 
 TaskKey = tuple[str, int]
@@ -24,7 +24,7 @@ class Side:
     seeds: tuple[Sequence[EvalRow], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SideScore:
     """How a side does on the shared tasks; `score` is over tasks, or over seeds where there are
     several.
@@ -35,10 +35,10 @@ class SideScore:
     """Tasks with an episode that counts, per seed, shared or not."""
     samples: tuple[int, ...]
     """Episodes that count on shared tasks, per seed."""
-    score: Estimate
+    score: ClusteredEstimate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
     """Second side minus first, overall or for one value of a tag."""
 
@@ -142,9 +142,20 @@ def _pair_rows(sides: Sequence[Side], of: tuple[str, str], keys: set[TaskKey]) -
     for first, second in combinations(sides, 2):
         a, b = _values(first, keys), _values(second, keys)
         difference = paired([y - x for x, y in zip(a, b, strict=True)])
-        means = (sum(a) / len(a), sum(b) / len(b))
         tasks = sum(len(keys & set(map(_key, seed))) for seed in first.seeds)
-        rows.append(PairRow(*of, first.name, second.name, tasks, *means, difference, difference.p))
+        rows.append(
+            PairRow(
+                by=of[0],
+                value=of[1],
+                first=first.name,
+                second=second.name,
+                tasks=tasks,
+                first_score=sum(a) / len(a),
+                second_score=sum(b) / len(b),
+                difference=difference,
+                p_holm=difference.p,
+            )
+        )
     adjusted = holm([row.difference.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 

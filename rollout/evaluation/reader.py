@@ -13,8 +13,7 @@ _AT_ONCE = 256
 def read_rows(path: Path) -> list[EvalRow]:
     """Return every episode of the run at `path` as its last attempt left it, by episode."""
     reader = RunReader(path)
-    last = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
-    rows = [last[episode] for episode in sorted(last)]
+    rows = reader.last_attempts()
     found: list[EvalRow] = []
     for start in range(0, len(rows), _AT_ONCE):
         batch = reader.batch(rows[start : start + _AT_ONCE])

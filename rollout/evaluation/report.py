@@ -8,7 +8,7 @@ from typing import cast
 from envs.errors import ConfigError
 from envs.tools import JsonObject
 from rollout.evaluation.statistics import (
-    Estimate,
+    ClusteredEstimate,
     best_of_k,
     majority_score,
     mean_estimate,
@@ -27,7 +27,7 @@ _FEWEST_VOTES = 3
 Measure = Callable[[EvalRow], float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
     """One row: figures over the episodes that count, each with its standard error over tasks."""
 
@@ -40,19 +40,19 @@ class ReportRow:
     """Episodes that count."""
     lost: int
     """Episodes that do not: the world failed, or the score is not a number."""
-    pass_at_k: Mapping[int, Estimate]
+    pass_at_k: Mapping[int, ClusteredEstimate]
     """By k: the chance that the best of k samples is right, over the tasks with k or more samples
     that count; k = 1 is the mean score.
     """
-    majority: Estimate | None
+    majority: ClusteredEstimate | None
     """Score of the answer that most samples of a task gave; None below three samples a task."""
-    trial_calls: Estimate
+    trial_calls: ClusteredEstimate
     """Per episode."""
-    tool_error_rate: Estimate
+    tool_error_rate: ClusteredEstimate
     """Share of calls."""
-    malformed_rate: Estimate
+    malformed_rate: ClusteredEstimate
     """Share of turns."""
-    tokens: Estimate
+    tokens: ClusteredEstimate
     """Sampled tokens per episode."""
 
 
@@ -159,7 +159,7 @@ def _row(rows: Sequence[EvalRow], of: tuple[str, str], ks: Sequence[int]) -> Rep
     )
 
 
-def _pass_at_k(tasks: Sequence[Sequence[EvalRow]], k: int) -> Estimate:
+def _pass_at_k(tasks: Sequence[Sequence[EvalRow]], k: int) -> ClusteredEstimate:
     return mean_estimate(
         [best_of_k([row.score for row in task], k) for task in tasks if len(task) >= k]
     )
@@ -169,7 +169,7 @@ def _majority(task: Sequence[EvalRow]) -> float:
     return majority_score([(row.answer, row.score) for row in task])
 
 
-def _rate(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> Estimate:
+def _rate(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> ClusteredEstimate:
     return ratio_estimate([(sum(map(part, task)), sum(map(whole, task))) for task in tasks])
 
 

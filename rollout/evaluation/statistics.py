@@ -22,7 +22,7 @@ _CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ClusteredEstimate:
     """A figure with its standard error; `value` is None without data, `stderr` below two clusters.
 
     `clusters` is the number of tasks that the figure is over.
@@ -33,7 +33,7 @@ class Estimate:
     clusters: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
     """What paired differences say about their mean.
 
@@ -53,8 +53,8 @@ class Paired:
     """Where `p` is from; all but drawn sign flips are exact."""
 
 
-def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> Estimate:
-    """Estimate sum of numerators over sum of denominators, given both per cluster.
+def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> ClusteredEstimate:
+    """ClusteredEstimate sum of numerators over sum of denominators, given both per cluster.
 
     Scores of one cluster may correlate: the residuals are added up within a cluster before they are
     squared (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2), times G/(G-1) for
@@ -63,18 +63,18 @@ def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> Estimate:
     """
     told = [(part, whole) for part, whole in clusters if whole > 0]
     if not told:
-        return Estimate(None, None, 0)
+        return ClusteredEstimate(None, None, 0)
     total = math.fsum(whole for _, whole in told)
     value = math.fsum(part for part, _ in told) / total
     if len(told) < 2:
-        return Estimate(value, None, len(told))
+        return ClusteredEstimate(value, None, len(told))
     squares = math.fsum((part - value * whole) ** 2 for part, whole in told)
     stderr = math.sqrt(squares * len(told) / (len(told) - 1)) / total
-    return Estimate(value, stderr, len(told))
+    return ClusteredEstimate(value, stderr, len(told))
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of one value per cluster."""
+def mean_estimate(values: Sequence[float]) -> ClusteredEstimate:
+    """ClusteredEstimate the mean of one value per cluster."""
     return ratio_estimate([(value, 1.0) for value in values])
 
 

@@ -94,7 +94,7 @@ class Given:
     control_tokens: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What the filter needs of one episode, so that episodes need not be kept."""
 
@@ -122,10 +122,10 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class TeacherSelection:
     """The ids that are kept, in the order they were examined, and why the others are not."""
 
-    kept: tuple[str, ...]
+    selected: tuple[str, ...]
     dropped: Mapping[str, Reason]
 
 
@@ -176,7 +176,7 @@ def _fault(episode: Episode, rules: FilterConfig, given: Given) -> Reason | None
     return next((reason for reason, found in checks if found()), None)
 
 
-def select(candidates: Sequence[Candidate], rules: FilterConfig) -> Selection:
+def select(candidates: Sequence[Candidate], rules: FilterConfig) -> TeacherSelection:
     """Choose among examined episodes."""
     dropped = {c.episode: c.reason for c in candidates if c.reason is not None}
     left = sorted((c for c in candidates if c.reason is None), key=lambda c: c.rank)
@@ -191,8 +191,8 @@ def select(candidates: Sequence[Candidate], rules: FilterConfig) -> Selection:
         gone = {candidate.episode for candidate in surplus(left)}
         dropped |= dict.fromkeys(gone, reason)
         left = [candidate for candidate in left if candidate.episode not in gone]
-    kept = tuple(c.episode for c in candidates if c.episode not in dropped)
-    return Selection(kept, dropped)
+    selected = tuple(c.episode for c in candidates if c.episode not in dropped)
+    return TeacherSelection(selected, dropped)
 
 
 def near_duplicates(ranked: Sequence[Candidate], threshold: float) -> list[Candidate]:

@@ -136,7 +136,7 @@ class Entry:
     reason: DropReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyGroup:
     """A complete group that waits to be trained: none of its episodes is still to come."""
 
@@ -198,7 +198,8 @@ class LedgerState:
             ids = tuple(entry.lease.episode for entry in finished)
             order = max(entry.order for entry in entries)
             key = (math.inf if step is None else step, order)
-            ready.append((key, ReadyGroup(group, finished[0].lease.task, ids, step)))
+            task = finished[0].lease.task
+            ready.append((key, ReadyGroup(group=group, task=task, episodes=ids, planned_step=step)))
         return [group for _, group in sorted(ready, key=lambda pair: pair[0])]
 
     def open_leases(self) -> list[Lease]:

@@ -16,7 +16,7 @@ from rollout.store.run_layout import RunInfo, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeFilter:
     """Which episodes to list; None and the empty string let all through."""
 
@@ -88,6 +88,11 @@ class RunReader:
             }
             rows = [row for row in rows if (row.episode, row.attempt) in trained]
         return [row for row in rows if wanted.admits(row)]
+
+    def last_attempts(self) -> list[EpisodeRow]:
+        """Return the row of the last stored attempt of every episode, sorted by episode id."""
+        rows = sorted(self.episodes(), key=lambda row: (row.episode, row.attempt))
+        return list({row.episode: row for row in rows}.values())
 
     def episode(self, prefix: str) -> Episode:
         """Return the newest attempt of the episode whose id starts with `prefix`.

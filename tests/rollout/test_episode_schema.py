@@ -84,8 +84,13 @@ def episodes(draw: st.DrawFn) -> Episode:
         messages=tuple(
             draw(st.lists(st.builds(Message, st.sampled_from(["user", "tool"]), TEXT), max_size=3))
         ),
-        sampling=Sampling(draw(FLOAT32), draw(FLOAT32), draw(INT32), draw(INT64)),
-        timings=Timings(draw(SECONDS), *(draw(FLOAT32) for _ in range(4))),
+        sampling=Sampling(
+            temperature=draw(FLOAT32), top_p=draw(FLOAT32), top_k=draw(INT32), seed=draw(INT64)
+        ),
+        timings=Timings(
+            started_at=draw(SECONDS),
+            **{name: draw(FLOAT32) for name in ("wall_s", "queue_s", "generate_s", "tool_s")},
+        ),
         source=draw(TEXT),
         worker=draw(TEXT),
         tool_server=draw(TEXT),

@@ -52,7 +52,15 @@ Question
 
 
 def call(status: AnswerStatus, result: str) -> CallRecord:
-    return CallRecord("double", '{"x": "a"}', status, result, 0.001, 0.0, "trial")
+    return CallRecord(
+        name="double",
+        arguments='{"x": "a"}',
+        status=status,
+        result=result,
+        seconds=0.001,
+        cpu_seconds=0.0,
+        purpose="trial",
+    )
 
 
 @pytest.fixture
@@ -60,10 +68,39 @@ def episode(episode_with: Callable[..., Episode]) -> Episode:
     plain = episode_with()
     calls = (plain.calls[0], call(AnswerStatus.TOOL_ERROR, "ValueError"))
     turns = (
-        Turn(Phase.TRIAL, 4, 5, "Let me see.\n<tool_call>{}\n</tool_call>", "stop", "", calls),
-        Turn(Phase.TRIAL, 5, 6, '<tool_call>{"name": "dou', "length", "unclosed_tag"),
-        Turn(Phase.EXPERIENCE, 6, 7, "<experience>It doubles.</experience>", "stop", ""),
-        Turn(Phase.EXECUTION, 8, 12, "<answer>42</answer>", "stop", ""),
+        Turn(
+            phase=Phase.TRIAL,
+            start=4,
+            end=5,
+            text="Let me see.\n<tool_call>{}\n</tool_call>",
+            finish_reason="stop",
+            policy_error="",
+            calls=calls,
+        ),
+        Turn(
+            phase=Phase.TRIAL,
+            start=5,
+            end=6,
+            text='<tool_call>{"name": "dou',
+            finish_reason="length",
+            policy_error="unclosed_tag",
+        ),
+        Turn(
+            phase=Phase.EXPERIENCE,
+            start=6,
+            end=7,
+            text="<experience>It doubles.</experience>",
+            finish_reason="stop",
+            policy_error="",
+        ),
+        Turn(
+            phase=Phase.EXECUTION,
+            start=8,
+            end=12,
+            text="<answer>42</answer>",
+            finish_reason="stop",
+            policy_error="",
+        ),
     )
     said = [Message("assistant", turn.text) for turn in turns]
     messages = (

@@ -232,7 +232,14 @@ async def test_episodes_of_another_tokenizer_are_refused(
     tmp_path: Path, template: ChatTemplate
 ) -> None:
     def spoken(lease: Lease) -> Episode:
-        turn = Turn(Phase.EXECUTION, 1, 3, "not what these tokens say", "stop", "")
+        turn = Turn(
+            phase=Phase.EXECUTION,
+            start=1,
+            end=3,
+            text="not what these tokens say",
+            finish_reason="stop",
+            policy_error="",
+        )
         return replace(canned(lease, Numbered().tasks("train", 5, 1)[0], 0, ""), turns=(turn,))
 
     with new_run(tmp_path / "run") as run:

@@ -32,11 +32,27 @@ def called(
     purpose: Any = "execution",
     status: AnswerStatus = AnswerStatus.OK,
 ) -> CallRecord:
-    return CallRecord(name, f'{{"x": "{value}"}}', status, result, 0.0, 0.0, purpose)
+    return CallRecord(
+        name=name,
+        arguments=f'{{"x": "{value}"}}',
+        status=status,
+        result=result,
+        seconds=0.0,
+        cpu_seconds=0.0,
+        purpose=purpose,
+    )
 
 
 def turn(phase: Phase, text: str, *calls: CallRecord, policy_error: str = "") -> Turn:
-    return Turn(phase, 0, 1, text, "stop", policy_error, calls)
+    return Turn(
+        phase=phase,
+        start=0,
+        end=1,
+        text=text,
+        finish_reason="stop",
+        policy_error=policy_error,
+        calls=calls,
+    )
 
 
 TRIAL = turn(Phase.TRIAL, "I try abc first", called("tosi", "abc", "cba", "trial"))
@@ -81,7 +97,7 @@ def reason_of(episode: Episode, rules: FilterConfig = RULES, given: Given | None
 def test_a_right_episode_with_a_trial_and_a_produced_answer_passes(make: Make) -> None:
     candidate = examine(make(), RULES, Given(HIDDEN, ("<|im_end|>",)))
     assert (candidate.reason, candidate.trial_calls, candidate.calls) == (None, 1, 2)
-    assert select([candidate], RULES).kept == ("e0",)
+    assert select([candidate], RULES).selected == ("e0",)
 
 
 def faulty(count: int) -> tuple[Turn, ...]:
@@ -243,7 +259,7 @@ def test_the_same_calls_for_the_same_task_are_kept_once() -> None:
     same = [candidate(e, task="t", sequence="s") for e in ("a", "b")]
     other_task = candidate("c", task="u", sequence="s")
     selection = select([*same, other_task], RULES)
-    assert selection.kept == ("a", "c")
+    assert selection.selected == ("a", "c")
     assert selection.dropped == {"b": Reason.DUPLICATE}
 
 
@@ -296,8 +312,8 @@ def test_best_of_n_prefers_reward_then_few_calls_then_short_ones() -> None:
         candidate("c", task="t", tokens=101),
         candidate("d", task="t"),
     ]
-    assert select(group, FilterConfig(per_task=1)).kept == ("d",)
-    assert select(group, FilterConfig(per_task=2)).kept == ("c", "d")
+    assert select(group, FilterConfig(per_task=1)).selected == ("d",)
+    assert select(group, FilterConfig(per_task=2)).selected == ("c", "d")
     dropped = select(group, FilterConfig(per_task=1)).dropped
     assert set(dropped.values()) == {Reason.PER_TASK}
 
@@ -305,18 +321,18 @@ def test_best_of_n_prefers_reward_then_few_calls_then_short_ones() -> None:
 def test_a_share_of_corrected_episodes_is_reached_by_dropping_others() -> None:
     group = [candidate(f"e{i}", corrections=int(i < 3)) for i in range(12)]
     selection = select(group, FilterConfig(corrected_share=0.5))
-    assert len(selection.kept) == 6
-    assert {"e0", "e1", "e2"} <= set(selection.kept)
+    assert len(selection.selected) == 6
+    assert {"e0", "e1", "e2"} <= set(selection.selected)
     assert set(selection.dropped.values()) == {Reason.UNCORRECTED}
     assert select(group, FilterConfig(corrected_share=0.25)).dropped == {}
 
 
 def test_no_value_of_a_tag_outnumbers_the_rarest() -> None:
     group = [candidate(f"e{i}", tags={"depth": "1" if i < 8 else "2"}) for i in range(11)]
-    kept = select(group, FilterConfig(balance="depth")).kept
+    kept = select(group, FilterConfig(balance="depth")).selected
     assert len(kept) == 6 and {"e8", "e9", "e10"} <= set(kept)
     twice = select(group, FilterConfig(balance="depth", balance_ratio=2.0))
-    assert len(twice.kept) == 9
+    assert len(twice.selected) == 9
     assert set(twice.dropped.values()) == {Reason.UNBALANCED}
 
 
@@ -324,5 +340,5 @@ def test_a_selection_is_the_same_every_time_and_keeps_the_order() -> None:
     group = [candidate(f"e{i:02d}", corrections=i % 2) for i in range(40)]
     rules = FilterConfig(corrected_share=0.8)
     assert select(group, rules) == select(group, rules)
-    kept = select(group, rules).kept
+    kept = select(group, rules).selected
     assert list(kept) == sorted(kept)

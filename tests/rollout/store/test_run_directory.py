@@ -90,6 +90,17 @@ def test_an_episode_is_found_by_a_unique_prefix(path: Path, episode_with: MakeEp
         reader.episode("x")
 
 
+def test_the_last_attempt_of_each_episode_is_listed_by_id(
+    path: Path, episode_with: MakeEpisode
+) -> None:
+    attempts = [lease("g", 1, 2), lease("g", 0), lease("g", 1, 1), lease("g", 1)]
+    with RunDirectory.create(path, "", RUN) as directory:
+        for attempt in attempts:
+            directory.append(to_batch([episode_with(lease=attempt)]))
+    rows = RunReader(path).last_attempts()
+    assert [(row.episode, row.attempt) for row in rows] == [("g.0", 0), ("g.1", 2)]
+
+
 def test_rows_are_filtered(path: Path, episode_with: MakeEpisode) -> None:
     members = [lease("g", 0), lease("g", 1), lease("h", 0)]
     with RunDirectory.create(path, "", RUN) as directory:
