@@ -1,4 +1,4 @@
-"""The words the runner says to the policy: one full wording, and a compact one for tiny models."""
+"""Messages from the runner to the policy: a full wording, and a compact one for tiny models."""
 
 import json
 from collections.abc import Sequence
@@ -12,23 +12,39 @@ from rollout.episode import Mode
 
 
 class Prompts(Protocol):
-    """Every message that is not the policy's own."""
+    """A wording of every message that the policy does not write itself."""
 
-    def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]: ...
+    def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
+        """Return the system and user messages at the start; `trial_calls` is the trial budget."""
+        ...
 
-    def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]: ...
+    def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
+        """Return one message per tool answer."""
+        ...
 
-    def fault(self, error: PolicyError) -> Message: ...
+    def fault(self, error: PolicyError) -> Message:
+        """Return the message after an invalid turn."""
+        ...
 
-    def trials_used_up(self) -> Message: ...
+    def trials_used_up(self) -> Message:
+        """Return the answer to a call when no trial calls remain."""
+        ...
 
-    def calls_used_up(self) -> Message: ...
+    def calls_used_up(self) -> Message:
+        """Return the answer to a call when no execution calls remain."""
+        ...
 
-    def execution_start(self) -> Message: ...
+    def execution_start(self) -> Message:
+        """Return the message at the start of the execution phase."""
+        ...
 
-    def trial_start(self) -> Message: ...
+    def trial_start(self) -> Message:
+        """Return the message after a return to trials."""
+        ...
 
-    def expected(self, what: SessionPurpose, tools: ToolSet) -> str: ...
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
+        """Return the error text for a turn without a valid action in phase `what`."""
+        ...
 
 
 _FORMAT = """You may call these tools. Each line is a JSON schema:
@@ -109,7 +125,7 @@ class HermesPrompts:
 
 
 class CompactPrompts:
-    """The shortest wording: a numbered line per tool, one word per event."""
+    """A very short wording: one numbered line per tool, a few words per event."""
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
@@ -143,8 +159,9 @@ class CompactPrompts:
 
 
 def make_prompts(wording: Literal["hermes", "compact"], *, wrap_answers: bool) -> Prompts:
-    """Return the wording of that name; `wrap_answers` where the chat template does not mark tool
-    answers.
+    """Return the wording named `wording`.
+
+    `wrap_answers` puts tool answers into tags; it is for chat templates that do not mark them.
     """
     return CompactPrompts() if wording == "compact" else HermesPrompts(wrap_answers=wrap_answers)
 
@@ -165,7 +182,7 @@ def _labelled(answer: ToolAnswer) -> str:
 
 
 def _example(tools: ToolSet) -> str:
-    """Return a call of the first tool as the policy should write it, its values left open."""
+    """Return an example call of the first tool, with placeholders for its values."""
     if not tools.tools:
         return '<tool_call>\n{"name": "tool-name", "arguments": {}}\n</tool_call>'
     first = tools.tools[0]

@@ -166,5 +166,5 @@ def test_an_older_version_is_upgraded(
 def test_other_tables_are_not_taken_for_episodes(episode_with: Callable[..., Episode]) -> None:
     with pytest.raises(StoreError, match=r"without trialrun\.episode_version: columns \['a'\]"):
         schema_version(pa.schema({"a": pa.int8()}))
-    with pytest.raises(StoreError, match=r"found others: \['worker'\]"):
+    with pytest.raises(StoreError, match=r"found differences: \['worker'\]"):
         upgrade(to_batch([episode_with()]).drop_columns(["worker"]))

@@ -286,6 +286,6 @@ async def test_a_request_that_is_not_taken_fails_its_episode_only(stage: Stage) 
 )
 async def test_the_budget_ends_it(stage: Stage, budget: dict[str, int], requests: int) -> None:
     endpoint = FakeEndpoint(GOOD)
-    with pytest.raises(EngineError, match="budget is spent"):
+    with pytest.raises(EngineError, match="budget is used up"):
         await stage.play(endpoint, PROMPT.model_copy(update=budget))
     assert len(endpoint.requests) == requests
