@@ -16,7 +16,7 @@ from rollout.episode_schema import from_batch
 from rollout.evaluation.teacher_filter import (
     Candidate,
     FilterConfig,
-    Given,
+    FilterContext,
     Reason,
     TeacherSelection,
     examine,
@@ -49,7 +49,7 @@ def kept_path(run: Path) -> Path:
     return run / "kept.json"
 
 
-def keep(run: Path, rules: FilterConfig, given: Given) -> KeptFile:
+def keep(run: Path, rules: FilterConfig, given: FilterContext) -> KeptFile:
     """Filter the episodes stored in `run` and write the selection down."""
     candidates = [examine(episode, rules, given) for episode in stored_episodes(RunReader(run))]
     selection = select(candidates, rules)

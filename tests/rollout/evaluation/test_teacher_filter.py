@@ -12,7 +12,7 @@ from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Turn
 from rollout.evaluation.teacher_filter import (
     Candidate,
     FilterConfig,
-    Given,
+    FilterContext,
     Reason,
     examine,
     near_duplicates,
@@ -90,12 +90,14 @@ def make(episode_with: Make) -> Make:
     return build
 
 
-def reason_of(episode: Episode, rules: FilterConfig = RULES, given: Given | None = None) -> Any:
-    return examine(episode, rules, given or Given(HIDDEN)).reason
+def reason_of(
+    episode: Episode, rules: FilterConfig = RULES, given: FilterContext | None = None
+) -> Any:
+    return examine(episode, rules, given or FilterContext(HIDDEN)).reason
 
 
 def test_a_right_episode_with_a_trial_and_a_produced_answer_passes(make: Make) -> None:
-    candidate = examine(make(), RULES, Given(HIDDEN, ("<|im_end|>",)))
+    candidate = examine(make(), RULES, FilterContext(HIDDEN, ("<|im_end|>",)))
     assert (candidate.reason, candidate.trial_calls, candidate.calls) == (None, 1, 2)
     assert select([candidate], RULES).selected == ("e0",)
 
@@ -136,7 +138,7 @@ def faulty(count: int) -> tuple[Turn, ...]:
 def test_an_episode_is_dropped_for_one_reason(
     make: Make, reason: Reason, changes: dict[str, Any]
 ) -> None:
-    assert reason_of(make(**changes), given=Given(HIDDEN, ("<|unknown|>",))) is reason
+    assert reason_of(make(**changes), given=FilterContext(HIDDEN, ("<|unknown|>",))) is reason
 
 
 def test_length_limits(make: Make) -> None:
@@ -159,7 +161,7 @@ def test_no_trials_are_asked_of_the_direct_mode(make: Make) -> None:
 
 def test_nothing_is_hidden_from_a_scripted_teacher(make: Make) -> None:
     told = make(turns=(replace(TRIAL, text="The instructions say so"), *GOOD[1:]))
-    assert reason_of(told, given=Given()) is None
+    assert reason_of(told, given=FilterContext()) is None
 
 
 # Leaks
@@ -267,7 +269,7 @@ def test_calls_are_the_same_whatever_the_order_of_arguments(make: Make) -> None:
     def with_arguments(text: str) -> Candidate:
         call = replace(called("tosi", "", "olleh"), arguments=text)
         return examine(
-            make(turns=(TRIAL, EXPERIENCE, replace(WORK, calls=(call,)))), RULES, Given()
+            make(turns=(TRIAL, EXPERIENCE, replace(WORK, calls=(call,)))), RULES, FilterContext()
         )
 
     one, two = with_arguments('{"a": 1, "b": "X"}'), with_arguments('{"b":"x","a":1}')
@@ -281,7 +283,7 @@ def test_nearly_the_same_words_are_kept_once_whatever_the_task(make: Make) -> No
         examine(
             make(f"e{i}", task=f"t{i}", turns=(replace(TRIAL, text=text), *GOOD[1:])),
             RULES,
-            Given(),
+            FilterContext(),
         )
         for i, text in enumerate(texts)
     ]
