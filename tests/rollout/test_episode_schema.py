@@ -143,7 +143,7 @@ def with_version(version: str, batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def test_a_newer_version_is_refused(episode_with: Callable[..., Episode]) -> None:
     batch = with_version("99", to_batch([episode_with()]))
-    with pytest.raises(StoreError, match="version 99: they were written by a newer trialrun"):
+    with pytest.raises(StoreError, match="version 99: a newer trialrun wrote them"):
         from_batch(batch)
 
 

@@ -401,10 +401,10 @@ def test_newer_runs_and_segments_are_refused(path: Path, episode_with: MakeEpiso
             directory.append(batch.drop_columns(["seed"]))
     newer = EPISODE_SCHEMA.with_metadata({VERSION_KEY: b"99"})
     (path / "episodes" / "000001.arrows").write_bytes(newer.serialize())
-    with pytest.raises(StoreError, match="version 99: they were written by a newer trialrun"):
+    with pytest.raises(StoreError, match="version 99: a newer trialrun wrote them"):
         RunReader(path).episodes()
     (path / "run.json").write_text(RUN.model_copy(update={"layout_version": 99}).model_dump_json())
-    with pytest.raises(StoreError, match="written by a newer trialrun"):
+    with pytest.raises(StoreError, match="a newer trialrun wrote it"):
         _ = RunReader(path).run
     (path / "run.json").write_text("{")
     with pytest.raises(StoreError, match=r"run\.json: expected a run's description"):
