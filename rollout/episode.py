@@ -1,6 +1,4 @@
-"""The episode: one attempt of the policy at one task, as every part of the system reads and writes
-it.
-"""
+"""The episode: one attempt of the policy at one task. Every part of the system uses this record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +7,14 @@ from typing import Literal
 
 from envs.errors import EpisodeError
 from envs.messages import Message
-from envs.tools import AnswerStatus
+from envs.tools import AnswerStatus, SessionPurpose
 from rollout.engine import VersionSpan
 
 Mode = Literal["direct", "trial", "free"]
 
 
 class Phase(IntEnum):
-    """What a token belongs to; stored as int8."""
+    """Part of the episode that a token belongs to; stored as int8."""
 
     PROMPT = 0
     TRIAL = 1
@@ -26,12 +24,15 @@ class Phase(IntEnum):
 
     @property
     def sampled(self) -> bool:
-        """Whether tokens of this phase are the policy's own."""
+        """Whether the policy sampled the tokens of this phase."""
         return self in (Phase.TRIAL, Phase.EXPERIENCE, Phase.EXECUTION)
 
 
 class Outcome(StrEnum):
-    """How an episode ended; the first three are the policy's own, the others the world's."""
+    """How an episode ended.
+
+    The policy causes the first three; the infrastructure or the run causes the others.
+    """
 
     ANSWERED = "answered"
     TRUNCATED = "truncated"
@@ -42,13 +43,13 @@ class Outcome(StrEnum):
 
     @property
     def counts(self) -> bool:
-        """Whether the episode has a reward and takes part in its group's baseline."""
+        """Whether the episode has a reward and contributes to its group's baseline."""
         return self in (Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.POLICY_ERROR)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """One tool call as it happened; `arguments` is JSON text."""
+    """One tool call and its result; `arguments` is JSON text, times are in seconds."""
 
     name: str
     arguments: str
@@ -56,12 +57,12 @@ class CallRecord:
     result: str
     seconds: float
     cpu_seconds: float
-    purpose: Literal["trial", "execution"]
+    purpose: SessionPurpose
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One completion of the policy: tokens `[start, end)`, its text, and what came of it."""
+    """One completion of the policy: tokens `[start, end)`, their text, and the resulting calls."""
 
     phase: Phase
     start: int
@@ -69,13 +70,13 @@ class Turn:
     text: str
     finish_reason: str
     policy_error: str
-    """A PolicyErrorKind, or empty."""
+    """A value of PolicyErrorKind; empty if the turn was valid."""
     calls: tuple[CallRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds spent, and the wall clock at the start (Unix seconds)."""
+    """Durations in seconds; `started_at` is the wall clock at the start (Unix seconds)."""
 
     started_at: float
     wall_s: float
@@ -84,9 +85,9 @@ class Timings:
     tool_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """The distribution that behaviour logprobs refer to."""
+    """Sampling parameters of the distribution that the stored logprobs refer to."""
 
     temperature: float
     top_p: float
@@ -107,12 +108,13 @@ class Lease:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A finished episode. Token arrays share one length T; they only ever grew at the end.
+    """A finished episode. Token arrays have one length T and were only ever appended to.
 
-    `logprobs_T` is NaN wherever no engine sampled the token (prompt, observation, teacher text);
-    `spans` cover sampled tokens: from index `start` on, tokens carry `version`.
+    `logprobs_T` is NaN where no engine sampled the token (prompt, observation, teacher text).
+    `spans` cover the sampled tokens: from index `start`, tokens were sampled with `version`.
+    Raises EpisodeError for arrays of different lengths, or a reward that does not fit the outcome.
     """
 
     lease: Lease
@@ -135,38 +137,38 @@ class Episode:
     sampling: Sampling
     timings: Timings
     source: str
-    """Who acted: `policy`, or the name of a teacher."""
+    """Source of the turns: `policy`, or the name of a teacher."""
     worker: str
     tool_server: str
     isolation: str
     extra: Mapping[str, float] = field(default_factory=dict)
-    """Named numbers for tables, such as `trial_calls`."""
+    """Additional named numbers for tables, for example `trial_calls`."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids_T), len(self.phases_T), len(self.logprobs_T)}
         if len(lengths) != 1:
             raise EpisodeError(
-                "expected token ids, phases and logprobs of one length, found "
+                "expected token ids, phases and logprobs of the same length, found "
                 f"{len(self.token_ids_T)}, {len(self.phases_T)} and {len(self.logprobs_T)}"
             )
         if self.outcome.counts != (self.reward is not None):
             raise EpisodeError(
-                f"expected a reward exactly when the outcome counts, found {self.reward} "
+                f"expected a reward if and only if the outcome counts, found {self.reward} "
                 f"with {self.outcome}"
             )
 
     @property
     def loss_mask_T(self) -> tuple[bool, ...]:
-        """True on the policy's own tokens."""
+        """True for every token that the policy sampled."""
         sampled = {int(phase) for phase in Phase if phase.sampled}
         return tuple(phase in sampled for phase in self.phases_T)
 
     @property
     def calls(self) -> tuple[CallRecord, ...]:
-        """Every tool call, in order."""
+        """All tool calls, in order."""
         return tuple(call for turn in self.turns for call in turn.calls)
 
     @property
     def oldest_version(self) -> int:
-        """Policy version of the oldest sampled token; -1 when nothing was sampled."""
+        """Oldest policy version among the sampled tokens; -1 if nothing was sampled."""
         return min((span.version for span in self.spans), default=-1)

@@ -1,4 +1,4 @@
-"""What a turn of the policy asks for: Hermes tool calls, an experience, an answer, or a way back to
+"""Parser for a turn of the policy: Hermes tool calls, an experience, an answer, or a return to
 trials.
 """
 
@@ -14,33 +14,23 @@ from envs.errors import PolicyError, PolicyErrorKind
 from envs.tools import JsonObject, ToolCall, ToolSet
 
 MAX_DEPTH = 32
-"""Deepest nesting of arguments; deeper JSON is malformed."""
+"""Maximum nesting depth of a call; deeper JSON counts as malformed."""
 
 _TAG = re.compile(r"<(/?)(tool_call|experience|answer)>|<trial/>")
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """The actions of one turn; tool calls win over the tags beside them."""
+    """The actions of one turn; if there are tool calls, the runner ignores the other tags."""
 
     calls: tuple[ToolCall, ...] = ()
     experience: str | None = None
     answer: str | None = None
     back_to_trial: bool = False
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing in the turn can be acted on."""
-        return (
-            not self.calls
-            and self.experience is None
-            and self.answer is None
-            and not self.back_to_trial
-        )
-
 
 def parse_turn(text: str, tool_set: ToolSet, max_calls: int) -> ParsedTurn:
-    """Read one completion. Raises PolicyError, and nothing else, for what the policy must mend."""
+    """Parse one completion. Raises PolicyError, and nothing else, for an invalid turn."""
     blocks = _blocks(text)
     calls = tuple(_call(body, tool_set) for tag, body in blocks if tag == "tool_call")
     if len(calls) > max_calls:
@@ -134,5 +124,5 @@ def _short(value: JsonValue) -> str:
 
 
 def arguments_text(arguments: JsonObject) -> str:
-    """Return `arguments` as the JSON text that episodes record."""
+    """Return `arguments` as JSON text, in the form that episodes record."""
     return json.dumps(arguments, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The words the runner says to the policy: one full wording, and a compact one for tiny models."""
+"""Messages from the runner to the policy: a full wording, and a compact one for tiny models."""
 
 import json
 from collections.abc import Sequence
@@ -7,30 +7,44 @@ from typing import Literal, Protocol
 from envs.errors import PolicyError
 from envs.messages import Message
 from envs.tasks import Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
 from rollout.episode import Mode
-
-Stage = Literal["trial", "execution"]
 
 
 class Prompts(Protocol):
-    """Every message that is not the policy's own."""
+    """A wording of every message that the policy does not write itself."""
 
-    def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]: ...
+    def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
+        """Return the system and user messages at the start; `trial_calls` is the trial budget."""
+        ...
 
-    def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]: ...
+    def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
+        """Return one message per tool answer."""
+        ...
 
-    def fault(self, error: PolicyError) -> Message: ...
+    def fault(self, error: PolicyError) -> Message:
+        """Return the message after an invalid turn."""
+        ...
 
-    def trials_used_up(self) -> Message: ...
+    def trials_used_up(self) -> Message:
+        """Return the answer to a call when no trial calls remain."""
+        ...
 
-    def calls_used_up(self) -> Message: ...
+    def calls_used_up(self) -> Message:
+        """Return the answer to a call when no execution calls remain."""
+        ...
 
-    def execution_start(self) -> Message: ...
+    def execution_start(self) -> Message:
+        """Return the message at the start of the execution phase."""
+        ...
 
-    def trial_start(self) -> Message: ...
+    def trial_start(self) -> Message:
+        """Return the message after a return to trials."""
+        ...
 
-    def expected(self, what: Stage, tools: ToolSet) -> str: ...
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
+        """Return the error text for a turn without a valid action in phase `what`."""
+        ...
 
 
 _FORMAT = """You may call these tools. Each line is a JSON schema:
@@ -102,7 +116,7 @@ class HermesPrompts:
     def trial_start(self) -> Message:
         return Message("user", "You are back in the trial phase.")
 
-    def expected(self, what: Stage, tools: ToolSet) -> str:
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
         other = _EXPERIENCE if what == "trial" else "<answer>...</answer>"
         return f"expected a tool call, for example\n{_example(tools)}\nor {other}"
 
@@ -111,7 +125,7 @@ class HermesPrompts:
 
 
 class CompactPrompts:
-    """The shortest wording: a numbered line per tool, one word per event."""
+    """A very short wording: one numbered line per tool, a few words per event."""
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
@@ -139,14 +153,15 @@ class CompactPrompts:
     def trial_start(self) -> Message:
         return Message("user", "try")
 
-    def expected(self, what: Stage, tools: ToolSet) -> str:
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
         del tools
         return what
 
 
 def make_prompts(wording: Literal["hermes", "compact"], *, wrap_answers: bool) -> Prompts:
-    """Return the wording of that name; `wrap_answers` where the chat template does not mark tool
-    answers.
+    """Return the wording named `wording`.
+
+    `wrap_answers` puts tool answers into tags; it is for chat templates that do not mark them.
     """
     return CompactPrompts() if wording == "compact" else HermesPrompts(wrap_answers=wrap_answers)
 
@@ -167,7 +182,7 @@ def _labelled(answer: ToolAnswer) -> str:
 
 
 def _example(tools: ToolSet) -> str:
-    """Return a call of the first tool as the policy should write it, its values left open."""
+    """Return an example call of the first tool, with placeholders for its values."""
     if not tools.tools:
         return '<tool_call>\n{"name": "tool-name", "arguments": {}}\n</tool_call>'
     first = tools.tools[0]

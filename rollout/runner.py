@@ -10,31 +10,36 @@ from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, Pol
 from envs.messages import Message
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolService
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
 from rollout.phase_tools import PhaseTools
-from rollout.prompts import Stage, make_prompts
+from rollout.prompts import make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory
 
 LONG_TEXT = 4_000
-"""Characters from which a text is tokenised off the event loop; a thread costs more below."""
+"""Length in characters from which a text is tokenised in a thread, off the event loop.
+
+For shorter texts the thread costs more than it saves.
+"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who runs the episodes, as they record it."""
+    """Worker and source that episodes record, and the model's maximum sequence length."""
 
     worker: str
     source: str = "policy"
+    """`policy`, or the name of a teacher."""
     max_model_len: int = 1024
+    """Tokens."""
 
 
 class _Ended(Exception):
-    """The episode is over, on the policy's account."""
+    """Ends the episode with an outcome; raised within the runner only."""
 
     def __init__(self, outcome: Outcome, error: str = "") -> None:
         super().__init__(outcome, error)
@@ -43,9 +48,7 @@ class _Ended(Exception):
 
 
 class EpisodeRunner:
-    """Runs any number of episodes at once on one event loop, against one engine and one tool
-    service.
-    """
+    """Runs any number of concurrent episodes on one event loop, one engine and one tool service."""
 
     def __init__(
         self, engine: Engine, tools: ToolService, template: ChatTemplate, identity: Identity
@@ -55,20 +58,20 @@ class EpisodeRunner:
         self._template = template
         self._identity = identity
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
-        """Play one episode to a typed outcome.
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
+        """Run one episode to its end; most failures become an outcome of the episode.
 
-        Raises EngineError, for then the worker is broken and the lease goes elsewhere; cancellation
-        of the calling asyncio task passes through too. Whatever else fails is an outcome.
+        Raises EngineError, because then the worker is broken and the episode has to be assigned to
+        another one. Cancellation of the calling asyncio task is passed on, too.
         """
-        run = _Run(
+        run = _EpisodeInProgress(
             self._engine,
             self._tools,
             self._template,
             self._identity,
             _Assignment(lease, task, config),
         )
-        return await run.play()
+        return await run.run_to_end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +82,24 @@ class _Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """Where in the episode begins what the policy sees of it."""
+class _VisibleFrom:
+    """First token and message visible to the policy."""
 
     token: int = 0
     message: int = 0
 
-    def of(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[Message]]:
-        """Return the tokens and the messages that it sees."""
+    def visible(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[Message]]:
+        """Return the visible tokens and messages."""
         if self.token == 0:
             return trajectory.token_ids_T, trajectory.messages
         return trajectory.token_ids_T[self.token :], trajectory.messages[self.message :]
 
     def length(self, trajectory: Trajectory) -> int:
-        """Number of tokens that it sees."""
+        """Number of visible tokens."""
         return len(trajectory.token_ids_T) - self.token
 
 
-class _Run:
+class _EpisodeInProgress:
     """One episode in progress."""
 
     def __init__(
@@ -116,26 +119,26 @@ class _Run:
         )
         self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
         self._trajectory = Trajectory()
-        self._stage: Stage = "execution" if self._config.mode == "direct" else "trial"
-        self._used: dict[Stage, int] = {"trial": 0, "execution": 0}
-        self._turns: dict[Stage, int] = {"trial": 0, "execution": 0}
-        self._seconds: dict[Stage, float] = {"trial": 0.0, "execution": 0.0}
+        self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
+        self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._turns: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._seconds: dict[SessionPurpose, float] = {"trial": 0.0, "execution": 0.0}
         self._faults = 0
         self._answer = ""
         self._score = Score(0.0)
-        self._seen = _Seen()
+        self._visible_from = _VisibleFrom()
 
-    async def play(self) -> Episode:
+    async def run_to_end(self) -> Episode:
         started_at, start = time.time(), time.monotonic()
         outcome, error = Outcome.ANSWERED, ""
         try:
-            await self._open()
+            await self._append_opening()
             while True:
                 await self._timed_turn()
         except _Ended as end:
             outcome, error = end.outcome, end.error
         except (DeadlineError, TimeoutError) as cause:
-            outcome, error = Outcome.DEADLINE, str(cause) or "a phase ran out of seconds"
+            outcome, error = Outcome.DEADLINE, str(cause) or "a phase exceeded its seconds"
         except EngineError:
             raise
         except InfraError as cause:
@@ -148,7 +151,7 @@ class _Run:
 
     # The turn
 
-    async def _open(self) -> None:
+    async def _append_opening(self) -> None:
         config = self._config
         messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
         await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
@@ -163,7 +166,7 @@ class _Run:
             await self._catch_up()
 
     async def _catch_up(self) -> None:
-        """Bring the trial session up to date, on nobody's budget."""
+        """Bring the trial session up to date; this does not count against the phase budgets."""
         start, limit_s = time.monotonic(), self._config.execution.seconds
         try:
             async with asyncio.timeout(limit_s):
@@ -193,9 +196,15 @@ class _Run:
         config, lease, trajectory = self._config, self._lease, self._trajectory
         index = len(trajectory.turns)
         seed = stable_hash(lease.seed, index) & 0x7FFFFFFF if config.seeded else None
-        params = SamplingParams(limit, config.temperature, config.top_p, config.top_k, seed)
+        params = SamplingParams(
+            max_tokens=limit,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            seed=seed,
+        )
         request = f"{lease.episode}.{lease.attempt}.{index}"
-        ids, messages = self._seen.of(trajectory)
+        ids, messages = self._visible_from.visible(trajectory)
         prompt = Prompt(request, ids, messages, lease.seed)
         start = time.monotonic()
         completion = await self._engine.sample(prompt, params)
@@ -265,38 +274,38 @@ class _Run:
     ) -> list[CallRecord]:
         return [
             CallRecord(
-                call.name,
-                arguments_text(call.arguments),
-                answer.status,
-                answer.text,
-                answer.seconds,
-                answer.cpu_seconds,
-                self._stage,
+                name=call.name,
+                arguments=arguments_text(call.arguments),
+                status=answer.status,
+                result=answer.text,
+                seconds=answer.seconds,
+                cpu_seconds=answer.cpu_seconds,
+                purpose=self._stage,
             )
             for call, answer in zip(calls, answers, strict=True)
         ]
 
-    async def _enter(self, stage: Stage) -> None:
-        """Change phase; what the trials did to the tools is thrown away."""
+    async def _enter(self, stage: SessionPurpose) -> None:
+        """Change phase; the tool state of the trials is discarded."""
         await self._tools.end_trial()
         self._stage = stage
         if stage == "execution" and self._config.experience == "dropped":
-            await self._begin_anew()
+            await self._restart_from_opening()
             return
         start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
         await self._observe([start()])
 
-    async def _begin_anew(self) -> None:
-        """Let the policy go on from the opening alone, as if nothing had been tried."""
+    async def _restart_from_opening(self) -> None:
+        """Show the policy only the opening from now on, as if there had been no trials."""
         config, trajectory = self._config, self._trajectory
         messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
         messages.append(self._prompts.execution_start())
-        self._seen = _Seen(len(trajectory.token_ids_T), len(trajectory.messages))
+        self._visible_from = _VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
         await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
 
     # Budgets and bookkeeping
 
-    def _budget(self, stage: Stage) -> PhaseBudget:
+    def _budget(self, stage: SessionPurpose) -> PhaseBudget:
         return self._config.trial if stage == "trial" else self._config.execution
 
     def _calls_left(self) -> int:
@@ -308,16 +317,16 @@ class _Run:
     def _token_limit(self) -> int:
         phases = (Phase.TRIAL, Phase.EXPERIENCE) if self._stage == "trial" else (Phase.EXECUTION,)
         left = self._budget(self._stage).tokens - self._trajectory.sampled_in(phases)
-        room = self._identity.max_model_len - self._seen.length(self._trajectory)
+        room = self._identity.max_model_len - self._visible_from.length(self._trajectory)
         return min(left, room, self._config.max_tokens_per_turn)
 
     async def _out_of_budget(self, limit: int) -> None:
-        room = self._identity.max_model_len - self._seen.length(self._trajectory)
+        room = self._identity.max_model_len - self._visible_from.length(self._trajectory)
         if self._stage == "trial" and room > 0:
             await self._enter("execution")
             return
-        spent = "tokens" if limit <= 0 else "turns"
-        raise _Ended(Outcome.TRUNCATED, f"out of {spent} in the {self._stage} phase")
+        exhausted = "tokens" if limit <= 0 else "turns"
+        raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
 
     async def _observe(self, messages: Sequence[Message]) -> None:
         ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
@@ -327,7 +336,7 @@ class _Run:
     async def _append(
         self, phase: Phase, messages: Sequence[Message], tokenise: Callable[[], list[int]]
     ) -> None:
-        """Append what the world says; a long text is tokenised off the event loop."""
+        """Append tokens that the policy did not sample; long texts are tokenised in a thread."""
         is_long = sum(len(message.content) for message in messages) >= LONG_TEXT
         ids = await asyncio.to_thread(tokenise) if is_long else tokenise()
         self._trajectory.append_world(ids, phase, messages)
@@ -366,9 +375,18 @@ class _Run:
             spans=tuple(trajectory.spans),
             turns=tuple(trajectory.turns),
             messages=tuple(trajectory.messages),
-            sampling=Sampling(config.temperature, config.top_p, config.top_k, self._lease.seed),
+            sampling=Sampling(
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
+                seed=self._lease.seed,
+            ),
             timings=Timings(
-                started_at, wall_s, trajectory.queue_s, trajectory.generate_s, trajectory.tool_s
+                started_at=started_at,
+                wall_s=wall_s,
+                queue_s=trajectory.queue_s,
+                generate_s=trajectory.generate_s,
+                tool_s=trajectory.tool_s,
             ),
             source=self._identity.source,
             worker=self._identity.worker,

@@ -1,4 +1,4 @@
-"""Chat templates as append-only token streams: a prompt, then only what follows."""
+"""Chat templates as append-only token streams: a prompt, then only continuations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,23 +17,23 @@ _PROBES: tuple[tuple[Message, ...], ...] = (
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, checked to extend its own prefix.
+    """A tokenizer's chat template that is checked to be append-only.
 
-    What the policy sampled is never tokenised again: `prompt` gives the ids an episode starts with,
-    and
-    `continuation` the ids that follow a completion, so that the ids of an episode only grow at the
-    end.
+    Sampled text is never tokenised again: `prompt` returns the ids at the start of an episode, and
+    `continuation` the ids after a completion, so an episode's ids are only ever appended to.
+    Raises TemplateError for a template that changes earlier text when messages are added.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         if tokenizer.chat_template is None:
             raise TemplateError(
-                "the tokenizer has no chat template: set `chat_template` in tokenizer_config.json"
+                "expected a chat template, found none: set `chat_template` in tokenizer_config.json"
             )
         if not isinstance(tokenizer.eos_token_id, int):
             raise TemplateError(
-                "the tokenizer has no eos_token: it must be the token that ends a turn"
+                "expected an eos_token in the tokenizer, found none: set it to the token that ends "
+                "a turn"
             )
         self._eos = str(tokenizer.eos_token)
         self.eos_token_id = tokenizer.eos_token_id
@@ -47,27 +47,28 @@ class ChatTemplate:
         """Load the tokenizer in folder `model_path`. Raises MissingError, TemplateError."""
         if not (model_path / "tokenizer_config.json").is_file():
             raise MissingError(
-                f"no tokenizer in {model_path}: expected tokenizer_config.json there"
+                f"expected a tokenizer in {model_path}, found no tokenizer_config.json there: "
+                "check the path of the model"
             )
         return cls(AutoTokenizer.from_pretrained(model_path))
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, added tokens included."""
+        """Number of token ids, including added tokens."""
         return len(self._tokenizer)
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """Texts that become special tokens: roles, ends of turns; they belong to the template."""
+        """Texts that become special tokens, for example roles and ends of turns."""
         added = self._tokenizer.added_tokens_decoder.values()
         return tuple(str(token) for token in added if token.special)
 
     def encode(self, text: str) -> list[int]:
-        """Tokenise plain text, without any token of the tokenizer's own."""
+        """Tokenise plain text without adding special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a completion, its end-of-turn token left out."""
+        """Return the text of a completion without its end-of-turn token."""
         ids = list(token_ids)
         if ids and ids[-1] == self.eos_token_id:
             ids.pop()
@@ -78,14 +79,14 @@ class ChatTemplate:
         )
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a conversation, up to where the policy's first turn begins."""
+        """Return the ids of a conversation up to the start of the policy's first turn."""
         return self.encode(self._render(messages, open_turn=True))
 
     def continuation(self, messages: Sequence[Message], *, turn_ended: bool) -> list[int]:
-        """Return the ids that follow a completion: `messages`, up to where the next turn begins.
+        """Return the ids after a completion: `messages`, up to the start of the next turn.
 
-        `turn_ended` is whether the completion's last id is the end-of-turn token; if not, it comes
-        first.
+        `turn_ended` says whether the completion's last id is the end-of-turn token; if not, the
+        result starts with that token.
         """
         dialogue = self._dialogue(messages)
         text = self._after_answer + self._render(dialogue, open_turn=True)[len(self._base) :]
@@ -115,26 +116,27 @@ class ChatTemplate:
             longer = [self._render(self._dialogue(probe), open_turn=True) for probe in _PROBES]
         except Exception as error:
             raise TemplateError(
-                f"the chat template refuses a system, user, assistant, tool conversation: {error}"
+                "expected a chat template for system, user, assistant and tool messages, found one "
+                f"that fails on them: {error}"
             ) from error
         if not base.startswith(opened + _PROBE_ANSWER):
             raise TemplateError(
-                "the chat template cannot extend its own prefix: rendered with the answer, "
-                f"the conversation does not begin as it did before: expected {_tail(opened)!r} "
+                "the chat template cannot extend its own prefix: with an answer added, the "
+                f"conversation starts differently: expected {_tail(opened)!r} "
                 f"then the answer, found {_tail(base)!r}. Choose a template that only appends."
             )
         after = base[len(opened) + len(_PROBE_ANSWER) :]
         if not after.startswith(self._eos):
             raise TemplateError(
-                f"the chat template does not end an assistant turn with eos_token {self._eos!r}, "
-                f"found {after[:40]!r}: set eos_token to the token that ends a turn"
+                f"expected the chat template to end an assistant turn with eos_token {self._eos!r},"
+                f" found {after[:40]!r}: set eos_token to the token that ends a turn"
             )
         for text, probe in zip(longer, _PROBES, strict=True):
             if not text.startswith(base):
                 raise TemplateError(
                     "the chat template cannot extend its own prefix: "
                     f"a following {probe[0].role} message "
-                    "changes what was rendered before it. Choose a template that only appends."
+                    "changes the text before it. Choose a template that only appends."
                 )
         return base, after.removeprefix(self._eos)
 

@@ -1,7 +1,8 @@
-"""An episode while it grows: token ids, phases and logprobs that are only ever appended to."""
+"""An episode in progress: token ids, phases and logprobs that are only ever appended to."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 
 from envs.messages import Message
@@ -33,7 +34,7 @@ class Trajectory:
         self.messages.extend(messages)
 
     def append_completion(self, completion: Completion, phase: Phase, text: str) -> None:
-        """Append what the policy sampled; `phase` may be corrected once the turn is parsed."""
+        """Append a sampled completion; `settle_turn` may change `phase` after parsing."""
         start = len(self.token_ids_T)
         for span in completion.spans:
             if not self.spans or self.spans[-1].version != span.version:
@@ -44,17 +45,24 @@ class Trajectory:
         self.messages.append(Message("assistant", text))
         self.queue_s += completion.queue_s
         end = len(self.token_ids_T)
-        self.turns.append(Turn(phase, start, end, text, completion.finish_reason, ""))
+        self.turns.append(
+            Turn(
+                phase=phase,
+                start=start,
+                end=end,
+                text=text,
+                finish_reason=completion.finish_reason,
+                policy_error="",
+            )
+        )
 
     def settle_turn(
         self, phase: Phase, *, policy_error: str = "", calls: Sequence[CallRecord] = ()
     ) -> None:
-        """Say what came of the last completion: its phase, its fault, its calls."""
+        """Set the final phase, policy error and calls of the last completion."""
         turn = self.turns[-1]
         self.phases_T[turn.start : turn.end] = repeat(int(phase), turn.end - turn.start)
-        self.turns[-1] = Turn(
-            phase, turn.start, turn.end, turn.text, turn.finish_reason, policy_error, tuple(calls)
-        )
+        self.turns[-1] = replace(turn, phase=phase, policy_error=policy_error, calls=tuple(calls))
 
     def sampled_in(self, phases: Sequence[Phase]) -> int:
         """Number of tokens sampled in `phases`."""

@@ -1,8 +1,8 @@
-"""An episode as text for a person: the question, what the policy tried, learnt, did and got.
+"""An episode as readable text: the question, the policy's turns, tool results and the reward.
 
-Everything that a model or a tool wrote is shown without control characters, so that it cannot
-move the cursor or change colours; long texts are cut, saying so. The text is plain: a caller
-that prints it with markup must escape it first.
+Control characters in text from a model or a tool are escaped, so that it cannot move the cursor or
+change colours. Long texts are shortened with a note. The result is plain text: a caller that prints
+it with markup must escape it first.
 """
 
 import re
@@ -16,31 +16,31 @@ from rollout.episode import CallRecord, Episode, Outcome, Phase, Turn
 
 WIDTH = 96
 LONGEST_TEXT = 1_200
-"""Characters of one text that are shown."""
+"""Maximum number of characters shown of one text."""
 
 _TITLES = {
-    Phase.TRIAL: "Trials: the model tries the tools out; nothing they change lasts",
-    Phase.EXPERIENCE: "Experience: what the model writes down after its trials",
+    Phase.TRIAL: "Trials: the model tests the tools; their changes are discarded",
+    Phase.EXPERIENCE: "Experience: the model's notes after its trials",
     Phase.EXECUTION: "Execution: the model works on the question",
 }
 _ENDINGS = {
     Outcome.ANSWERED: "answered",
     Outcome.TRUNCATED: "ran out of its budget before it answered",
-    Outcome.POLICY_ERROR: "ended after too many faulty turns",
-    Outcome.INFRA_FAILED: "the world failed (not the model's doing: no reward)",
-    Outcome.DEADLINE: "the world was too slow (not the model's doing: no reward)",
+    Outcome.POLICY_ERROR: "ended after too many invalid turns",
+    Outcome.INFRA_FAILED: "infrastructure failure (not caused by the model: no reward)",
+    Outcome.DEADLINE: "exceeded its time limit (not caused by the model: no reward)",
     Outcome.CANCELLED: "cancelled (no reward)",
 }
 _STATUSES = {
     AnswerStatus.OK: "returned",
     AnswerStatus.TOOL_ERROR: "failed",
-    AnswerStatus.TIMEOUT: "ran out of time",
+    AnswerStatus.TIMEOUT: "timed out",
     AnswerStatus.INFRA_ERROR: "could not be run",
 }
 _MODES = {
     "direct": "without trials",
     "trial": "trials first, then execution",
-    "free": "may go back to trials",
+    "free": "may return to trials",
 }
 _CALL_BLOCK = re.compile(r"<tool_call>.*?</tool_call>", re.DOTALL)
 _TAG = re.compile(r"</?(?:experience|answer)>")
@@ -53,12 +53,12 @@ def render(episode: Episode) -> str:
     for message in takewhile(lambda message: message.role == "system", episode.messages):
         lines += ["", "Instructions", *_block(message.content)]
     lines += ["", "Question", *_block(episode.question)]
-    told = _told(episode)
+    observations = _observations(episode)
     numbered = list(enumerate(episode.turns, start=1))
     for phase, turns in groupby(numbered, key=lambda pair: pair[1].phase):
         lines += ["", _rule(_TITLES.get(phase, phase.name.capitalize()))]
         for number, turn in turns:
-            lines += _turn(number, turn, told[number - 1])
+            lines += _turn(number, turn, observations[number - 1])
     return "\n".join([*lines, "", _rule("Result"), *_result(episode)]) + "\n"
 
 
@@ -72,12 +72,12 @@ def _heading(episode: Episode) -> Iterator[str]:
     )
     actor = "the model" if episode.source == "policy" else f"the teacher '{_clean(episode.source)}'"
     known = f" with weights of version {', '.join(map(str, versions))}" if versions else ""
-    yield f"played by {actor}{known}; mode '{episode.mode}': {_MODES[episode.mode]}"
+    yield f"run by {actor}{known}; mode '{episode.mode}': {_MODES[episode.mode]}"
     if episode.tags:
         yield "; ".join(f"{_clean(name)} {_clean(value)}" for name, value in episode.tags.items())
 
 
-def _turn(number: int, turn: Turn, told: Sequence[Message]) -> Iterator[str]:
+def _turn(number: int, turn: Turn, observations: Sequence[Message]) -> Iterator[str]:
     cut = ", cut off at its token limit" if turn.finish_reason == "length" else ""
     text = turn.text if turn.policy_error else _TAG.sub("", _CALL_BLOCK.sub("", turn.text))
     yield f"  Turn {number} ({turn.end - turn.start} tokens{cut})"
@@ -87,8 +87,8 @@ def _turn(number: int, turn: Turn, told: Sequence[Message]) -> Iterator[str]:
         yield f"    ! not accepted: {turn.policy_error.replace('_', ' ')}"
     for call in turn.calls:
         yield from _call(call)
-    for message in told:
-        yield from _labelled("    told: ", message.content)
+    for message in observations:
+        yield from _labelled("    message: ", message.content)
 
 
 def _call(call: CallRecord) -> Iterator[str]:
@@ -110,16 +110,16 @@ def _result(episode: Episode) -> Iterator[str]:
     timings, mask = episode.timings, episode.loss_mask_T
     yield (
         f"  {'Cost':<8} {trials} trial calls, {len(episode.calls) - trials} execution calls, "
-        f"{sum(mask)} of {len(mask)} tokens the model's own"
+        f"{sum(mask)} of {len(mask)} tokens sampled by the model"
     )
     yield (
-        f"  {'Seconds':<8} {timings.wall_s:.2f} in all: {timings.generate_s:.2f} generating, "
+        f"  {'Seconds':<8} {timings.wall_s:.2f} in total: {timings.generate_s:.2f} generating, "
         f"{timings.tool_s:.2f} in tools, {timings.queue_s:.2f} waiting"
     )
 
 
-def _told(episode: Episode) -> list[list[Message]]:
-    """What the policy was told after each turn, but for the answers of tools."""
+def _observations(episode: Episode) -> list[list[Message]]:
+    """Return the messages to the policy after each turn, without the answers of tools."""
     after: list[list[Message]] = []
     for assistant, messages in groupby(episode.messages, lambda m: m.role == "assistant"):
         if assistant:
@@ -143,7 +143,7 @@ def _block(text: str) -> list[str]:
 
 
 def _labelled(label: str, text: str) -> list[str]:
-    """Return `text` behind `label`, cut, cleaned and wrapped; later lines are indented alike."""
+    """Return `text` after `label`: shortened, escaped and wrapped, with indented further lines."""
     shown = _clean(text[:LONGEST_TEXT])
     if len(text) > LONGEST_TEXT:
         shown += f" … ({len(text) - LONGEST_TEXT:,} more characters)"

@@ -259,8 +259,8 @@ def evaluate(
     if as_json:
         sys.stdout.write(json.dumps(json.loads((path / "eval.json").read_bytes())) + "\n")
         return
-    sheets = stack("evaluation.eval_tables").evaluation_sheets(found)
-    stack("evaluation.text_table").print_sheets(sheets, found.notes)
+    sheets = stack("evaluation.eval_tables").evaluation_tables(found)
+    stack("evaluation.text_table").print_tables(sheets, found.notes)
     sys.stdout.write(f"Episodes, eval.json, eval.md and plot.png are in {path}\n")
 
 

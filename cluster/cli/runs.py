@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from cluster.cli.command_line import JsonOption, report, stack
 from envs.errors import ConfigError
 from rollout.episode import Outcome
-from rollout.store.control import SCALE, ControlEvent, ask
+from rollout.store.control import MAX_WORKERS, ControlEvent, ScaleRequest, send_request
 from rollout.store.run_layout import existing_run
 from rollout.store.run_reader import EpisodeFilter, RunReader
 from rollout.transcript import render
@@ -96,7 +96,9 @@ def show(
 @app.command(epilog="Example: [bold]trialrun scale runs/first 4[/]")
 def scale(
     run: Annotated[Path, typer.Argument(help="The run directory of a training job at work.")],
-    workers: Annotated[int, typer.Argument(min=1, help="Rollout workers that it shall have.")],
+    workers: Annotated[
+        int, typer.Argument(min=1, max=MAX_WORKERS, help="Target number of rollout workers.")
+    ],
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
     ] = 30.0,
@@ -107,8 +109,8 @@ def scale(
     New ones start, load the current weights and get work; surplus ones finish their episodes. A
     job that is started anew has as many as its recipe says.
     """
-    wish = ControlEvent(at=time.time(), actor=getuser(), action=SCALE, detail=str(workers))
-    answer = ask(existing_run(run), wish, timeout_s)
+    event = ControlEvent(at=time.time(), actor=getuser(), request=ScaleRequest(workers=workers))
+    answer = send_request(existing_run(run), event, timeout_s)
     if answer.refused:
         raise ConfigError(f"the job on {run} refused: {answer.refused}")
     note = {"note": answer.note} if answer.note else {}
@@ -149,7 +151,7 @@ def compare(
     if as_json:
         sys.stdout.write(json.dumps(comparing.comparison_json(found)) + "\n")
     else:
-        stack("evaluation.text_table").print_sheets(comparing.comparison_sheets(found), found.notes)
+        stack("evaluation.text_table").print_tables(comparing.comparison_tables(found), found.notes)
 
 
 @app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")

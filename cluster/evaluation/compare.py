@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from cluster.evaluation.text_table import Sheet, figure
+from cluster.evaluation.text_table import TextTable, figure
 from envs.errors import ConfigError, MissingError, StoreError
 from envs.tools import JsonObject
 from rollout.evaluation.compare import Comparison, PairRow, Side, compare
@@ -31,7 +31,7 @@ def comparison_json(comparison: Comparison) -> JsonObject:
     return cast(JsonObject, {"version": COMPARISON_VERSION, **asdict(comparison)})
 
 
-def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+def comparison_tables(comparison: Comparison) -> list[TextTable]:
     """Return how each side does, and how the pairs differ."""
     unit = comparison.unit
     shared = " + ".join(map(str, comparison.shared))
@@ -39,12 +39,12 @@ def comparison_sheets(comparison: Comparison) -> list[Sheet]:
         (side.name, _listed(side.tasks), _listed(side.samples), figure(side.score))
         for side in comparison.sides
     ]
-    sides = Sheet(
+    sides = TextTable(
         f"Right answers on the {shared} shared tasks (mean ± standard error over {unit}s)",
         ("", "tasks played", "samples used", "pass@1"),
         scores,
     )
-    return [sides, _difference_sheet(comparison)]
+    return [sides, _difference_table(comparison)]
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -52,18 +52,18 @@ def comparison_markdown(comparison: Comparison) -> str:
     names = " and ".join(side.name for side in comparison.sides)
     parts = [f"# Comparison of {names}\n"]
     parts += [f"- {note}.\n" for note in comparison.notes]
-    parts += [sheet.markdown() for sheet in comparison_sheets(comparison)]
+    parts += [sheet.markdown() for sheet in comparison_tables(comparison)]
     return "\n".join(parts)
 
 
-def _difference_sheet(comparison: Comparison) -> Sheet:
+def _difference_table(comparison: Comparison) -> TextTable:
     several = len(comparison.sides) > 2
     columns = ["", *["second minus first"] * several, "tasks", "scores", "difference"]
     columns += ["95 % interval", "better / worse", "p", *["p (Holm)"] * several]
     names = [side.name for side in comparison.sides]
     what = "second minus first" if several else f"{names[1]} minus {names[0]}"
     tests = ", ".join(sorted({_test_name(row) for row in comparison.rows}))
-    return Sheet(
+    return TextTable(
         f"Differences: {what}, paired by {comparison.unit} (p: {tests}, two-sided)",
         tuple(columns),
         [_difference_row(row, several=several) for row in comparison.rows],

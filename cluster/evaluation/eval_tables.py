@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from cluster.evaluation.text_table import Sheet, figure
+from cluster.evaluation.text_table import TextTable, figure
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
 
 SCALE = "mean ± standard error over tasks"
 
 
-def evaluation_sheets(report: EvalReport) -> list[Sheet]:
+def evaluation_tables(report: EvalReport) -> list[TextTable]:
     """Return the tables of a report."""
     return [_right(report), _behaviour(report)]
 
@@ -20,7 +20,7 @@ def evaluation_markdown(report: EvalReport, name: str, setting: Mapping[str, Jso
     told = ", ".join(f"{key} {value}" for key, value in setting.items())
     parts = [f"# Evaluation {name}\n", f"{told}.\n"]
     parts += [f"- {note}.\n" for note in report.notes]
-    parts += [sheet.markdown() for sheet in evaluation_sheets(report)]
+    parts += [sheet.markdown() for sheet in evaluation_tables(report)]
     return "\n".join(parts)
 
 
@@ -29,7 +29,7 @@ def row_label(row: ReportRow) -> str:
     return ALL if row.by == ALL else f"{row.by} {row.value}"
 
 
-def _right(report: EvalReport) -> Sheet:
+def _right(report: EvalReport) -> TextTable:
     voted = any(row.majority is not None for row in report.rows)
     columns = [
         "",
@@ -48,10 +48,10 @@ def _right(report: EvalReport) -> Sheet:
         )
         for row in report.rows
     ]
-    return Sheet(f"Right answers ({SCALE})", tuple(columns), rows)
+    return TextTable(f"Right answers ({SCALE})", tuple(columns), rows)
 
 
-def _behaviour(report: EvalReport) -> Sheet:
+def _behaviour(report: EvalReport) -> TextTable:
     columns = ("", "trial calls", "tool errors", "malformed turns", "sampled tokens")
     rows = [
         (
@@ -64,4 +64,4 @@ def _behaviour(report: EvalReport) -> Sheet:
         for row in report.rows
     ]
     title = f"How (calls and tokens per episode, errors per call, malformed per turn; {SCALE})"
-    return Sheet(title, columns, rows)
+    return TextTable(title, columns, rows)

@@ -15,7 +15,7 @@ from cluster.evaluation.evaluate import report_on
 from envs.errors import MissingError
 from rollout.evaluation.compare import Comparison, PairRow
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
-from rollout.evaluation.statistics import Estimate
+from rollout.evaluation.statistics import ClusteredEstimate
 from rollout.store.journal import replace_file
 from rollout.store.run_reader import MetricsRow, RunReader
 
@@ -193,7 +193,7 @@ def _draw_differences(
     )
 
 
-def _value(estimate: Estimate) -> float:
+def _value(estimate: ClusteredEstimate) -> float:
     assert estimate.value is not None
     return estimate.value
 

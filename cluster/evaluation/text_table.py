@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.evaluation.statistics import Estimate
+from rollout.evaluation.statistics import ClusteredEstimate
 
 _PIPED_WIDTH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class TextTable:
     """Columns and rows of text; the first `labels` columns are words, the others are figures."""
 
     title: str
@@ -44,7 +44,7 @@ class Sheet:
         return f"**{self.title}**\n\n{body}\n"
 
 
-def print_sheets(sheets: Sequence[Sheet], notes: Sequence[str]) -> None:
+def print_tables(sheets: Sequence[TextTable], notes: Sequence[str]) -> None:
     """Print tables and what their reader has to know; wide where there is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -55,7 +55,7 @@ def print_sheets(sheets: Sequence[Sheet], notes: Sequence[str]) -> None:
         console.print(f"Note: {note}.", markup=False)
 
 
-def figure(estimate: Estimate | None, form: str = ".3f") -> str:
+def figure(estimate: ClusteredEstimate | None, form: str = ".3f") -> str:
     """Return `value ± standard error`; `-` where there is nothing to say."""
     if estimate is None or estimate.value is None:
         return "-"

@@ -54,7 +54,7 @@ class RolloutWorker:
         await self._tools.start()
         self._engine = self._make_engine(template)
         await self._engine.start()
-        identity = Identity(self._name, max_model_len=self._spec.max_model_len)
+        identity = Identity(worker=self._name, max_model_len=self._spec.max_model_len)
         self._services = ToolRouter(self._tools, self._spec.tools, os.environ)
         self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 
@@ -63,7 +63,7 @@ class RolloutWorker:
         broken.
         """
         assert self._runner is not None, "start comes first"
-        return to_batch([await self._runner.run(lease, task, config)])
+        return to_batch([await self._runner.run_episode(lease, task, config)])
 
     async def load(self, manifest: WeightManifest) -> None:
         """Take new weights. Raises WeightSyncError, EngineError."""

@@ -25,7 +25,7 @@ from envs.tools import JsonObject, ToolService
 from rollout.config import EpisodeConfig
 from rollout.engines.recorded_engine import RecordedEngine
 from rollout.episode import Episode
-from rollout.episode_difference import Difference, first_difference
+from rollout.episode_difference import EpisodeDifference, first_difference
 from rollout.episode_schema import from_batch, to_batch
 from rollout.runner import EpisodeRunner, Identity
 from rollout.store.run_reader import RunReader
@@ -46,7 +46,7 @@ class Replay:
     """What came of playing one episode again; `difference` None is equality."""
 
     episode: str
-    difference: Difference | None
+    difference: EpisodeDifference | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +122,23 @@ class _Stage:
     async def play(self, recorded: Episode) -> Replay:
         lease = recorded.lease
         task = self._tasks.task_of(recorded)
-        identity = Identity(recorded.worker, recorded.source, self._config.model.max_model_len)
+        identity = Identity(
+            worker=recorded.worker,
+            source=recorded.source,
+            max_model_len=self._config.model.max_model_len,
+        )
         engine = RecordedEngine(recorded)
         runner = EpisodeRunner(engine, self._tools, self._template, identity)
         async with self._room:
             try:
-                replayed = await runner.run(lease, task, self._episode_config(recorded))
+                replayed = await runner.run_episode(lease, task, self._episode_config(recorded))
             except EngineError as error:
                 ended = f"ended as {recorded.outcome.value}"
                 where = f"after turn {len(recorded.turns)}"
-                return Replay(lease.episode, Difference(where, ended, str(error)))
+                return Replay(
+                    lease.episode,
+                    EpisodeDifference(where=where, recorded=ended, replayed=str(error)),
+                )
         stored = from_batch(to_batch([replayed]))[0]  # numbers as narrow as the recorded ones
         return Replay(lease.episode, first_difference(recorded, stored))
 
@@ -218,12 +225,13 @@ def _traffic_folder(reader: RunReader, config: RunConfig, given: Path | None) ->
 
 def _newest_attempts(reader: RunReader, prefix: str | None) -> list[EpisodeRow]:
     """Return the newest attempt of one episode, or of each. Raises MissingError."""
-    rows = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
+    rows = reader.last_attempts()
     if prefix is not None:
-        return [rows[reader.episode(prefix).lease.episode]]
+        episode = reader.episode(prefix).lease.episode
+        return [row for row in rows if row.episode == episode]
     if not rows:
         raise MissingError(f"expected episodes, found none in {reader.layout.root}")
-    return list(rows.values())
+    return rows
 
 
 def _sessions(record: TrafficReader, episodes: Sequence[Episode]) -> list[RecordedSession]:

@@ -20,7 +20,7 @@ from envs.errors import ConfigError, MissingError
 from envs.tools import JsonObject
 from learner.outputs.digest import PUSHED_METRIC, push_metrics, recorded_digests
 from learner.report import StepReport
-from rollout.episode_difference import Difference
+from rollout.episode_difference import EpisodeDifference
 from rollout.store.run_reader import RunReader
 
 KERNELS = ("torch", "deepspeed", "transformers")
@@ -63,7 +63,7 @@ class Recorded:
             "checkpoints; set run.deterministic or run.checkpoint_every = 1 for whole digests"
         )
 
-    def differences(self, report: StepReport) -> Iterator[Difference]:
+    def differences(self, report: StepReport) -> Iterator[EpisodeDifference]:
         """Yield the first tensor, metric and annotation in which the replayed step differs."""
         assert report.annotations is not None
         yield from _first(
@@ -88,7 +88,7 @@ class StepReplay:
     episodes: int
     weights: str
     """Which weights after `step` were compared."""
-    differences: tuple[Difference, ...]
+    differences: tuple[EpisodeDifference, ...]
 
     def to_json(self) -> JsonObject:
         """Return the verdict, what was compared, and the first difference of every kind."""
@@ -216,21 +216,29 @@ def recorded_step(reader: RunReader, step: int) -> Recorded:
     return Recorded(step, table, annotations, metrics[step])
 
 
-def _first(kind: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[Difference]:
+def _first(
+    kind: str, old: Mapping[str, object], new: Mapping[str, object]
+) -> Iterator[EpisodeDifference]:
     """Yield the first name whose value differs or is missing on one side."""
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
-            yield Difference(f"{kind} {name}", str(old.get(name)), str(new.get(name)))
+            yield EpisodeDifference(
+                where=f"{kind} {name}", recorded=str(old.get(name)), replayed=str(new.get(name))
+            )
             return
 
 
-def _annotations(old: pa.Table, new: pa.Table) -> Iterator[Difference]:
+def _annotations(old: pa.Table, new: pa.Table) -> Iterator[EpisodeDifference]:
     """Yield the first column and episode whose bits differ."""
     for name in old.column_names:
         pairs = zip(old[name].to_pylist(), new[name].to_pylist(), strict=True)
         for episode, (before, after) in zip(old["episode"].to_pylist(), pairs, strict=True):
             if not _same(before, after):
-                yield Difference(f"{name} of {episode}", str(before)[:80], str(after)[:80])
+                yield EpisodeDifference(
+                    where=f"{name} of {episode}",
+                    recorded=str(before)[:80],
+                    replayed=str(after)[:80],
+                )
                 return
 
 

@@ -32,7 +32,7 @@ from envs.tools import JsonObject
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes
-from rollout.evaluation.teacher_filter import Given
+from rollout.evaluation.teacher_filter import FilterContext
 from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunLayout
@@ -225,12 +225,12 @@ def _tasks(config: RunConfig) -> int:
     return min(config.collect.tasks, len(environment.tasks("train", config.run.seed, None)))
 
 
-def _given(config: RunConfig, template: ChatTemplate) -> Given:
+def _given(config: RunConfig, template: ChatTemplate) -> FilterContext:
     section = config.collect
     if section.source != "endpoint":
-        return Given("", template.control_tokens)
+        return FilterContext("", template.control_tokens)
     notes = TeacherNotes(config.episode, section.endpoint.tool_format).text()
-    return Given(notes, template.control_tokens)
+    return FilterContext(notes, template.control_tokens)
 
 
 def _spent(out: Path) -> Spending:
@@ -238,8 +238,8 @@ def _spent(out: Path) -> Spending:
     total = Spending()
     reader = RunReader(out)
     for episode in episodes_of(reader, reader.episodes()):
-        counts = [int(episode.extra.get(f"teacher_{name}", 0)) for name in _COUNTS]
-        total.add(Spending(*counts))
+        counts = {name: int(episode.extra.get(f"teacher_{name}", 0)) for name in _COUNTS}
+        total.add(Spending(**counts))
     return total
 
 

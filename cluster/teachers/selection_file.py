@@ -16,9 +16,9 @@ from rollout.episode_schema import from_batch
 from rollout.evaluation.teacher_filter import (
     Candidate,
     FilterConfig,
-    Given,
+    FilterContext,
     Reason,
-    Selection,
+    TeacherSelection,
     examine,
     select,
 )
@@ -49,14 +49,14 @@ def kept_path(run: Path) -> Path:
     return run / "kept.json"
 
 
-def keep(run: Path, rules: FilterConfig, given: Given) -> KeptFile:
+def keep(run: Path, rules: FilterConfig, given: FilterContext) -> KeptFile:
     """Filter the episodes stored in `run` and write the selection down."""
     candidates = [examine(episode, rules, given) for episode in stored_episodes(RunReader(run))]
     selection = select(candidates, rules)
     kept = KeptFile(
         rules=rules,
         report=describe(candidates, selection),
-        kept=selection.kept,
+        kept=selection.selected,
         dropped=dict(selection.dropped),
     )
     replace_file(kept_path(run), kept.model_dump_json(indent=1).encode())
@@ -74,15 +74,9 @@ def read_kept(run: Path) -> KeptFile | None:
         raise StoreError(f"{path}: expected a selection of episodes, found {error}") from error
 
 
-def last_attempts(reader: RunReader) -> list[EpisodeRow]:
-    """Return the row of every stored episode's last attempt, ordered by id."""
-    last = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
-    return [last[name] for name in sorted(last)]
-
-
 def stored_episodes(reader: RunReader) -> Iterator[Episode]:
     """Yield every stored episode's last attempt, ordered by id."""
-    yield from episodes_of(reader, last_attempts(reader))
+    yield from episodes_of(reader, reader.last_attempts())
 
 
 def episodes_of(reader: RunReader, rows: Sequence[EpisodeRow]) -> Iterator[Episode]:
@@ -91,7 +85,7 @@ def episodes_of(reader: RunReader, rows: Sequence[EpisodeRow]) -> Iterator[Episo
         yield from from_batch(reader.batch(list(rows[start : start + _AT_ONCE])))
 
 
-def describe(candidates: Sequence[Candidate], selection: Selection) -> JsonObject:
+def describe(candidates: Sequence[Candidate], selection: TeacherSelection) -> JsonObject:
     """Return the numbers of a selection: kept and dropped by reason, by source, by tag."""
     kept = [c for c in candidates if c.episode not in selection.dropped]
     reasons = Counter(selection.dropped.values())

@@ -17,7 +17,6 @@ from cluster.progress import Progress
 from cluster.scheduling.collection import Collection, Extent
 from cluster.scheduling.player import Actors, Player
 from cluster.scheduling.task_stream import TaskStream
-from cluster.teachers.selection_file import last_attempts
 from envs.errors import ConfigError
 from envs.messages import Reply
 from envs.seeds import stable_hash
@@ -26,7 +25,7 @@ from envs.tools import ToolService
 from rollout.config import EpisodeConfig
 from rollout.engines.openai_client import ChatClient
 from rollout.engines.openai_config import EndpointConfig
-from rollout.engines.openai_engine import OpenAIEngine, Part
+from rollout.engines.openai_engine import OpenAIEngine, TeacherTask
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
@@ -58,7 +57,7 @@ class Stage:
 
     def identity(self, source: str) -> Identity:
         """Return who episodes of `source` say they were played by."""
-        return Identity(_NAME, source, self.max_model_len)
+        return Identity(worker=_NAME, source=source, max_model_len=self.max_model_len)
 
 
 @asynccontextmanager
@@ -86,7 +85,9 @@ class ScriptedActors:
     ) -> tuple[pa.RecordBatch, str]:
         calls = self._trial_calls(lease.seed, config.trial.calls)
         trial = config.trial.model_copy(update={"calls": calls})
-        episode = await self._runner.run(lease, task, config.model_copy(update={"trial": trial}))
+        episode = await self._runner.run_episode(
+            lease, task, config.model_copy(update={"trial": trial})
+        )
         return to_batch([episode]), prefer
 
 
@@ -102,11 +103,11 @@ class EndpointActors:
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         stage = self._stage
-        engine = OpenAIEngine(self._client, self._config, stage.template, Part(task, config))
+        engine = OpenAIEngine(self._client, self._config, stage.template, TeacherTask(task, config))
         await engine.start()
         identity = stage.identity(self._config.model)
         runner = EpisodeRunner(engine, stage.tools, stage.template, identity)
-        episode = await runner.run(lease, task, self._patient(config))
+        episode = await runner.run_episode(lease, task, self._patient(config))
         took = {
             "teacher_requests": float(engine.spent.requests),
             "teacher_prompt_tokens": float(engine.spent.prompt_tokens),
@@ -200,7 +201,7 @@ def _opened(config: RunConfig, path: Path) -> RunDirectory:
 def _right_in(run: RunDirectory) -> dict[str, pa.RecordBatch]:
     """Return the right episodes among the last attempts that are stored, by id."""
     reader = RunReader(run.path)
-    stored = ((row.episode, reader.batch([row])) for row in last_attempts(reader))
+    stored = ((row.episode, reader.batch([row])) for row in reader.last_attempts())
     return {episode: batch for episode, batch in stored if _is_right(batch)}
 
 

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.progress import Progress
-from rollout.store.control import SCALE, ControlEvent, take_requests
+from rollout.store.control import MAX_WORKERS, ControlEvent, take_requests
 from rollout.store.run_directory import RunDirectory
 
 logger = logging.getLogger("trialrun")
 
-MAX_WORKERS = 4_096
-"""More is a slip of the hand."""
-_DIGITS = 12
-"""More are not even read."""
 _LOOK_EVERY_S = 1.0
 
 
@@ -41,29 +37,28 @@ class Controls:
 
     def answer(self, progress: Progress) -> None:
         """Do what was asked since the last time; every request gets an answer in the journal."""
-        for name, request in take_requests(self.run.layout):
-            asked = request or ControlEvent(at=0.0, actor="unknown", action="unknown")
-            refused, note = self._refusal(request), ""
-            if not refused:
-                note = self._resize(int(asked.detail))
-            told = {"at": time.time(), "request": name, "refused": refused, "note": note}
-            self.run.record_control(asked.model_copy(update=told))
+        for request_id, event in take_requests(self.run.layout):
+            event = event or ControlEvent(at=0.0, actor="unknown")
+            request, refused, note = event.request, "", ""
+            if request is None:
+                refused = 'expected a request such as {"kind": "scale", "workers": 2}, found none'
+            elif not 1 <= request.workers <= MAX_WORKERS:
+                refused = f"expected 1 to {MAX_WORKERS} workers, found {request.workers}"
+            else:
+                note = self._resize(request.workers)
+            answer = {
+                "at": time.time(),
+                "request_id": request_id,
+                "refused": refused,
+                "note": note,
+            }
+            self.run.record_control(event.model_copy(update=answer))
+            shown = "an unreadable request" if request is None else request.describe()
             outcome = f"refused: {refused}" if refused else note or "done"
-            progress.say(f"{asked.actor} asked: {asked.action} {asked.detail} ({outcome})")
-
-    def _refusal(self, asked: ControlEvent | None) -> str:
-        if asked is None:
-            return "expected a request, found another file"
-        if asked.action != SCALE:
-            return f"expected {SCALE}, found {asked.action!r}"
-        if not (asked.detail.isascii() and asked.detail.isdigit()):
-            return f"expected a number of workers, found {asked.detail[:40]!r}"
-        if len(asked.detail) > _DIGITS or not 1 <= int(asked.detail) <= MAX_WORKERS:
-            return f"expected 1 to {MAX_WORKERS} workers, found {asked.detail[:40]}"
-        return ""
+            progress.say(f"{event.actor} requested: {shown} ({outcome})")
 
     def _resize(self, desired: int) -> str:
-        """Return what there is to say about it."""
+        """Resize the pool and return a note for the requester, or an empty string."""
         more, room = desired - self.pool.desired, self.room()
         self.pool.resize(desired)
         if more <= room:

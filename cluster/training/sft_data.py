@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.teachers.selection_file import last_attempts, read_kept
+from cluster.teachers.selection_file import read_kept
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
 from rollout.episode_schema import from_batch
@@ -69,7 +69,7 @@ def kept_of(run: Path) -> pa.Table:
     if kept is None:
         return successes_of(run)
     reader, wanted = RunReader(run), set(kept.kept)
-    rows = [row for row in last_attempts(reader) if row.episode in wanted]
+    rows = [row for row in reader.last_attempts() if row.episode in wanted]
     if not rows:
         raise ConfigError(f"nothing was kept of the {len(kept.dropped)} episodes in {run}")
     return _table(reader, rows)

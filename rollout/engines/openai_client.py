@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible chat endpoint: deadlines, tries, waits, and a budget."""
+"""Client of an OpenAI-compatible chat endpoint: deadlines, retries with back-off, and a budget."""
 
 import asyncio
 import json
@@ -14,33 +14,33 @@ from envs.errors import ConfigError, EngineError, MissingError, TeacherError
 from envs.seeds import stable_hash
 from envs.tools import JsonObject
 from rollout.engines.openai_config import EndpointConfig
-from rollout.engines.openai_wire import ChatReply, ModelList, WireUsage
+from rollout.engines.openai_wire import ChatReply, ChatUsage, ModelList
 
 MAX_REPLY_BYTES = 16 * 2**20
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
-_REFUSED = frozenset({401, 402, 403, 404})
-"""No other request would fare better."""
+_RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+_FATAL_STATUSES = frozenset({401, 402, 403, 404})
+"""Every other request would fail in the same way."""
 _LISTED = 8
 _CHARACTERS_PER_TOKEN = 3
-"""For endpoints that do not say what a request used; a low guess, so that a budget errs early."""
+"""Estimate for endpoints that do not report usage; low, so that a budget is reached early."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Spending:
-    """What was asked of an endpoint so far."""
+    """Requests sent to an endpoint and tokens used so far."""
 
     requests: int = 0
-    """Every try counts."""
+    """Every attempt counts."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and replies together."""
+        """Sum of prompt and reply tokens."""
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, other: "Spending") -> None:
-        """Count `other` too."""
+        """Add the counts of `other`."""
         self.requests += other.requests
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
@@ -48,17 +48,17 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """Why a try brought nothing, and how long the endpoint asked to wait (seconds)."""
+    """Why an attempt failed, and the wait in seconds that the endpoint requested, if any."""
 
     text: str
     retry_after_s: float | None = None
 
 
 class ChatClient:
-    """One endpoint, asked by any number of episodes at once.
+    """Client of one endpoint, shared by any number of concurrent episodes.
 
-    When the endpoint names a time to wait, all requests wait, not only the one that was refused.
-    `key` is never part of a message or of anything that is stored.
+    If the endpoint specifies a wait, all requests wait, not only the rejected one. `key` never
+    appears in messages or in stored data.
     """
 
     def __init__(self, http: httpx.AsyncClient, config: EndpointConfig, key: str) -> None:
@@ -72,7 +72,7 @@ class ChatClient:
 
     @property
     def budget_left(self) -> bool:
-        """Whether another request may be made."""
+        """Whether the budget allows another request."""
         config, spent = self._config, self.spent
         return not (
             (config.max_requests and spent.requests >= config.max_requests)
@@ -80,43 +80,43 @@ class ChatClient:
         )
 
     async def check(self) -> None:
-        """Ask for the list of models.
+        """Check the endpoint with a request for its list of models.
 
-        Raises MissingError (not reachable) or ConfigError (key refused, model not offered). An
-        endpoint without such a list passes.
+        Raises MissingError (not reachable) or ConfigError (key rejected, model not served). An
+        endpoint without this list passes.
         """
         try:
             async with asyncio.timeout(self._config.attempt_timeout_s):
                 reply = await self._http.get(f"{self._url}/models", headers=self._headers)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise MissingError(
-                f"no endpoint answers at {self._url} ({_named(error)}): start it, or set "
-                "collect.endpoint.base_url (--base-url)"
+                f"expected an endpoint at {self._url}, found none ({_named(error)}): start it, or "
+                "set collect.endpoint.base_url (--base-url)"
             ) from None
         if reply.status_code in (401, 403):
             raise ConfigError(self._key_refused(reply.status_code))
         if reply.status_code != 200:
             return
         try:
-            offered = [model.id for model in ModelList.model_validate_json(reply.content).data]
+            served = [model.id for model in ModelList.model_validate_json(reply.content).data]
         except ValidationError:
             return
-        if offered and self._config.model not in offered:
-            shown = ", ".join(offered[:_LISTED]) + (", ..." if len(offered) > _LISTED else "")
+        if served and self._config.model not in served:
+            shown = ", ".join(served[:_LISTED]) + (", ..." if len(served) > _LISTED else "")
             raise ConfigError(
-                f"{self._url} has no model {self._config.model!r}; it offers: {shown}. "
+                f"{self._url} has no model {self._config.model!r}; it serves: {shown}. "
                 "Set collect.endpoint.model (--model)"
             )
 
     async def complete(self, body: JsonObject, label: str, took: Spending) -> ChatReply:
-        """Return the endpoint's reply to `body`; `label` varies the waits.
+        """Return the endpoint's reply to `body`; `label` seeds the random part of the waits.
 
-        What it takes is added to `took`, where it fails too. Raises TeacherError (this request
-        failed) or EngineError (none can succeed: the key, the model or the budget).
+        Requests and tokens are added to `took`, also if the request fails. Raises TeacherError
+        (this request failed) or EngineError (no request can succeed: key, model or budget).
         """
         config, loop = self._config, asyncio.get_running_loop()
         deadline = loop.time() + config.deadline_s
-        tries, fault = 0, _Fault("no time was left")
+        tries, fault = 0, _Fault("the deadline passed before the first attempt")
         for attempt in range(config.attempts):
             wait_s = self._quiet_until - loop.time()
             if attempt and fault.retry_after_s is None:
@@ -125,7 +125,7 @@ class ChatClient:
             if loop.time() + wait_s >= deadline:
                 break
             await asyncio.sleep(max(wait_s, 0.0))
-            self._afford()
+            self._check_budget()
             self.spent.requests += 1
             took.requests += 1
             tries += 1
@@ -136,21 +136,23 @@ class ChatClient:
             fault = reply
             if fault.retry_after_s is not None:
                 self._quiet_until = max(self._quiet_until, loop.time() + fault.retry_after_s)
-        raise TeacherError(f"no reply after {tries} tries: {fault.text}")
+        raise TeacherError(f"no reply after {tries} attempts: {fault.text}")
 
-    def _afford(self) -> None:
+    def _check_budget(self) -> None:
         if not self.budget_left:
             raise EngineError(
-                f"the teacher's budget is spent: {self.spent.requests} requests, "
+                f"the teacher's budget is used up: {self.spent.requests} requests, "
                 f"{self.spent.tokens} tokens"
             )
 
     def _count(self, body: JsonObject, reply: ChatReply, took: Spending) -> None:
-        usage = reply.usage or WireUsage(
+        usage = reply.usage or ChatUsage(
             prompt_tokens=len(json.dumps(body)) // _CHARACTERS_PER_TOKEN,
             completion_tokens=len(reply.model_dump_json()) // _CHARACTERS_PER_TOKEN,
         )
-        used = Spending(0, usage.prompt_tokens, usage.completion_tokens)
+        used = Spending(
+            prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+        )
         self.spent.add(used)
         took.add(used)
 
@@ -167,15 +169,17 @@ class ChatClient:
             try:
                 return ChatReply.model_validate_json(content)
             except ValidationError:
-                return _Fault(f"a reply that is no chat completion: {self._excerpt(content)}")
+                return _Fault(
+                    f"expected a chat completion, found another reply: {self._excerpt(content)}"
+                )
         text = f"HTTP {status}: {self._excerpt(content)}"
         if status in (401, 403):
             raise EngineError(self._key_refused(status))
-        if status in _REFUSED or b"insufficient_quota" in content:
-            raise EngineError(f"{self._url} refuses every request: {text}")
-        if status in _AGAIN:
+        if status in _FATAL_STATUSES or b"insufficient_quota" in content:
+            raise EngineError(f"{self._url} rejects every request: {text}")
+        if status in _RETRIED_STATUSES:
             return _Fault(text, _retry_after(response))
-        raise TeacherError(f"{self._url} does not take the request: {text}")
+        raise TeacherError(f"{self._url} rejected the request: {text}")
 
     async def _post(self, body: JsonObject) -> tuple[httpx.Response, bytes]:
         chunks: list[bytes] = []
@@ -193,12 +197,12 @@ class ChatClient:
         variable = self._config.key_variable
         source = f"the key in ${variable}" if self._key else "a request without a key"
         return (
-            f"{self._url} refuses {source} (HTTP {status}): set collect.endpoint.key_variable "
-            "(--key-variable) to an environment variable that holds a valid one"
+            f"{self._url} rejects {source} (HTTP {status}): set collect.endpoint.key_variable "
+            "(--key-variable) to an environment variable that holds a valid key"
         )
 
     def _excerpt(self, content: bytes) -> str:
-        """Return the beginning of a body; some endpoints repeat the key in it."""
+        """Return the start of a body without the key, which some endpoints repeat in it."""
         text = " ".join(content.decode(errors="replace").split())
         return (text.replace(self._key, "***") if self._key else text)[:200] or "(empty)"
 
@@ -208,7 +212,7 @@ def _named(error: Exception) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that a Retry-After header asks for, which may give a number or a date."""
+    """Return the seconds in a Retry-After header, which holds a number or a date."""
     text = response.headers.get("retry-after", "").strip()
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""The config section of an OpenAI-compatible chat endpoint that plays the teacher."""
+"""Configuration section of an OpenAI-compatible chat endpoint that serves as the teacher."""
 
 from typing import Literal
 
@@ -11,46 +11,57 @@ Thinking = Literal["drop", "keep"]
 
 
 class EndpointConfig(Section):
-    """`[collect.endpoint]`: where the teacher is, how it is asked, and what it may cost.
+    """`[collect.endpoint]`: the teacher's address, the format of requests, and limits on cost.
 
-    Nothing here may be a secret: the section is written into the run directory.
+    The section is written into the run directory, so nothing in it may be a secret.
     """
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    """What stands before `/chat/completions`."""
+    """Address of the endpoint, without `/chat/completions`. The default is that of a local vLLM
+    server.
+    """
     model: str = ""
-    """Name of the model, as the endpoint lists it; episodes record it as their source."""
+    """Model name as the endpoint lists it. Episodes record it as their `source`."""
     key_variable: str = ""
-    """Environment variable that holds the API key; empty sends none."""
+    """Name of the environment variable that holds the API key. Empty, the default, sends no key."""
     tool_format: ToolFormat = "prompt"
-    """`prompt`: tool calls are text, in the student's own format; `native`: the endpoint's `tools`
-    parameter, its calls rewritten into the student's format.
+    """Format of tool calls. `prompt`: calls are text in the student's own format, which works with
+    every endpoint; `native`: the endpoint's `tools` parameter is used, and its calls are rewritten
+    into the student's format.
     """
     thinking: Thinking = "drop"
-    """What becomes of reasoning: `drop` it, or `keep` it in the turn as a <think> block."""
+    """What happens to the teacher's reasoning. `drop`, the default, removes it; `keep` stores it in
+    the turn as a <think> block, so that the student learns it too.
+    """
     max_tokens: int = Field(default=2048, gt=0)
-    """Longest reply in the endpoint's own tokens, its reasoning included."""
+    """Maximum length of one reply in the endpoint's own tokens, its reasoning included. Raise it if
+    a reasoning model uses all of it before it answers.
+    """
     extra: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of every request, for example `{reasoning_effort = "low"}`."""
+    """Additional fields of every request, for example `{reasoning_effort = "low"}`."""
     omit: tuple[str, ...] = ()
-    """Fields that this endpoint refuses and that are therefore not sent, such as `seed`."""
+    """Request fields that are not sent because this endpoint rejects them, for example `seed`."""
     attempts: int = Field(default=6, ge=1)
-    """Tries of one request: again after 408, 425, 429, 5xx, a lost connection, a time-out or a
-    reply that cannot be read.
+    """Maximum number of attempts of one request. An attempt is repeated after HTTP status 408, 425,
+    429 or 5xx, a lost connection, a time-out, or an unreadable reply.
     """
     episode_attempts: int = Field(default=3, ge=1)
-    """Tries of one episode that the endpoint or a tool failed, in place of `rollouts.max_attempts`:
-    here each is paid for.
+    """Maximum number of attempts of one episode that failed because of the endpoint or a tool. It
+    replaces `rollouts.max_attempts`, because every attempt here costs money.
     """
     attempt_timeout_s: float = Field(default=120.0, gt=0)
-    """Deadline of one try, from sending to the last byte."""
+    """Deadline of one attempt in seconds, from sending the request to the last byte received."""
     deadline_s: float = Field(default=600.0, gt=0)
-    """Deadline of one request with all its tries and the waits between them."""
+    """Deadline of one request in seconds, including all its attempts and the waits between them."""
     backoff_s: float = Field(default=1.0, gt=0)
-    """Wait before the second try; it doubles each time, unless the endpoint says how long."""
+    """Wait before the second attempt, in seconds. It doubles with every further attempt, unless the
+    endpoint specifies a wait (`Retry-After`).
+    """
     max_requests: int = Field(default=0, ge=0)
-    """Tries that may be made in all; 0 is no limit."""
+    """Maximum number of attempts of all requests together, counted over the whole collection. 0,
+    the default, is no limit.
+    """
     max_total_tokens: int = Field(default=0, ge=0)
-    """Tokens, prompts included, that may be spent in all; what is under way at the limit still
-    ends. 0 is no limit.
+    """Maximum number of tokens, prompts and replies together, over the whole collection. Requests
+    in progress at the limit still finish. 0, the default, is no limit.
     """

@@ -1,4 +1,4 @@
-"""An engine whose turns come from a chat endpoint: teachers that are asked over HTTP."""
+"""An engine whose turns come from a chat endpoint over HTTP; used for teachers."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes, unfit_name
 from rollout.engines.openai_wire import (
-    Said,
+    ChatTurn,
     native_messages,
     native_tools,
     prompt_messages,
@@ -23,30 +23,30 @@ from rollout.engines.openai_wire import (
 from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
-_EMPTY_TRIES = 3
-"""Requests for one turn while the endpoint says nothing at all; then the empty turn stands."""
+_EMPTY_ATTEMPTS = 3
+"""Requests for one turn while replies are empty; after them the turn stays empty."""
 _LONG_TEXT = 4_000
-"""Characters from which a text is tokenised off the event loop."""
+"""Length in characters from which a text is tokenised in a thread, off the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What the endpoint plays: one task under one episode configuration."""
+class TeacherTask:
+    """The task that the endpoint works on, and the configuration of its episode."""
 
     task: Task
     episode: EpisodeConfig
 
 
 class OpenAIEngine:
-    """Engine for one episode; what the endpoint writes is tokenised as the student would write it.
+    """Engine for one episode; the endpoint's text is tokenised with the student's tokenizer.
 
-    Nothing is sampled here, so logprobs are NaN. The instruction that the endpoint gets beyond the
-    student's messages is in no token and no message of the episode. Tokens that steer the
-    student's template (its roles, its end of turn) are taken out of the endpoint's text.
+    Nothing is sampled here, so logprobs are NaN. The endpoint gets an instruction in addition to
+    the student's messages; no token and no message of the episode contains it. Control tokens of
+    the student's template (roles, end of turn) are removed from the endpoint's text.
     """
 
     def __init__(
-        self, client: ChatClient, config: EndpointConfig, template: ChatTemplate, part: Part
+        self, client: ChatClient, config: EndpointConfig, template: ChatTemplate, part: TeacherTask
     ) -> None:
         self._client = client
         self._config = config
@@ -54,46 +54,46 @@ class OpenAIEngine:
         self._part = part
         self._instruction = TeacherNotes(part.episode, config.tool_format).text()
         self.spent = Spending()
-        """What this episode took."""
+        """Requests and tokens of this episode."""
 
     @property
     def version(self) -> int:
         return 0
 
     async def start(self) -> None:
-        """Check that the tools can be offered. Raises ConfigError."""
+        """Check that the tool names fit the endpoint's tool format. Raises ConfigError."""
         tools = self._part.task.tool_set.tools
         name = unfit_name(tools) if self._config.tool_format == "native" else None
         if name is not None:
             raise ConfigError(
-                f"the tool name {name!r} does not fit the endpoint's `tools` parameter (letters, "
-                "digits, - and _, 64 at most): use --tool-format prompt"
+                "expected a tool name for the endpoint's `tools` parameter (at most 64 letters, "
+                f"digits, - and _), found {name!r}: use --tool-format prompt"
             )
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
-        """Ask for the next turn.
+        """Request the next turn.
 
-        Raises TeacherError where this turn failed or was refused, and EngineError where no request
-        can succeed.
+        Raises TeacherError if this turn failed or was refused, and EngineError if no request can
+        succeed.
         """
-        said = Said("", "", False)
-        for attempt in range(_EMPTY_TRIES):
+        turn = ChatTurn(text="", refusal="", cut=False)
+        for attempt in range(_EMPTY_ATTEMPTS):
             body = self._body(prompt, _reseeded(params, attempt))
             label = f"{prompt.request_id}.{attempt}"
             reply = await self._client.complete(body, label, self.spent)
-            said = read_reply(reply, self._config.thinking)
-            if said.refusal:
-                raise TeacherError(f"refused: {said.refusal[:200]}")
-            if said.text:
+            turn = read_reply(reply, self._config.thinking)
+            if turn.refusal:
+                raise TeacherError(f"refused: {turn.refusal[:200]}")
+            if turn.text:
                 break
-            if said.cut:
+            if turn.cut:
                 raise TeacherError(
-                    f"{self._config.max_tokens} tokens were spent before anything was said: "
+                    f"the reply used {self._config.max_tokens} tokens without any text: "
                     "raise collect.endpoint.max_tokens"
                 )
-        if len(said.text) < _LONG_TEXT:
-            return self._completion(said, params.max_tokens)
-        return await asyncio.to_thread(self._completion, said, params.max_tokens)
+        if len(turn.text) < _LONG_TEXT:
+            return self._completion(turn, params.max_tokens)
+        return await asyncio.to_thread(self._completion, turn, params.max_tokens)
 
     async def load(self, manifest: WeightManifest) -> None:
         raise EngineError(f"an endpoint takes no weights, found version {manifest.version}")
@@ -104,17 +104,17 @@ class OpenAIEngine:
 
     async def close(self) -> None: ...
 
-    def _completion(self, said: Said, limit: int) -> Completion:
-        ids = self._template.encode(_without(said.text, self._template.control_tokens))
-        if not said.cut:
+    def _completion(self, turn: ChatTurn, limit: int) -> Completion:
+        ids = self._template.encode(_without(turn.text, self._template.control_tokens))
+        if not turn.cut:
             ids.append(self._template.eos_token_id)
-        kept = ids[:limit]
-        whole = not said.cut and len(kept) == len(ids)
+        shortened = ids[:limit]
+        complete = not turn.cut and len(shortened) == len(ids)
         return Completion(
-            tuple(kept),
-            (math.nan,) * len(kept),
+            tuple(shortened),
+            (math.nan,) * len(shortened),
             (VersionSpan(0, self.version),),
-            "stop" if whole else "length",
+            "stop" if complete else "length",
         )
 
     def _body(self, prompt: Prompt, params: SamplingParams) -> JsonObject:
@@ -129,8 +129,8 @@ class OpenAIEngine:
             body["seed"] = params.seed
         if config.tool_format == "native":
             task = self._part.task
-            asked = [Message("user", task.question), *_after_opening(prompt)]
-            body["messages"] = native_messages(asked, self._instruction)
+            messages = [Message("user", task.question), *_after_opening(prompt)]
+            body["messages"] = native_messages(messages, self._instruction)
             body["tools"] = native_tools(task.tool_set.tools)
             if self._part.episode.max_calls_per_turn == 1:
                 body["parallel_tool_calls"] = False
@@ -141,7 +141,7 @@ class OpenAIEngine:
 
 
 def _after_opening(prompt: Prompt) -> list[Message]:
-    """Return what was said since the student's opening, which ends where its first turn begins."""
+    """Return the messages after the student's opening, which ends before its first turn."""
     roles = [message.role for message in prompt.messages]
     first = roles.index("assistant") if "assistant" in roles else len(roles)
     return list(prompt.messages[first:])
@@ -152,7 +152,7 @@ def _reseeded(params: SamplingParams, attempt: int) -> SamplingParams:
 
 
 def _without(text: str, tokens: tuple[str, ...]) -> str:
-    """Take `tokens` out of `text`, until none is left or newly made by what was taken out."""
+    """Remove `tokens` from `text`, again for tokens that a removal has formed."""
     while any(token in text for token in tokens):
         for token in tokens:
             text = text.replace(token, "")

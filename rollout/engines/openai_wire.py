@@ -1,6 +1,4 @@
-"""The chat-completions wire: conversations as an endpoint reads them, replies as a student would
-have written them.
-"""
+"""Format of the chat-completions API: conversations for an endpoint, replies for the student."""
 
 import json
 import re
@@ -25,45 +23,45 @@ class _Wire(BaseModel):
 
 
 class ContentPart(_Wire):
-    """A piece of a message whose content is a list."""
+    """One part of a message whose content is a list."""
 
     text: str = ""
 
 
-class WireFunction(_Wire):
-    """A call as the endpoint writes it; arguments are JSON text, or an object from some servers."""
+class ChatFunction(_Wire):
+    """A tool call in a reply; arguments are JSON text, or an object from some servers."""
 
     name: str = ""
     arguments: str | JsonObject | None = None
 
 
-class WireCall(_Wire):
-    function: WireFunction = WireFunction()
+class ChatToolCall(_Wire):
+    function: ChatFunction = ChatFunction()
 
 
-class WireMessage(_Wire):
+class ChatMessage(_Wire):
     content: str | tuple[ContentPart, ...] | None = None
     refusal: str | None = None
-    tool_calls: tuple[WireCall, ...] | None = None
+    tool_calls: tuple[ChatToolCall, ...] | None = None
     reasoning_content: JsonValue = None
     reasoning: JsonValue = None
 
 
-class WireChoice(_Wire):
-    message: WireMessage
+class ChatChoice(_Wire):
+    message: ChatMessage
     finish_reason: str | None = None
 
 
-class WireUsage(_Wire):
+class ChatUsage(_Wire):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 class ChatReply(_Wire):
-    """The body of a chat completion, as far as it is read."""
+    """The body of a chat completion: the fields that are used."""
 
-    choices: tuple[WireChoice, ...] = Field(min_length=1)
-    usage: WireUsage | None = None
+    choices: tuple[ChatChoice, ...] = Field(min_length=1)
+    usage: ChatUsage | None = None
 
 
 class _ListedModel(_Wire):
@@ -77,18 +75,18 @@ class ModelList(_Wire):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One reply, in the student's format."""
+class ChatTurn:
+    """One turn of the endpoint in the student's format."""
 
     text: str
     refusal: str
-    """Why the endpoint would not answer; empty where it did."""
+    """Reason for a refusal; empty if the endpoint answered."""
     cut: bool
-    """Whether it ran into its token limit."""
+    """Whether the reply reached its token limit."""
 
 
-def read_reply(reply: ChatReply, thinking: Thinking) -> Said:
-    """Return what the reply says, its native calls written as the student writes them."""
+def read_reply(reply: ChatReply, thinking: Thinking) -> ChatTurn:
+    """Return the reply's text, with its native tool calls in the student's format."""
     choice = reply.choices[0]
     message = choice.message
     content = message.content or ""
@@ -108,11 +106,14 @@ def read_reply(reply: ChatReply, thinking: Thinking) -> Said:
     thought = _harmless("\n".join(thoughts).strip()) if thinking == "keep" else ""
     lines = [f"<think>\n{thought}\n</think>"] if thought and (spoken or calls) else []
     text = "\n".join([*lines, *([spoken] if spoken else []), *calls])
-    return Said(text, refusal, choice.finish_reason == "length")
+    return ChatTurn(text, refusal, choice.finish_reason == "length")
 
 
 def _without_thoughts(content: str) -> tuple[str, list[str]]:
-    """Split think blocks off; one may have been opened by the endpoint's template, or never end."""
+    """Split <think> blocks from the text.
+
+    The endpoint's template may have opened a block already, and a block may never be closed.
+    """
     before, closed, after = content.partition("</think>")
     if closed and "<think>" not in before:
         spoken, thoughts = _without_thoughts(after)
@@ -121,12 +122,12 @@ def _without_thoughts(content: str) -> tuple[str, list[str]]:
 
 
 def _harmless(thought: str) -> str:
-    """Return a thought whose tags cannot be taken for actions."""
+    """Return reasoning without tags that the runner would parse as actions."""
     return _TAG.sub(r"\1\2\3", thought)
 
 
-def _call_text(function: WireFunction) -> str:
-    """Write a native call in the student's format; arguments that are no JSON stay as they are."""
+def _call_text(function: ChatFunction) -> str:
+    """Write a native call in the student's format; arguments that are not JSON stay unchanged."""
     arguments = function.arguments
     if isinstance(arguments, str) and arguments.strip():
         try:
@@ -149,15 +150,15 @@ def _dump(value: JsonValue) -> str:
 
 
 def prompt_messages(messages: Sequence[Message], instruction: str) -> list[JsonValue]:
-    """Return the conversation as plain text, `instruction` added to its system message."""
+    """Return the conversation as plain text, with `instruction` added to its system message."""
     return _instructed(_plain(messages), instruction)
 
 
 def native_messages(messages: Sequence[Message], instruction: str) -> list[JsonValue]:
-    """Return the conversation with `tool_calls` and `tool` messages in place of text.
+    """Return the conversation with `tool_calls` and `tool` messages instead of text.
 
-    The system message is `instruction` alone. A turn whose calls cannot be read stays text, and
-    what it was told comes from the user.
+    The system message is `instruction` alone. A turn whose calls cannot be parsed stays text, and
+    the observation after it becomes a user message.
     """
     rows: list[JsonValue] = [{"role": "system", "content": instruction}]
     rows += _paired(message for message in messages if message.role != "system")
@@ -175,7 +176,7 @@ def _plain(messages: Iterable[Message]) -> Iterator[tuple[str, str]]:
 
 
 def _instructed(rows: Iterable[tuple[str, str]], instruction: str) -> list[JsonValue]:
-    """Merge neighbours of one role, which some templates refuse, behind the instruction."""
+    """Add the instruction and merge adjacent messages of one role, which some templates refuse."""
     merged: list[tuple[str, str]] = []
     for role, content in rows:
         if merged and merged[-1][0] == role:
@@ -218,7 +219,10 @@ def _paired(messages: Iterable[Message]) -> Iterator[JsonValue]:
 
 
 def _native_calls(text: str, turn: int) -> dict[str, JsonValue]:
-    """Return a turn's calls by id (nine digits: some servers insist); none if one is broken."""
+    """Return a turn's calls by id, or none if one is malformed.
+
+    Ids have nine digits, because some servers require that.
+    """
     calls: dict[str, JsonValue] = {}
     for index, block in enumerate(_CALL.findall(text)):
         try:

@@ -1,4 +1,4 @@
-"""An engine that says again what the policy of a recorded episode said, token for token."""
+"""An engine that repeats the completions of a recorded episode, token by token."""
 
 from typing import cast
 
@@ -9,14 +9,14 @@ from rollout.weights.manifest import WeightManifest
 
 
 class RecordedEngine:
-    """Engine for one episode; its n-th completion is the episode's n-th turn, whatever the prompt.
+    """Engine for one episode: its n-th completion is the episode's n-th turn, for any prompt.
 
-    Raises EngineError where more turns are asked for than there were.
+    Raises EngineError if more turns are requested than were recorded.
     """
 
     def __init__(self, episode: Episode) -> None:
         self._episode = episode
-        self._said = 0
+        self._sampled = 0
 
     @property
     def version(self) -> int:
@@ -28,10 +28,10 @@ class RecordedEngine:
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
         del prompt, params
         turns = self._episode.turns
-        if self._said == len(turns):
-            raise EngineError(f"the episode had {len(turns)} turns, and another is asked for")
-        turn = turns[self._said]
-        self._said += 1
+        if self._sampled == len(turns):
+            raise EngineError(f"expected {len(turns)} turns as recorded, found a further request")
+        turn = turns[self._sampled]
+        self._sampled += 1
         return Completion(
             self._episode.token_ids_T[turn.start : turn.end],
             self._episode.logprobs_T[turn.start : turn.end],
@@ -49,7 +49,7 @@ class RecordedEngine:
     async def close(self) -> None: ...
 
     def _spans(self, turn: Turn) -> tuple[VersionSpan, ...]:
-        """Return the versions of a turn's tokens, counted from its first one."""
+        """Return the version spans of a turn, with starts counted from its first token."""
         before = [span for span in self._episode.spans if span.start <= turn.start]
         within = [span for span in self._episode.spans if turn.start < span.start < turn.end]
         if not before:

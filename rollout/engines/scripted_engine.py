@@ -1,4 +1,4 @@
-"""An engine that says what a function tells it to: teachers, unit tests, screenshots."""
+"""An engine whose turns come from a Python function: for teachers, unit tests and screenshots."""
 
 import math
 
@@ -10,7 +10,7 @@ from rollout.weights.manifest import WeightManifest
 
 
 class ScriptedEngine:
-    """Engine whose turns are the text of `reply`; nothing is sampled, so logprobs are NaN."""
+    """Engine whose turns are the texts of `reply`; nothing is sampled, so logprobs are NaN."""
 
     def __init__(self, reply: Reply, template: ChatTemplate) -> None:
         self._reply = reply

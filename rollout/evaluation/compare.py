@@ -1,4 +1,4 @@
-"""Evaluations compared on the tasks they share: paired differences, overall and by difficulty."""
+"""Compares evaluations on the tasks they share: paired differences, overall and by difficulty."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,46 +8,44 @@ from typing import Literal
 
 from envs.errors import ConfigError
 from rollout.evaluation.report import ALL, SPLIT, check_tags, grouped, spread_tags
-from rollout.evaluation.statistics import Estimate, Paired, holm, mean_estimate, paired
+from rollout.evaluation.statistics import ClusteredEstimate, Paired, holm, mean_estimate, paired
 from rollout.evaluation.summary import EvalRow
 
 TaskKey = tuple[str, int]
-"""Id and hash of the question: the same id with another question is another task."""
+"""Id and hash of the question; the same id with another question is a different task."""
 _ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What is compared: a name, and the episodes of one evaluation per seed."""
+    """One side of a comparison: its name, and the episodes of one evaluation per seed."""
 
     name: str
     seeds: tuple[Sequence[EvalRow], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SideScore:
-    """How a side does on the shared tasks; `score` is over tasks, or over seeds where there are
-    several.
-    """
+    """Result of a side on the shared tasks; `score` is over tasks, or over seeds if several."""
 
     name: str
     tasks: tuple[int, ...]
-    """Tasks with an episode that counts, per seed, shared or not."""
+    """Number of tasks with an episode that counts, per seed, shared or not."""
     samples: tuple[int, ...]
-    """Episodes that count on shared tasks, per seed."""
-    score: Estimate
+    """Number of episodes that count on shared tasks, per seed."""
+    score: ClusteredEstimate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """Second side minus first, overall or for one value of a tag."""
+    """Difference of two sides (second minus first), overall or for one value of a tag."""
 
     by: str
     value: str
     first: str
     second: str
     tasks: int
-    """Shared tasks, summed over seeds."""
+    """Number of shared tasks, summed over seeds."""
     first_score: float
     second_score: float
     difference: Paired
@@ -57,37 +55,37 @@ class PairRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What comes of a comparison; `rows` are grouped by value, pairs of sides inside."""
+    """Result of a comparison; `rows` are grouped by value, then by pair of sides."""
 
     unit: Literal["task", "seed"]
-    """What a difference is paired by; its standard error is over these."""
+    """Unit by which differences are paired; standard errors are over these units."""
     shared: tuple[int, ...]
-    """Tasks that all sides have, per seed."""
+    """Number of tasks that all sides have, per seed."""
     sides: tuple[SideScore, ...]
     rows: tuple[PairRow, ...]
     notes: tuple[str, ...]
 
 
 def compare(sides: Sequence[Side], by: Sequence[str] = ()) -> Comparison:
-    """Compare two or more sides of equally many seeds, seed by seed in the order given.
+    """Compare two or more sides with the same number of seeds, seed by seed in the given order.
 
-    Raises ConfigError for one side, names that repeat, unequal numbers of seeds, a seed whose
-    evaluations share no task, or a tag in `by` that no task carries.
+    Raises ConfigError for a single side, repeated names, different numbers of seeds, a seed whose
+    evaluations share no task, or a tag in `by` that no task has.
     """
     _check(sides)
     shared = [_shared(sides, seed) for seed in range(len(sides[0].seeds))]
     rows = [row for side in sides for seed in side.seeds for row in seed]
     check_tags([row.tags for row in rows], by)
-    kept = [
+    used = [
         Side(side.name, tuple(_only(*pair) for pair in zip(side.seeds, shared, strict=True)))
         for side in sides
     ]
-    groups = _groups(kept[0], by)
-    pairs = [row for of, keys in groups.items() for row in _pair_rows(kept, of, keys)]
+    groups = _groups(used[0], by)
+    pairs = [row for of, keys in groups.items() for row in _pair_rows(used, of, keys)]
     return Comparison(
         unit="task" if len(shared) == 1 else "seed",
         shared=tuple(map(len, shared)),
-        sides=tuple(_side_score(*pair) for pair in zip(sides, kept, strict=True)),
+        sides=tuple(_side_score(*pair) for pair in zip(sides, used, strict=True)),
         rows=tuple(pairs),
         notes=tuple(_notes(sides, shared)),
     )
@@ -98,14 +96,15 @@ def _check(sides: Sequence[Side]) -> None:
     if len(sides) < 2:
         raise ConfigError(f"expected two or more sides to compare, found {names}")
     if len(set(names)) < len(names):
-        raise ConfigError(
-            f"expected a name of its own for each side, found {names}: write NAME=RUN"
-        )
+        raise ConfigError(f"expected different names for the sides, found {names}: write NAME=RUN")
     seeds = {side.name: len(side.seeds) for side in sides}
     if not all(seeds.values()):
         raise ConfigError(f"expected at least one evaluation on every side, found {seeds}")
     if len(set(seeds.values())) > 1:
-        raise ConfigError(f"expected as many seeds on every side, to be paired in order: {seeds}")
+        raise ConfigError(
+            f"expected the same number of seeds on every side, found {seeds}: seeds are paired in "
+            "order"
+        )
 
 
 def _shared(sides: Sequence[Side], seed: int) -> set[TaskKey]:
@@ -116,8 +115,8 @@ def _shared(sides: Sequence[Side], seed: int) -> set[TaskKey]:
             f"{side.name} {len(keys)}" for side, keys in zip(sides, tasks, strict=True)
         )
         raise ConfigError(
-            f"expected evaluations of the same tasks, found none that all share (tasks: {counts}): "
-            "evaluate with one eval.split, eval.seed and run.seed"
+            "expected evaluations of the same tasks, found no task that all sides have "
+            f"(tasks: {counts}): evaluate with the same eval.split, eval.seed and run.seed"
         )
     return shared
 
@@ -127,7 +126,7 @@ def _only(rows: Sequence[EvalRow], keys: set[TaskKey]) -> list[EvalRow]:
 
 
 def _groups(side: Side, by: Sequence[str]) -> dict[tuple[str, str], set[TaskKey]]:
-    """Return the shared tasks of every row of the table."""
+    """Return the shared tasks of every row of the table, by (tag, value)."""
     rows = [row for seed in side.seeds for row in seed]
     found = {(ALL, ""): set(map(_key, rows))}
     splits = [SPLIT] if len({row.split for row in rows}) > 1 else []
@@ -142,15 +141,26 @@ def _pair_rows(sides: Sequence[Side], of: tuple[str, str], keys: set[TaskKey]) -
     for first, second in combinations(sides, 2):
         a, b = _values(first, keys), _values(second, keys)
         difference = paired([y - x for x, y in zip(a, b, strict=True)])
-        means = (sum(a) / len(a), sum(b) / len(b))
         tasks = sum(len(keys & set(map(_key, seed))) for seed in first.seeds)
-        rows.append(PairRow(*of, first.name, second.name, tasks, *means, difference, difference.p))
+        rows.append(
+            PairRow(
+                by=of[0],
+                value=of[1],
+                first=first.name,
+                second=second.name,
+                tasks=tasks,
+                first_score=sum(a) / len(a),
+                second_score=sum(b) / len(b),
+                difference=difference,
+                p_holm=difference.p,
+            )
+        )
     adjusted = holm([row.difference.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _values(side: Side, keys: set[TaskKey]) -> list[float]:
-    """Return what is paired: a score per task, or per seed where there are several."""
+    """Return the scores that are paired: one per task, or one per seed if there are several."""
     seeds = []
     for rows in side.seeds:
         scores = _scores(rows)
@@ -160,13 +170,13 @@ def _values(side: Side, keys: set[TaskKey]) -> list[float]:
     return [sum(scores) / len(scores) for scores in seeds if scores]
 
 
-def _side_score(whole: Side, kept: Side) -> SideScore:
-    keys = {_key(row) for rows in kept.seeds for row in rows}
+def _side_score(complete: Side, used: Side) -> SideScore:
+    keys = {_key(row) for rows in used.seeds for row in rows}
     return SideScore(
-        name=whole.name,
-        tasks=tuple(len(_scores(rows)) for rows in whole.seeds),
-        samples=tuple(map(len, kept.seeds)),
-        score=mean_estimate(_values(kept, keys)),
+        name=complete.name,
+        tasks=tuple(len(_scores(rows)) for rows in complete.seeds),
+        samples=tuple(map(len, used.seeds)),
+        score=mean_estimate(_values(used, keys)),
     )
 
 
@@ -187,12 +197,12 @@ def _notes(sides: Sequence[Side], shared: Sequence[set[TaskKey]]) -> list[str]:
     notes = []
     for side in sides:
         for seed, keys in enumerate(shared):
-            left = set(_scores(side.seeds[seed])) - keys
-            if left:
+            unshared = set(_scores(side.seeds[seed])) - keys
+            if unshared:
                 where = f"{side.name}, seed {seed + 1}" if len(shared) > 1 else side.name
                 notes.append(
-                    f"{where}: {len(left)} of {len(left) + len(keys)} tasks are left out, "
-                    "for not every side has them"
+                    f"{where}: {len(unshared)} of {len(unshared) + len(keys)} tasks are excluded, "
+                    "because not every side has them"
                 )
     units = len(shared) if len(shared) > 1 else len(shared[0])
     if 2 / 2**units > _ALPHA:

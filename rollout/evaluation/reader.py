@@ -1,4 +1,4 @@
-"""The rows of an evaluation, read from its run directory."""
+"""Reads the rows of an evaluation from its run directory."""
 
 from pathlib import Path
 
@@ -6,17 +6,16 @@ from rollout.episode_schema import from_batch
 from rollout.evaluation.summary import EvalRow
 from rollout.store.run_reader import RunReader
 
-_AT_ONCE = 256
-"""Episodes that are held whole in memory."""
+_BATCH_SIZE = 256
+"""Number of complete episodes held in memory."""
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """Return every episode of the run at `path` as its last attempt left it, by episode."""
+    """Return the last attempt of every episode of the run at `path`, sorted by episode id."""
     reader = RunReader(path)
-    last = {row.episode: row for row in sorted(reader.episodes(), key=lambda row: row.attempt)}
-    rows = [last[episode] for episode in sorted(last)]
+    rows = reader.last_attempts()
     found: list[EvalRow] = []
-    for start in range(0, len(rows), _AT_ONCE):
-        batch = reader.batch(rows[start : start + _AT_ONCE])
+    for start in range(0, len(rows), _BATCH_SIZE):
+        batch = reader.batch(rows[start : start + _BATCH_SIZE])
         found += map(EvalRow.of, from_batch(batch))
     return found

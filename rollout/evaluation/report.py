@@ -1,4 +1,4 @@
-"""An evaluation in tables: one row for all, one per split, one per value of a difficulty tag."""
+"""Report of an evaluation: one row for all tasks, one per split, one per value of a tag."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import cast
 from envs.errors import ConfigError
 from envs.tools import JsonObject
 from rollout.evaluation.statistics import (
-    Estimate,
+    ClusteredEstimate,
     best_of_k,
     majority_score,
     mean_estimate,
@@ -17,62 +17,67 @@ from rollout.evaluation.statistics import (
 from rollout.evaluation.summary import EvalRow, EvalSummary, summarise
 
 REPORT_VERSION = 1
-"""Of `eval.json`; grows when a key changes its meaning or goes away."""
+"""Version of `eval.json`; it increases when a key changes its meaning or is removed."""
 SPLIT, ALL = "split", "all"
 JOINED_BY = "*"
-"""`depth*novelty` in `eval.by` makes one row per pair of values."""
+"""`depth*novelty` in `eval.by` gives one row per pair of values."""
 _FEWEST, _MOST = 2, 8
 _FEWEST_VOTES = 3
 
 Measure = Callable[[EvalRow], float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """One row: figures over the episodes that count, each with its standard error over tasks."""
+    """One row: estimates over the episodes that count, each with its standard error over tasks."""
 
     by: str
-    """`all`, `split`, or tags."""
+    """`all`, `split`, or the name of one or more tags."""
     value: str
     tasks: int
-    """Distinct tasks with at least one sample that counts."""
+    """Number of distinct tasks with at least one sample that counts."""
     samples: int
-    """Episodes that count."""
+    """Number of episodes that count."""
     lost: int
-    """Episodes that do not: the world failed, or the score is not a number."""
-    pass_at_k: Mapping[int, Estimate]
-    """By k: the chance that the best of k samples is right, over the tasks with k or more samples
-    that count; k = 1 is the mean score.
+    """Number of episodes that do not count: infrastructure failures, or scores that are not
+    numbers.
     """
-    majority: Estimate | None
-    """Score of the answer that most samples of a task gave; None below three samples a task."""
-    trial_calls: Estimate
+    pass_at_k: Mapping[int, ClusteredEstimate]
+    """By k: the expected score of the best of k samples, over the tasks with k or more samples
+    that count. k = 1 is the mean score.
+    """
+    majority: ClusteredEstimate | None
+    """Score of each task's most frequent answer; None if no task has three samples."""
+    trial_calls: ClusteredEstimate
     """Per episode."""
-    tool_error_rate: Estimate
+    tool_error_rate: ClusteredEstimate
     """Share of calls."""
-    malformed_rate: Estimate
+    malformed_rate: ClusteredEstimate
     """Share of turns."""
-    tokens: Estimate
+    tokens: ClusteredEstimate
     """Sampled tokens per episode."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Everything that an evaluation says."""
+    """The complete result of an evaluation."""
 
     summary: EvalSummary
     splits: tuple[str, ...]
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...]
-    """What a reader of the figures has to know."""
+    """Remarks that a reader of the figures needs."""
 
     @property
     def ks(self) -> list[int]:
-        """The k of pass@k."""
+        """The values of k for pass@k."""
         return sorted(self.rows[0].pass_at_k)
 
     def to_json(self) -> JsonObject:
-        """Return `eval.json` without what only the run knows; the summary's fields stand on top."""
+        """Return the content of `eval.json` without the run's settings.
+
+        The fields of the summary are at the top level.
+        """
         return {
             "version": REPORT_VERSION,
             **self.summary.to_json(),
@@ -83,10 +88,10 @@ class EvalReport:
 
 
 def evaluation_report(rows: Sequence[EvalRow], by: Sequence[str] = ()) -> EvalReport:
-    """Report on any number of episodes, none included.
+    """Report on any number of episodes, also none.
 
-    `by` names the tags to have rows for; empty takes every tag that has between 2 and 8 values.
-    Raises ConfigError for a tag that no episode carries.
+    `by` names the tags that get rows; if it is empty, every tag with 2 to 8 values does. Raises
+    ConfigError for a tag that no episode has.
     """
     check_tags([row.tags for row in rows], by)
     splits = tuple(sorted({row.split for row in rows}))
@@ -100,18 +105,18 @@ def evaluation_report(rows: Sequence[EvalRow], by: Sequence[str] = ()) -> EvalRe
 
 
 def check_tags(tags: Sequence[Mapping[str, str]], by: Sequence[str]) -> None:
-    """Raise ConfigError where `by` names a tag that none of the tasks carries."""
+    """Raise ConfigError if `by` names a tag that no task has."""
     known = {name for carried in tags for name in carried}
     unknown = [name for joined in by for name in joined.split(JOINED_BY) if name not in known]
     if tags and unknown:
         raise ConfigError(
-            f"expected tags of the tasks ({', '.join(sorted(known)) or 'they have none'}) to make "
-            f"tables by, found {', '.join(unknown)}"
+            f"expected tags of the tasks ({', '.join(sorted(known)) or 'they have none'}) for the "
+            f"table's rows, found {', '.join(unknown)}: change eval.by or --by"
         )
 
 
 def spread_tags(rows: Iterable[EvalRow]) -> list[str]:
-    """Return the tags that take between 2 and 8 values, in the tasks' order."""
+    """Return the tags with 2 to 8 different values, in the tasks' order."""
     values: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         for name, value in row.tags.items():
@@ -120,7 +125,10 @@ def spread_tags(rows: Iterable[EvalRow]) -> list[str]:
 
 
 def grouped(rows: Iterable[EvalRow], by: str) -> dict[str, list[EvalRow]]:
-    """Return the rows by split or by the value of a tag, numbers in their order, without it `-`."""
+    """Group rows by split or by the value of a tag (`-` if it is missing).
+
+    Values that are numbers are sorted as numbers.
+    """
     found: defaultdict[str, list[EvalRow]] = defaultdict(list)
     for row in rows:
         if by == SPLIT:
@@ -159,7 +167,7 @@ def _row(rows: Sequence[EvalRow], of: tuple[str, str], ks: Sequence[int]) -> Rep
     )
 
 
-def _pass_at_k(tasks: Sequence[Sequence[EvalRow]], k: int) -> Estimate:
+def _pass_at_k(tasks: Sequence[Sequence[EvalRow]], k: int) -> ClusteredEstimate:
     return mean_estimate(
         [best_of_k([row.score for row in task], k) for task in tasks if len(task) >= k]
     )
@@ -169,7 +177,7 @@ def _majority(task: Sequence[EvalRow]) -> float:
     return majority_score([(row.answer, row.score) for row in task])
 
 
-def _rate(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> Estimate:
+def _rate(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> ClusteredEstimate:
     return ratio_estimate([(sum(map(part, task)), sum(map(whole, task))) for task in tasks])
 
 
@@ -185,11 +193,11 @@ def _notes(rows: Sequence[EvalRow], total: ReportRow) -> list[str]:
     unseen = len(_by_task(rows)) - total.tasks
     if total.lost:
         notes.append(
-            f"{total.lost} of {len(rows)} episodes do not count: the world failed them, not the "
-            f"policy; they are in no figure"
+            f"{total.lost} of {len(rows)} episodes are excluded from all figures: they failed "
+            "because of the infrastructure, not the policy"
         )
     if unseen:
-        notes.append(f"{unseen} tasks have no episode that counts and are in no figure")
+        notes.append(f"{unseen} tasks are excluded from all figures: none of their episodes counts")
     for k, estimate in total.pass_at_k.items():
         if estimate.clusters < total.tasks:
             notes.append(

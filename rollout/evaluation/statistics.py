@@ -1,4 +1,4 @@
-"""Statistics of evaluations as pure functions; a task is a cluster, and tasks are independent."""
+"""Statistics of evaluations as pure functions. A task is a cluster; tasks are independent."""
 
 import math
 from collections import defaultdict
@@ -13,19 +13,23 @@ import numpy.typing as npt
 from envs.errors import ConfigError
 
 PERMUTATIONS = 10_000
-"""Sign flips drawn where there are more than so many; fewer are all enumerated."""
+"""Number of sampled sign flips; if there are no more possible flips, all are enumerated."""
 CONFIDENCE = 0.95
 Test = Literal["mcnemar", "sign flips, all", "sign flips, drawn"]
-"""`mcnemar` is what flipping all signs comes to where every pair differs by 0 or 1."""
+"""Source of a p-value: all sign flips, or a random sample of them (`drawn`).
+
+`mcnemar` is the same as all sign flips if every pair differs by 0 or 1.
+"""
 _EXACT_UP_TO = int(math.log2(PERMUTATIONS))
 _CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its standard error; `value` is None without data, `stderr` below two clusters.
+class ClusteredEstimate:
+    """An estimate with its standard error over clusters.
 
-    `clusters` is the number of tasks that the figure is over.
+    `value` is None without data, and `stderr` is None with fewer than two clusters. `clusters` is
+    the number of tasks (or seeds) that the estimate is over.
     """
 
     value: float | None
@@ -33,9 +37,9 @@ class Estimate:
     clusters: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """What paired differences say about their mean.
+    """Mean of paired differences with standard error, interval and p-value.
 
     `stderr`, `low` and `high` (95 %, Student's t) are None for a single pair. `p` is two-sided.
     """
@@ -46,40 +50,40 @@ class Paired:
     low: float | None
     high: float | None
     wins: int
-    """Pairs whose difference is above zero."""
+    """Number of pairs whose difference is above zero."""
     losses: int
     p: float
     test: Test
-    """Where `p` is from; all but drawn sign flips are exact."""
+    """How `p` was computed; it is exact unless sign flips were sampled (`drawn`)."""
 
 
-def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> Estimate:
-    """Estimate sum of numerators over sum of denominators, given both per cluster.
+def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> ClusteredEstimate:
+    """Estimate the sum of numerators over the sum of denominators, given both per cluster.
 
-    Scores of one cluster may correlate: the residuals are added up within a cluster before they are
-    squared (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2), times G/(G-1) for
-    G clusters, so that denominators of one give the usual s / sqrt(G). A cluster whose denominator
-    is zero says nothing and is left out.
+    Scores of one cluster may correlate. Residuals are therefore added up within a cluster before
+    they are squared (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2). The
+    factor G/(G-1) for G clusters makes denominators of one give the usual s / sqrt(G). A cluster
+    with denominator zero has no information and is skipped.
     """
-    told = [(part, whole) for part, whole in clusters if whole > 0]
-    if not told:
-        return Estimate(None, None, 0)
-    total = math.fsum(whole for _, whole in told)
-    value = math.fsum(part for part, _ in told) / total
-    if len(told) < 2:
-        return Estimate(value, None, len(told))
-    squares = math.fsum((part - value * whole) ** 2 for part, whole in told)
-    stderr = math.sqrt(squares * len(told) / (len(told) - 1)) / total
-    return Estimate(value, stderr, len(told))
+    used = [(part, total) for part, total in clusters if total > 0]
+    if not used:
+        return ClusteredEstimate(None, None, 0)
+    denominator = math.fsum(total for _, total in used)
+    value = math.fsum(part for part, _ in used) / denominator
+    if len(used) < 2:
+        return ClusteredEstimate(value, None, len(used))
+    squares = math.fsum((part - value * total) ** 2 for part, total in used)
+    stderr = math.sqrt(squares * len(used) / (len(used) - 1)) / denominator
+    return ClusteredEstimate(value, stderr, len(used))
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
+def mean_estimate(values: Sequence[float]) -> ClusteredEstimate:
     """Estimate the mean of one value per cluster."""
     return ratio_estimate([(value, 1.0) for value in values])
 
 
 def best_of_k(scores: Sequence[float], k: int) -> float:
-    """Return the expected best of k scores drawn from `scores` without replacement.
+    """Return the expected best of k scores sampled from `scores` without replacement.
 
     With scores of 0 and 1 this is the unbiased pass@k, 1 - C(n-c, k) / C(n, k) (Chen et al.,
     arXiv 2107.03374, equation 1); with k = 1 the mean. Raises ConfigError unless 1 <= k <= n.
@@ -93,10 +97,10 @@ def best_of_k(scores: Sequence[float], k: int) -> float:
 
 
 def majority_score(votes: Sequence[tuple[str, float]]) -> float:
-    """Return the score of the answer that most samples gave, given `(answer, score)` per sample.
+    """Return the score of the most frequent answer, given `(answer, score)` per sample.
 
-    An empty answer is no vote, and without votes the score is zero. Answers that tie share evenly,
-    and so do samples of one answer whose scores differ.
+    Empty answers are not counted; without votes the score is zero. For a tie, the scores of the
+    tied answers are averaged, and so are different scores of the same answer.
     """
     scores: defaultdict[str, list[float]] = defaultdict(list)
     for answer, score in votes:
@@ -108,7 +112,7 @@ def majority_score(votes: Sequence[tuple[str, float]]) -> float:
 
 
 def paired(differences: Sequence[float], seed: int = 0) -> Paired:
-    """Describe one or more paired differences. Raises ConfigError for none, or one not finite."""
+    """Describe one or more paired differences. Raises ConfigError if empty or not finite."""
     if not differences or not all(map(math.isfinite, differences)):
         raise ConfigError(f"expected finite paired differences, found {list(differences)[:4]}")
     estimate = mean_estimate(differences)
@@ -134,10 +138,10 @@ def paired(differences: Sequence[float], seed: int = 0) -> Paired:
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> tuple[float, Test]:
-    """Return the two-sided p-value of a zero mean under flips of sign, and how it was found.
+    """Return the two-sided p-value of a zero mean under sign flips, and how it was computed.
 
-    Up to 13 pairs that differ, or pairs that differ by one amount, are exact; for others
-    `PERMUTATIONS` flips are drawn with `seed`, and p is (extreme + 1) / (drawn + 1).
+    It is exact for up to 13 pairs that differ, and if all differences have the same size.
+    Otherwise `PERMUTATIONS` flips are sampled with `seed`, and p is (extreme + 1) / (sampled + 1).
     """
     sizes_N = np.abs(np.asarray([d for d in differences if d != 0.0], np.float64))
     if len(sizes_N) == 0:
@@ -159,14 +163,14 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> tuple[float, Tes
 
 
 def mcnemar_p(wins: int, losses: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test, from the discordant pairs."""
+    """Return the exact two-sided p-value of McNemar's test from the numbers of discordant pairs."""
     n, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(n, i) for i in range(fewer + 1))
     return min(1.0, 2 * tail / 2**n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method, in the order given."""
+    """Return the p-values adjusted by Holm's step-down method, in the same order."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -176,7 +180,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
-    """Return for how long at least one of the `(start, end)` intervals lasted."""
+    """Return the length of the union of `(start, end)` intervals, in seconds."""
     total, until = 0.0, -math.inf
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, until))
@@ -186,7 +190,10 @@ def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
 
 @cache
 def t_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile, above one half, of Student's t with whole degrees of freedom."""
+    """Return a quantile of Student's t for `probability` above one half.
+
+    `freedom` is the integer number of degrees of freedom.
+    """
     low, high = 0.0, 1.0
     while _t_inside(high, freedom) < 2 * probability - 1:
         low, high = high, 2 * high
@@ -213,6 +220,6 @@ def _t_inside(t: float, freedom: int) -> float:
 
 
 def _all_signs(count: int) -> npt.NDArray[np.float64]:
-    """Return every row of `count` signs, 2**count of them."""
+    """Return all 2**count combinations of `count` signs, one per row."""
     bits_PN = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
     return 1.0 - 2.0 * bits_PN

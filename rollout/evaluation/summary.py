@@ -1,4 +1,4 @@
-"""What a list of episodes says about a policy: pure numbers, no clock and no files."""
+"""Summary statistics of a list of episodes; pure functions without clock or files."""
 
 import math
 from collections import Counter, defaultdict
@@ -12,12 +12,12 @@ from rollout.episode import Episode, Outcome
 from rollout.evaluation.statistics import busy_seconds, mean_estimate
 
 ANSWER_PART = "answer"
-"""Reward part that says whether the answer was right, penalties and costs left out."""
+"""Reward part that scores the answer, without penalties and costs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRow:
-    """What a summary needs of one episode; small, so that episodes need not be kept."""
+    """The fields of one episode that a summary uses; small, so that episodes need not be stored."""
 
     task: str
     outcome: Outcome
@@ -29,26 +29,27 @@ class EvalRow:
     """Calls that ended in a tool error or a timeout."""
     turns: int
     policy_errors: Mapping[str, int]
-    """Faulty turns by kind."""
+    """Invalid turns by kind."""
     sampled_tokens: int
     started_at: float
     ended_at: float
-    """Unix seconds, as `started_at`."""
+    """Unix seconds, like `started_at`."""
     answer: str = ""
     split: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     question: int = 0
-    """Hash of the question: tells tasks apart that share an id."""
+    """Hash of the question; distinguishes tasks that share an id."""
 
     @property
     def score(self) -> float:
-        """The reward part `answer`; an episode that ended without one is not right."""
+        """The reward part `answer`; 0 for an episode that ended without an answer."""
         return self.parts.get(ANSWER_PART, 0.0)
 
     @property
     def counts(self) -> bool:
-        """Whether the episode says something about the policy: its outcome is the policy's own, and
-        its score a number.
+        """Whether the episode is evidence about the policy.
+
+        That is: the policy caused its outcome, and its score is a finite number.
         """
         return self.outcome.counts and math.isfinite(self.score)
 
@@ -59,7 +60,7 @@ class EvalRow:
 
     @classmethod
     def of(cls, episode: Episode) -> "EvalRow":
-        """Narrow an episode down to its row."""
+        """Return the row of an episode."""
         calls = episode.calls
         faults = Counter(turn.policy_error for turn in episode.turns if turn.policy_error)
         failed = (AnswerStatus.TOOL_ERROR, AnswerStatus.TIMEOUT)
@@ -83,43 +84,45 @@ class EvalRow:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSummary:
     """Statistics of an evaluation; a ratio without a denominator is None.
 
-    Accuracy, parts, calls and rates are over the episodes that count: a failure of the world says
-    nothing about the policy. `episodes`, `outcomes` and the token figures are over all of them.
+    Accuracy, parts, calls and rates are over the episodes that count, because an infrastructure
+    failure says nothing about the policy. `episodes`, `outcomes` and the token figures are over
+    all episodes.
     """
 
     tasks: int
     """Distinct tasks."""
     episodes: int
     counted: int
-    """Episodes whose outcome is the policy's own and whose score is a number."""
+    """Number of episodes that count (see `EvalRow.counts`)."""
     accuracy: float | None
-    """Mean of the reward part `answer`: over the samples of a task, then over the tasks."""
+    """Mean of the reward part `answer`: over the samples of each task, then over tasks."""
     stderr: float | None
     """Standard error of `accuracy` over tasks; None with fewer than two counted tasks."""
     outcomes: Mapping[str, int]
     failures: Mapping[str, int]
     """Error texts of the episodes that do not count."""
     parts: Mapping[str, float]
-    """Mean of every reward part, over the counted episodes that carry it."""
+    """Mean of every reward part, over the counted episodes that have it."""
     calls_per_episode: float | None
     """Tool calls of both phases."""
     trial_calls_per_episode: float | None
     tool_error_rate: float | None
     """Share of calls that ended in a tool error or a timeout."""
     malformed_rate: float | None
-    """Share of the policy's turns that could not be acted on."""
+    """Share of the policy's turns that were invalid."""
     policy_errors: Mapping[str, int]
-    """Those turns by kind."""
+    """Invalid turns by kind."""
     sampled_tokens: int
     wall_s: float
-    """Seconds in which at least one episode ran; as good as the agreement of their workers'
-    clocks."""
+    """Seconds during which at least one episode ran; its accuracy depends on how well the workers'
+    clocks agree.
+    """
     tokens_per_s: float | None
-    """Sampled tokens over `wall_s`; tokens of prompts and observations are left out."""
+    """Sampled tokens per second of `wall_s`, without tokens of prompts and observations."""
 
     def to_json(self) -> JsonObject:
         """Return the fields as a JSON object."""
@@ -127,7 +130,7 @@ class EvalSummary:
 
 
 def summarise(episodes: Iterable[Episode | EvalRow]) -> EvalSummary:
-    """Summarise any number of episodes, none included."""
+    """Summarise any number of episodes, also none."""
     rows = [row if isinstance(row, EvalRow) else EvalRow.of(row) for row in episodes]
     counted = [row for row in rows if row.counts]
     lost = Counter(row.error or _lost_as(row) for row in rows if not row.counts)

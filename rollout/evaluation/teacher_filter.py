@@ -1,7 +1,7 @@
-"""Which played episodes are worth imitating: a reason for every one that is not.
+"""Selects episodes for SFT; every other episode gets a reason.
 
-First each episode is examined alone, then those that passed against each other. All of it is pure:
-the same episodes and rules give the same selection.
+First every episode is examined on its own, then the remaining ones are compared with each other.
+All functions are pure: the same episodes and rules give the same selection.
 """
 
 import math
@@ -25,78 +25,101 @@ from rollout.evaluation.teacher_signs import (
 )
 
 ANSWER_PART = "answer"
+"""Reward part that scores the answer, without penalties and costs."""
 
 
 class Reason(StrEnum):
-    """Why an episode is not kept; in the order in which they are looked for."""
+    """Why an episode is not selected, in the order of the checks."""
 
     NOT_FINISHED = "not_finished"
-    """The world failed, the teacher refused, or it was too slow."""
+    """The infrastructure failed, the teacher refused, or the episode exceeded its deadline."""
     WRONG = "wrong"
+    """The score of the answer is below `min_answer`."""
     FAULTY = "faulty"
-    """More faulty turns than allowed."""
+    """More invalid turns than allowed."""
     FEW_TRIALS = "few_trials"
     TOO_LONG = "too_long"
     MENTIONS_INSTRUCTION = "mentions_instruction"
     CONTROL_TOKENS = "control_tokens"
-    """A turn holds tokens of the template, or text that the student's tokenizer cannot say."""
+    """A turn contains control tokens of the template, or text that the student cannot tokenise."""
     LEAKS_ANSWER = "leaks_answer"
-    """The answer stands in a trial turn or in the experience before execution produced it."""
+    """A trial turn or the experience contains the answer before execution produced it."""
     ANSWER_NOT_PRODUCED = "answer_not_produced"
-    """No tool returned the answer."""
+    """No execution call returned the answer."""
     DUPLICATE = "duplicate"
-    """Same task, same calls."""
+    """Another episode has the same task and the same calls."""
     NEAR_DUPLICATE = "near_duplicate"
-    """Nearly the words of another, whatever the task."""
+    """Another episode, of any task, has nearly the same words."""
     PER_TASK = "per_task"
-    """Better ones of the same task fill its share."""
+    """The task has enough better episodes."""
     UNCORRECTED = "uncorrected"
-    """One without self-correction, where a share must have it."""
+    """No mistake is corrected in it, and there are too many episodes of this kind."""
     UNBALANCED = "unbalanced"
-    """One more of a kind than the rarest kind allows."""
+    """Its value of the tag `balance` is too frequent."""
 
 
 class FilterConfig(Section):
-    """`[collect.filter]`: which episodes are kept for imitation."""
+    """`[collect.filter]`: which collected episodes are selected as SFT data."""
 
     min_answer: float = Field(default=1.0, ge=0, le=1)
-    """Least score of the answer; below 1 only where scorers give parts."""
+    """Minimum score of the answer, from 0 to 1. 1, the default, requires a correct answer; a lower
+    value is useful only if the scorer gives partial scores.
+    """
     min_trials: int = Field(default=1, ge=0)
-    """Least trial calls; none are asked for in mode `direct`."""
+    """Minimum number of trial calls. The default removes episodes without any trial; mode `direct`
+    ignores it.
+    """
     max_policy_errors: int = Field(default=2, ge=0)
-    """Most faulty turns."""
+    """Maximum number of invalid turns. The default allows a few, because corrections are worth
+    learning.
+    """
     max_tokens: int = Field(default=0, ge=0)
-    """Longest episode in tokens, prompt included; 0 is no limit."""
+    """Maximum length of an episode in tokens, including the prompt. 0, the default, is no limit."""
     max_turns: int = Field(default=0, ge=0)
-    """Most turns; 0 is no limit."""
+    """Maximum number of turns. 0, the default, is no limit."""
     leakage: bool = True
-    """Drop episodes that know the answer before execution produced it."""
+    """Whether to drop episodes whose trials or experience contain the answer before execution
+    produced it. They would teach the student to guess answers.
+    """
     produced: bool = True
-    """Drop episodes whose answer no execution call returned; off for answers that are derived."""
+    """Whether to drop episodes whose answer no execution call returned. Set it to `false` for tasks
+    whose answer is derived from tool results.
+    """
     near_duplicate: float = Field(default=0.9, gt=0, le=1)
-    """Jaccard similarity of five-word shingles from which two episodes are near-duplicates."""
+    """Jaccard similarity, from 0 to 1, of five-word shingles from which two episodes count as near
+    duplicates; only the better one is selected.
+    """
     per_task: int = Field(default=0, ge=0)
-    """Most episodes of one task, best first; 1 is best-of-n, 0 keeps all."""
+    """Maximum number of episodes per task, the best ones first. 1 is best-of-n; 0, the default, is
+    no limit.
+    """
     corrected_share: float = Field(default=0.0, ge=0, le=1)
-    """Least share of kept episodes in which a mistake is made and corrected."""
+    """Minimum share of selected episodes in which a mistake is corrected, from 0 to 1. Surplus
+    episodes without a correction are dropped; 0, the default, drops none.
+    """
     balance: str = ""
-    """Tag whose values are to be equally frequent, such as `depth`; empty for none."""
+    """Name of a tag, for example `depth`, whose values are balanced by dropping episodes of
+    frequent values. Empty, the default, balances nothing.
+    """
     balance_ratio: float = Field(default=1.0, ge=1)
-    """How many times as frequent as the rarest value any other may be."""
+    """Maximum frequency of a value of `balance`, as a multiple of the rarest value's frequency. 1,
+    the default, makes all values equally frequent.
+    """
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What the filter knows beyond the episodes."""
+class FilterContext:
+    """Information for the filter that the episodes do not contain."""
 
     hidden: str = ""
-    """Instruction that the teacher had and the student has not."""
+    """Instruction that only the teacher received."""
     control_tokens: tuple[str, ...] = ()
+    """Texts that are control tokens of the student's template."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What the filter needs of one episode, so that episodes need not be kept."""
+    """The fields of one episode that the filter uses, so that episodes need not stay in memory."""
 
     episode: str
     task: str
@@ -104,7 +127,7 @@ class Candidate:
     tags: Mapping[str, str]
     reason: Reason | None
     error: str
-    """Why the world failed it; empty where it did not."""
+    """Error of an episode that does not count; empty for others."""
     reward: float
     calls: int
     trial_calls: int
@@ -117,21 +140,21 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[float, int, int, str]:
-        """Best first: the highest reward, then the fewest calls, then the shortest."""
+        """Sort key, best first: the highest reward, then the fewest calls, then fewest tokens."""
         return -self.reward, self.calls, self.tokens, self.episode
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """The ids that are kept, in the order they were examined, and why the others are not."""
+class TeacherSelection:
+    """Ids of the selected episodes, in the given order, and the reasons for all others."""
 
-    kept: tuple[str, ...]
+    selected: tuple[str, ...]
     dropped: Mapping[str, Reason]
 
 
-def examine(episode: Episode, rules: FilterConfig, given: Given) -> Candidate:
-    """Look at one episode alone."""
-    reason = _fault(episode, rules, given)
+def examine(episode: Episode, rules: FilterConfig, context: FilterContext) -> Candidate:
+    """Check one episode on its own."""
+    reason = _reason(episode, rules, context)
     calls = episode.calls
     return Candidate(
         episode=episode.lease.episode,
@@ -151,9 +174,9 @@ def examine(episode: Episode, rules: FilterConfig, given: Given) -> Candidate:
     )
 
 
-def _fault(episode: Episode, rules: FilterConfig, given: Given) -> Reason | None:
+def _reason(episode: Episode, rules: FilterConfig, context: FilterContext) -> Reason | None:
     texts = [turn.text for turn in episode.turns]
-    faults = sum(bool(turn.policy_error) for turn in episode.turns)
+    errors = sum(bool(turn.policy_error) for turn in episode.turns)
     trials = sum(call.purpose == "trial" for call in episode.calls)
     over = [
         0 < rules.max_tokens < len(episode.token_ids_T),
@@ -162,13 +185,13 @@ def _fault(episode: Episode, rules: FilterConfig, given: Given) -> Reason | None
     checks: tuple[tuple[Reason, Callable[[], bool]], ...] = (
         (Reason.NOT_FINISHED, lambda: not episode.outcome.counts),
         (Reason.WRONG, lambda: episode.reward_parts.get(ANSWER_PART, 0.0) < rules.min_answer),
-        (Reason.FAULTY, lambda: faults > rules.max_policy_errors),
+        (Reason.FAULTY, lambda: errors > rules.max_policy_errors),
         (Reason.FEW_TRIALS, lambda: episode.mode != "direct" and trials < rules.min_trials),
         (Reason.TOO_LONG, lambda: any(over)),
-        (Reason.MENTIONS_INSTRUCTION, lambda: mentions(episode, given.hidden)),
+        (Reason.MENTIONS_INSTRUCTION, lambda: mentions(episode, context.hidden)),
         (
             Reason.CONTROL_TOKENS,
-            lambda: any(token in text for token in given.control_tokens for text in texts),
+            lambda: any(token in text for token in context.control_tokens for text in texts),
         ),
         (Reason.LEAKS_ANSWER, lambda: rules.leakage and leaks_answer(episode)),
         (Reason.ANSWER_NOT_PRODUCED, lambda: rules.produced and not produces_answer(episode)),
@@ -176,30 +199,31 @@ def _fault(episode: Episode, rules: FilterConfig, given: Given) -> Reason | None
     return next((reason for reason, found in checks if found()), None)
 
 
-def select(candidates: Sequence[Candidate], rules: FilterConfig) -> Selection:
-    """Choose among examined episodes."""
+def select(candidates: Sequence[Candidate], rules: FilterConfig) -> TeacherSelection:
+    """Select from examined episodes; each rule sees only the episodes that earlier rules left."""
     dropped = {c.episode: c.reason for c in candidates if c.reason is not None}
-    left = sorted((c for c in candidates if c.reason is None), key=lambda c: c.rank)
+    ranked = sorted((c for c in candidates if c.reason is None), key=lambda c: c.rank)
     steps: tuple[tuple[Reason, Callable[[list[Candidate]], Iterable[Candidate]]], ...] = (
-        (Reason.DUPLICATE, lambda left: _repeated(left)),
-        (Reason.NEAR_DUPLICATE, lambda left: near_duplicates(left, rules.near_duplicate)),
-        (Reason.PER_TASK, lambda left: _beyond(left, lambda c: c.task, rules.per_task)),
-        (Reason.UNCORRECTED, lambda left: _uncorrected(left, rules.corrected_share)),
-        (Reason.UNBALANCED, lambda left: _unbalanced(left, rules)),
+        (Reason.DUPLICATE, lambda ranked: _repeated(ranked)),
+        (Reason.NEAR_DUPLICATE, lambda ranked: near_duplicates(ranked, rules.near_duplicate)),
+        (Reason.PER_TASK, lambda ranked: _beyond(ranked, lambda c: c.task, rules.per_task)),
+        (Reason.UNCORRECTED, lambda ranked: _uncorrected(ranked, rules.corrected_share)),
+        (Reason.UNBALANCED, lambda ranked: _unbalanced(ranked, rules)),
     )
     for reason, surplus in steps:
-        gone = {candidate.episode for candidate in surplus(left)}
-        dropped |= dict.fromkeys(gone, reason)
-        left = [candidate for candidate in left if candidate.episode not in gone]
-    kept = tuple(c.episode for c in candidates if c.episode not in dropped)
-    return Selection(kept, dropped)
+        removed = {candidate.episode for candidate in surplus(ranked)}
+        dropped |= dict.fromkeys(removed, reason)
+        ranked = [candidate for candidate in ranked if candidate.episode not in removed]
+    selected = tuple(c.episode for c in candidates if c.episode not in dropped)
+    return TeacherSelection(selected, dropped)
 
 
 def near_duplicates(ranked: Sequence[Candidate], threshold: float) -> list[Candidate]:
-    """Return those whose Jaccard similarity to a better one that stays reaches `threshold`.
+    """Return the candidates whose Jaccard similarity to a better, selected one is >= `threshold`.
 
-    Exact, by prefix filtering (Chaudhuri et al., ICDE 2006): two sets that similar share one of
-    their rarest |x| - ceil(threshold * |x|) + 1 shingles.
+    The result is exact. Prefix filtering (Chaudhuri et al., ICDE 2006) avoids comparing all pairs:
+    two sets that are similar enough share one of their rarest |x| - ceil(threshold * |x|) + 1
+    shingles.
     """
     frequency = Counter(shingle for candidate in ranked for shingle in candidate.shingles)
     index: defaultdict[int, list[Candidate]] = defaultdict(list)
@@ -229,7 +253,7 @@ def _repeated(ranked: Iterable[Candidate]) -> list[Candidate]:
 def _beyond(
     ranked: Iterable[Candidate], kind: Callable[[Candidate], str], most: int
 ) -> list[Candidate]:
-    """Return what comes after the first `most` of its kind; 0 is no limit."""
+    """Return the candidates after the first `most` of each kind; 0 is no limit."""
     seen: Counter[str] = Counter()
     surplus: list[Candidate] = []
     for candidate in ranked:
@@ -239,22 +263,22 @@ def _beyond(
     return surplus
 
 
-def _drawn(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return `candidates` in an order that has to do with nothing about them."""
+def _shuffled(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return `candidates` in a random order that depends only on their ids."""
     return sorted(candidates, key=lambda c: stable_hash("teacher filter", c.episode))
 
 
-def _uncorrected(left: Sequence[Candidate], share: float) -> list[Candidate]:
+def _uncorrected(ranked: Sequence[Candidate], share: float) -> list[Candidate]:
     if share == 0:
         return []
-    plain = [candidate for candidate in left if not candidate.corrections]
-    allowed = int((len(left) - len(plain)) * (1 - share) / share + 1e-9)
-    return _drawn(plain)[allowed:]
+    plain = [candidate for candidate in ranked if not candidate.corrections]
+    allowed = int((len(ranked) - len(plain)) * (1 - share) / share + 1e-9)
+    return _shuffled(plain)[allowed:]
 
 
-def _unbalanced(left: Sequence[Candidate], rules: FilterConfig) -> list[Candidate]:
+def _unbalanced(ranked: Sequence[Candidate], rules: FilterConfig) -> list[Candidate]:
     if not rules.balance:
         return []
-    values = Counter(candidate.tags.get(rules.balance, "") for candidate in left)
+    values = Counter(candidate.tags.get(rules.balance, "") for candidate in ranked)
     most = int(min(values.values(), default=0) * rules.balance_ratio)
-    return _beyond(_drawn(left), lambda c: c.tags.get(rules.balance, ""), most)
+    return _beyond(_shuffled(ranked), lambda c: c.tags.get(rules.balance, ""), most)

@@ -1,4 +1,4 @@
-"""What an episode gives away about its teacher: leaked answers, told secrets, mended mistakes."""
+"""Signs in a teacher's episode: leaked answers, quotes of the hidden instruction, corrections."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from envs.tools import AnswerStatus
 from rollout.episode import CallRecord, Episode, Phase
 
 SHINGLE_WORDS = 5
-_SECRET_WORDS = 6
-"""So many words of the hidden instruction in a row are no accident."""
+_QUOTE_WORDS = 6
+"""Number of consecutive words of the hidden instruction that count as a quote."""
 _SHORT_ANSWER = 3
-"""An answer of fewer characters stands in ordinary sentences too."""
+"""Answers with fewer characters also occur in ordinary sentences."""
 _WORD = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|[^\W\d_]+")
 _LIST_NUMBER = re.compile(r"\b\d{1,2}[.)]\s+(?=\w)")
 _META = re.compile(
@@ -27,7 +27,7 @@ _META = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """Return words and numbers in one spelling: `1,200.50` is `1200.5`, `Été` is `été`."""
+    """Return words and numbers in a normal form: `1,200.50` is `1200.5`, `Été` is `été`."""
     found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return [_number(word) if word[0].isdigit() else word for word in found]
 
@@ -38,7 +38,7 @@ def _number(text: str) -> str:
 
 
 def holds(text: Sequence[str], part: Sequence[str]) -> bool:
-    """Whether the words of `part`, one or more, stand in `text` one after the other."""
+    """Whether `text` contains the words of `part` (at least one) in sequence."""
     size = len(part)
     return size > 0 and any(
         text[start : start + size] == part for start in range(len(text) - size + 1)
@@ -48,8 +48,8 @@ def holds(text: Sequence[str], part: Sequence[str]) -> bool:
 def leaks_answer(episode: Episode) -> bool:
     """Whether a trial turn or the experience has the answer before an execution call returned it.
 
-    An answer that stands in the prompt is not leaked by repeating it. One of fewer than three
-    characters is looked for in the experience only, numbers of a list left out.
+    An answer that is part of the prompt is never leaked. An answer of fewer than three characters
+    is searched for in the experience only, and list numbers are ignored.
     """
     answer = words(episode.answer)
     opening = takewhile(lambda message: message.role != "assistant", episode.messages)
@@ -58,9 +58,9 @@ def leaks_answer(episode: Episode) -> bool:
         return False
     short = len("".join(answer)) < _SHORT_ANSWER
     for turn in episode.turns:
-        told = turn.phase is Phase.EXPERIENCE or (turn.phase is Phase.TRIAL and not short)
+        searched = turn.phase is Phase.EXPERIENCE or (turn.phase is Phase.TRIAL and not short)
         text = _LIST_NUMBER.sub(" ", turn.text) if short else turn.text
-        if told and holds(words(text), answer):
+        if searched and holds(words(text), answer):
             return True
         if any(_returns(call, answer) for call in turn.calls):
             return False
@@ -68,7 +68,7 @@ def leaks_answer(episode: Episode) -> bool:
 
 
 def produces_answer(episode: Episode) -> bool:
-    """Whether an execution call returned the answer, among other words or with some around it."""
+    """Whether an execution call's result contains the answer, or is contained in it."""
     answer = words(episode.answer)
     return any(_returns(call, answer) for call in episode.calls)
 
@@ -81,29 +81,29 @@ def _returns(call: CallRecord, answer: list[str]) -> bool:
 
 
 def mentions(episode: Episode, hidden: str) -> bool:
-    """Whether a turn quotes the hidden instruction or speaks of having one.
+    """Whether a turn quotes the hidden instruction or mentions that there is one.
 
-    Words that the student's own prompt has as well are no quote.
+    Words that are also in the student's own prompt do not count as a quote.
     """
     if not hidden:
         return False
     opening = takewhile(lambda message: message.role != "assistant", episode.messages)
-    seen = {run for message in opening for run in _runs(message.content, _SECRET_WORDS)}
-    secret = set(_runs(hidden, _SECRET_WORDS)) - seen
+    known = {run for message in opening for run in _runs(message.content, _QUOTE_WORDS)}
+    secret = set(_runs(hidden, _QUOTE_WORDS)) - known
     return any(
-        _META.search(turn.text) or not secret.isdisjoint(_runs(turn.text, _SECRET_WORDS))
+        _META.search(turn.text) or not secret.isdisjoint(_runs(turn.text, _QUOTE_WORDS))
         for turn in episode.turns
     )
 
 
 def corrections(episode: Episode) -> int:
-    """Count mistakes that were mended.
+    """Count corrected mistakes.
 
-    A failed call whose tool succeeds later with other arguments, and a faulty turn that is followed
-    by a good one.
+    These are failed calls whose tool succeeds later with other arguments, and invalid turns that a
+    valid turn follows.
     """
     calls = episode.calls
-    mended = sum(
+    corrected = sum(
         call.status is not AnswerStatus.OK
         and any(
             later.status is AnswerStatus.OK
@@ -114,11 +114,11 @@ def corrections(episode: Episode) -> int:
         for index, call in enumerate(calls)
     )
     faults = [bool(turn.policy_error) for turn in episode.turns]
-    return mended + sum(fault and not following for fault, following in pairwise(faults))
+    return corrected + sum(fault and not following for fault, following in pairwise(faults))
 
 
 def call_sequence(episode: Episode) -> str:
-    """Return phase, name and arguments of every call in one spelling."""
+    """Return phase, name and arguments of every call in a normal form, one call per line."""
     return "\n".join(
         f"{call.purpose} {call.name} {_spelt(call.arguments)}" for call in episode.calls
     )
@@ -132,13 +132,13 @@ def _spelt(arguments: str) -> str:
 
 
 def shingles(episode: Episode) -> frozenset[int]:
-    """Return the 64-bit hashes of all runs of five words in the turns; of all words if fewer."""
+    """Return the 64-bit hashes of all runs of five words in the turns, or of all words if fewer."""
     text = " ".join(turn.text for turn in episode.turns)
     return frozenset(xxhash.xxh3_64_intdigest(run.encode()) for run in _runs(text, SHINGLE_WORDS))
 
 
 def _runs(text: str, size: int) -> list[str]:
-    """Return all runs of `size` words; of fewer words, all of them; of none, nothing."""
+    """Return all runs of `size` words; for a shorter text, one run of all its words."""
     found = words(text)
     starts = range(max(len(found) - size + 1, min(len(found), 1)))
     return [" ".join(found[start : start + size]) for start in starts]

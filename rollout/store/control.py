@@ -1,83 +1,130 @@
-"""Requests to a job at work: files in its run directory, answered in its control journal.
+"""Requests to a running job: files in its run directory, answered in its control journal.
 
-Whoever may write to the run directory may ask; no port is opened. A request is one file, whole or
-not there, which the job removes as it takes it.
+Every process that may write to the run directory may send a request; no port is opened. A request
+is one file, written atomically, which the job removes when it takes the request.
 """
 
 import secrets
 import time
 from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from envs.errors import DeadlineError, MissingError
-from rollout.store.journal import make_folder, read_objects, replace_file
+from rollout.store.journal import JournalTail, make_folder, replace_file
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 
-SCALE = "scale"
-"""The action whose detail is a number of rollout workers."""
+MAX_WORKERS = 4_096
+"""Largest worker count that a job accepts; a larger one is taken for a typing error."""
 
-_LOOK_EVERY_S = 0.1
+_POLL_INTERVAL_S = 0.1
 _LARGEST_BYTES = 65_536
+_LARGEST_COUNT = 10**12
+"""Keeps numbers that could only be mistakes out of messages and journals."""
+
+
+class ScaleRequest(BaseModel):
+    """Request for another number of rollout workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["scale"] = "scale"
+    workers: StrictInt = Field(ge=0, lt=_LARGEST_COUNT)
+    """Target number of rollout workers; a job accepts 1 to `MAX_WORKERS`."""
+
+    def describe(self) -> str:
+        """Return the request in a few words, for logs."""
+        return f"scale to {self.workers} workers"
+
+
+ControlRequest = ScaleRequest
+"""Every kind of request; a further kind joins it as a union that is told apart by `kind`."""
 
 
 class ControlEvent(BaseModel):
-    """Somebody asked something of a running job."""
+    """A request to a running job, and the job's answer once it has one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: float
     """Unix seconds."""
     actor: str
-    action: str
-    detail: str = ""
-    request: str = ""
-    """Id of the request that this answers."""
+    """User name of the requester."""
+    request: ControlRequest | None = None
+    """The request; None in the answer to a file that held no readable request."""
+    request_id: str = ""
+    """Id of the request that this event answers; empty in the request itself."""
     refused: str = ""
-    """Why nothing was done; empty where it was."""
+    """Why the job refused the request; empty if it did what was requested."""
     note: str = ""
-    """What who asked should know beside that."""
+    """Extra information for the requester."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_untagged(cls, row: JsonValue) -> JsonValue:
+        """Read the form with `action` and `detail` as text, in which `request` is the id."""
+        if not isinstance(row, dict) or "action" not in row:
+            return row
+        rest = {key: row[key] for key in row if key not in ("action", "detail", "request")}
+        action, detail = row["action"], str(row.get("detail", ""))
+        scales = action == "scale" and detail.isascii() and detail.isdigit() and len(detail) <= 12
+        request: JsonValue = {"kind": "scale", "workers": int(detail)} if scales else None
+        return {**rest, "request": request, "request_id": row.get("request", "")}
 
 
-def ask(layout: RunLayout, event: ControlEvent, deadline_s: float) -> ControlEvent:
-    """Ask the job that writes to the run for what `event` says, and return its answer.
+def send_request(layout: RunLayout, event: ControlEvent, deadline_s: float) -> ControlEvent:
+    """Send `event` to the job that writes to the run, wait, and return the job's answer.
 
-    Raises MissingError where no job is at work, StoreError where the run cannot be written to, and
-    DeadlineError, the request taken back, where none answers.
+    Raises MissingError if no job is running, StoreError if the run directory cannot be written to,
+    and DeadlineError, after withdrawing the request, if no answer comes within `deadline_s`.
     """
     if not is_written(layout):
-        raise MissingError(f"expected a job at work on {layout.root}, found none: start it first")
+        raise MissingError(
+            f"expected a running job that writes to {layout.root}, found none: start it first"
+        )
     make_folder(layout.requests)
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     path = layout.requests / f"{name}.json"
+    answers = JournalTail(layout.control)
+    answers.skip_to_end()
     replace_file(path, event.model_dump_json().encode())
     until = time.monotonic() + deadline_s
     while time.monotonic() < until:
-        for row in reversed(read_objects(layout.control)):
-            if row.get("request") == name:
+        for row in answers.read():
+            if row.get("request_id") == name:
                 return ControlEvent.model_validate(row)
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_INTERVAL_S)
     path.unlink(missing_ok=True)
     raise DeadlineError(
-        f"the job at work on {layout.root} did not answer within {deadline_s:g} s: only training "
-        "takes requests, and only once its first workers started"
+        f"the job that writes to {layout.root} did not answer within {deadline_s:g} s: only "
+        "training takes requests, and only after its first workers have started"
     )
 
 
 def take_requests(layout: RunLayout) -> Iterator[tuple[str, ControlEvent | None]]:
-    """Take what was asked, oldest first: its id, and None for a file that is no request.
+    """Take the waiting requests, oldest first, as (id, event); the event is None if unreadable.
 
-    A request that was taken is gone, whatever becomes of it; one that cannot be removed is left.
+    A file is removed when it is taken, whatever follows; a file that cannot be removed is skipped.
     """
     for path in sorted(layout.requests.glob("*.json")):
         try:
             with path.open("rb") as file:
                 content = file.read(_LARGEST_BYTES)
             path.unlink()
-        except OSError:  # taken back, or not ours
+        except OSError:  # withdrawn, or a file that the job may not touch
             continue
         try:
-            yield path.stem, ControlEvent.model_validate_json(content)
+            event = ControlEvent.model_validate_json(content)
         except ValidationError:
-            yield path.stem, None
+            event = None
+        yield path.stem, event if event is not None and event.request is not None else None

@@ -1,4 +1,4 @@
-"""Files that only grow: whole writes, a torn end is no entry, a failed write leaves no trace."""
+"""Append-only files: one write per entry, a torn last line is ignored, a failed write is undone."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from envs.errors import StoreError
 
 
 class AppendFile:
-    """A file that is appended to with one write call per entry; one writer at a time."""
+    """An append-only file with one write per entry and one writer at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,9 +25,9 @@ class AppendFile:
         self.size = os.fstat(self._fd).st_size
 
     def append(self, payload: bytes, what: str) -> int:
-        """Write `payload` at the end and return its offset.
+        """Write `payload` at the end and return its offset in bytes.
 
-        Raises StoreError naming `what`, the file as it was before, when the disk does not take it.
+        Raises StoreError naming `what` if the write fails; the file is then as it was before.
         """
         start, rest = self.size, memoryview(payload)
         try:
@@ -43,12 +43,12 @@ class AppendFile:
         return start
 
     def cut(self, size: int) -> None:
-        """Drop what lies behind `size` bytes."""
+        """Truncate the file to `size` bytes."""
         os.ftruncate(self._fd, size)
         self.size = size
 
     def sync(self) -> None:
-        """Force what was appended to the disk."""
+        """Force appended bytes to the disk."""
         os.fsync(self._fd)
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class AppendFile:
 
 
 class Closing(ABC):
-    """What is closed at the end of a `with` block."""
+    """Base class of objects that a `with` block closes."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -74,18 +74,18 @@ class Closing(ABC):
 
 
 class Journal(Closing):
-    """JSON lines that only grow; opening one cuts off a line that a kill left torn."""
+    """Append-only JSON lines; opening a journal cuts off an incomplete last line left by a kill."""
 
     def __init__(self, path: Path) -> None:
         self._file = AppendFile(path)
         self._file.cut(path.read_bytes().rfind(b"\n") + 1)
 
     def append(self, lines: Iterable[str], what: str) -> None:
-        """Append JSON texts, one to a line, with a single write. Raises StoreError."""
+        """Append JSON texts, one per line, with a single write. Raises StoreError."""
         self._file.append("".join(f"{line}\n" for line in lines).encode(), what)
 
     def sync(self) -> None:
-        """Force what was appended to the disk."""
+        """Force appended lines to the disk."""
         self._file.sync()
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class Journal(Closing):
 
 
 def whole_lines(path: Path, start: int = 0) -> bytes:
-    """Return a journal from byte `start` to its last finished line; nothing where it is missing."""
+    """Return a journal from byte `start` to its last complete line; empty if it does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(start)
@@ -103,24 +103,54 @@ def whole_lines(path: Path, start: int = 0) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
+class JournalTail:
+    """Reads a journal that another process may be writing: each call returns what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._lines = 0
+
+    def skip_to_end(self) -> None:
+        """Ignore the entries that the journal holds now."""
+        content = self._next_lines()
+        self._lines += content.count(b"\n")
+
+    def read(self) -> list[dict[str, JsonValue]]:
+        """Return the entries since the last call, as JSON objects; none if the file is missing.
+
+        Raises StoreError naming a line that is not a JSON object.
+        """
+        rows: list[dict[str, JsonValue]] = []
+        for line in self._next_lines().splitlines():
+            self._lines += 1
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise self._not_an_object(line) from error
+            if not isinstance(row, dict):
+                raise self._not_an_object(line)
+            rows.append(row)
+        return rows
+
+    def _next_lines(self) -> bytes:
+        content = whole_lines(self._path, self._offset)
+        self._offset += len(content)
+        return content
+
+    def _not_an_object(self, line: bytes) -> StoreError:
+        return StoreError(
+            f"{self._path}:{self._lines}: expected a JSON object, found {line[:80]!r}"
+        )
+
+
 def read_objects(path: Path) -> list[dict[str, JsonValue]]:
-    """Return the journal's lines as JSON objects. Raises StoreError naming a line that is none."""
-    rows: list[dict[str, JsonValue]] = []
-    for number, line in enumerate(whole_lines(path).splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise StoreError(
-                f"{path}:{number}: expected a JSON object, found {line[:80]!r}"
-            ) from error
-        if not isinstance(row, dict):
-            raise StoreError(f"{path}:{number}: expected a JSON object, found {line[:80]!r}")
-        rows.append(row)
-    return rows
+    """Return every entry of a journal as a JSON object. Raises StoreError naming a bad line."""
+    return JournalTail(path).read()
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` and what is above it, where it is not there. Raises StoreError."""
+    """Create the folder `path` and its parents if they do not exist. Raises StoreError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,7 +158,7 @@ def make_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write `path` as a whole: readers see the old content or the new, never a part."""
+    """Replace the file `path` atomically: readers see the old content or the new, never a mix."""
     fresh = path.with_name(f".{path.name}.new")
     try:
         with fresh.open("wb") as file:
@@ -139,7 +169,7 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise StoreError(
-            f"could not write {path}: {error.strerror}. What was there before is intact"
+            f"could not write {path}: {error.strerror}. Its previous content is intact"
         ) from error
 
 

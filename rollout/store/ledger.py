@@ -1,19 +1,19 @@
 """The ledger: a durable record in which every scheduled episode ends in exactly one state.
 
 It is a journal of events (`ledger/events.jsonl`, see `ledger_state`). An event counts once its line
-is whole: a line that a kill left torn never happened. What a run must keep to, so that it
-trains no group twice and loses none:
+is complete; a line that a kill left incomplete is ignored. A run trains no group twice and loses
+none if it follows these rules:
 
 1. An episode is appended to the run directory before it is finished here.
 2. `train(step, ...)` is recorded before the checkpoint of `step` becomes visible. A kill between
-   the two rolls the step back; the other order would train it twice.
-3. On resume, `roll_back(step of the checkpoint)` makes the groups of later steps ready again, each
-   whole, for the learner compares with what it leaves out too, and with the step that was given it;
-   and `reconcile` squares the ledger with the store: an open lease whose episode was stored counts
-   as finished, a finished episode that did not reach the disk is leased again.
-   `RunDirectory.recover` does both.
+   the two rolls the step back; in the other order the step would be trained twice.
+3. On resume, `RunDirectory.recover` does two things. `roll_back(step of the checkpoint)` makes the
+   groups of later steps ready again: complete groups, because the learner also compares with
+   episodes that it leaves out, and with the step that they were given to. `reconcile` makes the
+   ledger agree with the store: an open lease whose episode was stored counts as finished, and a
+   finished episode that did not reach the disk is leased again.
 4. Then `ready_groups()` are trained in that order, and `open_leases()` are leased again one by
-   one: the finished samples of a group in flight are kept.
+   one; the finished samples of a group in progress are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,9 +52,9 @@ class LedgerReader:
         self._state = LedgerState() if state is None else state
 
     def refresh(self) -> LedgerState:
-        """Return the state with all events until now taken in; empty where there is no ledger.
+        """Return the state after all events so far; empty if there is no ledger.
 
-        Raises StoreError naming the line that cannot be read or contradicts an earlier one.
+        Raises StoreError naming a line that cannot be read or contradicts an earlier one.
         """
         for line in whole_lines(self._path, self._read).splitlines(keepends=True):
             try:
@@ -68,7 +68,7 @@ class LedgerReader:
 
 
 class Ledger(LedgerState):
-    """The ledger of a run that is being written; every method records before it returns."""
+    """The ledger as its one writer sees it; every method writes its event before it returns."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -76,16 +76,16 @@ class Ledger(LedgerState):
         LedgerReader(path, self).refresh()
 
     def lease(self, leases: Sequence[Lease]) -> None:
-        """Schedule a whole group. Raises StoreError for a group or an episode known before."""
+        """Schedule a complete group. Raises StoreError for a known group or episode."""
         groups = {(lease.run, lease.group, lease.task) for lease in leases}
         if len(groups) != 1:
-            raise StoreError(f"expected leases of one group of one task, found {sorted(groups)}")
+            raise StoreError(f"expected leases of one group and one task, found {sorted(groups)}")
         run, group, task = groups.pop()
         samples = [Sample.model_validate(lease, from_attributes=True) for lease in leases]
         self._record(Leased(run=run, group=group, task=task, samples=tuple(samples)))
 
     def re_lease(self, episode: str, why: str) -> Lease:
-        """Schedule `episode` again and return its new lease: same seed, attempt one higher."""
+        """Schedule `episode` again: the new lease has the same seed and the next attempt."""
         attempt = self.entries[episode].lease.attempt + 1 if episode in self.entries else 0
         self._record(ReLeased(episode=episode, attempt=attempt, why=why))
         return self.entries[episode].lease
@@ -95,23 +95,26 @@ class Ledger(LedgerState):
         self._record(Finished(episode=lease.episode, attempt=lease.attempt))
 
     def train(self, step: int, episodes: Sequence[str]) -> None:
-        """Record that `step` trained `episodes`. Raises StoreError unless all are finished."""
+        """Record that `step` trained on `episodes`. Raises StoreError unless all are finished."""
         self._record(Trained(step=step, episodes=tuple(episodes)))
 
     def drop(self, episodes: Sequence[str], reason: DropReason, step: int | None = None) -> None:
-        """End `episodes` untrained, for good or, where the learner of `step` left them out, until
-        that is rolled back. Raises StoreError for one that has ended already.
+        """Record that `episodes` are not trained on.
+
+        With `step`, the learner of that step left them out, and a roll-back of the step makes them
+        ready again; without it they are dropped for good. Raises StoreError for an episode that
+        has already ended.
         """
         self._record(Dropped(reason=reason, episodes=tuple(episodes), step=step))
 
     def roll_back(self, step: int) -> None:
-        """Make what was trained after `step` ready again, with what the learner left out then."""
+        """Make episodes that were trained on, or left out, after `step` ready again."""
         self._record(RolledBack(step=step))
 
     def reconcile(self, stored: Mapping[str, Mapping[int, bool]]) -> None:
-        """Square the ledger with the store.
+        """Make the ledger agree with the store (rule 3 above).
 
-        `stored` maps episode to attempt to whether that episode counts (its outcome has a reward).
+        `stored[episode][attempt]` is whether that stored episode counts (its outcome has a reward).
         """
         for entry in list(self.entries.values()):
             self._reconcile(entry, stored.get(entry.lease.episode, {}))

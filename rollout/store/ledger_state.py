@@ -1,11 +1,11 @@
-"""The ledger's state machine: what may happen to a scheduled episode, and in which order.
+"""The ledger's state machine: the states of a scheduled episode and the events between them.
 
     lease ──► LEASED ──finish──► FINISHED ──train──► TRAINED at step s
                │  ▲ │                │  ▲                │
-               │  └─┘ re_lease       │  └── roll_back ───┘  (of steps after the checkpoint)
-               └──── drop ──► DROPPED ◄── drop ──┘            (what their learner dropped, too)
+               │  └─┘ re_lease       │  └── roll_back ───┘  (of steps after the checkpoint;
+               └──── drop ──► DROPPED ◄── drop ──┘            also of episodes the learner left out)
 
-Every event is a pydantic model; `LedgerState.apply` refuses one that contradicts what went before.
+Every event is a pydantic model; `LedgerState.apply` refuses an event that contradicts earlier ones.
 """
 
 import math
@@ -22,7 +22,7 @@ from rollout.episode import Lease
 
 
 class DropReason(StrEnum):
-    """Why an episode is never trained on."""
+    """Why an episode is not trained on."""
 
     STALE = "stale"
     ZERO_VARIANCE = "zero_variance"
@@ -36,21 +36,21 @@ class DropReason(StrEnum):
     GREEDY = "greedy"
     NO_POLICY_TOKENS = "no_policy_tokens"
     NO_LOGPROBS = "no_logprobs"
-    """Nothing was sampled: a teacher's episode."""
+    """The policy sampled nothing: the episode is a teacher's."""
     BAD_LOGPROBS = "bad_logprobs"
     """A behaviour logprob is infinite or positive."""
     NON_FINITE = "non_finite"
-    """The learner's logits, loss or gradient of its step was not finite."""
+    """The learner's logits, loss or gradient in its step was not finite."""
     SURPLUS = "surplus"
-    """More was sampled than the run consumed."""
+    """The run ended before it used the episode."""
     EVALUATED = "evaluated"
-    """Sampled to be measured, not trained on."""
+    """Sampled for an evaluation."""
     COLLECTED = "collected"
-    """Played as an example for imitation, which happens in a run of its own."""
+    """Collected as SFT data, which a separate run trains on."""
 
 
 class State(StrEnum):
-    """Where an episode stands."""
+    """State of an episode in the ledger."""
 
     LEASED = "leased"
     FINISHED = "finished"
@@ -63,7 +63,7 @@ class _Event(BaseModel):
 
 
 class Sample(_Event):
-    """One episode of a group as it is leased."""
+    """One episode of a group when it is leased."""
 
     episode: str
     sample_index: int
@@ -72,7 +72,7 @@ class Sample(_Event):
 
 
 class Leased(_Event):
-    """A whole group was scheduled; one event, so that no group is ever half scheduled."""
+    """A complete group was scheduled, in one event, so that no group is scheduled in part."""
 
     event: Literal["leased"] = "leased"
     run: str
@@ -82,7 +82,7 @@ class Leased(_Event):
 
 
 class ReLeased(_Event):
-    """An episode was scheduled again as `attempt`; what earlier attempts bring is refused."""
+    """An episode was scheduled again as `attempt`; results of earlier attempts are refused."""
 
     event: Literal["re_leased"] = "re_leased"
     episode: str
@@ -107,12 +107,11 @@ class Dropped(_Event):
     reason: DropReason
     episodes: tuple[str, ...]
     step: int | None = None
-    """Step whose learner was given them and left them out; None for what no learner saw."""
+    """Step whose learner left them out; None for episodes that no learner received."""
 
 
 class RolledBack(_Event):
-    """Training went back to the checkpoint of `step`: what was trained, or left out of training,
-    after it was not."""
+    """Training returned to the checkpoint of `step`; later training and omissions are undone."""
 
     event: Literal["rolled_back"] = "rolled_back"
     step: int
@@ -125,42 +124,42 @@ LedgerEvent = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the ledger knows of one episode."""
+    """State of one episode in the ledger."""
 
     lease: Lease
     state: State
     order: int
-    """Grows with every change of any episode, so that it sorts them; a roll-back leaves it."""
+    """Position among all changes of any episode, for sorting; a roll-back does not change it."""
     step: int | None = None
-    """Step that trained it or left it out; once rolled back, the step that did before."""
+    """Step that trained on it or left it out, also after that step was rolled back."""
     reason: DropReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyGroup:
-    """A complete group that waits to be trained: none of its episodes is still to come."""
+    """A group that is ready for training: none of its episodes is still open."""
 
     group: str
     task: str
     episodes: tuple[str, ...]
-    """Those that finished, by sample index; dropped ones are left out."""
+    """The finished ones, sorted by sample index, without dropped ones."""
     planned_step: int | None
-    """Step that was given the group before a roll-back: the resumed run trains it there again."""
+    """Step that had the group before a roll-back; the resumed run trains it there again."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerAudit:
-    """Episodes by state, dropped ones by reason, and what is not as it should be."""
+    """Episodes by state, dropped ones by reason, and violations."""
 
     states: Mapping[State, int]
     reasons: Mapping[DropReason, int]
     re_leases: int
     violations: tuple[str, ...]
-    """Open leases, and groups of which only a part was trained."""
+    """Open leases, and groups that were trained only in part."""
 
 
 class LedgerState:
-    """Every scheduled episode and where it stands; changed by events only."""
+    """All scheduled episodes and their states; only events change it."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
@@ -170,7 +169,7 @@ class LedgerState:
         self._re_leases = 0
 
     def apply(self, event: LedgerEvent, record: Callable[[], None] = lambda: None) -> None:
-        """Check `event`, call `record`, take it in; an error of either leaves all as it was."""
+        """Check `event`, call `record`, then apply the event; an error changes nothing."""
         changed = self._changes(event)
         record()
         self._order += len(changed)
@@ -186,7 +185,7 @@ class LedgerState:
                 self.last_step = min(self.last_step, event.step)
 
     def ready_groups(self) -> list[ReadyGroup]:
-        """Return groups to train: rolled-back ones in their old order, others as they finished."""
+        """Return the groups to train: rolled-back ones in their old order, then by completion."""
         ready: list[tuple[tuple[float, int], ReadyGroup]] = []
         for group, episodes in self.groups.items():
             entries = [self.entries[episode] for episode in episodes]
@@ -198,15 +197,16 @@ class LedgerState:
             ids = tuple(entry.lease.episode for entry in finished)
             order = max(entry.order for entry in entries)
             key = (math.inf if step is None else step, order)
-            ready.append((key, ReadyGroup(group, finished[0].lease.task, ids, step)))
+            task = finished[0].lease.task
+            ready.append((key, ReadyGroup(group=group, task=task, episodes=ids, planned_step=step)))
         return [group for _, group in sorted(ready, key=lambda pair: pair[0])]
 
     def open_leases(self) -> list[Lease]:
-        """Return what was scheduled and has not ended, each with its current attempt."""
+        """Return the leases of episodes that have not ended, with their current attempts."""
         return [entry.lease for entry in self.entries.values() if entry.state is State.LEASED]
 
     def accepts(self, lease: Lease) -> bool:
-        """Whether a result for `lease` is still wanted: it is open, and of the current attempt."""
+        """Whether a result for `lease` is accepted: it is open and of the current attempt."""
         entry = self.entries.get(lease.episode)
         return (
             entry is not None
@@ -215,17 +215,17 @@ class LedgerState:
         )
 
     def audit(self) -> LedgerAudit:
-        """Count episodes by state and list open leases and half-trained groups."""
+        """Count episodes by state, and list open leases and partly trained groups."""
         violations = [
-            f"episode {lease.episode}: leased (attempt {lease.attempt}) and never ended"
+            f"episode {lease.episode}: leased (attempt {lease.attempt}) and not ended"
             for lease in self.open_leases()
         ]
         for group, episodes in self.groups.items():
             states = [self.entries[episode].state for episode in episodes]
             if State.TRAINED in states and State.FINISHED in states:
                 violations.append(
-                    f"group {group}: {states.count(State.FINISHED)} finished episodes were left "
-                    "behind when the others were trained"
+                    f"group {group}: {states.count(State.FINISHED)} finished episodes were not "
+                    "trained on with the others"
                 )
         entries = self.entries.values()
         states = Counter(entry.state for entry in entries)
@@ -252,7 +252,7 @@ class LedgerState:
                 if event.attempt != entry.lease.attempt:
                     raise StoreError(
                         f"episode {event.episode}: expected attempt {entry.lease.attempt} to "
-                        f"finish, found attempt {event.attempt}: it was leased again meanwhile"
+                        f"finish, found attempt {event.attempt}: it was leased again since"
                     )
                 return [replace(entry, state=State.FINISHED, order=self._order)]
             case Trained():
@@ -272,7 +272,8 @@ class LedgerState:
     def _leased(self, event: Leased) -> list[Entry]:
         if event.group in self.groups:
             raise StoreError(
-                f"group {event.group} was already leased: a group is leased once, whole"
+                f"expected a new group, found {event.group}, which was already leased: a group is "
+                "leased once and completely"
             )
         known = [sample.episode for sample in event.samples if sample.episode in self.entries]
         if known:
@@ -291,8 +292,8 @@ class LedgerState:
     def _trained(self, event: Trained) -> list[Entry]:
         if event.step < self.last_step:
             raise StoreError(
-                f"expected a step from {self.last_step} on, found {event.step}: steps only go "
-                "back through roll_back"
+                f"expected step {self.last_step} or later, found {event.step}: only roll_back "
+                "returns to earlier steps"
             )
         changed = self._moved(event.episodes, State.TRAINED, State.FINISHED)
         return [replace(entry, step=event.step) for entry in changed]

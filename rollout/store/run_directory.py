@@ -1,17 +1,17 @@
-"""The run directory, as the one process that runs writes it.
+"""The run directory, as its one writing process sees it.
 
-    run.json        what the run is                     manifest.jsonl  who wrote, which segments
-    config.toml     the resolved recipe                 control.jsonl   who scaled, paused, resumed
-    ledger/         what became of every episode        index/          one narrow row per episode
-    episodes/       the episodes, whole                 annotations/    what the learner computed
-    metrics/        one row per step                    checkpoints/    filled by the learner
-    tool_traffic/   filled by tool servers that record
-    requests/       what is asked of the job at work
+    run.json        description of the run              manifest.jsonl  writers and segments
+    config.toml     the resolved recipe                 control.jsonl   requests and answers
+    ledger/         state of every episode              index/          one narrow row per episode
+    episodes/       complete episodes                   annotations/    results of the learner
+    metrics/        one row per step                    checkpoints/    written by the learner
+    tool_traffic/   written by recording tool servers
+    requests/       waiting requests to the running job
 
-Everything either grows at its end, one write per entry, or is replaced as a whole, so that a kill
-at any point leaves a directory that can be read. A kill of the process loses nothing that was
-acknowledged; a loss of power may lose what came after the last `sync`. The lock works between
-processes of one node, and between nodes only on file systems whose flock does.
+Every file is either append-only, with one write per entry, or replaced atomically, so that a kill
+at any point leaves a readable directory. A kill of the process loses nothing that was
+acknowledged; a power failure may lose what was written after the last `sync`. The lock works
+between processes of one node, and between nodes only on file systems where flock does.
 """
 
 import math
@@ -36,11 +36,11 @@ from rollout.store.run_reader import RunReader
 from rollout.store.segments import SegmentWriter
 
 SEGMENT_BYTES = 64 * 2**20
-"""A segment that has grown beyond this is left and a new one begun."""
+"""Size in bytes from which the next episodes go to a new segment."""
 
 
 class RunDirectory(Closing):
-    """The writer of a run directory; made by `create` or `open`, ended by `close`; one thread."""
+    """The writer of a run directory: from `create` or `open` to `close`, in one thread."""
 
     def __init__(self, layout: RunLayout, lock: int, segment_bytes: int) -> None:
         self.layout = layout
@@ -58,9 +58,9 @@ class RunDirectory(Closing):
     def create(
         cls, path: Path, config_toml: str, run: RunInfo, segment_bytes: int = SEGMENT_BYTES
     ) -> Self:
-        """Begin a run in a new or empty folder, or beside runs that lie in it.
+        """Create a run in a new or empty folder, or in a folder that contains only other runs.
 
-        Raises StoreError where there is something else.
+        Raises StoreError if the folder contains anything else.
         """
         layout = RunLayout(path)
         if layout.run_json.exists():
@@ -92,7 +92,10 @@ class RunDirectory(Closing):
 
     @classmethod
     def open(cls, path: Path, segment_bytes: int = SEGMENT_BYTES) -> Self:
-        """Write on in an existing run. Raises MissingError, StoreError if another writes."""
+        """Open an existing run for writing.
+
+        Raises MissingError if there is none, and StoreError if another process writes to it.
+        """
         layout = existing_run(path)
         with ExitStack() as undo:
             lock = take_lock(layout)
@@ -107,10 +110,10 @@ class RunDirectory(Closing):
         return self.layout.root
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Store finished episodes; once this returns, a kill cannot take them.
+        """Store finished episodes; after this returns, a kill of the process cannot lose them.
 
-        Raises StoreError, storing none of them, when the disk does not take them or the
-        batch is not in EPISODE_SCHEMA.
+        Raises StoreError, and stores none of them, if the write fails or the batch is not in
+        EPISODE_SCHEMA.
         """
         if not batch.schema.equals(EPISODE_SCHEMA, check_metadata=True):
             raise StoreError(
@@ -123,25 +126,25 @@ class RunDirectory(Closing):
         self._segment.append(batch)
 
     def annotate(self, step: int, table: pa.Table) -> None:
-        """Store what the learner computed at `step`; a step trained again replaces its table."""
+        """Store the learner's results of `step`; a step that is trained again replaces them."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         replace_file(self.layout.annotations(step), memoryview(sink.getvalue()))
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the row of `step`; numbers that are not finite are stored as null."""
+        """Append the metrics of `step`; numbers that are not finite are stored as null."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._metrics.append([one_line({"step": step, **row})], f"the metrics of step {step}")
 
     def record_control(self, event: ControlEvent) -> None:
-        """Note who asked what of the running job."""
-        self._control.append([event.model_dump_json()], f"the control event {event.action}")
+        """Record a request to the running job, or the job's answer."""
+        self._control.append([event.model_dump_json()], f"the control event of {event.actor}")
 
     def recover(self, step: int) -> None:
-        """Go back to the checkpoint of `step` (-1: none) and square the ledger with the store.
+        """Return to the checkpoint of `step` (-1: none), and make the ledger agree with the store.
 
-        Afterwards `ledger.ready_groups()` wait to be trained and `ledger.open_leases()` to be
+        Afterwards `ledger.ready_groups()` are to be trained, and `ledger.open_leases()` to be
         leased again.
         """
         self.ledger.roll_back(step)
@@ -152,7 +155,7 @@ class RunDirectory(Closing):
         self._note({"event": "recovered", "step": step})
 
     def reconfigure(self, config_toml: str, step: int) -> None:
-        """Take another recipe for the steps after `step`; that of earlier ones is kept."""
+        """Use another recipe after `step`; the recipe of earlier steps is kept in its own file."""
         until = self.layout.config_until(step)
         if step > 0 and not until.exists():
             replace_file(until, self.layout.config_toml.read_bytes())
@@ -160,14 +163,14 @@ class RunDirectory(Closing):
         self._note({"event": "reconfigured", "step": step})
 
     def sync(self) -> None:
-        """Force everything so far to the disk: at the end of a step, before its checkpoint."""
+        """Force everything to the disk: at the end of a step, before its checkpoint."""
         if self._segment is not None:
             self._segment.sync()
         for journal in (self.ledger, self._metrics, self._control, self._manifest):
             journal.sync()
 
     def close(self) -> None:
-        """Sync, and let another process write."""
+        """Sync, and release the lock for another writer."""
         self.sync()
         if self._segment is not None:
             self._segment.close()

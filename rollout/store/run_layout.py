@@ -1,4 +1,4 @@
-"""Where things lie in a run directory, and what its `run.json` says."""
+"""Paths of a run directory, and the content of its `run.json`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,11 @@ class RunLayout:
         return self.root / "config.toml"
 
     def config_until(self, step: int) -> Path:
-        """The recipe of the steps up to `step`, where the run went on with another."""
+        """Recipe of the steps up to `step`, if later steps use another one."""
         return self.root / f"config-until-{step}.toml"
 
     def config_of(self, step: int) -> Path:
-        """The recipe that `step` was made with."""
+        """Recipe that `step` was trained with."""
         ended = sorted(
             (int(path.stem.rpartition("-")[2]), path)
             for path in self.root.glob("config-until-*.toml")
@@ -55,7 +55,7 @@ class RunLayout:
 
     @property
     def manifest(self) -> Path:
-        """Journal of the directory itself: who opened it, which segments were started."""
+        """Journal of the directory itself: its writers, and the segments that they started."""
         return self.root / "manifest.jsonl"
 
     @property
@@ -80,51 +80,51 @@ class RunLayout:
 
     @property
     def model(self) -> Path:
-        """The trained policy, as a Hugging Face folder; there only once it is whole."""
+        """The trained policy as a Hugging Face folder; it exists only when it is complete."""
         return self.root / "model"
 
     @property
     def control(self) -> Path:
-        """Journal of who scaled, paused and resumed the run."""
+        """Journal of requests to the running job and its answers."""
         return self.root / "control.jsonl"
 
     @property
     def requests(self) -> Path:
-        """What was asked of the job and not answered yet; there only where somebody asked."""
+        """Folder of requests that the job has not taken yet; exists only after a first request."""
         return self.root / "requests"
 
     @property
     def tool_traffic(self) -> Path:
-        """Recorded calls and answers of tools; there only where the run records them."""
+        """Recorded tool calls and answers; exists only if the run records them."""
         return self.root / "tool_traffic"
 
     @property
     def eval_json(self) -> Path:
-        """What an evaluation says; there only once it is complete."""
+        """Result of an evaluation; it exists only when the evaluation is complete."""
         return self.root / "eval.json"
 
     @property
     def eval_markdown(self) -> Path:
-        """The same as tables."""
+        """Result of an evaluation as Markdown tables."""
         return self.root / "eval.md"
 
     @property
     def plot(self) -> Path:
-        """Picture of the figures of an evaluation, or of the metrics of training."""
+        """Plot of an evaluation's results, or of a training run's metrics."""
         return self.root / "plot.png"
 
     @property
     def plot_json(self) -> Path:
-        """The series in that picture."""
+        """Data of that plot."""
         return self.root / "plot.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the one writer; contains its process id."""
+        """Lock file that the one writer holds; contains its process id."""
         return self.root / ".lock"
 
     def annotations(self, step: int) -> Path:
-        """What the learner computed at `step`, as an Arrow file."""
+        """Results of the learner at `step`, as an Arrow file."""
         return self.root / "annotations" / f"step-{step:08d}.arrow"
 
     def segments(self) -> list[str]:
@@ -139,19 +139,19 @@ class RunLayout:
 
 
 def existing_run(path: Path) -> RunLayout:
-    """Return the layout of the run at `path`. Raises MissingError where there is none."""
+    """Return the layout of the run at `path`. Raises MissingError if there is none."""
     layout = RunLayout(path)
     if not path.is_dir():
         raise MissingError(f"expected a run directory, found nothing at {path}: check the path")
     if not layout.run_json.exists():
         raise MissingError(
-            f"expected a run directory, found no run.json in {path}: name the folder that holds it"
+            f"expected a run directory, found no run.json in {path}: pass the folder that holds it"
         )
     return layout
 
 
 def read_run_info(layout: RunLayout) -> RunInfo:
-    """Return what `run.json` says. Raises StoreError where it is damaged or too new."""
+    """Return the content of `run.json`. Raises StoreError if it is damaged or too new."""
     try:
         run = RunInfo.model_validate_json(layout.run_json.read_bytes())
     except ValidationError as error:
@@ -161,6 +161,6 @@ def read_run_info(layout: RunLayout) -> RunInfo:
     if run.layout_version > LAYOUT_VERSION:
         raise StoreError(
             f"{layout.run_json}: expected layout {LAYOUT_VERSION} or older, found "
-            f"{run.layout_version}: it was written by a newer trialrun; read it with that one"
+            f"{run.layout_version}: a newer trialrun wrote it; read it with that version"
         )
     return run

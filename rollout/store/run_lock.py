@@ -1,6 +1,6 @@
-"""The lock of a run directory: one process writes, and others can ask whether one does.
+"""The lock of a run directory: one process writes, and others can check whether one does.
 
-It works between processes of one node, and between nodes only on file systems whose flock does.
+It works between processes of one node, and between nodes only on file systems where flock does.
 """
 
 import fcntl
@@ -11,13 +11,13 @@ from envs.errors import StoreError
 from rollout.store.run_layout import RunLayout
 
 _TRIES, _PAUSE_S = 5, 0.02
-"""Who asks whether the lock is held holds it for a moment."""
+"""Attempts and the pause between them: `is_written` holds the lock for a moment, too."""
 
 
 def take_lock(layout: RunLayout) -> int:
-    """Return the descriptor that holds the lock until it is closed, or its process is gone.
+    """Take the lock; return the descriptor that holds it until it is closed or the process ends.
 
-    Raises StoreError where another process writes.
+    Raises StoreError if another process holds the lock.
     """
     fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     for _ in range(_TRIES):
@@ -34,7 +34,7 @@ def take_lock(layout: RunLayout) -> int:
 
 
 def is_written(layout: RunLayout) -> bool:
-    """Whether a process writes to the run."""
+    """Whether a process has the run open for writing."""
     try:
         fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def is_written(layout: RunLayout) -> bool:
 
 
 def _locked(fd: int, how: int) -> bool:
-    """Whether the lock was free; `fd` has it then."""
+    """Try to lock `fd`; return whether the lock was free and is now held."""
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Reading a run directory, whether its run is alive, finished or was killed."""
+"""Reader of a run directory, whether its run is running, finished or was killed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from rollout.store.run_layout import RunInfo, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeFilter:
-    """Which episodes to list; None and the empty string let all through."""
+    """Which episodes to list; None and the empty string do not restrict the list."""
 
     outcome: str = ""
     task: str = ""
@@ -26,10 +26,10 @@ class EpisodeFilter:
     source: str = ""
     split: str = ""
     step: int | None = None
-    """Step that trained the episode."""
+    """Step that trained on the episode."""
 
     def admits(self, row: EpisodeRow) -> bool:
-        """Whether the narrow row fits; `step` is not in it and asked of the ledger."""
+        """Whether the row matches; `step` is not in the row and is checked with the ledger."""
         wanted = (self.outcome, self.task, self.group, self.source, self.split)
         found = (row.outcome, row.task, row.group, row.source, row.split)
         return all(not want or want == have for want, have in zip(wanted, found, strict=True))
@@ -37,14 +37,14 @@ class EpisodeFilter:
 
 @dataclass(frozen=True, slots=True)
 class MetricsRow:
-    """The metrics of one step; a number that was not finite is missing."""
+    """The metrics of one step, without numbers that were not finite."""
 
     step: int
     values: dict[str, float]
 
 
 class RunReader:
-    """Reads one run directory; every call sees what was written until then."""
+    """Reads one run directory; every call includes everything written so far."""
 
     def __init__(self, path: Path) -> None:
         self.layout = existing_run(path)
@@ -53,24 +53,24 @@ class RunReader:
 
     @property
     def run(self) -> RunInfo:
-        """What `run.json` says. Raises StoreError."""
+        """Content of `run.json`. Raises StoreError."""
         return read_run_info(self.layout)
 
     @property
     def config_toml(self) -> str:
-        """The recipe that the run has, or had last. Raises MissingError."""
+        """The run's current or last recipe, as TOML. Raises MissingError."""
         if not self.layout.config_toml.exists():
             raise MissingError(f"expected config.toml, found none in {self.layout.root}")
         return self.layout.config_toml.read_text()
 
     def ledger(self) -> LedgerState:
-        """What became of every scheduled episode, as of now."""
+        """Return the current state of every scheduled episode."""
         return self._ledger.refresh()
 
     def episodes(self, wanted: EpisodeFilter | None = None) -> list[EpisodeRow]:
         """Return the narrow rows of stored episodes, oldest first.
 
-        An episode that was tried again is listed once per stored attempt.
+        An episode with several stored attempts is listed once per attempt.
         """
         for name in self.layout.segments():
             index = self.layout.index / f"{name}.jsonl"
@@ -89,10 +89,15 @@ class RunReader:
             rows = [row for row in rows if (row.episode, row.attempt) in trained]
         return [row for row in rows if wanted.admits(row)]
 
+    def last_attempts(self) -> list[EpisodeRow]:
+        """Return the row of the last stored attempt of every episode, sorted by episode id."""
+        rows = sorted(self.episodes(), key=lambda row: (row.episode, row.attempt))
+        return list({row.episode: row for row in rows}.values())
+
     def episode(self, prefix: str) -> Episode:
         """Return the newest attempt of the episode whose id starts with `prefix`.
 
-        Raises MissingError where no episode or more than one fits.
+        Raises MissingError if no episode or more than one matches.
         """
         rows = [row for row in self.episodes() if row.episode.startswith(prefix)]
         exact = [row for row in rows if row.episode == prefix]
@@ -105,13 +110,13 @@ class RunReader:
         return from_batch(self.batch([(exact or rows)[-1]]))[0]
 
     def batch(self, rows: list[EpisodeRow]) -> pa.RecordBatch:
-        """Return the stored episodes of `rows`, one or more, in that order as one batch."""
+        """Return the stored episodes of `rows` (at least one) as one batch, in the same order."""
         return pa.concat_batches([self._segments[row.segment].read(row) for row in rows])
 
     def group(self, group: str) -> pa.RecordBatch:
-        """Return the finished episodes of `group` that the ledger counts, by sample index.
+        """Return the episodes of `group` that are finished in the ledger, by sample index.
 
-        Raises MissingError where it has none and StoreError where one is not in the store.
+        Raises MissingError if there are none, and StoreError if one is not in the store.
         """
         state = self.ledger()
         wanted = {
@@ -133,7 +138,7 @@ class RunReader:
         return self.batch(sorted((rows[key] for key in wanted), key=lambda row: row.sample_index))
 
     def metrics(self) -> list[MetricsRow]:
-        """Return one row per step, by step; a step that was run again shows its latest."""
+        """Return one row per step, sorted; a repeated step has the metrics of its last run."""
         rows: dict[int, MetricsRow] = {}
         for row in read_objects(self.layout.metrics):
             step = cast(int, row.pop("step"))
@@ -142,7 +147,7 @@ class RunReader:
         return [rows[step] for step in sorted(rows)]
 
     def annotations(self, step: int) -> pa.Table:
-        """Return what the learner computed at `step`. Raises MissingError."""
+        """Return the learner's results of `step`. Raises MissingError."""
         path = self.layout.annotations(step)
         if not path.exists():
             raise MissingError(f"expected annotations of step {step}, found no {path}")

@@ -1,10 +1,11 @@
-"""Segments: append-only Arrow streams of episodes, and the index that says where each one lies.
+"""Segments: append-only Arrow streams of episodes, each with an index of their positions.
 
 A segment `000001.arrows` is an Arrow IPC stream without an end marker: a schema message, then
 record batch messages of at most 8 episodes, so that reading one episode reads little. Its index
 `000001.jsonl` has one narrow line per episode with the offset of its message. The segment is
-the truth and the index a cache: what the index does not cover, because it is torn, missing or
-behind a live writer, is found by scanning the segment. A torn message at the end is no message.
+authoritative and the index is a cache: episodes that the index lacks, because it is incomplete,
+missing or behind a running writer, are found by scanning the segment. An incomplete message at the
+end is ignored.
 """
 
 import json
@@ -42,9 +43,9 @@ _COPIED = (
 _TORN = (pa.ArrowException, OSError, EOFError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeRow:
-    """The narrow row of an episode: what tables show and filters ask, and where the rest lies."""
+    """The narrow row of an episode: the columns of tables and filters, and its position on disk."""
 
     run: str
     episode: str
@@ -66,11 +67,11 @@ class EpisodeRow:
     segment: str
     """Number of the segment, as in its file name."""
     offset: int
-    """Bytes from the start of the segment to the message that holds the episode."""
+    """Byte offset in the segment of the message that holds the episode."""
     nbytes: int
-    """Size of that message."""
+    """Size of that message in bytes."""
     row: int
-    """Row of the episode in that message."""
+    """Row of the episode within that message."""
 
 
 class SegmentWriter:
@@ -91,7 +92,7 @@ class SegmentWriter:
         return self._file.size
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Store the episodes of `batch` with a single write. Raises StoreError, storing none."""
+        """Store the episodes of `batch` with one write. Raises StoreError and then stores none."""
         pieces = [batch.slice(i, ROWS_PER_BATCH) for i in range(0, len(batch), ROWS_PER_BATCH)]
         messages = [piece.serialize() for piece in pieces]
         ids = batch.column("episode").to_pylist()
@@ -115,7 +116,7 @@ class SegmentWriter:
 
 
 class SegmentReader:
-    """Reads one segment, whose writer may be alive, killed or long gone."""
+    """Reads one segment, whether its writer is running, has finished or was killed."""
 
     def __init__(self, segment: Path, index: Path) -> None:
         self._path = segment
@@ -126,7 +127,7 @@ class SegmentReader:
         self.rows: list[EpisodeRow] = []
 
     def refresh(self) -> None:
-        """Take in the whole episodes that were appended since the last call."""
+        """Read the complete episodes that were appended since the last call."""
         with self._path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if self._schema is None and not self._read_header(file.read()):
@@ -137,7 +138,7 @@ class SegmentReader:
                 self._scan(file.read())
 
     def read(self, row: EpisodeRow) -> pa.RecordBatch:
-        """Return the episode of `row` as a batch of one, in the present version."""
+        """Return the episode of `row` as a batch with one row, in the current version."""
         with self._path.open("rb") as file:
             file.seek(row.offset)
             message = pa.ipc.read_message(pa.py_buffer(file.read(row.nbytes)))
@@ -155,9 +156,9 @@ class SegmentReader:
         return True
 
     def _take_index(self, size: int) -> None:
-        """Take the index of messages that continue where the known ones end.
+        """Add indexed messages that start where the known ones end.
 
-        The last message is left to the scan: its lines may be torn.
+        The last message is left to the scan, because its index lines may be incomplete.
         """
         content = whole_lines(self._index_path, self._index_read)
         self._index_read += len(content)
@@ -196,7 +197,7 @@ def _index_rows(content: bytes) -> Iterator[EpisodeRow]:
 
 
 def narrow_rows(batch: pa.RecordBatch, segment: str, offset: int, nbytes: int) -> list[EpisodeRow]:
-    """Return the narrow rows of a batch whose message lies at `offset` of `segment`."""
+    """Return the narrow rows of a batch whose message is at `offset` of `segment`."""
     lengths = ragged(batch, "token_ids").offsets
     return [
         EpisodeRow(

@@ -79,7 +79,7 @@ async def play(
         async with room:
             name = f"e{index}"
             lease = Lease("bench", name, name, task.id, 0, 0, stable_hash("bench", index))
-            return await runner.run(lease, task, config)
+            return await runner.run_episode(lease, task, config)
 
     start = time.perf_counter()
     episodes = await asyncio.gather(*[one(*pair) for pair in enumerate(tasks)])
@@ -147,7 +147,7 @@ async def _compare(
 ) -> Table:
     """Play, then replay; a short first pass of both is not counted."""
     model, episodes, concurrency = size
-    identity = Identity("bench", max_model_len=MAX_MODEL_LEN)
+    identity = Identity(worker="bench", max_model_len=MAX_MODEL_LEN)
     tasks = CatalogEnvironment().tasks("train", 0, episodes)
     warm = LoadEngine(engine, template)
     await play(EpisodeRunner(warm, tools, template, identity), tasks[:4], concurrency)

@@ -64,7 +64,7 @@ def test_a_job_at_work_gets_more_and_fewer_workers(lessons: Lessons) -> None:
     config = lessons.config("scaled", "rollouts.workers=1", "run.steps=10000")
     asyncio.run(scaled_up_and_down(config))
     control = read_objects(RunReader(config.path).layout.control)
-    assert [(row["action"], row["detail"], row["refused"]) for row in control] == [
-        ("scale", "2", ""),
-        ("scale", "1", ""),
+    assert [(row["request"], row["refused"]) for row in control] == [
+        ({"kind": "scale", "workers": 2}, ""),
+        ({"kind": "scale", "workers": 1}, ""),
     ]

@@ -83,11 +83,41 @@ def make_episode(
     source: str = "policy",
 ) -> Episode:
     """An episode with a trial, an experience and an answer; `tokens` is at least 8."""
-    call = CallRecord("double", '{"x": 3}', AnswerStatus.OK, "6", 0.25, 0.125, "trial")
+    call = CallRecord(
+        name="double",
+        arguments='{"x": 3}',
+        status=AnswerStatus.OK,
+        result="6",
+        seconds=0.25,
+        cpu_seconds=0.125,
+        purpose="trial",
+    )
     turns = (
-        Turn(Phase.TRIAL, 4, 5, "<tool_call>{...}</tool_call>", "stop", "", (call,)),
-        Turn(Phase.EXPERIENCE, 6, 7, "<experience>doubles</experience>", "stop", ""),
-        Turn(Phase.EXECUTION, 7, tokens, "<answer>42</answer>", "stop", ""),
+        Turn(
+            phase=Phase.TRIAL,
+            start=4,
+            end=5,
+            text="<tool_call>{...}</tool_call>",
+            finish_reason="stop",
+            policy_error="",
+            calls=(call,),
+        ),
+        Turn(
+            phase=Phase.EXPERIENCE,
+            start=6,
+            end=7,
+            text="<experience>doubles</experience>",
+            finish_reason="stop",
+            policy_error="",
+        ),
+        Turn(
+            phase=Phase.EXECUTION,
+            start=7,
+            end=tokens,
+            text="<answer>42</answer>",
+            finish_reason="stop",
+            policy_error="",
+        ),
     )
     messages = (
         Message("user", "What is double 21?"),
@@ -112,8 +142,10 @@ def make_episode(
         spans=(VersionSpan(4, 3), VersionSpan(7, 4)),
         turns=turns,
         messages=messages,
-        sampling=Sampling(1.0, 1.0, 0, 11),
-        timings=Timings(1_700_000_000.25, 1.5, 0.25, 1.0, 0.25),
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=11),
+        timings=Timings(
+            started_at=1_700_000_000.25, wall_s=1.5, queue_s=0.25, generate_s=1.0, tool_s=0.25
+        ),
         source=source,
         worker="worker-0",
         tool_server="tools-0",

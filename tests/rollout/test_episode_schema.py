@@ -84,8 +84,13 @@ def episodes(draw: st.DrawFn) -> Episode:
         messages=tuple(
             draw(st.lists(st.builds(Message, st.sampled_from(["user", "tool"]), TEXT), max_size=3))
         ),
-        sampling=Sampling(draw(FLOAT32), draw(FLOAT32), draw(INT32), draw(INT64)),
-        timings=Timings(draw(SECONDS), *(draw(FLOAT32) for _ in range(4))),
+        sampling=Sampling(
+            temperature=draw(FLOAT32), top_p=draw(FLOAT32), top_k=draw(INT32), seed=draw(INT64)
+        ),
+        timings=Timings(
+            started_at=draw(SECONDS),
+            **{name: draw(FLOAT32) for name in ("wall_s", "queue_s", "generate_s", "tool_s")},
+        ),
         source=draw(TEXT),
         worker=draw(TEXT),
         tool_server=draw(TEXT),
@@ -138,7 +143,7 @@ def with_version(version: str, batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def test_a_newer_version_is_refused(episode_with: Callable[..., Episode]) -> None:
     batch = with_version("99", to_batch([episode_with()]))
-    with pytest.raises(StoreError, match="version 99: they were written by a newer trialrun"):
+    with pytest.raises(StoreError, match="version 99: a newer trialrun wrote them"):
         from_batch(batch)
 
 
@@ -161,5 +166,5 @@ def test_an_older_version_is_upgraded(
 def test_other_tables_are_not_taken_for_episodes(episode_with: Callable[..., Episode]) -> None:
     with pytest.raises(StoreError, match=r"without trialrun\.episode_version: columns \['a'\]"):
         schema_version(pa.schema({"a": pa.int8()}))
-    with pytest.raises(StoreError, match=r"found others: \['worker'\]"):
+    with pytest.raises(StoreError, match=r"found differences: \['worker'\]"):
         upgrade(to_batch([episode_with()]).drop_columns(["worker"]))

@@ -42,10 +42,10 @@ async def test_a_trial_on_a_foreign_server_leaves_execution_clean(
     task = environment.tasks("train", 0, 1)[0]
     nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
     tools = ToolRouter(nothing, ToolServerConfig(), {})
-    identity = Identity("unit", max_model_len=16_384)
+    identity = Identity(worker="unit", max_model_len=16_384)
     runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
     lease = Lease("run", "e1", "g1", task.id, 0, 0, 7)
-    episode = await runner.run(lease, task, EpisodeConfig())
+    episode = await runner.run_episode(lease, task, EpisodeConfig())
 
     assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)
     assert [call.result for call in episode.calls] == ["1", "2", "1"]

@@ -2,7 +2,7 @@ import pytest
 
 from envs.errors import PolicyError, PolicyErrorKind
 from envs.tasks import Task
-from rollout.parser import parse_turn
+from rollout.parser import ParsedTurn, parse_turn
 
 CALL = '<tool_call>{"name": "double", "arguments": {"x": 1}}</tool_call>'
 
@@ -14,7 +14,7 @@ def test_calls_experience_answer_and_way_back(task: Task) -> None:
     assert parse_turn("<experience> it doubles </experience>", tools, 4).experience == "it doubles"
     assert parse_turn("<answer>42</answer>", tools, 4).answer == "42"
     assert parse_turn("<trial/>", tools, 4).back_to_trial
-    assert parse_turn("I wonder", tools, 4).empty
+    assert parse_turn("I wonder", tools, 4) == ParsedTurn()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rollout.episode import Episode, Lease, Outcome, Phase
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 
-UNIT = Identity("unit", max_model_len=8_192)
+UNIT = Identity(worker="unit", max_model_len=8_192)
 LONG = PhaseBudget(tokens=20_000)
 LEASE = Lease("run", "e1", "g1", "task-1", 0, 0, 7)
 
@@ -47,7 +47,7 @@ async def play(
     tools = ScriptedTools(arithmetic)
     engine = ScriptedEngine(script(*turns), template)
     runner = EpisodeRunner(engine, tools, template, UNIT)
-    return await runner.run(LEASE, task, config or EpisodeConfig()), tools
+    return await runner.run_episode(LEASE, task, config or EpisodeConfig()), tools
 
 
 def text_of(template: ChatTemplate, episode: Episode, phase: Phase) -> str:
@@ -196,7 +196,7 @@ async def test_the_worlds_failures_carry_no_reward(
 ) -> None:
     engine = FailingEngine(error)
     runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, UNIT)  # type: ignore[arg-type]
-    episode = await runner.run(LEASE, task, EpisodeConfig())
+    episode = await runner.run_episode(LEASE, task, EpisodeConfig())
     assert (episode.outcome, episode.reward) == (outcome, None)
 
 
@@ -204,7 +204,7 @@ async def test_a_broken_engine_is_the_workers_exception(template: ChatTemplate, 
     engine = FailingEngine(EngineError("engine died"))
     runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, UNIT)  # type: ignore[arg-type]
     with pytest.raises(EngineError):
-        await runner.run(LEASE, task, EpisodeConfig())
+        await runner.run_episode(LEASE, task, EpisodeConfig())
 
 
 async def test_a_phase_out_of_seconds_is_a_deadline(template: ChatTemplate, task: Task) -> None:
@@ -215,7 +215,7 @@ async def test_a_phase_out_of_seconds_is_a_deadline(template: ChatTemplate, task
 
     config = EpisodeConfig(trial=PhaseBudget(seconds=0.05))
     runner = EpisodeRunner(Stuck(script("x"), template), ScriptedTools(arithmetic), template, UNIT)
-    episode = await runner.run(LEASE, task, config)
+    episode = await runner.run_episode(LEASE, task, config)
     assert (episode.outcome, episode.reward) == (Outcome.DEADLINE, None)
 
 
@@ -226,7 +226,7 @@ async def test_an_infrastructure_error_of_a_tool_ends_the_episode(
         return ToolAnswer(status=AnswerStatus.INFRA_ERROR, text="child died", seconds=0.0)
 
     engine = ScriptedEngine(script(call("double", 1)), template)
-    episode = await EpisodeRunner(engine, ScriptedTools(broken), template, UNIT).run(
+    episode = await EpisodeRunner(engine, ScriptedTools(broken), template, UNIT).run_episode(
         LEASE, task, EpisodeConfig()
     )
     assert (episode.outcome, episode.reward, len(episode.calls)) == (Outcome.INFRA_FAILED, None, 1)
@@ -261,7 +261,7 @@ async def test_cancellation_passes_through_and_closes_sessions(
             return await super().sample(prompt, params)
 
     runner = EpisodeRunner(Waits(script(call("double", 1)), template), tools, template, UNIT)
-    running = asyncio.create_task(runner.run(LEASE, task, EpisodeConfig()))
+    running = asyncio.create_task(runner.run_episode(LEASE, task, EpisodeConfig()))
     await reached.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -286,7 +286,7 @@ async def test_spans_follow_a_push_within_and_between_turns(
 
     engine = Pushed(script(call("double", 21), "<answer>42</answer>"), template)
     runner = EpisodeRunner(engine, ScriptedTools(arithmetic), template, UNIT)
-    episode = await runner.run(LEASE, task, EpisodeConfig(mode="direct"))
+    episode = await runner.run_episode(LEASE, task, EpisodeConfig(mode="direct"))
     first = episode.turns[0].start
     assert episode.spans == (VersionSpan(first, 4), VersionSpan(first + 5, 5))
     assert episode.oldest_version == 4
@@ -306,6 +306,8 @@ async def test_hundreds_of_episodes_share_one_loop(template: ChatTemplate, task:
     )
     runner = EpisodeRunner(engine, tools, template, UNIT)
     leases = [Lease("run", f"e{i}", "g", "task-1", i, 0, i) for i in range(200)]
-    episodes = await asyncio.gather(*(runner.run(lease, task, EpisodeConfig()) for lease in leases))
+    episodes = await asyncio.gather(
+        *(runner.run_episode(lease, task, EpisodeConfig()) for lease in leases)
+    )
     assert {episode.reward for episode in episodes} == {1.0}
     assert len({episode.lease.episode for episode in episodes}) == 200

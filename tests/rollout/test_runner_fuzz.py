@@ -103,7 +103,7 @@ def play(template: ChatTemplate, task: Task, turns: list[str], mode: str) -> Non
             ScriptedEngine(reply, template),
             tools,
             template,
-            Identity("fuzz", max_model_len=100_000),
+            Identity(worker="fuzz", max_model_len=100_000),
         )
         budget = PhaseBudget(turns=TURNS // 2, tokens=50_000)
         config = EpisodeConfig.model_validate(
@@ -116,7 +116,9 @@ def play(template: ChatTemplate, task: Task, turns: list[str], mode: str) -> Non
             }
         )
         while left:
-            episode = await runner.run(Lease("run", "e", "g", task.id, 0, 0, 1), task, config)
+            episode = await runner.run_episode(
+                Lease("run", "e", "g", task.id, 0, 0, 1), task, config
+            )
             over = episode.error == "ToolServerError: the script is over"
             assert episode.outcome.counts or (over and episode.outcome is Outcome.INFRA_FAILED), (
                 episode.error

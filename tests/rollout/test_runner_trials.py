@@ -94,9 +94,9 @@ class Stage:
             ScriptedEngine(script(turns), self.template),
             tools,
             self.template,
-            Identity("unit", max_model_len=8_192),
+            Identity(worker="unit", max_model_len=8_192),
         )
-        return await runner.run(LEASE, self.task, EpisodeConfig.model_validate(config))
+        return await runner.run_episode(LEASE, self.task, EpisodeConfig.model_validate(config))
 
 
 @pytest.fixture(scope="module")
@@ -300,9 +300,9 @@ async def test_dropped_experience_leaves_execution_the_opening_alone(
     turns = (act("balance"), "<experience>it is 70</experience>", act("balance"), DONE)
     engine = _Overhearing(turns, template)
     tools = ScriptedTools(lambda call, before: ANSWER)
-    runner = EpisodeRunner(engine, tools, template, Identity("unit", max_model_len=8_192))
+    runner = EpisodeRunner(engine, tools, template, Identity(worker="unit", max_model_len=8_192))
     task = replace(task, tool_set=bank(IN_MEMORY))
-    episode = await runner.run(LEASE, task, EpisodeConfig(experience="dropped"))
+    episode = await runner.run_episode(LEASE, task, EpisodeConfig(experience="dropped"))
     assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)
     assert (episode.extra["trial_calls"], episode.extra["execution_calls"]) == (1.0, 1.0)
     opening, trial, execution, last = (template.decode(p.token_ids) for p in engine.prompts)
@@ -327,7 +327,7 @@ async def test_dropped_trials_take_no_room_from_execution(
     opening = make_prompts("hermes", wrap_answers=not template.wraps_answers).opening(
         task, "trial", EpisodeConfig().trial.calls
     )
-    room = Identity("unit", max_model_len=len(template.prompt(opening)) + 500)
+    room = Identity(worker="unit", max_model_len=len(template.prompt(opening)) + 500)
     runner = EpisodeRunner(engine, ScriptedTools(lambda call, before: ANSWER), template, room)
     config = EpisodeConfig.model_validate({"experience": experience})
-    assert (await runner.run(LEASE, task, config)).outcome is outcome
+    assert (await runner.run_episode(LEASE, task, config)).outcome is outcome

@@ -42,12 +42,12 @@ def test_decode_leaves_only_the_end_of_turn_out(template: ChatTemplate) -> None:
             "cannot extend its own prefix",
         ),
         (lambda t: t.replace("{{ m.role }}", "{{ loop.revindex }}{{ m.role }}"), "cannot extend"),
-        (lambda t: t.replace("<|im_end|>", ""), "does not end an assistant turn"),
+        (lambda t: t.replace("<|im_end|>", ""), "to end an assistant turn"),
         (
             lambda t: "{{ raise_exception('only users') }}",
-            "refuses a system, user, assistant, tool",
+            "for system, user, assistant and tool messages",
         ),
-        (lambda t: None, "no chat template"),
+        (lambda t: None, "expected a chat template, found none"),
     ],
 )
 def test_a_template_that_would_drift_is_refused(

@@ -1,4 +1,4 @@
-"""A transcript tells the whole episode to somebody who has never seen the project."""
+"""A transcript shows the complete episode to a reader who does not know the project."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from rollout.transcript import LONGEST_TEXT, render
 EXPECTED = """\
 ── Episode e0 ──────────────────────────────────────────────────────────────────────────────────
 task task-1 (unit, train), sample 0 of group g0
-played by the model with weights of version 3, 4; mode 'trial': trials first, then execution
+run by the model with weights of version 3, 4; mode 'trial': trials first, then execution
 depth 1
 
 Instructions
@@ -22,7 +22,7 @@ Instructions
 Question
     What is double 21?
 
-── Trials: the model tries the tools out; nothing they change lasts ────────────────────────────
+── Trials: the model tests the tools; their changes are discarded ──────────────────────────────
   Turn 1 (1 tokens)
     Let me see.
     calls double {"x": 3}
@@ -32,9 +32,9 @@ Question
   Turn 2 (1 tokens, cut off at its token limit)
     <tool_call>{"name": "dou
     ! not accepted: unclosed tag
-    told: error: <tool_call> has no end
+    message: error: <tool_call> has no end
 
-── Experience: what the model writes down after its trials ─────────────────────────────────────
+── Experience: the model's notes after its trials ──────────────────────────────────────────────
   Turn 3 (1 tokens)
     It doubles.
 
@@ -46,13 +46,21 @@ Question
   Outcome  answered
   Answer   42
   Reward   0.90  (correct +1.00, malformed -0.10)
-  Cost     2 trial calls, 0 execution calls, 7 of 12 tokens the model's own
-  Seconds  1.50 in all: 1.00 generating, 0.25 in tools, 0.25 waiting
+  Cost     2 trial calls, 0 execution calls, 7 of 12 tokens sampled by the model
+  Seconds  1.50 in total: 1.00 generating, 0.25 in tools, 0.25 waiting
 """
 
 
 def call(status: AnswerStatus, result: str) -> CallRecord:
-    return CallRecord("double", '{"x": "a"}', status, result, 0.001, 0.0, "trial")
+    return CallRecord(
+        name="double",
+        arguments='{"x": "a"}',
+        status=status,
+        result=result,
+        seconds=0.001,
+        cpu_seconds=0.0,
+        purpose="trial",
+    )
 
 
 @pytest.fixture
@@ -60,10 +68,39 @@ def episode(episode_with: Callable[..., Episode]) -> Episode:
     plain = episode_with()
     calls = (plain.calls[0], call(AnswerStatus.TOOL_ERROR, "ValueError"))
     turns = (
-        Turn(Phase.TRIAL, 4, 5, "Let me see.\n<tool_call>{}\n</tool_call>", "stop", "", calls),
-        Turn(Phase.TRIAL, 5, 6, '<tool_call>{"name": "dou', "length", "unclosed_tag"),
-        Turn(Phase.EXPERIENCE, 6, 7, "<experience>It doubles.</experience>", "stop", ""),
-        Turn(Phase.EXECUTION, 8, 12, "<answer>42</answer>", "stop", ""),
+        Turn(
+            phase=Phase.TRIAL,
+            start=4,
+            end=5,
+            text="Let me see.\n<tool_call>{}\n</tool_call>",
+            finish_reason="stop",
+            policy_error="",
+            calls=calls,
+        ),
+        Turn(
+            phase=Phase.TRIAL,
+            start=5,
+            end=6,
+            text='<tool_call>{"name": "dou',
+            finish_reason="length",
+            policy_error="unclosed_tag",
+        ),
+        Turn(
+            phase=Phase.EXPERIENCE,
+            start=6,
+            end=7,
+            text="<experience>It doubles.</experience>",
+            finish_reason="stop",
+            policy_error="",
+        ),
+        Turn(
+            phase=Phase.EXECUTION,
+            start=8,
+            end=12,
+            text="<answer>42</answer>",
+            finish_reason="stop",
+            policy_error="",
+        ),
     )
     said = [Message("assistant", turn.text) for turn in turns]
     messages = (
@@ -86,11 +123,13 @@ def test_an_episode_reads_from_question_to_reward(episode: Episode) -> None:
     assert render(episode) == EXPECTED
 
 
-def test_the_worlds_failure_is_not_put_on_the_model(episode_with: Callable[..., Episode]) -> None:
+def test_an_infrastructure_failure_is_not_blamed_on_the_model(
+    episode_with: Callable[..., Episode],
+) -> None:
     text = render(episode_with(outcome=Outcome.INFRA_FAILED, source="careful"))
-    assert "Outcome  the world failed (not the model's doing: no reward)" in text
+    assert "Outcome  infrastructure failure (not caused by the model: no reward)" in text
     assert "Error    the server went away" in text
-    assert "played by the teacher 'careful'" in text
+    assert "run by the teacher 'careful'" in text
     assert "Reward" not in text and "Answer" not in text
 
 

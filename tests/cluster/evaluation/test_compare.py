@@ -89,7 +89,7 @@ def test_a_program_reads_one_json_object(trialrun: Command, make_run: MakeRun) -
         (("sft", "=sft"), 2, "[NAME=]RUN"),
         (("sft", "training"), 1, "is a training run"),
         (("sft", "empty"), 3, "found no episodes in empty"),
-        (("sft", "other", "--by", "novelty"), 2, "(depth) to make tables by, found novelty"),
+        (("sft", "other", "--by", "novelty"), 2, "(depth) for the table's rows, found novelty"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

@@ -128,10 +128,10 @@ def test_the_first_difference_is_found(episodes: list[Episode]) -> None:
     changes: dict[str, Episode] = {
         "prompt, token 3": replace(old, token_ids_T=changed(old.token_ids_T, 2)),
         "turn 2, token 1": replace(old, token_ids_T=changed(old.token_ids_T, turn.start)),
-        "turn 2, what followed, token 1": replace(
+        "turn 2, observation, token 1": replace(
             old, token_ids_T=changed(old.token_ids_T, turn.end)
         ),
-        "turn 2, fault": replace(
+        "turn 2, policy error": replace(
             old, turns=(old.turns[0], replace(turn, policy_error="too_long"), *old.turns[2:])
         ),
         "turn 1, number of calls": replace(
@@ -139,7 +139,7 @@ def test_the_first_difference_is_found(episodes: list[Episode]) -> None:
         ),
         "turn 1, call 1": with_first_call(old, arguments="{}"),
         "turn 1, call 1, answer": with_first_call(old, result="?"),
-        "turn 1, call 1, as a whole": with_first_call(old, seconds=0.0),
+        "turn 1, call 1, all fields": with_first_call(old, seconds=0.0),
         "outcome": replace(old, error="x"),
         "answer": replace(old, answer="x"),
         "reward": replace(old, reward=0.25),

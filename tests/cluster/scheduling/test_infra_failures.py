@@ -121,9 +121,9 @@ class Injected:
             Sampled(policy, self.template),
             ScriptedTools(answer),
             self.template,
-            Identity("w", max_model_len=4096),
+            Identity(worker="w", max_model_len=4096),
         )
-        return to_batch([await runner.run(lease, task, config)])
+        return to_batch([await runner.run_episode(lease, task, config)])
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from rollout.config import EpisodeConfig
 from rollout.engines.openai_config import EndpointConfig
 from rollout.episode import Episode, Lease, Outcome, Phase, Turn
 from rollout.episode_schema import from_batch, to_batch
-from rollout.evaluation.teacher_filter import FilterConfig, Given
+from rollout.evaluation.teacher_filter import FilterConfig, FilterContext
 from rollout.store.ledger_state import DropReason, State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -145,7 +145,7 @@ async def test_one_failure_of_the_world_is_tried_again(tmp_path: Path) -> None:
     with new_run(tmp_path / "run") as run:
         await play(run, teacher)
         assert run.ledger.audit().reasons == {DropReason.COLLECTED: len(EVERY)}
-    assert keep(tmp_path / "run", RULES, Given()).report["episodes"] == len(EVERY)
+    assert keep(tmp_path / "run", RULES, FilterContext()).report["episodes"] == len(EVERY)
 
 
 @pytest.mark.parametrize(("source", "tries"), [("scripted", 7), ("policy", 7), ("endpoint", 2)])
@@ -173,7 +173,7 @@ async def test_the_policys_pool_plays_too(tmp_path: Path, fleet: Any) -> None:
         await pool.close()
     assert stored(tmp_path / "run") == EVERY
     assert read_kept(tmp_path / "run") is None
-    kept = keep(tmp_path / "run", RULES, Given())
+    kept = keep(tmp_path / "run", RULES, FilterContext())
     assert kept.kept == tuple(f"t{task:06d}-01" for task in range(4)), "right ones only"
 
 
@@ -188,13 +188,13 @@ async def collected(path: Path) -> Path:
 
 async def test_the_selection_says_why_and_can_be_made_again(tmp_path: Path) -> None:
     run = await collected(tmp_path / "run")
-    report = keep(run, RULES, Given()).report
+    report = keep(run, RULES, FilterContext()).report
     assert (report["episodes"], report["kept"], report["dropped"]) == (8, 4, {"wrong": 4})
     assert report["by_source"] == {"policy": {"played": 8, "kept": 4}}
     assert kept_of(run)["episode"].to_pylist() == [f"t{task:06d}-01" for task in range(4)]
-    again = keep(run, RULES.model_copy(update={"min_answer": 0.0}), Given())
+    again = keep(run, RULES.model_copy(update={"min_answer": 0.0}), FilterContext())
     assert again.report["dropped"] == {"duplicate": 4}, "wrong ones rank behind right ones"
-    keep(run, FilterConfig(), Given())
+    keep(run, FilterConfig(), FilterContext())
     with pytest.raises(ConfigError, match="nothing was kept of the 8 episodes"):
         kept_of(run)
 
@@ -232,7 +232,14 @@ async def test_episodes_of_another_tokenizer_are_refused(
     tmp_path: Path, template: ChatTemplate
 ) -> None:
     def spoken(lease: Lease) -> Episode:
-        turn = Turn(Phase.EXECUTION, 1, 3, "not what these tokens say", "stop", "")
+        turn = Turn(
+            phase=Phase.EXECUTION,
+            start=1,
+            end=3,
+            text="not what these tokens say",
+            finish_reason="stop",
+            policy_error="",
+        )
         return replace(canned(lease, Numbered().tasks("train", 5, 1)[0], 0, ""), turns=(turn,))
 
     with new_run(tmp_path / "run") as run:
@@ -271,7 +278,7 @@ async def test_an_endpoints_key_is_nowhere_in_the_run_directory(
     assert played[0].source == "m"
     requests = [episode.extra["teacher_requests"] for episode in played]
     assert (played[0].outcome, requests) == (Outcome.ANSWERED, [5.0, *[1.0] * 3])
-    failures = keep(path, RULES, Given()).report["failures"]
+    failures = keep(path, RULES, FilterContext()).report["failures"]
     assert isinstance(failures, dict) and [*failures.values()] == [1]
     assert played[1].error.endswith("bad ***")
     assert endpoint.keys[0].endswith(KEY)

@@ -94,7 +94,7 @@ def test_vllms_own_server_teaches(served: tuple[Path, str], tmp_path: Path) -> N
         assert list(episode.token_ids_T[: len(prompt)]) == prompt
         assert (episode.source, episode.outcome.counts) == ("tiny", True)
         assert episode.extra["teacher_requests"] >= len(episode.turns) >= 1
-    with pytest.raises(ConfigError, match="no model 'other'; it offers: tiny"):
+    with pytest.raises(ConfigError, match="no model 'other'; it serves: tiny"):
         run_collect(
             load_config("catalog", [*settings, "collect.endpoint.model=other"]),
             tmp_path / "none",

@@ -1,4 +1,4 @@
-"""What a job does with requests, and what it writes down."""
+"""What a running job does with requests, and what it records."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import pytest
 
 from cluster.progress import Progress
 from cluster.training import control
-from cluster.training.control import MAX_WORKERS, Controls, controlled
-from rollout.store.control import ControlEvent, ask
+from cluster.training.control import Controls, controlled
+from rollout.store.control import MAX_WORKERS, ControlEvent, ScaleRequest, send_request
 from rollout.store.journal import read_objects
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -35,23 +35,28 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
         yield run
 
 
-def put(run: RunDirectory, name: str, action: str, detail: str) -> None:
-    wish = ControlEvent(at=1.0, actor="ada", action=action, detail=detail)
-    (run.layout.requests / f"{name}.json").write_text(wish.model_dump_json())
+def put(run: RunDirectory, name: str, workers: int) -> None:
+    event = ControlEvent(at=1.0, actor="ada", request=ScaleRequest(workers=workers))
+    (run.layout.requests / f"{name}.json").write_text(event.model_dump_json())
+
+
+def put_text(run: RunDirectory, name: str, request: str) -> None:
+    row = f'{{"at": 1.0, "actor": "ada", {request}}}'
+    (run.layout.requests / f"{name}.json").write_text(row)
 
 
 def test_requests_are_done_in_order_and_written_down(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(run, "2", "scale", "1")
-    put(run, "1", "scale", "5")
+    put(run, "2", 1)
+    put(run, "1", 5)
     pool = Pool()
     Controls(run, pool, lambda: 2).answer(Progress())
     assert pool.sizes == [2, 5, 1]
     rows = read_objects(run.layout.control)
-    assert [(row["request"], row["actor"], row["detail"], row["refused"]) for row in rows] == [
-        ("1", "ada", "5", ""),
-        ("2", "ada", "1", ""),
+    assert [(row["request_id"], row["actor"], row["request"], row["refused"]) for row in rows] == [
+        ("1", "ada", {"kind": "scale", "workers": 5}, ""),
+        ("2", "ada", {"kind": "scale", "workers": 1}, ""),
     ]
     assert list(run.layout.requests.iterdir()) == []
     assert [row["note"] for row in rows] == [
@@ -59,35 +64,51 @@ def test_requests_are_done_in_order_and_written_down(
         "",
     ]
     told = " ".join(capsys.readouterr().err.split())
-    assert "ada asked: scale 5 (the cluster has room for 2 of 3 more;" in told
-    assert "ada asked: scale 1 (done)" in told
+    assert "ada requested: scale to 5 workers (the cluster has room for 2 of 3 more;" in told
+    assert "ada requested: scale to 1 workers (done)" in told
+
+
+UNREADABLE = "expected a request such as"
 
 
 @pytest.mark.parametrize(
-    ("action", "detail", "reason"),
+    ("request_text", "reason"),
     [
-        ("scale", "0", "expected 1 to 4096 workers, found 0"),
-        ("scale", str(MAX_WORKERS + 1), "expected 1 to 4096 workers, found 4097"),
-        ("scale", "9" * 5_000, "expected 1 to 4096 workers, found 9999"),
-        ("scale", "many", "expected a number of workers, found 'many'"),
-        ("scale", "-1", "expected a number of workers, found '-1'"),
-        ("scale", "\u0663", "expected a number of workers"),
-        ("scale", "", "expected a number of workers, found ''"),
-        ("explode", "1", "expected scale, found 'explode'"),
+        ('"request": {"kind": "scale", "workers": 0}', "expected 1 to 4096 workers, found 0"),
+        (
+            f'"request": {{"kind": "scale", "workers": {MAX_WORKERS + 1}}}',
+            "expected 1 to 4096 workers, found 4097",
+        ),
+        ('"action": "scale", "detail": "0"', "expected 1 to 4096 workers, found 0"),
+        (f'"request": {{"kind": "scale", "workers": {"9" * 5_000}}}', UNREADABLE),
+        ('"request": {"kind": "scale", "workers": "3"}', UNREADABLE),
+        ('"request": {"kind": "scale", "workers": -1}', UNREADABLE),
+        ('"request": {"kind": "explode", "workers": 1}', UNREADABLE),
+        ('"request": {"kind": "scale"}', UNREADABLE),
+        ('"request": null', UNREADABLE),
+        ('"action": "scale", "detail": "\u0663"', UNREADABLE),
+        ('"action": "explode", "detail": "1"', UNREADABLE),
     ],
 )
-def test_what_cannot_be_done_is_refused(
-    run: RunDirectory, action: str, detail: str, reason: str
+def test_an_impossible_request_is_refused(
+    run: RunDirectory, request_text: str, reason: str
 ) -> None:
-    put(run, "1", action, detail)
+    put_text(run, "1", request_text)
     (run.layout.requests / "2.json").write_text("[[")
     pool = Pool()
     Controls(run, pool, lambda: 9).answer(Progress(quiet=True))
     assert pool.sizes == [2]
     refused = [str(row["refused"]) for row in read_objects(run.layout.control)]
-    assert reason in refused[0]
-    assert refused[1] == "expected a request, found another file"
+    assert refused[0].startswith(reason)
+    assert refused[1].startswith(UNREADABLE)
     assert list(run.layout.requests.iterdir()) == []
+
+
+def test_a_request_of_an_older_client_is_carried_out(run: RunDirectory) -> None:
+    put_text(run, "1", '"action": "scale", "detail": "4", "request": "", "refused": ""')
+    pool = Pool()
+    Controls(run, pool, lambda: 9).answer(Progress(quiet=True))
+    assert pool.sizes == [2, 4]
 
 
 async def test_a_job_answers_while_the_block_lasts(
@@ -95,9 +116,9 @@ async def test_a_job_answers_while_the_block_lasts(
 ) -> None:
     monkeypatch.setattr(control, "_LOOK_EVERY_S", 0.01)
     pool = Pool()
-    wish = ControlEvent(at=1.0, actor="ada", action="scale", detail="7")
+    event = ControlEvent(at=1.0, actor="ada", request=ScaleRequest(workers=7))
     async with controlled(Controls(run, pool, lambda: 9), Progress(quiet=True)):
-        answer = await asyncio.to_thread(ask, run.layout, wish, 10.0)
+        answer = await asyncio.to_thread(send_request, run.layout, event, 10.0)
     assert (answer.refused, pool.desired) == ("", 7)
 
 
@@ -111,13 +132,13 @@ async def test_a_request_that_cannot_be_done_ends_nothing(
         return next(rooms, 0) or int("no cluster")
 
     pool = Pool()
-    put(run, "1", "scale", "3")
-    put(run, "2", "scale", "4")
+    put(run, "1", 3)
+    put(run, "2", 4)
     async with controlled(Controls(run, pool, room), Progress(quiet=True)):
         while "no cluster" not in caplog.text:
             await asyncio.sleep(0.01)
         rooms = iter([9])
-        put(run, "3", "scale", "5")
+        put(run, "3", 5)
         while pool.desired != 5:
             await asyncio.sleep(0.01)
     assert pool.sizes == [2, 3, 5]

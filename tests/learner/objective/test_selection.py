@@ -114,10 +114,28 @@ def test_length_is_punished_before_the_limit(make_episode, make_table) -> None:
 
 def trials(count: int) -> tuple[Turn, ...]:
     calls = tuple(
-        CallRecord("probe", f'{{"x": {x}}}', AnswerStatus.OK, "", 0.0, 0.0, "trial")
+        CallRecord(
+            name="probe",
+            arguments=f'{{"x": {x}}}',
+            status=AnswerStatus.OK,
+            result="",
+            seconds=0.0,
+            cpu_seconds=0.0,
+            purpose="trial",
+        )
         for x in range(count)
     )
-    return (Turn(Phase.TRIAL, 0, 1, "", "stop", "", calls),)
+    return (
+        Turn(
+            phase=Phase.TRIAL,
+            start=0,
+            end=1,
+            text="",
+            finish_reason="stop",
+            policy_error="",
+            calls=calls,
+        ),
+    )
 
 
 def test_the_step_says_what_trials_brought_and_cost(make_episode, make_table) -> None:
@@ -200,7 +218,14 @@ def test_an_empty_table_is_refused(make_table, make_episode) -> None:
 
 
 def test_credit_columns_of_a_part_of_a_table(make_episode, make_table) -> None:
-    fault = Turn(Phase.EXECUTION, 0, 1, "", "stop", "no_action")
+    fault = Turn(
+        phase=Phase.EXECUTION,
+        start=0,
+        end=1,
+        text="",
+        finish_reason="stop",
+        policy_error="no_action",
+    )
     again = replace(trials(1)[0], calls=trials(2)[0].calls * 2)
     turns = [(), trials(3), (again, fault), trials(1)]
     table = make_table([replace(make_episode(i), turns=made) for i, made in enumerate(turns)])

@@ -59,7 +59,7 @@ async def test_a_lost_connection_is_tried_again_and_then_named() -> None:
         raise httpx.RemoteProtocolError("Server disconnected")
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(lose))
-    with pytest.raises(TeacherError, match=r"after 4 tries.*Server disconnected"):
+    with pytest.raises(TeacherError, match=r"after 4 attempts.*Server disconnected"):
         await ChatClient(http, PROMPT, "").complete({}, "r", Spending())
 
 
@@ -68,7 +68,7 @@ async def test_retry_after_holds_all_requests_back_and_ends_at_the_deadline() ->
     endpoint = FakeEndpoint([fails(429, "slow down", retry_after="60"), says("yes")])
     client = endpoint.client(config)
     for _ in range(2):
-        with pytest.raises(TeacherError, match=r"after \d tries"):
+        with pytest.raises(TeacherError, match=r"after \d attempts"):
             await client.complete({}, "r", Spending())
     assert len(endpoint.requests) == 1, "the second request waited for the first one's Retry-After"
 
@@ -83,9 +83,9 @@ async def test_the_wait_that_was_asked_for_is_kept() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (fails(401), r"refuses the key in \$TEACHER_KEY \(HTTP 401\)"),
-        (fails(404, "no such model"), "refuses every request: HTTP 404: no such model"),
-        (fails(429, '{"code": "insufficient_quota"}'), "refuses every request"),
+        (fails(401), r"rejects the key in \$TEACHER_KEY \(HTTP 401\)"),
+        (fails(404, "no such model"), "rejects every request: HTTP 404: no such model"),
+        (fails(429, '{"code": "insufficient_quota"}'), "rejects every request"),
     ],
 )
 async def test_what_no_request_survives_stops_the_collection(answer: Answer, message: str) -> None:
@@ -105,7 +105,7 @@ async def test_a_reply_that_does_not_say_what_it_used_still_costs() -> None:
 
 
 async def test_the_check_lists_what_the_endpoint_offers() -> None:
-    with pytest.raises(ConfigError, match="no model 'm'; it offers: big, small"):
+    with pytest.raises(ConfigError, match="no model 'm'; it serves: big, small"):
         await FakeEndpoint([]).client(PROMPT).check()
     await FakeEndpoint([]).client(PROMPT.model_copy(update={"model": "big"})).check()
 
@@ -115,7 +115,7 @@ async def test_the_check_names_an_endpoint_that_is_not_there_and_a_refused_key()
         raise httpx.ConnectError("refused")
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(refuse))
-    with pytest.raises(MissingError, match="no endpoint answers at http://teacher/v1"):
+    with pytest.raises(MissingError, match="expected an endpoint at http://teacher/v1"):
         await ChatClient(http, PROMPT, KEY).check()
     unauthorised = httpx.MockTransport(lambda request: httpx.Response(401))
     http = httpx.AsyncClient(transport=unauthorised)

@@ -14,7 +14,7 @@ from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
 from rollout.config import EpisodeConfig
 from rollout.engines.openai_config import EndpointConfig
-from rollout.engines.openai_engine import OpenAIEngine, Part
+from rollout.engines.openai_engine import OpenAIEngine, TeacherTask
 from rollout.engines.openai_prompt import TeacherNotes
 from rollout.engines.openai_wire import ChatReply, native_messages, read_reply
 from rollout.episode import Episode, Lease, Outcome, Phase
@@ -54,11 +54,11 @@ class Stage:
     ) -> Episode:
         episode = EpisodeConfig(max_tokens_per_turn=2_000).model_copy(update=changes)
         engine = OpenAIEngine(
-            endpoint.client(config), config, self.template, Part(self.task, episode)
+            endpoint.client(config), config, self.template, TeacherTask(self.task, episode)
         )
-        identity = Identity("unit", config.model, 16_000)
+        identity = Identity(worker="unit", source=config.model, max_model_len=16_000)
         runner = EpisodeRunner(engine, ScriptedTools(double), self.template, identity)
-        return await runner.run(LEASE, self.task, episode)
+        return await runner.run_episode(LEASE, self.task, episode)
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ async def test_a_tool_name_that_native_calls_do_not_take_is_refused(stage: Stage
     tools = stage.task.tool_set.model_copy(update={"tools": (tool,)})
     task = Task("t", "unit", "train", "?", tools, stage.task.scorer)
     client = FakeEndpoint(GOOD).client(NATIVE)
-    engine = OpenAIEngine(client, NATIVE, stage.template, Part(task, EpisodeConfig()))
+    engine = OpenAIEngine(client, NATIVE, stage.template, TeacherTask(task, EpisodeConfig()))
     with pytest.raises(ConfigError, match=r"'two words'.*--tool-format prompt"):
         await engine.start()
 
@@ -286,6 +286,6 @@ async def test_a_request_that_is_not_taken_fails_its_episode_only(stage: Stage) 
 )
 async def test_the_budget_ends_it(stage: Stage, budget: dict[str, int], requests: int) -> None:
     endpoint = FakeEndpoint(GOOD)
-    with pytest.raises(EngineError, match="budget is spent"):
+    with pytest.raises(EngineError, match="budget is used up"):
         await stage.play(endpoint, PROMPT.model_copy(update=budget))
     assert len(endpoint.requests) == requests

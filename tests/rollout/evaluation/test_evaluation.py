@@ -143,21 +143,44 @@ def test_json_is_plain() -> None:
 
 def call(status: AnswerStatus, purpose: str) -> CallRecord:
     assert purpose in ("trial", "execution")
-    return CallRecord("find", "{}", status, "", 0.1, 0.1, purpose)
+    return CallRecord(
+        name="find",
+        arguments="{}",
+        status=status,
+        result="",
+        seconds=0.1,
+        cpu_seconds=0.1,
+        purpose=purpose,
+    )
 
 
 def test_row_of_an_episode() -> None:
     turns = (
-        Turn(Phase.TRIAL, 2, 4, "", "stop", "", (call(AnswerStatus.TIMEOUT, "trial"),)),
-        Turn(Phase.TRIAL, 5, 6, "", "stop", "malformed_json"),
         Turn(
-            Phase.EXECUTION,
-            6,
-            7,
-            "",
-            "stop",
-            "",
-            (call(AnswerStatus.TOOL_ERROR, "execution"), call(AnswerStatus.OK, "execution")),
+            phase=Phase.TRIAL,
+            start=2,
+            end=4,
+            text="",
+            finish_reason="stop",
+            policy_error="",
+            calls=(call(AnswerStatus.TIMEOUT, "trial"),),
+        ),
+        Turn(
+            phase=Phase.TRIAL,
+            start=5,
+            end=6,
+            text="",
+            finish_reason="stop",
+            policy_error="malformed_json",
+        ),
+        Turn(
+            phase=Phase.EXECUTION,
+            start=6,
+            end=7,
+            text="",
+            finish_reason="stop",
+            policy_error="",
+            calls=(call(AnswerStatus.TOOL_ERROR, "execution"), call(AnswerStatus.OK, "execution")),
         ),
     )
     phases = (0, 0, 1, 1, 4, 1, 3)
@@ -179,8 +202,8 @@ def test_row_of_an_episode() -> None:
         spans=(VersionSpan(2, 0),),
         turns=turns,
         messages=(),
-        sampling=Sampling(0.0, 1.0, 0, 1),
-        timings=Timings(50.0, 2.5, 0.0, 2.0, 0.5),
+        sampling=Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=1),
+        timings=Timings(started_at=50.0, wall_s=2.5, queue_s=0.0, generate_s=2.0, tool_s=0.5),
         source="policy",
         worker="w0",
         tool_server="t0",

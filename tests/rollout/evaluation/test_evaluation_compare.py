@@ -75,8 +75,8 @@ def test_only_shared_tasks_count_and_the_others_are_told() -> None:
     assert found.shared == (2,)
     assert [(score.tasks, score.samples) for score in found.sides] == [((4,), (2,)), ((4,), (2,))]
     assert overall(found.rows).difference.mean == 0.0
-    assert found.notes[0].startswith("old: 2 of 4 tasks are left out")
-    assert found.notes[1].startswith("new: 2 of 4 tasks are left out")
+    assert found.notes[0].startswith("old: 2 of 4 tasks are excluded")
+    assert found.notes[1].startswith("new: 2 of 4 tasks are excluded")
     assert found.notes[2] == "with 2 tasks the permutation test cannot give a p below 0.5"
 
 
@@ -131,10 +131,10 @@ def test_seeds_are_the_unit_where_there_are_several() -> None:
     ("sides", "message"),
     [
         ([side("a", [1])], "two or more sides"),
-        ([side("a", [1]), side("a", [1])], "name of its own"),
-        ([side("a", [1]), side("b", [1], [1])], "as many seeds on every side"),
-        ([side("a", [1]), side("b", [])], "none that all share"),
-        ([side("a", []), side("b", [])], "none that all share"),
+        ([side("a", [1]), side("a", [1])], "different names for the sides"),
+        ([side("a", [1]), side("b", [1], [1])], "same number of seeds on every side"),
+        ([side("a", [1]), side("b", [])], "no task that all sides have"),
+        ([side("a", []), side("b", [])], "no task that all sides have"),
         ([Side("a", ()), Side("b", ())], "at least one"),
     ],
 )

@@ -78,8 +78,8 @@ def test_what_does_not_count_is_in_no_figure_and_said() -> None:
     assert total.pass_at_k[2].stderr is None
     assert total.trial_calls.value == 1.0
     lost, unseen, fewer = report.notes
-    assert lost.startswith("4 of 8 episodes do not count")
-    assert unseen.startswith("1 tasks have no episode that counts")
+    assert lost.startswith("4 of 8 episodes are excluded")
+    assert unseen.startswith("1 tasks are excluded from all figures")
     assert fewer.startswith("pass@2 is over the 1 of 3 tasks")
 
 

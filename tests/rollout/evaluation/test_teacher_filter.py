@@ -12,7 +12,7 @@ from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Turn
 from rollout.evaluation.teacher_filter import (
     Candidate,
     FilterConfig,
-    Given,
+    FilterContext,
     Reason,
     examine,
     near_duplicates,
@@ -32,11 +32,27 @@ def called(
     purpose: Any = "execution",
     status: AnswerStatus = AnswerStatus.OK,
 ) -> CallRecord:
-    return CallRecord(name, f'{{"x": "{value}"}}', status, result, 0.0, 0.0, purpose)
+    return CallRecord(
+        name=name,
+        arguments=f'{{"x": "{value}"}}',
+        status=status,
+        result=result,
+        seconds=0.0,
+        cpu_seconds=0.0,
+        purpose=purpose,
+    )
 
 
 def turn(phase: Phase, text: str, *calls: CallRecord, policy_error: str = "") -> Turn:
-    return Turn(phase, 0, 1, text, "stop", policy_error, calls)
+    return Turn(
+        phase=phase,
+        start=0,
+        end=1,
+        text=text,
+        finish_reason="stop",
+        policy_error=policy_error,
+        calls=calls,
+    )
 
 
 TRIAL = turn(Phase.TRIAL, "I try abc first", called("tosi", "abc", "cba", "trial"))
@@ -74,14 +90,16 @@ def make(episode_with: Make) -> Make:
     return build
 
 
-def reason_of(episode: Episode, rules: FilterConfig = RULES, given: Given | None = None) -> Any:
-    return examine(episode, rules, given or Given(HIDDEN)).reason
+def reason_of(
+    episode: Episode, rules: FilterConfig = RULES, given: FilterContext | None = None
+) -> Any:
+    return examine(episode, rules, given or FilterContext(HIDDEN)).reason
 
 
 def test_a_right_episode_with_a_trial_and_a_produced_answer_passes(make: Make) -> None:
-    candidate = examine(make(), RULES, Given(HIDDEN, ("<|im_end|>",)))
+    candidate = examine(make(), RULES, FilterContext(HIDDEN, ("<|im_end|>",)))
     assert (candidate.reason, candidate.trial_calls, candidate.calls) == (None, 1, 2)
-    assert select([candidate], RULES).kept == ("e0",)
+    assert select([candidate], RULES).selected == ("e0",)
 
 
 def faulty(count: int) -> tuple[Turn, ...]:
@@ -120,7 +138,7 @@ def faulty(count: int) -> tuple[Turn, ...]:
 def test_an_episode_is_dropped_for_one_reason(
     make: Make, reason: Reason, changes: dict[str, Any]
 ) -> None:
-    assert reason_of(make(**changes), given=Given(HIDDEN, ("<|unknown|>",))) is reason
+    assert reason_of(make(**changes), given=FilterContext(HIDDEN, ("<|unknown|>",))) is reason
 
 
 def test_length_limits(make: Make) -> None:
@@ -143,7 +161,7 @@ def test_no_trials_are_asked_of_the_direct_mode(make: Make) -> None:
 
 def test_nothing_is_hidden_from_a_scripted_teacher(make: Make) -> None:
     told = make(turns=(replace(TRIAL, text="The instructions say so"), *GOOD[1:]))
-    assert reason_of(told, given=Given()) is None
+    assert reason_of(told, given=FilterContext()) is None
 
 
 # Leaks
@@ -243,7 +261,7 @@ def test_the_same_calls_for_the_same_task_are_kept_once() -> None:
     same = [candidate(e, task="t", sequence="s") for e in ("a", "b")]
     other_task = candidate("c", task="u", sequence="s")
     selection = select([*same, other_task], RULES)
-    assert selection.kept == ("a", "c")
+    assert selection.selected == ("a", "c")
     assert selection.dropped == {"b": Reason.DUPLICATE}
 
 
@@ -251,7 +269,7 @@ def test_calls_are_the_same_whatever_the_order_of_arguments(make: Make) -> None:
     def with_arguments(text: str) -> Candidate:
         call = replace(called("tosi", "", "olleh"), arguments=text)
         return examine(
-            make(turns=(TRIAL, EXPERIENCE, replace(WORK, calls=(call,)))), RULES, Given()
+            make(turns=(TRIAL, EXPERIENCE, replace(WORK, calls=(call,)))), RULES, FilterContext()
         )
 
     one, two = with_arguments('{"a": 1, "b": "X"}'), with_arguments('{"b":"x","a":1}')
@@ -265,7 +283,7 @@ def test_nearly_the_same_words_are_kept_once_whatever_the_task(make: Make) -> No
         examine(
             make(f"e{i}", task=f"t{i}", turns=(replace(TRIAL, text=text), *GOOD[1:])),
             RULES,
-            Given(),
+            FilterContext(),
         )
         for i, text in enumerate(texts)
     ]
@@ -296,8 +314,8 @@ def test_best_of_n_prefers_reward_then_few_calls_then_short_ones() -> None:
         candidate("c", task="t", tokens=101),
         candidate("d", task="t"),
     ]
-    assert select(group, FilterConfig(per_task=1)).kept == ("d",)
-    assert select(group, FilterConfig(per_task=2)).kept == ("c", "d")
+    assert select(group, FilterConfig(per_task=1)).selected == ("d",)
+    assert select(group, FilterConfig(per_task=2)).selected == ("c", "d")
     dropped = select(group, FilterConfig(per_task=1)).dropped
     assert set(dropped.values()) == {Reason.PER_TASK}
 
@@ -305,18 +323,18 @@ def test_best_of_n_prefers_reward_then_few_calls_then_short_ones() -> None:
 def test_a_share_of_corrected_episodes_is_reached_by_dropping_others() -> None:
     group = [candidate(f"e{i}", corrections=int(i < 3)) for i in range(12)]
     selection = select(group, FilterConfig(corrected_share=0.5))
-    assert len(selection.kept) == 6
-    assert {"e0", "e1", "e2"} <= set(selection.kept)
+    assert len(selection.selected) == 6
+    assert {"e0", "e1", "e2"} <= set(selection.selected)
     assert set(selection.dropped.values()) == {Reason.UNCORRECTED}
     assert select(group, FilterConfig(corrected_share=0.25)).dropped == {}
 
 
 def test_no_value_of_a_tag_outnumbers_the_rarest() -> None:
     group = [candidate(f"e{i}", tags={"depth": "1" if i < 8 else "2"}) for i in range(11)]
-    kept = select(group, FilterConfig(balance="depth")).kept
+    kept = select(group, FilterConfig(balance="depth")).selected
     assert len(kept) == 6 and {"e8", "e9", "e10"} <= set(kept)
     twice = select(group, FilterConfig(balance="depth", balance_ratio=2.0))
-    assert len(twice.kept) == 9
+    assert len(twice.selected) == 9
     assert set(twice.dropped.values()) == {Reason.UNBALANCED}
 
 
@@ -324,5 +342,5 @@ def test_a_selection_is_the_same_every_time_and_keeps_the_order() -> None:
     group = [candidate(f"e{i:02d}", corrections=i % 2) for i in range(40)]
     rules = FilterConfig(corrected_share=0.8)
     assert select(group, rules) == select(group, rules)
-    kept = select(group, rules).kept
+    kept = select(group, rules).selected
     assert list(kept) == sorted(kept)

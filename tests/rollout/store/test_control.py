@@ -1,4 +1,4 @@
-"""Requests to a job at work: how they reach it, and what who asks is told."""
+"""Requests to a running job: how they reach it, and the answers that the requester gets."""
 
 import threading
 import time
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from envs.errors import DeadlineError, MissingError, StoreError
-from rollout.store.control import ControlEvent, ask, take_requests
+from rollout.store.control import ControlEvent, ScaleRequest, send_request, take_requests
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo, RunLayout
 from rollout.store.run_lock import is_written
 
-WISH = ControlEvent(at=1.0, actor="ada", action="scale", detail="3")
+EVENT = ControlEvent(at=1.0, actor="ada", request=ScaleRequest(workers=3))
 
 
 @pytest.fixture
@@ -23,56 +23,56 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
         yield run
 
 
-def answer_next(run: RunDirectory, **told: str) -> None:
+def answer_next(run: RunDirectory, **fields: str) -> None:
     until = time.monotonic() + 10
     while time.monotonic() < until:
         for name, request in take_requests(run.layout):
             assert request is not None
-            run.record_control(request.model_copy(update={"request": name} | told))
+            run.record_control(request.model_copy(update={"request_id": name} | fields))
             return
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("refused", ["", "too many"])
-def test_who_asks_gets_the_answer_to_its_own_request(run: RunDirectory, refused: str) -> None:
-    run.record_control(WISH)  # somebody else's, of before
+def test_a_requester_gets_the_answer_to_its_own_request(run: RunDirectory, refused: str) -> None:
+    run.record_control(EVENT)  # an earlier request of another client
     job = threading.Thread(target=answer_next, args=(run,), kwargs={"refused": refused})
     job.start()
-    answer = ask(run.layout, WISH, 10.0)
+    answer = send_request(run.layout, EVENT, 10.0)
     job.join()
-    assert (answer.actor, answer.action, answer.detail) == ("ada", "scale", "3")
+    assert (answer.actor, answer.request) == ("ada", ScaleRequest(workers=3))
     assert answer.refused == refused
     assert list(run.layout.requests.iterdir()) == []
 
 
-def test_a_request_that_nobody_answers_is_taken_back(run: RunDirectory) -> None:
+def test_a_request_without_an_answer_is_withdrawn(run: RunDirectory) -> None:
     with pytest.raises(DeadlineError, match=r"did not answer within 0\.2 s"):
-        ask(run.layout, WISH, 0.2)
+        send_request(run.layout, EVENT, 0.2)
     assert list(run.layout.requests.iterdir()) == []
 
 
 def test_a_run_that_cannot_be_written_to_is_one_error(run: RunDirectory) -> None:
     run.layout.requests.touch()
     with pytest.raises(StoreError, match=r"could not make the folder .*requests: File exists"):
-        ask(run.layout, WISH, 0.2)
+        send_request(run.layout, EVENT, 0.2)
 
 
-def test_without_a_job_there_is_nobody_to_ask(run: RunDirectory) -> None:
+def test_without_a_job_there_is_nobody_to_send_request(run: RunDirectory) -> None:
     assert is_written(run.layout)
     run.close()
     assert not is_written(run.layout)
-    with pytest.raises(MissingError, match=r"a job at work on .*, found none"):
-        ask(run.layout, WISH, 5.0)
+    with pytest.raises(MissingError, match=r"a running job that writes to .*, found none"):
+        send_request(run.layout, EVENT, 5.0)
     assert not is_written(RunLayout(run.path / "nowhere"))
-    RunDirectory.open(run.path)  # asking left no lock behind
+    RunDirectory.open(run.path)  # the check of the lock did not keep it
 
 
-def test_requests_come_in_order_and_other_files_are_none(run: RunDirectory) -> None:
+def test_requests_come_in_order_and_unreadable_files_as_none(run: RunDirectory) -> None:
     folder = run.layout.requests
     folder.mkdir()
     contents = {
-        "2": WISH.model_dump_json(),
-        "1": WISH.model_copy(update={"detail": "1"}).model_dump_json(),
+        "2": EVENT.model_dump_json(),
+        "1": EVENT.model_copy(update={"request": ScaleRequest(workers=1)}).model_dump_json(),
         "3": "{}",
         "4": "not JSON",
         "5": "[" * 100_000,
@@ -81,6 +81,15 @@ def test_requests_come_in_order_and_other_files_are_none(run: RunDirectory) -> N
         (folder / f"{name}.json").write_text(content)
     (folder / ".6.json.new").write_text("being written")
     (folder / "7.json").mkdir()
-    found = [(name, request and request.detail) for name, request in take_requests(run.layout)]
-    assert found == [("1", "1"), ("2", "3"), ("3", None), ("4", None), ("5", None)]
+    found = [(name, event and event.request) for name, event in take_requests(run.layout)]
+    one, three = ScaleRequest(workers=1), ScaleRequest(workers=3)
+    assert found == [("1", one), ("2", three), ("3", None), ("4", None), ("5", None)]
     assert sorted(path.name for path in folder.iterdir()) == [".6.json.new", "7.json"]
+
+
+def test_events_with_text_details_are_still_read() -> None:
+    row = {"at": 1.0, "actor": "ada", "action": "scale", "detail": "3", "request": "7"}
+    assert ControlEvent.model_validate(row) == EVENT.model_copy(update={"request_id": "7"})
+    refused = {**row, "detail": "many", "refused": "expected a number", "note": ""}
+    event = ControlEvent.model_validate(refused)
+    assert (event.request, event.refused) == (None, "expected a number")

@@ -16,7 +16,7 @@ import pytest
 from envs.errors import MissingError, StoreError
 from rollout.episode import Episode, Lease, Outcome
 from rollout.episode_schema import EPISODE_SCHEMA, VERSION_KEY, from_batch, to_batch
-from rollout.store.control import ControlEvent
+from rollout.store.control import ControlEvent, ScaleRequest
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -49,7 +49,7 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         directory.record_metrics(1, {"loss": 0.4})
         directory.record_metrics(0, {"loss": 0.25})
         directory.annotate(3, pa.table({"episode": ["e1"], "advantage": [0.5]}))
-        directory.record_control(ControlEvent(at=2.0, actor="cli", action="scale", detail="4"))
+        directory.record_control(ControlEvent(at=2.0, actor="cli", request=ScaleRequest(workers=4)))
     reader = RunReader(path)
     assert (reader.run, reader.config_toml) == (RUN, "[env]\n")
     rows = reader.episodes()
@@ -63,7 +63,8 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         (1, {"loss": 0.4}),
     ]
     assert reader.annotations(3).to_pylist() == [{"episode": "e1", "advantage": 0.5}]
-    assert json.loads((path / "control.jsonl").read_text())["action"] == "scale"
+    row = json.loads((path / "control.jsonl").read_text())
+    assert row["request"] == {"kind": "scale", "workers": 4}
     with pytest.raises(MissingError, match="annotations of step 4"):
         reader.annotations(4)
 
@@ -87,6 +88,17 @@ def test_an_episode_is_found_by_a_unique_prefix(path: Path, episode_with: MakeEp
         reader.episode("a")
     with pytest.raises(MissingError, match="found 0"):
         reader.episode("x")
+
+
+def test_the_last_attempt_of_each_episode_is_listed_by_id(
+    path: Path, episode_with: MakeEpisode
+) -> None:
+    attempts = [lease("g", 1, 2), lease("g", 0), lease("g", 1, 1), lease("g", 1)]
+    with RunDirectory.create(path, "", RUN) as directory:
+        for attempt in attempts:
+            directory.append(to_batch([episode_with(lease=attempt)]))
+    rows = RunReader(path).last_attempts()
+    assert [(row.episode, row.attempt) for row in rows] == [("g.0", 0), ("g.1", 2)]
 
 
 def test_rows_are_filtered(path: Path, episode_with: MakeEpisode) -> None:
@@ -389,10 +401,10 @@ def test_newer_runs_and_segments_are_refused(path: Path, episode_with: MakeEpiso
             directory.append(batch.drop_columns(["seed"]))
     newer = EPISODE_SCHEMA.with_metadata({VERSION_KEY: b"99"})
     (path / "episodes" / "000001.arrows").write_bytes(newer.serialize())
-    with pytest.raises(StoreError, match="version 99: they were written by a newer trialrun"):
+    with pytest.raises(StoreError, match="version 99: a newer trialrun wrote them"):
         RunReader(path).episodes()
     (path / "run.json").write_text(RUN.model_copy(update={"layout_version": 99}).model_dump_json())
-    with pytest.raises(StoreError, match="written by a newer trialrun"):
+    with pytest.raises(StoreError, match="a newer trialrun wrote it"):
         _ = RunReader(path).run
     (path / "run.json").write_text("{")
     with pytest.raises(StoreError, match=r"run\.json: expected a run's description"):
