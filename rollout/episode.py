@@ -9,10 +9,9 @@ from typing import Literal
 
 from envs.errors import EpisodeError
 from envs.messages import Message
+from envs.tasks import Mode
 from envs.tools import AnswerStatus
 from rollout.engine import VersionSpan
-
-Mode = Literal["direct", "trial", "free"]
 
 
 class Phase(IntEnum):
