@@ -1,13 +1,20 @@
 """Tasks, how their answers are scored, and the Protocol of an environment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args
 
+from envs.errors import ConfigError
+from envs.messages import Reply
 from envs.tools import ToolSet
 
 Split = Literal["train", "validation", "heldout"]
-"""`train` is learnt from, `validation` is tuned on, `heldout` is only ever reported on."""
+"""`train` is for training, `validation` for tuning, `heldout` for reported results only."""
+SPLITS: tuple[Split, ...] = get_args(Split)
+Mode = Literal["direct", "trial", "free"]
+"""How an episode treats its tools: `direct` has no trial phase, `trial` tries the tools first,
+`free` lets the policy choose when it tries.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,7 @@ class Score:
 
 
 class Scorer(Protocol):
-    """Knows when an answer is right; picklable; stays with the worker, never in a sandbox."""
+    """Scores answers; picklable; stays with the worker and never enters a sandbox."""
 
     def score(self, answer: str) -> Score: ...
 
@@ -28,7 +35,7 @@ class Scorer(Protocol):
 class Task:
     """A question, its tools, and the scorer of its answer.
 
-    `tags` are difficulty labels for tables (for example `{"depth": "1", "quirk": "key"}`).
+    `tags` are labels to group results by, such as `{"depth": "1", "quirk": "key"}`.
     """
 
     id: str
@@ -40,24 +47,74 @@ class Task:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A scripted teacher, which generates demonstrations for SFT."""
+
+    reply: Reply
+    """The text of its next turn."""
+    trial_calls: Callable[[int, int], int]
+    """From an episode's seed and the full budget to the trial calls that the episode may make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """Highest chance of success without trying the tools first, and its standard error."""
+
+    success: float
+    standard_error: float
+
+
+EstimateCeiling = Callable[[int, int], Ceiling]
+"""From the execution calls of an episode and a number of tasks to the ceiling; picklable, since the
+search takes minutes and runs in a process of its own.
+"""
+
+
 class Environment(Protocol):
-    """A source of tasks; drawing the same (split, seed, count) twice gives equal tasks."""
+    """A source of tasks. The same (split, seed, count) gives equal tasks every time.
+
+    Inherit from it: a new task set then needs `name` and `tasks` only. The other members describe
+    what it can do beyond that; their defaults say "finite, no teacher, no known ceiling".
+    """
 
     @property
     def name(self) -> str: ...
 
-    def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
-        """Return `count` tasks of `split`, or all there are when None.
+    @property
+    def endless(self) -> bool:
+        """Whether it generates as many tasks as a caller requests."""
+        return False
 
-        Raises ConfigError where the split does not exist or cannot give that many.
+    @property
+    def ceiling(self) -> EstimateCeiling | None:
+        """How to estimate the best score without trying the tools first; None where unknown."""
+        return None
+
+    def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
+        """Return `count` tasks of `split`; all of them when `count` is None.
+
+        Raises ConfigError where the split does not exist or has too few tasks.
         """
         ...
 
-
-@runtime_checkable
-class TaskCollection(Protocol):
-    """An environment that has an end, such as a file of tasks."""
-
     def all_tasks(self) -> Sequence[Task]:
-        """Return every task, whatever its split."""
-        ...
+        """Return every task, split by split; override it where a split may have no tasks.
+
+        Raises ConfigError where the task set is endless.
+        """
+        if self.endless:
+            raise ConfigError(
+                f"environment {self.name!r} generates tasks without end: "
+                "name a split and a number of tasks"
+            )
+        return [task for split in SPLITS for task in self.tasks(split, 0, None)]
+
+    def teacher(self, mode: Mode) -> Teacher:
+        """Return the scripted teacher for episodes of `mode`. Raises ConfigError without one."""
+        del mode
+        raise ConfigError(
+            f"environment {self.name!r} has no scripted teacher: "
+            "let an endpoint teach (trialrun collect --source endpoint), "
+            "or give episodes with --from RUN_DIRECTORY"
+        )

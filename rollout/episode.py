@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Literal
 
 from envs.errors import EpisodeError
 from envs.messages import Message
+from envs.tasks import Mode
 from envs.tools import AnswerStatus, SessionPurpose
 from rollout.engine import VersionSpan
-
-Mode = Literal["direct", "trial", "free"]
 
 
 class Phase(IntEnum):

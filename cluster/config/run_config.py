@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Literal, Self
 
 import tomli_w
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
 from cluster.config.collect_config import CollectSection
 from cluster.config.known_keys import LIKENESS, explain, said_of, stray_keys, unknown_key
 from cluster.config.study_config import StudySection, needed_models
-from envs.config import EnvConfig, Section, ToolServerConfig
+from envs.config import Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
 from envs.tasks import Split
+from envs.tasksets.catalog.config import CatalogEnvConfig
+from envs.tasksets.registry import EnvSection, every_key
 from learner.config import (
     LearnerConfig,
     SftConfig,
@@ -153,7 +155,7 @@ class RunConfig(Section):
 
     run: RunSection = RunSection()
     model: ModelConfig = ModelConfig()
-    env: EnvConfig = EnvConfig()
+    env: EnvSection = CatalogEnvConfig()
     tools: ToolServerConfig = ToolServerConfig()
     engine: EngineConfig = EngineConfig()
     episode: EpisodeConfig = EpisodeConfig()
@@ -238,10 +240,10 @@ class RunConfig(Section):
             )
 
 
-class RecipeKeys(RunConfig):
-    """Every key that a recipe may have: those of a run, and the description of a study."""
-
-    study: StudySection = StudySection()
+RunKeys = create_model("RunKeys", __base__=RunConfig, env=(every_key(), ...))
+"""Every key that a run may have, of whatever task set: to look up keys, never validated."""
+RecipeKeys = create_model("RecipeKeys", __base__=RunKeys, study=(StudySection, StudySection()))
+"""Every key that a recipe may have: those of a run, and the description of a study."""
 
 
 def recipe_names() -> list[str]:
@@ -288,9 +290,9 @@ def checked_study(described: JsonValue, origin: str, overrides: Sequence[str]) -
     except ValidationError as error:
         raise ConfigError(explain(error, f"recipe {origin}", StudySection, "study")) from None
     faults = [
-        unknown_key(path, RunConfig, under)
+        unknown_key(path, RunKeys, under)
         for under, changes in study.changes.items()
-        for path in stray_keys(changes, RunConfig)
+        for path in stray_keys(changes, RunKeys)
     ]
     played = needed_models({arm.model for arm in study.arms.values()}, study.models)
     for override in overrides:

@@ -7,6 +7,7 @@ from envs.errors import ConfigError
 from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.tasksets.toolhop.audit import Audit, audit
+from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import data_file_of
 from envs.tasksets.toolhop.questions import read_questions
 from envs.tools import JsonObject
@@ -17,7 +18,7 @@ def run_audit(config: RunConfig, calls_per_tool: int) -> JsonObject:
 
     Raises ConfigError for other environments, MissingError and DataFileError for the file.
     """
-    if config.env.name != "toolhop":
+    if not isinstance(config.env, ToolHopEnvConfig):
         raise ConfigError(f"expected env.name = 'toolhop' for an audit, found {config.env.name!r}")
     questions = read_questions(data_file_of(config.env))
     with ToolServerProcess(config.tools) as server:

@@ -25,7 +25,7 @@ from cluster.running import run_async
 from cluster.scheduling.player import Affinity, Player
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
-from envs.tasks import Task, TaskCollection
+from envs.tasks import Task
 from envs.tools import JsonObject
 from rollout.episode import Lease
 from rollout.evaluation.reader import read_rows
@@ -66,7 +66,7 @@ def _drawn(config: RunConfig) -> Sequence[Task]:
     section = config.eval
     environment = make_environment(config.env)
     if section.split == "all":
-        if not isinstance(environment, TaskCollection):
+        if environment.endless:
             raise ConfigError(
                 f"eval.split = 'all' needs a file of tasks; "
                 f"{environment.name} makes them: name a split"

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config.environments import make_environment, teacher_of
+from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig, load_config
 from cluster.evaluation.evaluate import eval_tasks
 from cluster.lifecycle.opening import find_model
@@ -146,8 +146,8 @@ class _Stage:
         config = self._config.episode
         if not _TAUGHT.fullmatch(recorded.lease.group):
             return config
-        _, trial_calls = teacher_of(self._config.env, config.mode)
-        calls = trial_calls(recorded.lease.seed, config.trial.calls)
+        teacher = make_environment(self._config.env).teacher(config.mode)
+        calls = teacher.trial_calls(recorded.lease.seed, config.trial.calls)
         return config.model_copy(update={"trial": config.trial.model_copy(update={"calls": calls})})
 
 

@@ -1,4 +1,4 @@
-"""The endless, repeatable sequence of training tasks: group i always gets the same task."""
+"""The endless, repeatable sequence of training tasks: group i always has the same task."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from envs.seeds import stable_hash
 from envs.tasks import Environment, Split, Task
 
 CHUNK = 256
-"""Tasks drawn at once from an environment that makes as many as it is asked for."""
+"""Tasks requested at once from an endless environment."""
 
 
 class TaskStream:
@@ -35,4 +35,4 @@ class TaskStream:
         return self._chunks[number]
 
     def _count(self) -> int | None:
-        return CHUNK if self._environment.name == "catalog" else None
+        return CHUNK if self._environment.endless else None

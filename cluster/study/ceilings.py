@@ -1,4 +1,4 @@
-"""What a policy that may not try can reach at best in the settings of a study."""
+"""The best score without trials (the ceiling) in the settings of a study."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,42 +8,39 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
+from cluster.config.environments import make_environment
 from cluster.study.graph import Results, Stage
 from cluster.study.recipe import Study, changed
-from envs.config import CatalogConfig
+from envs.config import EnvConfig
 from envs.errors import ConfigError
-from envs.tasksets.catalog.ceiling import Ceiling, ceiling
 from envs.tools import JsonObject
 
 
 def ceiling_stages(study: Study) -> Sequence[Stage]:
-    """Return a stage for each setting whose ceiling is asked for.
+    """Return a stage for each setting in `study.ceilings`.
 
-    Raises ConfigError where the environment's is not known.
+    Raises ConfigError where the environment knows no ceiling.
     """
     return [_stage(study, setting) for setting in study.section.ceilings]
 
 
 def _stage(study: Study, setting: str) -> Stage:
     config = changed(study.config, setting, study.section.settings[setting])
-    if config.env.name != "catalog":
+    estimate_ceiling = make_environment(config.env).ceiling
+    if estimate_ceiling is None:
         raise ConfigError(
-            f"study.ceilings: the ceiling of {setting} is known for env.name = 'catalog' only, "
-            f"found {config.env.name!r}: leave it out"
+            f"study.ceilings: no ceiling is known for env.name = {config.env.name!r} with "
+            f"env.perturbation = {config.env.perturbation!r}: leave out {setting}"
         )
-    catalog, calls = config.env.catalog, config.episode.execution.calls
-    tasks = study.section.ceiling_tasks
+    calls, tasks = config.episode.execution.calls, study.section.ceiling_tasks
 
     async def estimate(folder: Path, results: Results) -> JsonObject:
         del folder, results
         with ProcessPoolExecutor(1, get_context("spawn")) as process:  # it searches for minutes
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(process, _ceiling, catalog, calls, tasks)
+            found = await loop.run_in_executor(process, estimate_ceiling, calls, tasks)
         return {"setting": setting, **cast(JsonObject, asdict(found))}
 
-    inputs = {"catalog": catalog.model_dump(mode="json"), "calls": calls, "tasks": tasks}
+    own_keys = config.env.model_dump(mode="json", exclude=set(EnvConfig.model_fields))
+    inputs: JsonObject = {**own_keys, "calls": calls, "tasks": tasks}
     return Stage(setting, (), inputs, estimate)
-
-
-def _ceiling(catalog: CatalogConfig, calls: int, tasks: int) -> Ceiling:
-    return ceiling(catalog, calls, tasks)

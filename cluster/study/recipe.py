@@ -10,11 +10,21 @@ from cluster.config.study_config import Changes, StudySection, needed_models
 from cluster.study.graph import digest_of
 from envs.config import Section
 from envs.errors import ConfigError
+from envs.tasksets.catalog.config import CatalogConfig
 
 _OF_NO_CONSEQUENCE: dict[str, set[str]] = {
     "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
     "sft": {"checkpoint_every"},
 }
+
+_ENV_OF_EVERY_SET: dict[str, JsonValue] = {
+    "catalog": CatalogConfig().model_dump(mode="json"),
+    "path": "",
+    "heldout_percent": 20,
+}
+"""Keys that `[env]` once had whatever its task set, with their defaults. They stay part of what is
+hashed, so that the folders of studies made at that time still match their recipes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,8 @@ def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
     Where things lie, and how often a run is saved, is left out; the seed never is.
     """
     tree: dict[str, JsonValue] = config.model_dump(mode="json", include=set(sections) or None)
+    if "env" in tree:
+        tree["env"] = {**_ENV_OF_EVERY_SET, **config.env.model_dump(mode="json")}
     for name, ignored in _OF_NO_CONSEQUENCE.items():
         if name in tree:
             tree[name] = getattr(config, name).model_dump(mode="json", exclude=ignored)

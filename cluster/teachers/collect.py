@@ -27,7 +27,6 @@ from cluster.scheduling.player import Actors, Player
 from cluster.teachers.selection_file import KeptFile, episodes_of, keep, kept_path
 from cluster.teachers.teach import EndpointActors, open_stage, scripted_actors, teaching_stream
 from envs.errors import ConfigError, StoreError
-from envs.tasks import TaskCollection
 from envs.tools import JsonObject
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
@@ -220,7 +219,7 @@ def check_goes_on(config: RunConfig, before: RunConfig) -> None:
 def _tasks(config: RunConfig) -> int:
     """Return the number of tasks: what is asked for, of a file of tasks at most all."""
     environment = make_environment(config.env)
-    if not isinstance(environment, TaskCollection):
+    if environment.endless:
         return config.collect.tasks
     return min(config.collect.tasks, len(environment.tasks("train", config.run.seed, None)))
 

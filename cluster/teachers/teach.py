@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config.environments import make_environment, teacher_of
+from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
 from cluster.fleet.balanced_tools import LocalTools
 from cluster.lifecycle.opening import new_run, recorded_in
@@ -127,8 +127,8 @@ class EndpointActors:
 
 def scripted_actors(config: RunConfig, stage: Stage) -> Actors:
     """Return the environment's own teacher. Raises ConfigError where it has none."""
-    reply, trial_calls = teacher_of(config.env, config.episode.mode)
-    return ScriptedActors(stage, reply, trial_calls)
+    teacher = make_environment(config.env).teacher(config.episode.mode)
+    return ScriptedActors(stage, teacher.reply, teacher.trial_calls)
 
 
 def teaching_stream(config: RunConfig) -> TaskStream:
@@ -173,7 +173,7 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
     environment has no teacher or nothing succeeded.
     """
     section = config.teacher
-    teacher_of(config.env, config.episode.mode)
+    make_environment(config.env).teacher(config.episode.mode)  # refuse before tools start
     extent = Extent(section.episodes, 1, config.run.seed, section.concurrency)
     async with open_stage(config, model, run_path) as stage:
         with _opened(config, run_path) as run:

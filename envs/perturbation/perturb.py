@@ -22,7 +22,7 @@ from envs.perturbation.levels import LEVELS, Recipe
 from envs.perturbation.names import new_names
 from envs.perturbation.schema import perturbed_parameters
 from envs.seeds import stable_hash
-from envs.tasks import Environment, Split, Task, TaskCollection
+from envs.tasks import Environment, Mode, Split, Task, Teacher
 from envs.tools import Adaptation, CallRule, ToolSet, ToolSpec
 
 
@@ -60,8 +60,8 @@ def perturb(tool_set: ToolSet, level: PerturbationLevel, seed: int) -> ToolSet:
     return ToolSet(tools=tuple(spec for spec, _ in pairs), adaptation=adaptation)
 
 
-class PerturbedEnvironment:
-    """An environment whose tasks offer perturbed tools, each task its own; questions stay."""
+class PerturbedEnvironment(Environment):
+    """An environment with perturbed tools, differently for each task; the questions stay."""
 
     def __init__(self, environment: Environment, level: PerturbationLevel, seed: int) -> None:
         self._environment = environment
@@ -72,14 +72,24 @@ class PerturbedEnvironment:
     def name(self) -> str:
         return self._environment.name
 
+    @property
+    def endless(self) -> bool:
+        return self._environment.endless
+
+    def teacher(self, mode: Mode) -> Teacher:
+        """Raise ConfigError: scripted teachers know the tools as they are without perturbation."""
+        self._environment.teacher(mode)  # if there is none at all, that is the better message
+        raise ConfigError(
+            f"the scripted teacher of {self.name!r} knows the tools without perturbation only, "
+            f"found env.perturbation = {self._level!r}: generate demonstrations with 'clean'"
+        )
+
     def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
-        """Return what the environment draws, perturbed. Raises ConfigError as it does."""
+        """Return the environment's tasks, perturbed. Raises ConfigError as it does."""
         return [self._perturbed(task) for task in self._environment.tasks(split, seed, count)]
 
     def all_tasks(self) -> Sequence[Task]:
-        """Return every task, perturbed. Raises ConfigError where there is no end of them."""
-        if not isinstance(self._environment, TaskCollection):
-            raise ConfigError(f"{self.name} makes tasks without end: name a split and a count")
+        """Return every task, perturbed. Raises ConfigError where the task set is endless."""
         return [self._perturbed(task) for task in self._environment.all_tasks()]
 
     def _perturbed(self, task: Task) -> Task:

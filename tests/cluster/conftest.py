@@ -11,7 +11,7 @@ import pytest
 from cluster.config.run_config import RolloutsSection
 from cluster.fleet.pool import PoolTiming, RolloutPool, WorkerLost
 from envs.errors import WeightSyncError
-from envs.tasks import Score, Split, Task
+from envs.tasks import Environment, Score, Split, Task
 from envs.tools import ToolSet
 from rollout.config import EpisodeConfig
 from rollout.engine import VersionSpan
@@ -26,11 +26,16 @@ class AlwaysRight:
         return Score(1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """Environment whose tasks are numbered."""
+class Numbered(Environment):
+    """Endless environment whose tasks are numbered."""
 
-    name: str = "catalog"
+    @property
+    def name(self) -> str:
+        return "catalog"
+
+    @property
+    def endless(self) -> bool:
+        return True
 
     def tasks(self, split: Split, seed: int, count: int | None) -> list[Task]:
         empty = ToolSet(tools=(), sources=(), functions=())

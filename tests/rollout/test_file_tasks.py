@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config.environments import make_environment
-from envs.config import EnvConfig, ToolServerConfig
+from envs.config import ToolServerConfig
 from envs.messages import Message
 from envs.services.router import ToolRouter
 from envs.services.scripted import ScriptedTools
+from envs.tasksets.file.config import FileEnvConfig
 from envs.tools import AnswerStatus, ToolAnswer
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
@@ -38,7 +39,7 @@ async def test_a_trial_on_a_foreign_server_leaves_execution_clean(
         "tools": {"mcp": {"command": [sys.executable, "-I", str(SERVER)]}},
     }
     (tmp_path / "tasks.jsonl").write_text(json.dumps(row))
-    environment = make_environment(EnvConfig(name="file", path=str(tmp_path)))
+    environment = make_environment(FileEnvConfig(path=str(tmp_path)))
     task = environment.tasks("train", 0, 1)[0]
     nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
     tools = ToolRouter(nothing, ToolServerConfig(), {})

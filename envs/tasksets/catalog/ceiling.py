@@ -1,17 +1,19 @@
-"""The ceiling of a policy that may not try: what the best player can reach by execution calls.
+"""The ceiling without trials: the highest success rate that execution calls alone allow.
 
-The player knows the published generator and plays Bayes-optimally, by an exact search over its
-beliefs, task by task; the mean over drawn tasks is a Monte Carlo estimate with a standard error.
-It knows the names of new tools to mean nothing, and calls them in the way that fails least: with
-every name that the argument may have, and one guess of the key.
+The ceiling is that of an optimal policy which knows how tasks are generated. For each task, an
+exact search over its beliefs finds the calls that are Bayes-optimal; the mean over sampled tasks is
+a Monte Carlo estimate with a standard error. The policy knows that names of new tools mean nothing.
+It makes each call in the way that fails least: with every name that the argument may have, and one
+guess of the key.
 
-Two players. In a task without marks it *moves texts*: it calls tools on the question's value or on
-results, and answers with a result; it knows what it is shown, but works no operation out in its
-head (who does needs no tool: its ceiling is 1). In a task with marks it may think: it wins when
-every tool it needs has answered once, for then it knows all marks. What is left out there: a letter
-guessed right (1 in 26), and a mark that a later operation drops.
+There are two kinds of policy. In a task without marks it *moves texts*: it calls tools on the
+question's value or on results, and answers with a result. It knows what it has seen, but it does
+not work out an operation in its head: a policy that does needs no tool, and its ceiling is 1. In a
+task with marks it may do that; it succeeds once every tool that it needs has answered, because
+then it knows all marks. Two chances are not counted there: a letter that is guessed (1 in 26), and
+a mark that a later operation drops.
 
-A tool that must be opened is counted as refused once, which errs in the player's favour.
+A tool that must be opened counts as refused once, which can only raise the ceiling.
 """
 
 from collections import defaultdict
@@ -21,33 +23,26 @@ from itertools import permutations
 from math import sqrt
 from typing import Literal
 
-from envs.config import CatalogConfig
 from envs.errors import ConfigError
+from envs.tasks import Ceiling
 from envs.tasksets.catalog.compositions import admitted
-from envs.tasksets.catalog.drawing import DrawnTools, TaskKind, draw_kind
-from envs.tasksets.catalog.environment import draw_parts
+from envs.tasksets.catalog.config import CatalogConfig
 from envs.tasksets.catalog.instances import VAGUE_DOC, Instance
 from envs.tasksets.catalog.operations import Operation
+from envs.tasksets.catalog.questions import sample_parts
 from envs.tasksets.catalog.quirks import KEYS
+from envs.tasksets.catalog.sampling import SampledTools, TaskKind, sample_kind
 
 Candidate = tuple[tuple[Operation, ...], float]
-"""What each tool may do, and the weight of that."""
+"""What each tool may do, and the weight of this possibility."""
 ToolState = Literal["fresh", "mended", "works"]
 """Never called; refused, so that the next call answers; has answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
-    """Highest chance of success, and the standard error of its estimate."""
+def estimate_ceiling(config: CatalogConfig, execution_calls: int, tasks: int = 200) -> Ceiling:
+    """Return the ceiling over `tasks` held-out tasks of `config`, with so many calls in each.
 
-    success: float
-    standard_error: float
-
-
-def ceiling(config: CatalogConfig, execution_calls: int, tasks: int = 200) -> Ceiling:
-    """Return the ceiling over `tasks` held-out tasks of `config`, with that many calls each.
-
-    Raises ConfigError for duplicates, with or without asking: beliefs about them are not kept.
+    Raises ConfigError where two tools may do the same: the beliefs do not cover duplicates.
     """
     results = [task_ceiling(config, execution_calls, index) for index in range(tasks)]
     mean = sum(results) / tasks
@@ -56,47 +51,47 @@ def ceiling(config: CatalogConfig, execution_calls: int, tasks: int = 200) -> Ce
 
 
 def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> float:
-    """Return the best player's chance at one drawn held-out task, from what the task shows."""
-    kind = draw_kind(config, "heldout", 0, index)
+    """Return the optimal policy's chance of success at one held-out task."""
+    kind = sample_kind(config, "heldout", 0, index)
     if config.duplicates > 0 or config.tools > len(kind.known):
         raise ConfigError(
             f"expected tools that all differ, found duplicates = {config.duplicates} and "
             f"{config.tools} tools: set duplicates = 0, and at most {len(kind.known)} tools"
         )
-    task = draw_parts(config, "heldout", 0, index)
-    drawn = task.tools
-    goals = tuple(tool.operation for tool in drawn.needed)
+    task = sample_parts(config, "heldout", 0, index)
+    sampled = task.tools
+    goals = tuple(tool.operation for tool in sampled.needed)
     situation = _Situation(
-        belief=tuple(_belief(config, kind, drawn)),
-        states=("fresh",) * len(drawn.listed),
+        belief=tuple(_belief(config, kind, sampled)),
+        states=("fresh",) * len(sampled.listed),
         texts=frozenset((task.value,)),
     )
-    player = _Player(
+    policy = _Policy(
         known=kind.known,
-        looks=tuple((tool.doc, _refusal_chance(config, tool)) for tool in drawn.listed),
+        looks=tuple((tool.doc, _refusal_chance(config, tool)) for tool in sampled.listed),
         value=task.value,
         answer=task.answer,
         needed=frozenset(goals) if kind.marked else frozenset(),
     )
-    return player.best(situation, execution_calls)
+    return policy.best(situation, execution_calls)
 
 
-def _belief(config: CatalogConfig, kind: TaskKind, drawn: DrawnTools) -> Iterator[Candidate]:
-    """Yield what the tools may do, weighted by question and docs; not normalised."""
-    goals = tuple(tool.operation for tool in drawn.needed)
-    for operations in permutations(kind.known, len(drawn.listed)):
+def _belief(config: CatalogConfig, kind: TaskKind, sampled: SampledTools) -> Iterator[Candidate]:
+    """Yield what the tools may do, weighted by question and docs; weights are not normalised."""
+    goals = tuple(tool.operation for tool in sampled.needed)
+    for operations in permutations(kind.known, len(sampled.listed)):
         if not set(goals) <= set(operations):
             continue
         asked = sum(admitted(each, kind.novelty) for each in permutations(operations, kind.depth))
         weight = 1 / asked
-        for tool, operation in zip(drawn.listed, operations, strict=True):
+        for tool, operation in zip(sampled.listed, operations, strict=True):
             weight *= _doc_chance(config, kind, tool.doc, operation)
         if weight > 0:
             yield operations, weight
 
 
 def _doc_chance(config: CatalogConfig, kind: TaskKind, doc: str, operation: Operation) -> float:
-    """Return the chance that a tool with `operation` has that doc."""
+    """Return the chance that a tool with `operation` has the doc `doc`."""
     if doc in ("", VAGUE_DOC):
         return config.docs.get("missing" if doc == "" else "vague", 0.0)
     if doc == f"{operation.name} x":
@@ -105,7 +100,7 @@ def _doc_chance(config: CatalogConfig, kind: TaskKind, doc: str, operation: Oper
 
 
 def _refusal_chance(config: CatalogConfig, tool: Instance) -> float:
-    """Return the chance that the best first call of a tool that looks like this is refused."""
+    """Return the chance that the best first call of a tool with these arguments is refused."""
     shares = config.quirks
     pair, order = shares.get("pair", 0.0), shares.get("order", 0.0)
     if tool.quirk.kind in ("pair", "order"):
@@ -117,7 +112,7 @@ def _refusal_chance(config: CatalogConfig, tool: Instance) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Situation:
-    """What the player knows and has; candidates are only those that nothing has ruled out."""
+    """What the policy knows and has; `belief` lists the candidates that are still possible."""
 
     belief: tuple[Candidate, ...]
     states: tuple[ToolState, ...]
@@ -128,14 +123,14 @@ class _Situation:
 
     @property
     def key(self) -> tuple[tuple[ToolState, ...], frozenset[str], frozenset[tuple[int, str, str]]]:
-        """What decides the rest; the belief follows from the facts."""
+        """What determines the remaining search; the belief follows from the facts."""
         return self.states, self.texts, self.facts
 
     def refused(self, tool: int) -> "_Situation":
         return replace(self, states=_with(self.states, tool, "mended"))
 
     def answers(self, tool: int, text: str) -> Iterator[tuple[float, "_Situation"]]:
-        """Yield each thing that `tool` may make of `text`: its chance, and what follows."""
+        """Yield each possible result of `tool` on `text`: its chance and the next situation."""
         parts: dict[str, list[Candidate]] = defaultdict(list)
         for operations, weight in self.belief:
             parts[operations[tool].apply(text)].append((operations, weight))
@@ -157,12 +152,12 @@ def _with(states: tuple[ToolState, ...], tool: int, state: ToolState) -> tuple[T
 
 
 @dataclass(frozen=True, slots=True)
-class _Player:
-    """Searches every sequence of calls; `needed` is not empty where tools leave marks."""
+class _Policy:
+    """Searches every sequence of calls; `needed` is empty where tools leave no marks."""
 
     known: tuple[Operation, ...]
     looks: tuple[tuple[str, float], ...]
-    """Of each tool, the doc, and the chance that its first call is refused."""
+    """Doc of each tool, and the chance that its first call is refused."""
     value: str
     answer: str
     needed: frozenset[Operation]
@@ -170,7 +165,7 @@ class _Player:
     _memo: dict[object, float] = field(default_factory=dict)
 
     def best(self, situation: _Situation, calls: int) -> float:
-        """Return the best chance of success with at most `calls` calls to come."""
+        """Return the best chance of success with at most `calls` more calls."""
         if self._won(situation):
             return 1.0
         if self._lost(situation, calls):
@@ -200,7 +195,7 @@ class _Player:
         return best
 
     def _tools(self, situation: _Situation) -> Iterator[int]:
-        """Yield the tools that differ in anything the player knows."""
+        """Yield one tool of each group that the policy cannot tell apart."""
         called = {tool for tool, _, _ in situation.facts}
         seen: set[tuple[tuple[str, float], ToolState]] = set()
         for tool, state in enumerate(situation.states):
@@ -221,12 +216,15 @@ class _Player:
         return len(self.needed - self._answered(situation)) > calls
 
     def _answered(self, situation: _Situation) -> set[Operation]:
-        """Return the operations of the tools that have answered; with marks, all is known then."""
+        """Return the operations of the tools that have answered.
+
+        Every candidate agrees on them: with marks, an answer identifies its operation.
+        """
         operations = situation.belief[0][0]
         return {operations[tool] for tool, _, _ in situation.facts}
 
     def _reaches(self, text: str, calls: int) -> bool:
-        """Whether any sequence of at most `calls` known operations makes the answer of `text`."""
+        """Whether any sequence of at most `calls` known operations turns `text` into the answer."""
         if text == self.answer or calls == 0:
             return text == self.answer
         if (text, calls) not in self._reach:

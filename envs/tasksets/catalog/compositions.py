@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise, permutations
 
-from envs.config import CatalogNovelty
 from envs.seeds import stable_hash
+from envs.tasksets.catalog.config import CatalogNovelty
 from envs.tasksets.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, Operation
 
 _LETTERS = "abcdefghij"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import get_args
 
-from envs.config import CatalogConfig, CatalogDoc, CatalogQuirk
+from envs.tasksets.catalog.config import CatalogConfig, CatalogDoc, CatalogQuirk
 from envs.tasksets.catalog.operations import OPERATIONS, Operation
 from envs.tasksets.catalog.quirks import (
     SWITCH_ARGUMENT,
     SWITCH_VALUE,
     Quirk,
-    draw_quirk,
+    sample_quirk,
     weighted,
 )
 from envs.tools import JsonObject, ToolSet, ToolSpec
@@ -91,7 +91,7 @@ def shares_of(config: CatalogConfig) -> Shares:
 DEFAULT_SHARES = shares_of(CatalogConfig())
 
 
-def draw_instance(
+def sample_instance(
     name: str,
     operation: Operation,
     rng: Random,
@@ -99,7 +99,7 @@ def draw_instance(
     shares: Shares = DEFAULT_SHARES,
 ) -> Instance:
     """Draw quirk and doc of a tool; a false doc names another operation of `known`."""
-    quirk = draw_quirk(shares.quirks, rng)
+    quirk = sample_quirk(shares.quirks, rng)
     match doc_kind := weighted(shares.docs, rng):
         case "vague":
             doc = VAGUE_DOC

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from envs.config import CatalogQuirk
+from envs.tasksets.catalog.config import CatalogQuirk
 
 DOCUMENTED_ARGUMENT = "x"
 SWITCH_ARGUMENT, SWITCH_VALUE = "y", "on"
@@ -92,7 +92,7 @@ def _refusal(condition: str, error: str) -> str:
     return f'    if {condition}:\n        raise ValueError("{error}")\n'
 
 
-def draw_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> Quirk:
+def sample_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> Quirk:
     """Draw a quirk by `weights`: a kind, and the value that goes with it."""
     match kind := weighted(weights, rng):
         case "key":

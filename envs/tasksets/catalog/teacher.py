@@ -45,7 +45,7 @@ def direct_reply(messages: Sequence[Message], seed: int) -> str:
     return _execution_turn(view, rng)
 
 
-def draw_trial_calls(seed: int, full: int) -> int:
+def sample_trial_calls(seed: int, full: int) -> int:
     """Draw the trial budget of a teacher episode: mostly `full`, at times too small."""
     rng = Random(stable_hash("catalog teacher budget", seed))
     return min(full, rng.randint(0, SCARCE_CALLS)) if rng.random() < SCARCE else full

@@ -1,23 +1,23 @@
-"""The environment of the user's own tasks: questions in a JSONL file, tools from wherever they are.
+"""The environment of the user's own tasks: questions in a JSONL file, tools from several sources.
 
-Files named by a task lie beside the file of tasks. Tool code is read and never run here; servers
-that list their tools themselves are asked once, when the environment is made.
+Files that a task names are next to the task file. Tool code is only read here, never run. Servers
+that list their own tools are asked once, when the environment is created.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.config import EnvConfig
 from envs.endpoints import Endpoint, McpHttpEndpoint, McpStdioEndpoint, OpenEnvEndpoint
-from envs.errors import ConfigError, DataFileError, MissingError
-from envs.seeds import stable_hash
+from envs.errors import DataFileError, MissingError
 from envs.sources.openapi import tool_set_of_openapi
 from envs.sources.python import tool_set_of_class, tool_set_of_functions
-from envs.tasks import Score, Split, Task
+from envs.tasks import Score, Task
+from envs.tasksets.collection import TaskCollection, split_of
+from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.rows import (
     FunctionTools,
     McpPlace,
@@ -33,18 +33,17 @@ from envs.tools import ToolSet
 
 NAME = "file"
 OWN_TASKS = Path(__file__).parent / "bank"
-VALIDATION_PERCENT = 10
-"""Share of what is not held out that forms the validation split."""
 
 ListTools = Callable[[Endpoint], ToolSet]
 """Asks a server for its tools. Raises ToolServerError, DeadlineError, ConfigError."""
-
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class TextScorer:
-    """Right is an equal text, or one that contains the expected, but for case and blanks."""
+    """Correct when the answer equals, or contains, the expected text; case and white space are
+    ignored.
+    """
 
     expected: str
     contains: bool = False
@@ -52,13 +51,13 @@ class TextScorer:
     def score(self, answer: str) -> Score:
         """Return 1 or 0, also as the part `answer`."""
         given, wanted = _plain(answer), _plain(self.expected)
-        right = wanted in given if self.contains and wanted else given == wanted
-        return Score(float(right), {"answer": float(right)})
+        correct = wanted in given if self.contains and wanted else given == wanted
+        return Score(float(correct), {"answer": float(correct)})
 
 
 @dataclass(frozen=True, slots=True)
 class NumberScorer:
-    """Right is an answer whose only number, or whose last, is the expected one."""
+    """Correct when the last number in the answer is the expected one, within the tolerance."""
 
     expected: float
     tolerance: float
@@ -66,52 +65,30 @@ class NumberScorer:
     def score(self, answer: str) -> Score:
         """Return 1 or 0, also as the part `answer`."""
         found = _NUMBER.findall(answer)
-        right = bool(found) and math.isclose(
+        correct = bool(found) and math.isclose(
             float(found[-1].replace(",", "").replace("_", "")),
             self.expected,
             abs_tol=self.tolerance * max(1.0, abs(self.expected)),
             rel_tol=0.0,
         )
-        return Score(float(right), {"answer": float(right)})
+        return Score(float(correct), {"answer": float(correct)})
 
 
-class FileEnvironment:
-    """Tasks of `env.path`, split as they say or by a hash of their id, as ToolHop's are."""
+class FileEnvironment(TaskCollection):
+    """Tasks of `env.path`; each names its split, or a hash of its id decides as for ToolHop."""
 
-    def __init__(self, config: EnvConfig, list_tools: ListTools) -> None:
-        """Read the whole file. Raises MissingError, DataFileError, and what `list_tools` raises."""
+    def __init__(self, config: FileEnvConfig, list_tools: ListTools) -> None:
+        """Read the complete file. Raises MissingError, DataFileError, and as `list_tools` does."""
         given = Path(config.path) if config.path else OWN_TASKS
-        self.path = given / "tasks.jsonl" if given.is_dir() else given
-        loader = _Loader(self.path.parent, list_tools)
-        self._tasks = tuple(
-            _task(where, row, loader, config.heldout_percent) for where, row in read_rows(self.path)
-        )
-
-    @property
-    def name(self) -> str:
-        return NAME
-
-    def all_tasks(self) -> Sequence[Task]:
-        """Return every task of the file, whatever its split, in file order."""
-        return self._tasks
-
-    def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
-        """Return `count` tasks of `split`, or all when None, in an order drawn from `seed`.
-
-        Raises ConfigError where the split has fewer than `count` tasks, or none.
-        """
-        pool = [task for task in self._tasks if task.split == split]
-        if not pool or (count is not None and count > len(pool)):
-            raise ConfigError(
-                f"expected {count or 'some'} tasks in the {split} split of {self.path}, found "
-                f"{len(pool)}: ask for fewer or another split, add tasks, or name their `split`"
-            )
-        drawn = sorted(pool, key=lambda task: stable_hash(NAME, "draw", seed, task.id))
-        return tuple(drawn[:count])
+        path = given / "tasks.jsonl" if given.is_dir() else given
+        loader = _Loader(path.parent, list_tools)
+        rows = read_rows(path)
+        tasks = [_task(where, row, loader, config.heldout_percent) for where, row in rows]
+        super().__init__(NAME, path, tasks)
 
 
 class _Loader:
-    """Tool sets by what a row says about them, each made once."""
+    """Loads the tool sets that rows describe, each of them once."""
 
     def __init__(self, folder: Path, list_tools: ListTools) -> None:
         self._folder = folder
@@ -175,7 +152,7 @@ def _task(where: str, row: TaskRow, loader: _Loader, heldout_percent: int) -> Ta
     return Task(
         id=f"{NAME}-{row.id}",
         environment=NAME,
-        split=row.split or _split_of(row.id, heldout_percent),
+        split=row.split or split_of(NAME, row.id, heldout_percent),
         question=row.question,
         tool_set=tool_set,
         scorer=_scorer(where, row),
@@ -192,17 +169,9 @@ def _scorer(where: str, row: TaskRow) -> TextScorer | NumberScorer:
     except ValueError as error:
         raise DataFileError(
             f"{where}, field `answer`: expected a number for the scorer `numeric`, found "
-            f"{row.answer!r}: correct it, or take the scorer `exact`"
+            f"{row.answer!r}: correct it, or use the scorer `exact`"
         ) from error
     return NumberScorer(expected, row.tolerance)
-
-
-def _split_of(task_id: str, heldout_percent: int) -> Split:
-    if stable_hash(NAME, "heldout", task_id) % 100 < heldout_percent:
-        return "heldout"
-    if stable_hash(NAME, "validation", task_id) % 100 < VALIDATION_PERCENT:
-        return "validation"
-    return "train"
 
 
 def _plain(text: str) -> str:

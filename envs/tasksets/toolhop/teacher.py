@@ -1,8 +1,8 @@
-"""The scripted teacher of the dozen ToolHop tasks that ship with the project.
+"""The scripted teacher of the twelve ToolHop tasks that ship with the project.
 
-ToolHop has no gold calls. For these tasks a file holds, per hop, the call that misleads a
-newcomer, the call that works, and its value; the teacher makes both in its trials, the second in
-the execution.
+ToolHop has no gold calls. For these tasks a file gives three things per hop: a call that seems
+right but misleads, the call that works, and its value. The teacher makes both calls in its trials,
+and only the one that works in the execution.
 """
 
 import json
@@ -13,15 +13,21 @@ from typing import Any
 
 from envs.errors import ConfigError
 from envs.messages import Message
-from envs.tasksets.toolhop.environment import OWN_TASKS
+from envs.tasks import Mode, Teacher
 from envs.tools import JsonObject
 
+OWN_TASKS = Path(__file__).parent / "data" / "own12.json"
 OWN_CALLS = Path(__file__).parent / "data" / "own12_calls.json"
 
 
+def own_teacher(mode: Mode) -> Teacher:
+    """Return the teacher of the project's own tasks for episodes of `mode`."""
+    return Teacher(direct_reply if mode == "direct" else trial_reply, full_budget)
+
+
 def trial_reply(messages: Sequence[Message], seed: int) -> str:
-    """Return the teacher's next turn: every hop's calls, what was learnt, then the chain."""
-    del seed  # one way to play each task
+    """Return the next turn: both calls of every hop, then the experience, then the execution."""
+    del seed  # each task has one demonstration
     chain, started = _chain(messages[1].content), _execution_start(messages)
     if started:
         return _execution_turn(chain, messages[started:])
@@ -35,12 +41,12 @@ def trial_reply(messages: Sequence[Message], seed: int) -> str:
     blocked = last.role == "tool" and "no trial" in last.content.lower()
     if turn < len(moves) and not blocked:
         return moves[turn]
-    learnt = "; ".join(f"{hop['tool']} takes {json.dumps(hop['works'])}" for hop in chain)
-    return f"<experience>{learnt}</experience>"
+    learned = "; ".join(f"{hop['tool']} takes {json.dumps(hop['works'])}" for hop in chain)
+    return f"<experience>{learned}</experience>"
 
 
 def direct_reply(messages: Sequence[Message], seed: int) -> str:
-    """Return the next turn of one who knows the calls already and does not try them."""
+    """Return the next turn of a teacher that already knows the calls and tries nothing."""
     del seed
     return _execution_turn(_chain(messages[1].content), messages)
 
@@ -63,7 +69,7 @@ def _turns(messages: Sequence[Message]) -> int:
 
 
 def _execution_start(messages: Sequence[Message]) -> int:
-    """Return the index of the message that opens the execution, 0 while there is none."""
+    """Return the index of the message that starts the execution; 0 during the trials."""
     later = (index for index in range(2, len(messages)) if messages[index].role == "user")
     return next(later, 0)
 
@@ -78,8 +84,8 @@ def _chain(opening: str) -> list[dict[str, Any]]:
         if opening.startswith(question):
             return chain
     raise ConfigError(
-        "expected a question of the project's own ToolHop tasks, found another: the scripted "
-        "teacher knows no others"
+        "expected a question of the project's own ToolHop tasks, found another one: the scripted "
+        "teacher knows only those"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cluster.config.environments import make_environment, teacher_of
+from cluster.config.environments import make_environment
 from cluster.config.run_config import RolloutsSection, RunConfig, load_config, to_toml
 from cluster.fleet.balanced_tools import BalancedTools
 from cluster.fleet.pool import PoolTiming, RolloutPool
@@ -38,7 +38,7 @@ class Held(ScriptedEngine):
     """A teacher that stops to think once its tools have answered, until it is let go."""
 
     def __init__(self, config: RunConfig, template: ChatTemplate, gate: asyncio.Event) -> None:
-        super().__init__(teacher_of(config.env, "trial")[0], template)
+        super().__init__(make_environment(config.env).teacher("trial").reply, template)
         self._gate = gate
         self.thinking = 0
 

@@ -12,9 +12,10 @@ from cluster.config.run_config import RunConfig
 from cluster.lifecycle.opening import new_run
 from cluster.replay.replay_episodes import replay_run
 from cluster.teachers.teach import teach
-from envs.config import EnvConfig, IsolationConfig, ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.server.traffic import TrafficReader
 from envs.server.traffic_file import SUFFIX
+from envs.tasksets.catalog.config import CatalogEnvConfig
 from learner.pretrained.tiny_model import build_tiny_model
 from rollout.config import EpisodeConfig, ModelConfig
 from rollout.episode import CallRecord, Episode, Outcome
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configuration(model: Path, *, record: bool = True) -> RunConfig:
     return RunConfig(
         model=ModelConfig(path=str(model)),
-        env=EnvConfig(name="catalog"),
+        env=CatalogEnvConfig(),
         episode=EpisodeConfig(prompt="compact"),
         tools=ToolServerConfig(isolation=IsolationConfig(required="seccomp"), record=record),
         teacher={"episodes": EPISODES},  # pyright: ignore[reportArgumentType]

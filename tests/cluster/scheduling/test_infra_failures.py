@@ -18,7 +18,7 @@ from cluster.scheduling.task_stream import TaskStream
 from envs.messages import Message
 from envs.seeds import stable_hash
 from envs.services.scripted import ScriptedTools
-from envs.tasks import Score, Split, Task
+from envs.tasks import Environment, Score, Split, Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolSet, ToolSpec
 from learner.batch import read_episodes
 from learner.config import LearnerConfig
@@ -55,9 +55,14 @@ class FortyTwo:
         return Score(float(answer == "42"))
 
 
-@dataclass(frozen=True, slots=True)
-class OneTool:
-    name: str = "catalog"
+class OneTool(Environment):
+    @property
+    def name(self) -> str:
+        return "catalog"
+
+    @property
+    def endless(self) -> bool:
+        return True
 
     def tasks(self, split: Split, seed: int, count: int | None) -> list[Task]:
         tools = ToolSet(tools=(PROBE,), sources=("def probe(x): return x",), functions=("probe",))

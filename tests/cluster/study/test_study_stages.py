@@ -100,7 +100,7 @@ def test_where_nothing_is_finished_there_is_nothing_to_report(study: Study, tmp_
 
 def test_the_ceiling_of_tasks_that_no_generator_draws_is_refused(tmp_path: Path) -> None:
     study = load_study("study", ["env.name=file"])
-    with pytest.raises(ConfigError, match=r"known for env\.name = 'catalog' only"):
+    with pytest.raises(ConfigError, match=r"no ceiling is known for env\.name = 'file'"):
         run_study(study, [1], tmp_path)
 
 

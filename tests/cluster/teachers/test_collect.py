@@ -286,7 +286,6 @@ async def test_an_endpoints_key_is_nowhere_in_the_run_directory(
     assert files and not [file for file in files if KEY.encode() in file.read_bytes()]
 
 
-@dataclass(frozen=True)
 class Numbers(Numbered):
     """Tasks with a tool that doubles."""
 

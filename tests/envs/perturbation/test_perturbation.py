@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from envs.argument_check import check_arguments
-from envs.config import EnvConfig, PerturbationLevel
+from envs.config import PerturbationLevel
 from envs.endpoints import HttpEndpoint, HttpOperation
 from envs.errors import ConfigError
 from envs.perturbation.docs import noisy_text
@@ -19,11 +19,12 @@ from envs.perturbation.type_drift import drifted
 from envs.services.adapted import AdaptedTools, Weather
 from envs.services.scripted import ScriptedTools
 from envs.tasksets.catalog.environment import CatalogEnvironment
+from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import ToolHopEnvironment
 from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet, ToolSpec
 
 LEVELS: tuple[PerturbationLevel, ...] = ("slight", "medium", "heavy", "union")
-TOOLHOP = ToolHopEnvironment(EnvConfig(name="toolhop"))
+TOOLHOP = ToolHopEnvironment(ToolHopEnvConfig())
 
 
 def typed_tool(name: str) -> ToolSpec:

@@ -7,12 +7,12 @@ import pytest
 
 from envs.errors import ConfigError
 from envs.tasks import Split, Task
-from envs.tasksets.catalog.drawing import recurrent_tools
 from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.catalog.instances import Instance
 from envs.tasksets.catalog.names import SYLLABLES, names_of, split_of
 from envs.tasksets.catalog.operations import OPERATIONS, named, recognise
 from envs.tasksets.catalog.quirks import ARGUMENTS, KEYS, Quirk
+from envs.tasksets.catalog.sampling import recurrent_tools
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
 
@@ -153,5 +153,5 @@ def test_operations_and_positions_of_the_right_tool_are_even() -> None:
 def test_an_unknown_split_and_an_endless_draw_are_config_errors() -> None:
     with pytest.raises(ConfigError, match="expected split"):
         CatalogEnvironment().tasks("test", 0, 1)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="say how many"):
+    with pytest.raises(ConfigError, match="a number of tasks"):
         CatalogEnvironment().tasks("train", 0, None)

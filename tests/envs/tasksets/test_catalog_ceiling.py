@@ -5,9 +5,9 @@ from itertools import permutations, product
 
 import pytest
 
-from envs.config import CatalogConfig
 from envs.errors import ConfigError
-from envs.tasksets.catalog.ceiling import ceiling
+from envs.tasksets.catalog.ceiling import estimate_ceiling
+from envs.tasksets.catalog.config import CatalogConfig
 from envs.tasksets.catalog.operations import OPERATIONS
 
 
@@ -19,38 +19,38 @@ def easy(**fields: object) -> CatalogConfig:
 
 @pytest.mark.parametrize(("tools", "calls"), [(2, 1), (4, 1), (3, 2), (4, 3), (4, 4)])
 def test_with_marks_and_nothing_told_the_chance_is_calls_over_tools(tools: int, calls: int) -> None:
-    found = ceiling(easy(tools=tools, marks=1.0), calls, tasks=5)
+    found = estimate_ceiling(easy(tools=tools, marks=1.0), calls, tasks=5)
     assert found.success == pytest.approx(calls / tools)
     assert found.standard_error == pytest.approx(0.0, abs=1e-9)
 
 
 def test_at_depth_two_both_tools_must_be_hit() -> None:
     config = easy(tools=4, depths={"2": 1.0}, marks=1.0)
-    assert ceiling(config, 1, tasks=2).success == 0.0
-    assert ceiling(config, 2, tasks=4).success == pytest.approx(2 / 4 * 1 / 3)
-    assert ceiling(easy(tools=2, depths={"2": 1.0}, marks=1.0), 2, tasks=4).success == 1.0
+    assert estimate_ceiling(config, 1, tasks=2).success == 0.0
+    assert estimate_ceiling(config, 2, tasks=4).success == pytest.approx(2 / 4 * 1 / 3)
+    assert estimate_ceiling(easy(tools=2, depths={"2": 1.0}, marks=1.0), 2, tasks=4).success == 1.0
 
 
 def test_moving_texts_the_order_counts_as_well() -> None:
     config = easy(tools=2, depths={"2": 1.0})
-    found = ceiling(config, 2, tasks=40)
+    found = estimate_ceiling(config, 2, tasks=40)
     assert 0.5 <= found.success < 0.75
-    assert ceiling(config, 3, tasks=10).success == pytest.approx(1.0)
+    assert estimate_ceiling(config, 3, tasks=10).success == pytest.approx(1.0)
 
 
 def test_a_refused_call_costs_one() -> None:
     keyed = {"quirks": {"key": 1.0}, "marks": 1.0}
-    assert ceiling(easy(tools=1, **keyed), 1, tasks=3).success == pytest.approx(1 / 6)
-    assert ceiling(easy(tools=1, **keyed), 2, tasks=3).success == pytest.approx(1.0)
+    assert estimate_ceiling(easy(tools=1, **keyed), 1, tasks=3).success == pytest.approx(1 / 6)
+    assert estimate_ceiling(easy(tools=1, **keyed), 2, tasks=3).success == pytest.approx(1.0)
     swapped = {"quirks": {"pair": 0.75, "order": 0.25}, "marks": 1.0}
-    assert ceiling(easy(tools=1, **swapped), 1, tasks=3).success == pytest.approx(0.75)
-    assert ceiling(easy(tools=1, quirks={"busy": 1.0}), 1, tasks=3).success == 0.0
+    assert estimate_ceiling(easy(tools=1, **swapped), 1, tasks=3).success == pytest.approx(0.75)
+    assert estimate_ceiling(easy(tools=1, quirks={"busy": 1.0}), 1, tasks=3).success == 0.0
 
 
 def test_one_call_by_the_docs_agrees_with_brute_force() -> None:
     config = easy(tools=2, docs={"vague": 0.5, "true": 0.2, "false": 0.3})
     expected = by_brute_force({"vague": 0.5, "true": 0.2, "false": 0.3})
-    found = ceiling(config, 1, tasks=600)
+    found = estimate_ceiling(config, 1, tasks=600)
     assert abs(found.success - expected) < 4 * found.standard_error
     assert 0.003 < found.standard_error < 0.02
 
@@ -76,13 +76,13 @@ def by_brute_force(docs: dict[str, float]) -> float:
 
 def test_more_calls_never_hurt_and_docs_help() -> None:
     config = CatalogConfig()
-    by_calls = [ceiling(config, calls, tasks=12).success for calls in (0, 1, 2)]
+    by_calls = [estimate_ceiling(config, calls, tasks=12).success for calls in (0, 1, 2)]
     assert by_calls == sorted(by_calls)
     assert by_calls[0] == 0.0
-    told = ceiling(easy(docs={"true": 1.0}), 1, tasks=5)
+    told = estimate_ceiling(easy(docs={"true": 1.0}), 1, tasks=5)
     assert told.success == pytest.approx(1.0)
 
 
 def test_duplicates_are_refused() -> None:
     with pytest.raises(ConfigError, match="duplicates"):
-        ceiling(easy(duplicates=0.5), 1, tasks=1)
+        estimate_ceiling(easy(duplicates=0.5), 1, tasks=1)

@@ -11,17 +11,18 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from envs.config import CatalogConfig, CatalogQuirk, IsolationConfig, ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.errors import ConfigError
 from envs.messages import Message
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.tasks import Split, Task
 from envs.tasksets.catalog.compositions import apply_all, reserved_pairs
+from envs.tasksets.catalog.config import CatalogConfig, CatalogQuirk
 from envs.tasksets.catalog.environment import CatalogEnvironment, ExactMatch
-from envs.tasksets.catalog.leaks import composition_of, leaks
 from envs.tasksets.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, named
 from envs.tasksets.catalog.teacher import trial_reply
 from envs.tools import AnswerStatus
+from tests.envs.tasksets.catalog_leaks import composition_of, leaks
 
 ALL_DEPTHS = {"1": 1.0, "2": 1.0, "3": 1.0}
 ALL_QUIRKS = dict.fromkeys(get_args(CatalogQuirk), 1.0)

@@ -8,11 +8,16 @@ from typing import Literal
 
 import pytest
 
-from envs.config import CatalogConfig
 from envs.messages import Message
 from envs.tasks import Task
+from envs.tasksets.catalog.config import CatalogConfig
 from envs.tasksets.catalog.environment import CatalogEnvironment
-from envs.tasksets.catalog.teacher import SCARCE_CALLS, direct_reply, draw_trial_calls, trial_reply
+from envs.tasksets.catalog.teacher import (
+    SCARCE_CALLS,
+    direct_reply,
+    sample_trial_calls,
+    trial_reply,
+)
 
 Reply = Callable[[Sequence[Message], int], str]
 
@@ -126,10 +131,10 @@ def test_the_direct_teacher_takes_the_documented_tool_and_makes_no_trial() -> No
 
 
 def test_budgets_are_mostly_full_and_at_times_scarce() -> None:
-    drawn = [draw_trial_calls(seed, 8) for seed in range(1000)]
+    drawn = [sample_trial_calls(seed, 8) for seed in range(1000)]
     assert 0.6 < drawn.count(8) / 1000 < 0.8
     assert set(drawn) == {*range(SCARCE_CALLS + 1), 8}
-    assert {draw_trial_calls(seed, 0) for seed in range(50)} == {0}
+    assert {sample_trial_calls(seed, 0) for seed in range(50)} == {0}
 
 
 @pytest.mark.parametrize("depth", ["2", "3"])

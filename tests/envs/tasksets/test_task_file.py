@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs.argument_check import check_arguments
-from envs.config import EnvConfig, IsolationConfig, ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.endpoints import (
     Endpoint,
     HttpEndpoint,
@@ -17,6 +17,7 @@ from envs.endpoints import (
 )
 from envs.errors import ConfigError, DataFileError, MissingError
 from envs.sandbox.session import SandboxPool, SandboxSession
+from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment, NumberScorer, TextScorer
 from envs.tools import AnswerStatus, JsonObject, ToolSet, ToolSpec
 
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, *rows: JsonObject | str, percent: int = 20) -> FileEnvironment:
     lines = [line if isinstance(line, str) else json.dumps(line) for line in rows]
     (folder / "tasks.jsonl").write_text("\n".join(lines) + "\n")
-    config = EnvConfig(name="file", path=str(folder), heldout_percent=percent)
+    config = FileEnvConfig(path=str(folder), heldout_percent=percent)
     return FileEnvironment(config, no_servers)
 
 
@@ -97,7 +98,7 @@ def test_servers_are_asked_for_their_tools_once(folder: Path) -> None:
     ]
     rows = [row(id=str(number), tools=tools) for number, tools in enumerate(sources)]
     (folder / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    FileEnvironment(EnvConfig(name="file", path=str(folder / "tasks.jsonl")), list_tools)
+    FileEnvironment(FileEnvConfig(path=str(folder / "tasks.jsonl")), list_tools)
     assert asked == [
         McpStdioEndpoint(command=("mcp-server-time", "--utc"), folder=str(folder)),
         McpHttpEndpoint(url="http://host/mcp", token_variable="T"),
@@ -136,7 +137,7 @@ def test_files_that_are_not_there_are_named(folder: Path) -> None:
     with pytest.raises(MissingError, match=r"tasks.jsonl:1, field `tools`: .*none.py"):
         read(folder, row(tools={"functions": "none.py"}))
     with pytest.raises(MissingError, match=r"env\.path"):
-        FileEnvironment(EnvConfig(name="file", path=str(folder / "none.jsonl")), no_servers)
+        FileEnvironment(FileEnvConfig(path=str(folder / "none.jsonl")), no_servers)
     with pytest.raises(DataFileError, match="at least one task"):
         read(folder, "")
 
@@ -251,7 +252,7 @@ async def pool() -> AsyncIterator[SandboxPool]:
 
 
 async def test_the_tasks_that_ship_are_solvable_in_the_sandbox(pool: SandboxPool) -> None:
-    environment = FileEnvironment(EnvConfig(name="file"), no_servers)
+    environment = FileEnvironment(FileEnvConfig(), no_servers)
     tasks = environment.all_tasks()
     assert {task.id.removeprefix("file-") for task in tasks} == SOLUTIONS.keys()
     assert {task.split for task in tasks} == {"train", "validation", "heldout"}

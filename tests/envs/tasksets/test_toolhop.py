@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from envs.config import EnvConfig
 from envs.errors import ConfigError, DataFileError, MissingError
 from envs.tasks import Environment
-from envs.tasksets.toolhop.environment import OWN_TASKS, ToolHopEnvironment, ToolHopScorer, split_of
+from envs.tasksets.collection import split_of
+from envs.tasksets.toolhop.config import ToolHopEnvConfig
+from envs.tasksets.toolhop.environment import OWN_TASKS, ToolHopEnvironment, ToolHopScorer
 
 SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "toolhop" / "ToolHop-sample60.json"
 
@@ -37,7 +38,7 @@ def question(**changes: object) -> Entry:
 
 def environment(path: Path, *entries: Entry) -> ToolHopEnvironment:
     path.write_text(json.dumps(entries), encoding="utf-8")
-    return ToolHopEnvironment(EnvConfig(name="toolhop", path=str(path)))
+    return ToolHopEnvironment(ToolHopEnvConfig(path=str(path)))
 
 
 @pytest.fixture
@@ -50,14 +51,14 @@ def file(tmp_path: Path) -> Path:
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"nowhere\.json.*env\.path") as caught:
-        ToolHopEnvironment(EnvConfig(name="toolhop", path=str(tmp_path / "nowhere.json")))
+        ToolHopEnvironment(ToolHopEnvConfig(path=str(tmp_path / "nowhere.json")))
     assert caught.value.exit_code == 3
 
 
 def test_broken_json_names_its_line(file: Path) -> None:
     file.write_text('[\n{"id": 1,\n"question" "Who?"}]')
     with pytest.raises(DataFileError, match=r"ToolHop\.json, line 3") as caught:
-        ToolHopEnvironment(EnvConfig(name="toolhop", path=str(file)))
+        ToolHopEnvironment(ToolHopEnvConfig(path=str(file)))
     assert caught.value.exit_code == 2
 
 
@@ -65,13 +66,13 @@ def test_broken_json_names_its_line(file: Path) -> None:
 def test_other_json_is_refused(file: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(DataFileError, match=r"expected a (non-empty JSON list|JSON object)"):
-        ToolHopEnvironment(EnvConfig(name="toolhop", path=str(file)))
+        ToolHopEnvironment(ToolHopEnvConfig(path=str(file)))
 
 
 def test_not_utf8_is_refused(file: Path) -> None:
     file.write_bytes(b'["\xff"]')
     with pytest.raises(DataFileError, match="UTF-8"):
-        ToolHopEnvironment(EnvConfig(name="toolhop", path=str(file)))
+        ToolHopEnvironment(ToolHopEnvConfig(path=str(file)))
 
 
 @pytest.mark.parametrize(
@@ -229,9 +230,9 @@ def test_splits_are_disjoint_complete_and_of_the_asked_size(file: Path) -> None:
 def test_split_depends_on_the_id_alone(file: Path) -> None:
     splits = {task.id: task.split for task in many(file).all_tasks()}
     alone = environment(file, question(id=17)).all_tasks()[0]
-    assert splits["toolhop-17"] == alone.split == split_of(17, 20)
-    assert split_of(17, 100) == "heldout"
-    assert split_of(17, 0) != "heldout"
+    assert splits["toolhop-17"] == alone.split == split_of("toolhop", "17", 20)
+    assert split_of("toolhop", "17", 100) == "heldout"
+    assert split_of("toolhop", "17", 0) != "heldout"
 
 
 def test_drawing_is_by_seed(file: Path) -> None:
@@ -262,7 +263,7 @@ def test_is_an_environment(file: Path) -> None:
     not SAMPLE.is_file(), reason="the ToolHop sample does not lie beside the checkout"
 )
 def test_real_sample_is_read_whole() -> None:
-    read = ToolHopEnvironment(EnvConfig(name="toolhop", path=str(SAMPLE)))
+    read = ToolHopEnvironment(ToolHopEnvConfig(path=str(SAMPLE)))
     assert read.report.tasks == 60
     assert read.report.choices == {"named": 264}
     for task in read.all_tasks():
@@ -276,7 +277,7 @@ def test_real_sample_is_read_whole() -> None:
 
 
 def test_own_tasks_fill_every_split() -> None:
-    read = ToolHopEnvironment(EnvConfig(name="toolhop"))
+    read = ToolHopEnvironment(ToolHopEnvConfig())
     assert read.path == OWN_TASKS
     assert read.report.choices == {"named": read.report.tools}
     assert read.report.tasks == 12

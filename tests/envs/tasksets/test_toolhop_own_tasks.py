@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 
 from envs.argument_check import check_arguments
-from envs.config import EnvConfig, IsolationConfig, ToolServerConfig
+from envs.config import IsolationConfig, ToolServerConfig
 from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
+from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import OWN_TASKS, ToolHopEnvironment
 from envs.tasksets.toolhop.teacher import OWN_CALLS
 from envs.tools import AnswerStatus, JsonObject, ToolCall, ToolSet
@@ -64,7 +65,7 @@ def test_every_task_has_a_chain() -> None:
 
 @pytest.mark.parametrize("identity", sorted(CHAINS))
 async def test_task_is_solvable_and_needs_its_quirks_learnt(address: str, identity: int) -> None:
-    environment = ToolHopEnvironment(EnvConfig(name="toolhop"))
+    environment = ToolHopEnvironment(ToolHopEnvConfig())
     task = next(t for t in environment.all_tasks() if t.id == f"toolhop-{identity}")
     chain, entry = CHAINS[identity], ENTRIES[identity]
     calls = [(hop.tool, hop.works) for hop in chain]

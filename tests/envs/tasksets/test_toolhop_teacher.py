@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from envs.config import EnvConfig
 from envs.errors import ConfigError
 from envs.messages import Message
+from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import ToolHopEnvironment
 from envs.tasksets.toolhop.teacher import OWN_CALLS, direct_reply, trial_reply
 
 CHAIN = json.loads(OWN_CALLS.read_text(encoding="utf-8"))["9201"]
-TASKS = ToolHopEnvironment(EnvConfig(name="toolhop")).all_tasks()
+TASKS = ToolHopEnvironment(ToolHopEnvConfig()).all_tasks()
 
 
 def opening() -> list[Message]:

@@ -1,4 +1,4 @@
-"""Leak checks: that what evaluation holds out is not in training, and no answer in a prompt."""
+"""Leak checks: nothing that evaluation holds out is in `train`, and no prompt shows its answer."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ _RESERVED = {operation.name for operation in RESERVED_OPERATIONS}
 
 
 def leaks(train: Sequence[Task], other: Sequence[Task]) -> list[str]:
-    """Return a sentence for every leak from `other`, a split of evaluation, into `train`."""
+    """Return a sentence for every leak from `other`, a split for evaluation, into `train`."""
     return [
         *_shared("name", _names(train), _names(other)),
         *_shared("source", _sources(train), _sources(other)),
@@ -25,7 +25,7 @@ def leaks(train: Sequence[Task], other: Sequence[Task]) -> list[str]:
 
 
 def composition_of(task: Task) -> tuple[str, ...]:
-    """Return the names of the operations that a question asks for, stated by name or by example."""
+    """Return the names of the operations in a question, stated by name or by example."""
     names: list[str] = []
     for goal in task.question.split()[:-1]:
         probe, is_example, result = goal.partition(">")
@@ -51,8 +51,8 @@ def _reserved_in_train(train: Sequence[Task]) -> Iterator[str]:
     expressions = {operation.expression for operation in RESERVED_OPERATIONS}
     for task in train:
         composition = composition_of(task)
-        said = {word for tool in task.tool_set.tools for word in tool.description.split()}
-        for name in sorted(_RESERVED & {*composition, *said}):
+        described = {word for tool in task.tool_set.tools for word in tool.description.split()}
+        for name in sorted(_RESERVED & {*composition, *described}):
             yield f"{task.id} of train names the reserved operation {name}"
         for source in task.tool_set.sources:
             if any(f"return {each}\n" in source for each in expressions):
@@ -68,11 +68,11 @@ def _not_new(train: Sequence[Task], other: Sequence[Task]) -> Iterator[str]:
         composition = composition_of(task)
         novelty = task.tags["novelty"]
         if novelty == "operations" and set(composition) <= operations:
-            yield f"{task.id} asks for no operation that is new"
+            yield f"{task.id} asks for no new operation"
         if novelty == "compositions" and composition in trained:
             yield f"{task.id} asks for a composition of train, {' '.join(composition)}"
         if novelty == "names" and _RESERVED & set(composition):
-            yield f"{task.id} is to have new names alone, and asks for a reserved operation"
+            yield f"{task.id} should have new names only, and asks for a reserved operation"
 
 
 def _shown_answers(tasks: Sequence[Task]) -> Iterator[str]:

@@ -7,15 +7,15 @@ from itertools import permutations
 from random import Random
 from string import ascii_uppercase
 
-from envs.config import CatalogConfig, CatalogNovelty
 from envs.seeds import stable_hash
 from envs.tasks import Split
 from envs.tasksets.catalog.compositions import admitted
+from envs.tasksets.catalog.config import CatalogConfig, CatalogNovelty
 from envs.tasksets.catalog.instances import (
     DEFAULT_SHARES,
     Instance,
     Shares,
-    draw_instance,
+    sample_instance,
     shares_of,
 )
 from envs.tasksets.catalog.names import names_of
@@ -42,14 +42,14 @@ class TaskKind:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnTools:
+class SampledTools:
     """The tools of a task, as listed; and those that it needs, in the order of its goals."""
 
     listed: tuple[Instance, ...]
     needed: tuple[Instance, ...]
 
 
-def draw_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> TaskKind:
+def sample_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> TaskKind:
     """Draw what task number `index` is to be; depends on no tool."""
     rng = Random(stable_hash("catalog kind", split, seed, index))
     novelty = "names" if split == "train" else rng.choice(config.novelty)
@@ -61,20 +61,20 @@ def draw_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> Tas
     return TaskKind(split, depth, novelty, by_example, marked=rng.random() < config.marks)
 
 
-def draw_tools(config: CatalogConfig, kind: TaskKind, rng: Random) -> DrawnTools:
+def sample_tools(config: CatalogConfig, kind: TaskKind, rng: Random) -> SampledTools:
     """Draw tools until they can serve a question of that kind, and the question."""
     shares = shares_of(config)
     recurrent = kind.split == "train" and rng.random() < config.recurrent
     while True:
         tools = (
-            _draw_recurrent(config.tools, shares, rng)
+            _sample_recurrent(config.tools, shares, rng)
             if recurrent
-            else _draw_anew(config.tools, kind, shares, rng)
+            else _sample_new(config.tools, kind, shares, rng)
         )
         steps = _admitted_steps(tools, kind)
         if steps:
             break
-    drawn = DrawnTools(tools, rng.choice(steps))
+    drawn = SampledTools(tools, rng.choice(steps))
     if config.duplicates > 0 and not recurrent:
         drawn = _with_duplicates(drawn, config, kind, rng)
     return _with_marks(drawn, rng) if kind.marked else drawn
@@ -89,7 +89,7 @@ def _admitted_steps(instances: tuple[Instance, ...], kind: TaskKind) -> list[tup
     ]
 
 
-def _draw_anew(count: int, kind: TaskKind, shares: Shares, rng: Random) -> tuple[Instance, ...]:
+def _sample_new(count: int, kind: TaskKind, shares: Shares, rng: Random) -> tuple[Instance, ...]:
     recurrent = {tool.name for tool in recurrent_tools()} if kind.split == "train" else set()
     names: list[str] = []
     while len(names) < count:
@@ -99,12 +99,12 @@ def _draw_anew(count: int, kind: TaskKind, shares: Shares, rng: Random) -> tuple
     operations = rng.sample(kind.known, min(count, len(kind.known)))
     operations += rng.choices(kind.known, k=count - len(operations))
     return tuple(
-        draw_instance(name, operation, rng, kind.known, shares)
+        sample_instance(name, operation, rng, kind.known, shares)
         for name, operation in zip(names, operations, strict=True)
     )
 
 
-def _draw_recurrent(count: int, shares: Shares, rng: Random) -> tuple[Instance, ...]:
+def _sample_recurrent(count: int, shares: Shares, rng: Random) -> tuple[Instance, ...]:
     chosen: list[Instance] = []
     while len(chosen) < count:
         tool = rng.choice(recurrent_tools(shares))
@@ -122,32 +122,32 @@ def recurrent_tools(shares: Shares = DEFAULT_SHARES) -> tuple[Instance, ...]:
     rng = Random(stable_hash("catalog recurrent tools"))
     names = rng.sample(names_of("train"), _RECURRENT_TOOLS)
     return tuple(
-        draw_instance(name, OPERATIONS[index % len(OPERATIONS)], rng, shares=shares)
+        sample_instance(name, OPERATIONS[index % len(OPERATIONS)], rng, shares=shares)
         for index, name in enumerate(names)
     )
 
 
 def _with_duplicates(
-    drawn: DrawnTools, config: CatalogConfig, kind: TaskKind, rng: Random
-) -> DrawnTools:
+    drawn: SampledTools, config: CatalogConfig, kind: TaskKind, rng: Random
+) -> SampledTools:
     """Let tools that are not needed do what another tool of the task does."""
     listed: list[Instance] = []
     for tool in drawn.listed:
         if tool not in drawn.needed and rng.random() < config.duplicates:
             operation = rng.choice([*drawn.needed, *listed]).operation
-            tool = draw_instance(tool.name, operation, rng, kind.known, shares_of(config))
+            tool = sample_instance(tool.name, operation, rng, kind.known, shares_of(config))
         listed.append(tool)
-    return DrawnTools(tuple(listed), drawn.needed)
+    return SampledTools(tuple(listed), drawn.needed)
 
 
-def _with_marks(drawn: DrawnTools, rng: Random) -> DrawnTools:
+def _with_marks(drawn: SampledTools, rng: Random) -> SampledTools:
     """Give every tool of the task a letter of its own."""
     letters = rng.sample(ascii_uppercase, len(drawn.listed))
     marked = {
         tool.name: replace(tool, mark=letter)
         for tool, letter in zip(drawn.listed, letters, strict=True)
     }
-    return DrawnTools(
+    return SampledTools(
         tuple(marked[tool.name] for tool in drawn.listed),
         tuple(marked[tool.name] for tool in drawn.needed),
     )
