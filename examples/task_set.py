@@ -47,9 +47,9 @@ async def main(folder: Path) -> None:
     with ToolServerProcess(tools) as server:
         client = ToolClient(server.address, tools)
         engine = ScriptedEngine(lambda messages, seed: next(TURNS), template)
-        runner = EpisodeRunner(engine, client, template, Identity("example"))
+        runner = EpisodeRunner(engine, client, template, Identity(worker="example"))
         lease = Lease("example", "e0", "g0", task.id, sample_index=0, attempt=0, seed=7)
-        episode = await runner.run(lease, task, EpisodeConfig(prompt="compact"))
+        episode = await runner.run_episode(lease, task, EpisodeConfig(prompt="compact"))
         await client.close()
     print(*(f"{message.role}: {message.content}" for message in episode.messages), sep="\n")
     print(f"{episode.outcome}, reward {episode.reward}, isolation {episode.isolation}")

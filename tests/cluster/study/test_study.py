@@ -15,6 +15,7 @@ from cluster.study.recipe import Study, load_study, read_seeds
 from cluster.study.report import StageTime, StudyReport, to_markdown
 from cluster.study.statistics import Cell, differences_of, rows_of
 from envs.errors import ConfigError
+from envs.tasksets.catalog.config import CatalogEnvConfig
 from envs.tools import JsonObject
 
 
@@ -147,6 +148,7 @@ class TestRecipe:
         config = study.playing("blocked", "depth2-compositions", "greedy")
         assert config.episode.trial.calls == 0
         assert config.episode.trial.tokens == study.config.episode.trial.tokens
+        assert isinstance(config.env, CatalogEnvConfig)
         assert config.env.catalog.depths == {"2": 1.0}, "a table of weights is one value"
         assert config.env.catalog.novelty == ("compositions",)
         assert (config.eval.temperature, config.eval.tasks) == (0.0, study.config.eval.tasks)
@@ -162,7 +164,9 @@ class TestRecipe:
             assert direct.teacher.episodes > trial.teacher.episodes
             seen = direct.teacher.episodes * direct.sft.epochs
             assert seen >= 3 * trial.teacher.episodes * trial.sft.epochs, "and half as long"
-        assert study.training("direct-copy").env.catalog.recurrent == 0
+        copying = study.training("direct-copy").env
+        assert isinstance(copying, CatalogEnvConfig)
+        assert copying.catalog.recurrent == 0
 
     def test_only_some_arms_need_only_their_models(self) -> None:
         study = load_study("study").only(["trial-sft", "trial-more-sft"])
