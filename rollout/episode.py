@@ -9,7 +9,7 @@ from typing import Literal
 
 from envs.errors import EpisodeError
 from envs.messages import Message
-from envs.tools import AnswerStatus
+from envs.tools import AnswerStatus, SessionPurpose
 from rollout.engine import VersionSpan
 
 Mode = Literal["direct", "trial", "free"]
@@ -56,7 +56,7 @@ class CallRecord:
     result: str
     seconds: float
     cpu_seconds: float
-    purpose: Literal["trial", "execution"]
+    purpose: SessionPurpose
 
 
 @dataclass(frozen=True, slots=True)

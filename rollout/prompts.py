@@ -7,10 +7,8 @@ from typing import Literal, Protocol
 from envs.errors import PolicyError
 from envs.messages import Message
 from envs.tasks import Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
 from rollout.episode import Mode
-
-Stage = Literal["trial", "execution"]
 
 
 class Prompts(Protocol):
@@ -30,7 +28,7 @@ class Prompts(Protocol):
 
     def trial_start(self) -> Message: ...
 
-    def expected(self, what: Stage, tools: ToolSet) -> str: ...
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str: ...
 
 
 _FORMAT = """You may call these tools. Each line is a JSON schema:
@@ -102,7 +100,7 @@ class HermesPrompts:
     def trial_start(self) -> Message:
         return Message("user", "You are back in the trial phase.")
 
-    def expected(self, what: Stage, tools: ToolSet) -> str:
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
         other = _EXPERIENCE if what == "trial" else "<answer>...</answer>"
         return f"expected a tool call, for example\n{_example(tools)}\nor {other}"
 
@@ -139,7 +137,7 @@ class CompactPrompts:
     def trial_start(self) -> Message:
         return Message("user", "try")
 
-    def expected(self, what: Stage, tools: ToolSet) -> str:
+    def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
         del tools
         return what
 

@@ -10,13 +10,13 @@ from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, Pol
 from envs.messages import Message
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
-from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolService
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
-from rollout.phase_tools import PhaseTools
-from rollout.prompts import Stage, make_prompts
+from rollout.phase_tools import PhaseTools, attempt_id
+from rollout.prompts import make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory
 
@@ -112,14 +112,18 @@ class _Run:
         self._identity = identity
         self._lease, self._task, self._config = assignment.lease, assignment.task, assignment.config
         self._tools = PhaseTools(
-            tools, self._task.tool_set, self._lease.seed, self._config.trial_sessions
+            tools,
+            self._task.tool_set,
+            self._lease.seed,
+            self._config.trial_sessions,
+            attempt_id(self._lease.episode, self._lease.attempt),
         )
         self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
         self._trajectory = Trajectory()
-        self._stage: Stage = "execution" if self._config.mode == "direct" else "trial"
-        self._used: dict[Stage, int] = {"trial": 0, "execution": 0}
-        self._turns: dict[Stage, int] = {"trial": 0, "execution": 0}
-        self._seconds: dict[Stage, float] = {"trial": 0.0, "execution": 0.0}
+        self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
+        self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._turns: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._seconds: dict[SessionPurpose, float] = {"trial": 0.0, "execution": 0.0}
         self._faults = 0
         self._answer = ""
         self._score = Score(0.0)
@@ -276,7 +280,7 @@ class _Run:
             for call, answer in zip(calls, answers, strict=True)
         ]
 
-    async def _enter(self, stage: Stage) -> None:
+    async def _enter(self, stage: SessionPurpose) -> None:
         """Change phase; what the trials did to the tools is thrown away."""
         await self._tools.end_trial()
         self._stage = stage
@@ -296,7 +300,7 @@ class _Run:
 
     # Budgets and bookkeeping
 
-    def _budget(self, stage: Stage) -> PhaseBudget:
+    def _budget(self, stage: SessionPurpose) -> PhaseBudget:
         return self._config.trial if stage == "trial" else self._config.execution
 
     def _calls_left(self) -> int:

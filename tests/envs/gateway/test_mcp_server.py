@@ -10,7 +10,7 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 
 from envs.config import ToolServerConfig
-from envs.gateway.mcp_server import McpDoor
+from envs.gateway.mcp_server import McpGateway
 from envs.server.wire import WireError
 from envs.tools import AnswerStatus, ToolAnswer
 from tests.envs.server.scripted_host import TOOLS, ScriptedHost, serving
@@ -20,7 +20,7 @@ QUICK = ToolServerConfig(request_timeout_s=0.2, call_timeout_s=0.1)
 
 @asynccontextmanager
 async def door(host: ScriptedHost, config: ToolServerConfig = QUICK) -> AsyncIterator[str]:
-    mcp = McpDoor(host, {"echoes": TOOLS}, config)
+    mcp = McpGateway(host, {"echoes": TOOLS}, config)
     async with mcp.serving(), serving(host, [mcp.router]) as place:
         yield f"http://{place}/mcp"
 

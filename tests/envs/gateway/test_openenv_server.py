@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from envs.config import ToolServerConfig
-from envs.gateway.openenv_server import OpenEnvDoor
+from envs.gateway.openenv_server import OpenEnvGateway
 from envs.server.wire import WireError
 from envs.tools import AnswerStatus, ToolAnswer
 from tests.envs.server.scripted_host import ScriptedHost, serving, task
@@ -22,8 +22,8 @@ CALL = {"type": "call_tool", "tool_name": "echo", "arguments": {"text": "a"}}
 @asynccontextmanager
 async def door(
     host: ScriptedHost, config: ToolServerConfig = QUICK
-) -> AsyncIterator[tuple[str, OpenEnvDoor]]:
-    openenv = OpenEnvDoor(host, [task("one"), task("two")], config)
+) -> AsyncIterator[tuple[str, OpenEnvGateway]]:
+    openenv = OpenEnvGateway(host, [task("one"), task("two")], config)
     async with openenv.serving(), serving(host, [openenv.router]) as place:
         yield place, openenv
 
@@ -54,7 +54,7 @@ async def test_a_trial_has_a_session_of_its_own_which_execution_does_not_see() -
         assert last["metadata"] == {"reward_parts": {"exact": 1.0}}
         assert host.open_ids == set()
         kind, late = await ask(socket, "step", CALL)
-        assert (kind, late["message"]) == ("error", "the episode is over: send reset")
+        assert (kind, late["message"]) == ("error", "the episode has ended: send reset")
 
 
 @pytest.mark.parametrize(
