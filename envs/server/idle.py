@@ -1,4 +1,4 @@
-"""The idle sweep: closes sessions that nobody has used for a while."""
+"""The idle sweep: closes sessions that were not used for a while."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence

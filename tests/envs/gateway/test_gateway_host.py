@@ -1,4 +1,4 @@
-"""Tool sets that a tool server does not run, behind the doors of a server that offers them."""
+"""Tool sets that a tool server does not run, behind the gateways of a server that serves tasks."""
 
 import asyncio
 import json

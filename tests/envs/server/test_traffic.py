@@ -3,14 +3,11 @@
 import asyncio
 import random
 import resource
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import httpx
-import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,16 +214,6 @@ async def test_sessions_of_one_seed_are_matched_by_episode(tmp_path: Path) -> No
     assert refused is not None and "episode e3.0" in refused.message
     assert (await host.open_session(item())).id == "a", "clients need not name an episode"
     await host.stop()
-
-
-def test_traffic_whose_sessions_have_no_episode_is_read(tmp_path: Path) -> None:
-    payload = msgpack.packb([1, "old", TOOLS.digest, 7, "trial", 12.5])
-    assert payload is not None
-    header = struct.pack(">II", len(payload), zlib.crc32(payload))
-    (tmp_path / "000001.traffic").write_bytes(MAGIC + header + payload)
-    [session] = TrafficReader(tmp_path).sessions
-    assert (session.id, session.seed, session.opened_at) == ("old", 7, 12.5)
-    assert session.episode == ""
 
 
 @pytest.mark.parametrize(
