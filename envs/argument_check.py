@@ -1,7 +1,7 @@
-"""Check of a call's arguments against its tool's JSON schema, as far as the schema makes sense.
+"""Checks the arguments of a call against its tool's JSON schema, as far as the schema is valid.
 
-Data sets carry sloppy schemas: keywords and types that are not understood are ignored, and keys
-that a schema does not mention are allowed unless `additionalProperties` is exactly false.
+Datasets contain careless schemas: unknown keywords and types are ignored, and keys that a schema
+does not mention are allowed unless `additionalProperties` is exactly false.
 """
 
 import json
@@ -15,7 +15,7 @@ _MAX_SHOWN = 80
 
 
 def check_arguments(spec: ToolSpec, arguments: JsonObject) -> str | None:
-    """Return a sentence for the policy on what is wrong with `arguments`, or None."""
+    """Return a message for the policy about the first error in `arguments`, or None."""
     return _object_fault(spec.parameters, arguments, "", _MAX_DEPTH)
 
 
@@ -62,7 +62,7 @@ def _object_fault(schema: JsonObject, value: JsonObject, path: str, depth: int) 
 
 
 def _type_names(schema: JsonObject) -> list[str]:
-    """Return the schema's types; none where one is unknown, for then anything is allowed."""
+    """Return the schema's types; none if one is unknown, because then anything is allowed."""
     given = schema.get("type")
     names = given if isinstance(given, list) else [given]
     known = {"string", "integer", "number", "boolean", "object", "array", "null"}

@@ -1,7 +1,7 @@
-"""Tools that live outside of the sandbox: where they are, and how they are reached.
+"""Endpoints: the addresses of tools outside of the sandbox.
 
-A worker reaches them with its own rights, so they come from the user's configuration and never over
-the wire: a tool server refuses tool sets that have an endpoint.
+A worker contacts them with its own rights. So they come only from the user's configuration, never
+over the wire: a tool server refuses tool sets that have an endpoint.
 """
 
 from typing import Annotated, Literal
@@ -20,11 +20,11 @@ class HttpOperation(_Endpoint):
     path: str
     """Path template below the base URL, for example `/movie/{movie_id}`."""
     locations: dict[str, Literal["path", "query", "header", "cookie", "body"]] = {}
-    """Where each argument goes; those that are not named here are fields of a JSON body, and one in
-    `body` is the whole of it.
+    """Part of the request that each argument goes to. Arguments that are not named here are fields
+    of a JSON body; an argument in `body` is the complete body.
     """
     wire_names: dict[str, str] = {}
-    """The API's own names of arguments that have another name here, since the API uses it twice."""
+    """The API's names of arguments that are renamed here because the API uses one name twice."""
 
 
 class HttpEndpoint(_Endpoint):
@@ -34,8 +34,8 @@ class HttpEndpoint(_Endpoint):
     base_url: str
     operations: tuple[HttpOperation, ...]
     allowed_hosts: tuple[str, ...]
-    """Who may be spoken to, redirects included: `host:port`, or `host` for ports 80 and 443. A name
-    that leads to a private address needs that address listed beside it.
+    """Hosts that may be contacted, also by redirects: `host:port`, or `host` for ports 80 and 443.
+    If a name resolves to a private address, that address must be listed too.
     """
     token_variable: str = ""
     """Environment variable with a token; empty for none."""
@@ -45,7 +45,7 @@ class HttpEndpoint(_Endpoint):
 
     @property
     def place(self) -> str:
-        """Where it is, for messages and records."""
+        """Address for messages and records."""
         return self.base_url
 
 
@@ -55,13 +55,13 @@ class McpStdioEndpoint(_Endpoint):
     kind: Literal["mcp-stdio"] = "mcp-stdio"
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}
-    """Its whole environment, beside PATH and HOME."""
+    """Its complete environment, in addition to PATH and HOME."""
     folder: str = ""
-    """Working directory; empty for that of the worker."""
+    """Working directory; empty for the worker's."""
 
     @property
     def place(self) -> str:
-        """What is run, for messages and records."""
+        """Command line for messages and records."""
         return " ".join(self.command)
 
 
@@ -75,7 +75,7 @@ class McpHttpEndpoint(_Endpoint):
 
     @property
     def place(self) -> str:
-        """Where it is, for messages and records."""
+        """Address for messages and records."""
         return self.url
 
 
@@ -84,11 +84,11 @@ class OpenEnvEndpoint(_Endpoint):
 
     kind: Literal["openenv"] = "openenv"
     url: str
-    """`http://host:port`; the route `/ws` is below it."""
+    """`http://host:port`; the route `/ws` is appended."""
 
     @property
     def place(self) -> str:
-        """Where it is, for messages and records."""
+        """Address for messages and records."""
         return self.url
 
 

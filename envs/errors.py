@@ -8,24 +8,27 @@ TrialrunError
 ├── PolicyError                     the model's own mistake: becomes an observation, never a crash
 ├── EpisodeError                    an episode that contradicts itself
 ├── StoreError                      a run directory that cannot be read or written
-├── InfraError                      the world failed; the policy is not to blame
+├── InfraError                      an infrastructure failure; not caused by the policy
 │   ├── ToolServerError             the tool server is unreachable, restarted or refused
-│   │   └── ServerFullError         it has no room now; nothing was begun
-│   ├── SandboxError                the sandboxed child could not be made or died
-│   ├── TeacherError                an endpoint that plays the teacher refused or did not reply
+│   │   └── ServerFullError         it is full now; nothing was started
+│   ├── SandboxError                the sandboxed child could not be started or died
+│   ├── TeacherError                a teacher's endpoint refused or did not reply
 │   ├── EngineError                 the inference engine failed; its worker must be replaced
 │   ├── LearnerError                a learner rank failed or its ranks disagree
 │   │   └── NonFiniteError          a logit, loss or gradient is not finite; nothing was changed
 │   └── WeightSyncError             a weight push missed its deadline or its handshake
-├── DeadlineError                   a wait on the outside ran out of time
-└── IsolationError         exit 1   the kernel cannot give the isolation that was required
+├── DeadlineError                   a wait for another process or service timed out
+└── IsolationError         exit 1   the kernel cannot provide the required isolation
 """
 
 from enum import StrEnum
 
 
 class TrialrunError(Exception):
-    """Root of every error this project raises on purpose; picklable, `exit_code` is the CLI's."""
+    """Root of every error that this project raises on purpose.
+
+    Errors are picklable; `exit_code` is the exit code of the CLI.
+    """
 
     exit_code = 1
 
@@ -47,7 +50,7 @@ class MissingError(TrialrunError):
 
 
 class PolicyErrorKind(StrEnum):
-    """What a policy can do wrong in one turn."""
+    """Mistakes that a policy can make in one turn."""
 
     MALFORMED_JSON = "malformed_json"
     UNCLOSED_TAG = "unclosed_tag"
@@ -59,7 +62,7 @@ class PolicyErrorKind(StrEnum):
 
 
 class PolicyError(TrialrunError):
-    """A turn that cannot be acted on; `kind` is recorded, the message is shown to the policy."""
+    """A turn that is not valid; `kind` is recorded, and the message is shown to the policy."""
 
     def __init__(self, kind: PolicyErrorKind, message: str) -> None:
         super().__init__(kind, message)
@@ -87,7 +90,7 @@ class ToolServerError(InfraError):
 
 
 class ServerFullError(ToolServerError):
-    """A tool server without room; the same request may be sent again after `retry_after_s`."""
+    """A full tool server; the same request may be sent again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
@@ -131,6 +134,6 @@ class IsolationError(TrialrunError):
 
 
 def first_cause(errors: BaseExceptionGroup) -> BaseException:
-    """Return the first plain exception inside `errors`, which a task group raises."""
+    """Return the first plain exception inside the exception group of a task group."""
     inner = errors.exceptions[0]
     return first_cause(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -16,4 +16,4 @@ class Message:
 
 
 Reply = Callable[[Sequence[Message], int], str]
-"""From the conversation so far and the episode's seed to the text of the next turn."""
+"""Maps the conversation so far and the episode's seed to the text of the next turn."""

@@ -1,4 +1,4 @@
-"""Randomness is derived: a seed is a stable hash of what it is for."""
+"""Seeds are derived, not sampled: a seed is a stable hash of what it is used for."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Tools as tasks offer them, answers as sessions give them, and the two Protocols between."""
+"""Tools as tasks define them, their calls and answers, and the two Protocols that run them."""
 
 import hashlib
 import json
@@ -13,10 +13,11 @@ from envs.endpoints import Endpoint
 
 JsonObject = dict[str, JsonValue]
 SessionPurpose = Literal["trial", "execution"]
+"""Phase of an episode that a tool session serves; also the phase of a call or a turn."""
 
 
 class ToolSpec(BaseModel):
-    """What the policy is told about a tool; `parameters` is a JSON schema of type object."""
+    """Description of a tool for the policy; `parameters` is a JSON schema of type object."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,9 +31,9 @@ class ToolSet(BaseModel):
 
     Code: `sources[i]` defines `functions[i]`, which implements `tools[i]` and is called with
     keyword arguments. Equal sources are one module; `Class.method` is a method of the one object of
-    that class that a session has, made without arguments at the first call. Sources are untrusted:
-    they run only inside a sandboxed session. Nothing that would give an answer away belongs here,
-    for the sandboxed child can read all of it.
+    that class that a session has, created without arguments at the first call. Sources are
+    untrusted: they run only inside a sandboxed session. The set must not contain anything that
+    reveals an answer, because the sandboxed child can read all of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,47 +58,48 @@ class ToolSet(BaseModel):
 
     @property
     def sandboxed(self) -> bool:
-        """Whether the tools are Python code, which a tool server runs."""
+        """Whether the tools are Python code, which runs on a tool server."""
         return self.endpoint is None and self.adaptation is None
 
     @property
     def root(self) -> "ToolSet":
-        """The set that is run in the end: the base below all adaptations."""
+        """The set that actually runs: the base below all adaptations."""
         return self.adaptation.base.root if self.adaptation else self
 
     @cached_property
     def digest(self) -> str:
-        """Content hash: equal tool sets are sent to a tool server once."""
+        """Content hash; equal tool sets are sent to a tool server only once."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def find(self, name: str) -> ToolSpec | None:
-        """Return the tool called `name`; where names repeat, the first."""
+        """Return the first tool with this name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
 class CallRule(BaseModel):
     """How a call of one adapted tool becomes a call of a tool of the base set.
 
-    `parameters` maps names that the policy uses to names of the base tool; what it does not name
-    keeps its name, and a parameter of the policy's alone, mapped to the empty name, is dropped.
-    `types` maps the policy's parameter name to the JSON type the base tool expects.
+    `parameters` maps the policy's parameter names to those of the base tool. Parameters that are
+    not in the map keep their name; one that is mapped to the empty name is dropped. `types` maps
+    the policy's parameter names to the JSON types that the base tool expects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str
-    """Name in the base set; empty for a distractor, which answers `reply`."""
+    """Name in the base set; empty for a distractor, which always answers `reply`."""
     parameters: dict[str, str] = {}
     types: dict[str, Literal["string", "integer", "number", "boolean"]] = {}
     reply: str = ""
 
 
 class Adaptation(BaseModel):
-    """A base tool set under other names, shapes and weather; `rules[i]` serves `tools[i]`.
+    """A base tool set under other names and parameters, with faults; `rules[i]` serves `tools[i]`.
 
-    Faults and latency are drawn per call from the session's seed: the share `fault_rate` of calls
-    answers a tool error without reaching the base, and a share `slow_rate` waits `latency_s` first.
+    Faults and latency are sampled per call from the session's seed. The share `fault_rate` of calls
+    gets a tool error without reaching the base; the share `slow_rate` first waits `latency_s`
+    seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,7 +118,7 @@ ToolSet.model_rebuild()
 
 
 class AnswerStatus(StrEnum):
-    """How one tool call ended. Only `infra_error` is not the policy's business."""
+    """How one tool call ended. All except `infra_error` are observations for the policy."""
 
     OK = "ok"
     TOOL_ERROR = "tool_error"
@@ -134,7 +136,7 @@ class ToolCall(BaseModel):
 
 
 class ToolAnswer(BaseModel):
-    """What a session answers to one call: `text` is the value (JSON, or str as is) or the error."""
+    """Answer to one call; `text` is the value (JSON, or a string unchanged) or the error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -148,7 +150,7 @@ class ToolAnswer(BaseModel):
 
 
 class ToolSession(Protocol):
-    """Live tools of one episode phase; state lives and dies with it."""
+    """Live tools of one episode phase; their state ends with the session."""
 
     @property
     def id(self) -> str: ...
@@ -160,7 +162,7 @@ class ToolSession(Protocol):
 
     @property
     def server(self) -> str:
-        """Name of who runs the tools, as episodes record it: a server's name, else its address."""
+        """Name of the server that runs the tools, as episodes record it; by default its address."""
         ...
 
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
@@ -168,15 +170,21 @@ class ToolSession(Protocol):
         ...
 
     async def close(self) -> None:
-        """End the session; never raises for a session that is already gone."""
+        """End the session; does not raise if it has ended already."""
         ...
 
 
 class ToolService(Protocol):
-    """Where sessions come from: a tool server's client, or a replay."""
+    """Opens sessions: the client of a tool server, a router, a recording, ..."""
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
-        """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ToolSession:
+        """Open a session in its initial state.
+
+        `episode` is recorded with the session's traffic; empty if there is no episode. Raises
+        ToolServerError or DeadlineError.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The tools of one episode: which phase acts on which state."""
+"""The tool sessions of one episode: which phase acts on which state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,14 @@ from envs.tools import (
 from rollout.config import TrialSessions
 
 
+def attempt_id(episode: str, attempt: int) -> str:
+    """Return the id that the tool sessions of one attempt at an episode carry."""
+    return f"{episode}.{attempt}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Executed:
-    """One execution call and what it answered; a replay should answer the same."""
+    """One execution call and its answer; a replay of the call should give the same answer."""
 
     call: ToolCall
     answer: ToolAnswer
@@ -27,41 +32,47 @@ class _Executed:
 class PhaseTools:
     """Opens, calls, replays and closes the sessions of one episode.
 
-    Isolated trials act on a session of their own, in the state that the execution calls so far have
-    led to, and it is thrown away when the trial phase ends. Shared trials act on the one session
-    that execution acts on. Not covered: tools that keep state outside of their session (a real HTTP
-    API) see the replayed calls a second time.
+    `episode` is the `attempt_id` that the sessions carry. Isolated trials act on a separate session
+    in the state to which the execution calls so far have led; it is discarded when the trial phase
+    ends. Shared trials act on the same session as execution. Not covered: tools that keep state
+    outside of their session (a real HTTP API) see the replayed calls a second time.
     """
 
     def __init__(
-        self, service: ToolService, tool_set: ToolSet, seed: int, sharing: TrialSessions
+        self,
+        service: ToolService,
+        tool_set: ToolSet,
+        seed: int,
+        sharing: TrialSessions,
+        episode: str = "",
     ) -> None:
         self._service = service
         self._tool_set = tool_set
         self._seed = seed
         self._sharing = sharing
+        self._episode = episode
         self._sessions: dict[SessionPurpose, ToolSession] = {}
         self._executed: list[_Executed] = []
         self._isolations: dict[str, None] = {}
         self._servers: dict[str, None] = {}
         self.replayed_calls = 0
         self.replay_differences = 0
-        """Replayed calls that did not answer what they answered before."""
+        """Replayed calls whose answer differed from the first one."""
 
     @property
     def isolation(self) -> str:
-        """Achieved isolation of every session, each kind once."""
+        """Achieved isolation of the sessions, each kind once."""
         return ", ".join(self._isolations)
 
     @property
     def servers(self) -> str:
-        """Names of the servers that the sessions were on, in the order of their first use."""
+        """Names of the servers of the sessions, in the order of their first use."""
         return ", ".join(self._servers)
 
     async def call(self, phase: SessionPurpose, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` for `phase`, in order. Raises ToolServerError, SandboxError, DeadlineError.
 
-        An answer INFRA_ERROR is the caller's business.
+        The caller must handle answers with status INFRA_ERROR.
         """
         answers = await (await self._session(phase)).call(calls)
         if phase == "execution":
@@ -69,9 +80,9 @@ class PhaseTools:
         return answers
 
     async def catch_up(self) -> None:
-        """Bring the trial session to the state of execution, where it is not.
+        """Replay the execution calls in a new trial session, unless it has their state already.
 
-        Raises ToolServerError, SandboxError (a replayed call failed on the world's account) or
+        Raises ToolServerError, SandboxError (a replayed call had an infrastructure failure) or
         DeadlineError.
         """
         if self._sharing == "shared" or "trial" in self._sessions or not self._executed:
@@ -86,7 +97,7 @@ class PhaseTools:
         self.replayed_calls += len(answers)
 
     async def end_trial(self) -> None:
-        """Throw the trial's session away."""
+        """Discard the session of the trials."""
         session = self._sessions.pop("trial", None)
         if session is not None:
             await session.close()
@@ -99,9 +110,9 @@ class PhaseTools:
             await session.close()
 
     def _remember(self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]) -> None:
-        """Keep what a replay needs; a sandbox that stopped a tool began again from the start."""
+        """Store the calls that a replay needs; a sandbox that stops a tool resets its state."""
         for call, answer in zip(calls, answers, strict=True):
-            if answer.status is AnswerStatus.TIMEOUT and _begins_again(self._tool_set):
+            if answer.status is AnswerStatus.TIMEOUT and _starts_again(self._tool_set):
                 self._executed.clear()
             else:
                 self._executed.append(_Executed(call, answer))
@@ -110,19 +121,21 @@ class PhaseTools:
         purpose = "execution" if self._sharing == "shared" else phase
         session = self._sessions.get(purpose)
         if session is None:
-            session = await self._service.open(self._tool_set, self._seed, purpose)
+            session = await self._service.open_session(
+                self._tool_set, self._seed, purpose, self._episode
+            )
             self._sessions[purpose] = session
             self._isolations.setdefault(session.isolation)
             self._servers.setdefault(session.server)
         return session
 
 
-def _begins_again(tool_set: ToolSet) -> bool:
-    """Whether a session whose tool ran out of time is then like a new one.
+def _starts_again(tool_set: ToolSet) -> bool:
+    """Return whether a session is in its initial state after a tool ran out of time.
 
-    A sandbox begins again; the faults of an adaptation go on where the count of calls stands.
+    A sandbox is; an adaptation with faults is not, because its faults depend on the count of calls.
     """
     adaptation = tool_set.adaptation
     if adaptation is None:
         return tool_set.sandboxed
-    return adaptation.fault_rate == 0 and _begins_again(adaptation.base)
+    return adaptation.fault_rate == 0 and _starts_again(adaptation.base)

@@ -15,7 +15,7 @@ from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
-from rollout.phase_tools import PhaseTools
+from rollout.phase_tools import PhaseTools, attempt_id
 from rollout.prompts import make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory
@@ -115,7 +115,11 @@ class _EpisodeInProgress:
         self._identity = identity
         self._lease, self._task, self._config = assignment.lease, assignment.task, assignment.config
         self._tools = PhaseTools(
-            tools, self._task.tool_set, self._lease.seed, self._config.trial_sessions
+            tools,
+            self._task.tool_set,
+            self._lease.seed,
+            self._config.trial_sessions,
+            attempt_id(self._lease.episode, self._lease.attempt),
         )
         self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
         self._trajectory = Trajectory()

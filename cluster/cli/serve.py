@@ -1,4 +1,4 @@
-"""`trialrun serve`: the tools of an environment's tasks, for all who speak one of the protocols."""
+"""`trialrun serve`: serves the tools of an environment's tasks over all protocols."""
 
 import asyncio
 import logging
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
-from envs.gateway.serve import Offer, serve_tasks
+from envs.gateway.serve import ServedTasks, serve_tasks
 from envs.server.main import bind_tcp
 from envs.tasks import Split
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen; `port` 0 takes a free one, `token` empty asks for none."""
+    """Address to listen on; `port` 0 takes a free one, an empty `token` means none."""
 
     host: str
     port: int
@@ -37,14 +37,14 @@ def run_serve(config: RunConfig, address: Address, split: Split, count: int | No
         sys.stdout.write(f"ready http://{place}\n")
         sys.stdout.flush()
 
-    # What strangers send wrongly is answered to them, and is no news.
+    # Invalid requests are answered to the client; they are no events of this server.
     logging.getLogger("mcp").setLevel(logging.ERROR)
-    offer = Offer(tasks, config.tools, address.token, os.environ)
-    asyncio.run(serve_tasks(offer, listener, say_ready))
+    served = ServedTasks(tasks, config.tools, address.token, os.environ)
+    asyncio.run(serve_tasks(served, listener, say_ready))
 
 
 def _welcome(place: str, task: str, count: int, token: bool) -> str:
-    """Return the addresses, and commands to copy."""
+    """Return the addresses, and commands to try."""
     header = " -H 'authorization: Bearer TOKEN'" if token else ""
     return (
         f"{count} tasks; the first is {task}\n"

@@ -65,7 +65,9 @@ class BalancedTools:
         ]
         await self._wait_for_a_server()
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ToolSession:
         """Open a session in its initial state.
 
         Raises ToolServerError (a living server refused, or none lived in time) or DeadlineError.
@@ -79,7 +81,7 @@ class BalancedTools:
                 continue
             route.sessions += 1
             try:
-                session = await route.client.open(tool_set, seed, purpose)
+                session = await route.client.open_session(tool_set, seed, purpose, episode)
             except ToolServerError as error:
                 route.sessions -= 1
                 tried[route.client.name] = error

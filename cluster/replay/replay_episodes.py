@@ -27,6 +27,7 @@ from rollout.engines.recorded_engine import RecordedEngine
 from rollout.episode import Episode
 from rollout.episode_difference import EpisodeDifference, first_difference
 from rollout.episode_schema import from_batch, to_batch
+from rollout.phase_tools import attempt_id
 from rollout.runner import EpisodeRunner, Identity
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
@@ -36,7 +37,12 @@ _AT_ONCE = 64
 _PER_SERVER = 1_024
 """Episodes that are held in memory, and replayed by one server."""
 _CLOCK_S = 0.01
-"""A session was opened within the time of its episode, give or take this."""
+"""Tolerance of the two clocks, for traffic whose sessions carry no episode."""
+_RESUME_S = 1.0
+"""A run that is killed and resumed runs its open attempts again, under the same ids. It takes
+longer than this to resume, so sessions opened earlier than this before the episode's start are not
+its own.
+"""
 _TRAINED = re.compile(r"g(\d{6})")
 _TAUGHT = re.compile(r"t(\d{6})")
 
@@ -100,7 +106,7 @@ async def replay_run(run: Path, episode: str | None, traffic: Path | None = None
             counting = [played for played in episodes if played.outcome.counts]
             left_out += len(episodes) - len(counting)
             with tempfile.TemporaryDirectory(prefix="trialrun-replay-") as folder:
-                record.copy(_sessions(record, counting), Path(folder))
+                record.copy(sessions_of(record, counting), Path(folder))
                 async with _replaying_tools(config, Path(folder)) as tools:
                     stage = _Stage(config, template, tools)
                     replays += await asyncio.gather(*map(stage.play, counting))
@@ -234,15 +240,31 @@ def _newest_attempts(reader: RunReader, prefix: str | None) -> list[EpisodeRow]:
     return rows
 
 
-def _sessions(record: TrafficReader, episodes: Sequence[Episode]) -> list[RecordedSession]:
-    """Return the sessions of these attempts, in order: attempts of one episode share its seed."""
+def sessions_of(record: TrafficReader, episodes: Sequence[Episode]) -> list[RecordedSession]:
+    """Return the sessions of these attempts, in the order in which they were opened."""
+    by_episode: dict[str, list[RecordedSession]] = defaultdict(list)
     by_seed: dict[int, list[RecordedSession]] = defaultdict(list)
     for session in record.sessions:
-        by_seed[session.seed].append(session)
+        if session.episode:
+            by_episode[session.episode].append(session)
+        else:
+            by_seed[session.seed].append(session)
     chosen: list[RecordedSession] = []
     for episode in episodes:
-        sessions, start = by_seed[episode.lease.seed], episode.timings.started_at - _CLOCK_S
-        end = episode.timings.started_at + episode.timings.wall_s + _CLOCK_S
-        timely = [session for session in sessions if start <= session.opened_at <= end]
-        chosen += timely or sessions
+        own = by_episode[attempt_id(episode.lease.episode, episode.lease.attempt)]
+        if own:
+            start = episode.timings.started_at - _RESUME_S
+            chosen += [session for session in own if session.opened_at >= start] or own
+        else:
+            chosen += _sessions_by_time(by_seed[episode.lease.seed], episode)
     return chosen
+
+
+def _sessions_by_time(sessions: list[RecordedSession], episode: Episode) -> list[RecordedSession]:
+    """Return those of the sessions with the episode's seed that were opened while it ran.
+
+    For traffic whose sessions carry no episode: all attempts of an episode have the same seed.
+    """
+    start = episode.timings.started_at - _CLOCK_S
+    end = episode.timings.started_at + episode.timings.wall_s + _CLOCK_S
+    return [session for session in sessions if start <= session.opened_at <= end] or sessions

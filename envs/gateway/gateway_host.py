@@ -1,7 +1,8 @@
-"""Sessions for the doors of a server that offers tasks: their tool sets may be of any kind.
+"""Sessions for the gateways of a server that serves tasks; their tool sets may be of any kind.
 
-Native routes take tool sets from strangers, so their host runs Python code only. The sets of the
-tasks that the server itself offers are its user's: they may have an endpoint or an adaptation.
+The native routes take tool sets from unknown clients, so their host runs only Python code. The tool
+sets of the served tasks come from the user who started the server, so these may also have an
+endpoint or an adaptation.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, ToolServerError
-from envs.server.session_host import SessionHost, to_the_end
+from envs.server.idle import IdleSweep
+from envs.server.session_host import SessionHost, run_to_completion
 from envs.server.wire import (
     CallItem,
     CallResult,
@@ -20,7 +22,7 @@ from envs.server.wire import (
     OpenedSession,
     OpenItem,
     WireError,
-    wire_call,
+    encoded_call,
 )
 from envs.services.router import ToolRouter
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSession, ToolSet
@@ -34,54 +36,60 @@ class _Entry:
 
 
 class GatewayHost:
-    """A SessionHost that gives code to `inner`, and all other tool sets to the service of their
-    kind; see `ToolRouter` for `variables`.
+    """A SessionHost that passes Python code to `inner`, and other tool sets to a ToolRouter.
+
+    `variables` are environment variables; ToolRouter says what they are used for.
     """
 
     def __init__(
         self, inner: SessionHost, config: ToolServerConfig, variables: Mapping[str, str]
     ) -> None:
         self._inner = inner
-        self._config = config
-        self._services = ToolRouter(HostedTools(inner), config, variables)
+        self._services = ToolRouter(InProcessTools(inner), config, variables)
         self._tool_sets: dict[str, ToolSet] = {}
         self._entries: dict[str, _Entry] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._idle_sweep = IdleSweep(config.session_idle_s, self._last_used, self.close)
 
     async def start(self) -> None:
-        """Start the inner host. Raises what that raises."""
+        """Start the inner host, and start to close idle sessions.
+
+        Raises what `inner.start` raises.
+        """
         await self._inner.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._idle_sweep.start()
 
     async def stop(self) -> None:
         """End every session."""
-        if self._sweeper:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._idle_sweep.stop()
         self.close(list(self._entries))
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self._services.close()
         await self._inner.stop()
 
     def add_tool_sets(self, tool_sets: dict[str, ToolSet]) -> None:
-        """Remember the sets of the server's own tasks. Raises ValueError (a wrong digest)."""
+        """Cache the sets of the served tasks.
+
+        Raises ValueError if a digest does not match its set.
+        """
         code = {digest: each for digest, each in tool_sets.items() if each.sandboxed}
         self._inner.add_tool_sets(code)
         self._tool_sets |= {key: each for key, each in tool_sets.items() if key not in code}
 
     def unknown_digests(self, items: Sequence[OpenItem]) -> list[str]:
-        """Return the digests of `items` whose content must be given (again)."""
+        """Return the digests of `items` whose content must be sent (again)."""
         code = [item for item in items if item.digest not in self._tool_sets]
         return self._inner.unknown_digests(code)
 
-    async def open(self, item: OpenItem) -> OpenedSession:
+    async def open_session(self, item: OpenItem) -> OpenedSession:
         """Open a session in the initial state of its tool set."""
         tool_set = self._tool_sets.get(item.digest)
         if tool_set is None:
-            return await self._inner.open(item)
+            return await self._inner.open_session(item)
         try:
-            session = await self._services.open(tool_set, item.seed, item.purpose)
+            session = await self._services.open_session(
+                tool_set, item.seed, item.purpose, item.episode
+            )
         except (InfraError, DeadlineError) as error:
             return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
         session_id = secrets.token_hex(12)
@@ -124,38 +132,36 @@ class GatewayHost:
         """Return the state of the inner host."""
         return await self._inner.health()
 
-    async def _sweep(self) -> None:
-        """Close idle sessions, for ever; checks four times per idle limit."""
-        while True:
-            await asyncio.sleep(self._config.session_idle_s / 4)
-            oldest = _now() - self._config.session_idle_s
-            for name, entry in list(self._entries.items()):
-                if entry.used_at < oldest and not entry.lock.locked():
-                    self.close([name])
+    def _last_used(self) -> dict[str, float]:
+        return {
+            name: entry.used_at for name, entry in self._entries.items() if not entry.lock.locked()
+        }
 
 
-class HostedTools:
-    """ToolService on a host in the same process."""
+class InProcessTools:
+    """ToolService on a SessionHost in the same process."""
 
     def __init__(self, host: SessionHost) -> None:
         self._host = host
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ToolSession:
         """Open a session in its initial state. Raises ToolServerError."""
-        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose)
+        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose, episode=episode)
         if self._host.unknown_digests([item]):
             self._host.add_tool_sets({tool_set.digest: tool_set})
-        opened = await self._host.open(item)
+        opened = await self._host.open_session(item)
         if opened.error:
             raise ToolServerError(f"{opened.error.kind}: {opened.error.message}")
-        return _HostedSession(self._host, opened)
+        return _InProcessSession(self._host, opened)
 
     async def close(self) -> None:
-        """The host is its owner's to stop."""
+        """Do nothing: the owner of the host stops it."""
 
 
-class _HostedSession:
-    """A session of a host in the same process; see the Protocol ToolSession."""
+class _InProcessSession:
+    """ToolSession of a SessionHost in the same process."""
 
     def __init__(self, host: SessionHost, opened: OpenedSession) -> None:
         self._host = host
@@ -175,15 +181,15 @@ class _HostedSession:
 
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` in order; one answer per call. Raises ToolServerError."""
-        wire = tuple(wire_call(call) for call in calls)
+        wire = tuple(encoded_call(call) for call in calls)
         item = CallItem(session=self.id, calls=wire)
-        result = await to_the_end(self._host.call(0, item))
+        result = await run_to_completion(self._host.call(0, item))
         if result.error:
             raise ToolServerError(f"{result.error.kind}: {result.error.message}")
         return list(result.answers)
 
     async def close(self) -> None:
-        """End the session; harmless where it has ended."""
+        """End the session; harmless if it has ended."""
         self._host.close([self.id])
 
 

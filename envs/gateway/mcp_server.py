@@ -1,10 +1,10 @@
-"""MCP over streamable HTTP: an MCP session is one tool session of the server's host.
+"""MCP over streamable HTTP: each MCP session is one tool session of the server's host.
 
-`/mcp` serves the first tool set, `/mcp/{name}` the one of that name. Query: `purpose` (`execution`
-or `trial`) and `seed` of the tool session. The tool session is opened by the first call; it ends
-with the MCP session (DELETE) or when it was idle too long. Tools keep state, so revisions of MCP
-without sessions are refused in a way that makes a client take one with sessions. The server never
-speaks unasked, so a GET is answered with 405, as MCP wants it.
+`/mcp` serves the first tool set, `/mcp/{name}` the one with that name. The query parameters
+`purpose` (`execution` or `trial`) and `seed` apply to the tool session. The first call opens it. It
+ends with the MCP session (DELETE), or after it was idle for too long. Tools keep state, so MCP
+revisions without sessions are refused, in the way that makes clients fall back to one with
+sessions. The server sends no messages on its own, so it answers GET with 405, as MCP specifies.
 """
 
 import asyncio
@@ -41,29 +41,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envs.argument_check import check_arguments
 from envs.config import ToolServerConfig
-from envs.server.session_host import SessionHost, to_the_end
-from envs.server.wire import CallItem, OpenItem, WireCall
+from envs.server.session_host import SessionHost, run_to_completion
+from envs.server.wire import CallItem, EncodedCall, OpenItem
 from envs.tools import AnswerStatus, SessionPurpose, ToolSet
 
 TOOL_SERVER_ERROR = -32_000
-"""JSON-RPC code of failures that are not the caller's; `data.kind` says which."""
+"""JSON-RPC code of failures that the caller did not cause; `data.kind` has the kind."""
 _LARGEST_SEED = 2**63
 
 
 @dataclass(frozen=True, slots=True)
-class _Selection:
-    """What the URL of a request asks for."""
+class _SessionSpec:
+    """The tool session that the URL of a request names."""
 
     tool_set: ToolSet
     purpose: SessionPurpose
     seed: int
 
 
-class McpDoor:
-    """The MCP routes over one host, which serve inside of `serving()`.
+class McpGateway:
+    """The MCP routes of one host; they work while the context `serving()` is open.
 
-    `tool_sets` maps the names that URLs use to sets; the first is the default. POST requests that
-    do not accept an event stream are no streamable HTTP; they go to `plain_rpc` where it is given.
+    `tool_sets` maps the names in URLs to tool sets; the first set is the default. POST requests
+    that do not accept an event stream are not streamable HTTP; they go to `plain_rpc` if it is
+    given.
     """
 
     def __init__(
@@ -74,8 +75,11 @@ class McpDoor:
         plain_rpc: ASGIApp | None = None,
         allowed_hosts: Sequence[str] = (),
     ) -> None:
-        """`allowed_hosts` (for example `127.0.0.1:*`) refuses what a browser was tricked into;
-        empty allows all.
+        """Set up the routes.
+
+        `allowed_hosts` (for example `127.0.0.1:*`) are the accepted Host headers; empty accepts
+        all. A list protects against DNS rebinding, where a web page tricks a browser into calling
+        this server.
         """
         self._host = host
         self._tool_sets = tool_sets
@@ -101,7 +105,7 @@ class McpDoor:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Serve while the context is open; end every session on the way out."""
+        """Serve while the context is open; end every session when it closes."""
         async with self._manager.run():
             yield
         for mcp_id in list(self._sessions):
@@ -116,7 +120,9 @@ class McpDoor:
         elif refusal:
             await refusal(scope, receive, send)
         elif request.method == "GET":
-            silent = _error(405, INVALID_REQUEST, "the server sends no messages of its own")
+            silent = _error(
+                405, INVALID_REQUEST, "the server sends no messages on its own: use POST"
+            )
             await silent(scope, receive, send)
         else:
             await self._manager.handle_request(scope, receive, self._watch_end(request, send))
@@ -125,7 +131,7 @@ class McpDoor:
         revision = request.headers.get("mcp-protocol-version")
         if revision is not None and revision not in HANDSHAKE_PROTOCOL_VERSIONS:
             details = {"supported": list(HANDSHAKE_PROTOCOL_VERSIONS), "requested": revision}
-            message = "the tools keep state: expected a protocol version with sessions"
+            message = "expected a protocol version with sessions, because the tools keep state"
             return _error(400, UNSUPPORTED_PROTOCOL_VERSION, message, details)
         try:
             self._select(request)
@@ -135,22 +141,24 @@ class McpDoor:
             return _error(400, INVALID_PARAMS, str(error))
         return None
 
-    def _select(self, request: Request) -> _Selection:
-        """Read the URL. Raises LookupError (no such tool set) or ValueError."""
+    def _select(self, request: Request) -> _SessionSpec:
+        """Parse the URL. Raises LookupError (no such tool set) or ValueError."""
         name = request.path_params.get("name") or next(iter(self._tool_sets))
         tool_set = self._tool_sets.get(name)
         if tool_set is None:
-            raise LookupError(f"no tool set {name!r}: expected a task's id or a set's digest")
+            raise LookupError(
+                f"no tool set {name!r}: expected the id of a task or the digest of a set"
+            )
         purpose = request.query_params.get("purpose", "execution")
         if purpose != "trial" and purpose != "execution":
             raise ValueError(f"expected purpose=trial or purpose=execution, found {purpose!r}")
         seed = request.query_params.get("seed", "0")
         if not (seed.isascii() and seed.isdigit() and len(seed) < 20 and int(seed) < _LARGEST_SEED):
             raise ValueError(f"expected a seed from 0 to 2**63 - 1, found {seed!r}")
-        return _Selection(tool_set, purpose, int(seed))
+        return _SessionSpec(tool_set, purpose, int(seed))
 
     def _watch_end(self, request: Request, send: Send) -> Send:
-        """Return `send`; after a DELETE that succeeds, the tool session ends as well."""
+        """Return `send`, extended to end the tool session after a successful DELETE."""
         mcp_id = request.headers.get(MCP_SESSION_ID_HEADER, "")
 
         async def watched(message: Message) -> None:
@@ -174,11 +182,11 @@ class McpDoor:
     async def _list_tools(
         self, context: ServerRequestContext[Any, Request], params: PaginatedRequestParams | None
     ) -> ListToolsResult:
-        del params  # There is one page.
-        selection = self._select(_request(context))
+        del params  # all tools fit on one page
+        spec = self._select(_request(context))
         tools = [
             Tool(name=tool.name, description=tool.description, input_schema=tool.parameters)
-            for tool in selection.tool_set.tools
+            for tool in spec.tool_set.tools
         ]
         return ListToolsResult(tools=tools)
 
@@ -186,21 +194,21 @@ class McpDoor:
         self, context: ServerRequestContext[Any, Request], params: CallToolRequestParams
     ) -> CallToolResult:
         request = _request(context)
-        selection = self._select(request)
-        tool = selection.tool_set.find(params.name)
+        spec = self._select(request)
+        tool = spec.tool_set.find(params.name)
         if tool is None:
-            names = ", ".join(tool.name for tool in selection.tool_set.tools)
+            names = ", ".join(tool.name for tool in spec.tool_set.tools)
             raise MCPError(INVALID_PARAMS, f"no tool {params.name[:80]!r}; tools are: {names}")
         arguments = params.arguments or {}
         if fault := check_arguments(tool, arguments):
             return _result(fault, is_error=True)
-        call = WireCall(name=tool.name, arguments=json.dumps(arguments))
+        call = EncodedCall(name=tool.name, arguments=json.dumps(arguments))
         mcp_id = request.headers.get(MCP_SESSION_ID_HEADER, "")
         try:
             async with asyncio.timeout(self._deadline_s):
-                session = await self._session(mcp_id, selection)
+                session = await self._session(mcp_id, spec)
                 item = CallItem(session=session, calls=(call,))
-                result = await to_the_end(self._host.call(0, item))
+                result = await run_to_completion(self._host.call(0, item))
         except TimeoutError as error:
             message = f"no answer within {self._deadline_s:g} s"
             raise _failure("deadline", message) from error
@@ -211,27 +219,27 @@ class McpDoor:
             raise _failure("sandbox", answer.text)
         return _result(answer.text, is_error=answer.status is not AnswerStatus.OK)
 
-    async def _session(self, mcp_id: str, selection: _Selection) -> str:
-        """Return the tool session of an MCP session; the first call opens it."""
+    async def _session(self, mcp_id: str, spec: _SessionSpec) -> str:
+        """Return the tool session's id for an MCP session; the first call opens it."""
         opened = self._sessions.get(mcp_id)
         if opened is None or (opened.done() and (opened.cancelled() or opened.exception())):
             self._forget_ended()
-            opened = asyncio.ensure_future(self._open(selection))
+            opened = asyncio.ensure_future(self._open(spec))
             self._sessions[mcp_id] = opened
         return await asyncio.shield(opened)
 
-    async def _open(self, selection: _Selection) -> str:
-        tool_set = selection.tool_set
-        item = OpenItem(digest=tool_set.digest, seed=selection.seed, purpose=selection.purpose)
+    async def _open(self, spec: _SessionSpec) -> str:
+        tool_set = spec.tool_set
+        item = OpenItem(digest=tool_set.digest, seed=spec.seed, purpose=spec.purpose)
         if self._host.unknown_digests([item]):
             self._host.add_tool_sets({tool_set.digest: tool_set})
-        opened = await self._host.open(item)
+        opened = await self._host.open_session(item)
         if opened.error:
             raise _failure(opened.error.kind, opened.error.message)
         return opened.id
 
     def _forget_ended(self) -> None:
-        """Drop the sessions that the host closed because they were idle."""
+        """Drop the sessions that failed to open, and those that the host closed as idle."""
         for mcp_id, opened in list(self._sessions.items()):
             failed = opened.done() and (opened.cancelled() or opened.exception())
             if failed or (opened.done() and not self._host.knows(opened.result())):
@@ -239,7 +247,7 @@ class McpDoor:
 
 
 class _Endpoint:
-    """An ASGI app that is no function, so that a route passes all methods on to it."""
+    """An ASGI app as an object: starlette would restrict a function to GET requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -250,7 +258,7 @@ class _Endpoint:
 
 def _request(context: ServerRequestContext[Any, Request]) -> Request:
     if context.request is None:
-        raise MCPError(TOOL_SERVER_ERROR, "expected a request over HTTP")
+        raise MCPError(TOOL_SERVER_ERROR, "expected a request over HTTP, found another transport")
     return context.request
 
 

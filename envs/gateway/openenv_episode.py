@@ -1,4 +1,4 @@
-"""One OpenEnv environment: the episodes that one client plays, one after the other."""
+"""One OpenEnv environment: the episodes that one client runs, one after the other."""
 
 import asyncio
 import itertools
@@ -18,18 +18,17 @@ from envs.remote.openenv_wire import (
     ErrorCode,
     ListToolsAction,
     ListToolsObservation,
-    Phase,
     ResetOptions,
     StepResult,
     TaskObservation,
     ToolErrorType,
     ToolFault,
-    ToolOffer,
+    ToolListing,
 )
-from envs.server.session_host import SessionHost, to_the_end
-from envs.server.wire import CallItem, CallResult, OpenedSession, OpenItem, WireCall, WireError
+from envs.server.session_host import SessionHost, run_to_completion
+from envs.server.wire import CallItem, CallResult, EncodedCall, OpenedSession, OpenItem, WireError
 from envs.tasks import Task
-from envs.tools import AnswerStatus, JsonObject
+from envs.tools import AnswerStatus, JsonObject, SessionPurpose
 
 _FAULT_OF_STATUS: Mapping[AnswerStatus, ToolErrorType] = {
     AnswerStatus.TOOL_ERROR: "execution_error",
@@ -38,7 +37,7 @@ _FAULT_OF_STATUS: Mapping[AnswerStatus, ToolErrorType] = {
 
 
 class OpenEnvError(TrialrunError):
-    """What the client is told instead of an observation; not the policy's business."""
+    """An error that the client gets instead of an observation; not caused by the policy."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(code, message)
@@ -46,23 +45,26 @@ class OpenEnvError(TrialrunError):
         self.message = message
 
 
-class TaskShelf:
-    """The tasks that episodes are about; without a task or a seed they come in turn."""
+class TaskPool:
+    """The tasks that are served.
+
+    A reset that gives no task id and no seed gets the next in turn.
+    """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        """Raises ValueError where there is no task."""
+        """Raises ValueError if there is no task."""
         if not tasks:
-            raise ValueError("expected at least one task")
+            raise ValueError("expected at least one task to serve, found none")
         self.tasks = tuple(tasks)
         self._by_id = {task.id: task for task in tasks}
         self._turn = itertools.cycle(self.tasks)
 
     def choose(self, options: ResetOptions) -> Task:
-        """Return the task of an episode. Raises OpenEnvError for an id that is not there."""
+        """Return the task of an episode. Raises OpenEnvError for an unknown task id."""
         if options.task_id is not None:
             task = self._by_id.get(options.task_id)
             if task is None:
-                message = f"no task {options.task_id!r}; the first is {self.tasks[0].id!r}"
+                message = f"no task {options.task_id!r}; a valid id is {self.tasks[0].id!r}"
                 raise OpenEnvError("VALIDATION_ERROR", message)
             return task
         if options.seed is not None:
@@ -71,46 +73,47 @@ class TaskShelf:
 
 
 class OpenEnvEpisode:
-    """An environment between `reset` and `reset`; before the first it is as after one.
+    """The episode of an environment, from one `reset` to the next.
 
-    Requests are served one after the other. A tool session is open while one is needed.
+    Before the first reset it is as after a reset without options. Requests are served one after the
+    other. A tool session is open only while it is needed.
     """
 
-    def __init__(self, host: SessionHost, shelf: TaskShelf, config: ToolServerConfig) -> None:
+    def __init__(self, host: SessionHost, task_pool: TaskPool, config: ToolServerConfig) -> None:
         self._host = host
-        self._shelf = shelf
+        self._task_pool = task_pool
         self._deadline_s = config.request_timeout_s + config.call_timeout_s
         self._lock = asyncio.Lock()
         self._session = ""
-        self._begin(ResetOptions(), shelf.tasks[0])
+        self._start(ResetOptions(), task_pool.tasks[0])
 
     async def reset(self, options: ResetOptions) -> StepResult:
-        """Begin an episode. Raises OpenEnvError."""
+        """Start an episode. Raises OpenEnvError."""
         async with self._lock:
-            task = self._shelf.choose(options)
+            task = self._task_pool.choose(options)
             self.close()
-            self._begin(options, task)
+            self._start(options, task)
             await self._open()
             return StepResult(observation=self._observe())
 
     async def step(self, action: Action) -> StepResult:
-        """Do what `action` says. Raises OpenEnvError where the world fails, or out of turn."""
+        """Apply `action`. Raises OpenEnvError if the infrastructure fails or the order is wrong."""
         if isinstance(action, ListToolsAction):
-            return StepResult(observation=ListToolsObservation(tools=self._offers()))
+            return StepResult(observation=ListToolsObservation(tools=self._tool_listings()))
         async with self._lock:
             if self._done:
-                raise OpenEnvError("EXECUTION_ERROR", "the episode is over: send reset")
+                raise OpenEnvError("EXECUTION_ERROR", "the episode has ended: send reset")
             if isinstance(action, CallToolAction):
                 result = StepResult(observation=await self._call(action))
             elif isinstance(action, AnswerAction):
                 result = self._answer(action.text)
             else:
-                result = await self._begin_execution()
+                result = await self._start_execution()
             self._step_count += 1
             return result
 
     def state(self) -> EpisodeState:
-        """Return where the episode stands."""
+        """Return the state of the episode."""
         return EpisodeState(
             episode_id=self._episode_id,
             step_count=self._step_count,
@@ -121,22 +124,22 @@ class OpenEnvEpisode:
         )
 
     def close(self) -> None:
-        """End the tool session; harmless when there is none."""
+        """End the tool session; harmless if there is none."""
         if self._session:
             self._host.close([self._session])
             self._session = ""
 
-    def _begin(self, options: ResetOptions, task: Task) -> None:
+    def _start(self, options: ResetOptions, task: Task) -> None:
         self._options = options
         self._task = task
         self._episode_id = options.episode_id or secrets.token_hex(8)
-        self._phase: Phase = "trial" if options.mode == "trial" else "execution"
+        self._phase: SessionPurpose = "trial" if options.mode == "trial" else "execution"
         self._step_count = 0
         self._done = False
 
-    async def _begin_execution(self) -> StepResult:
+    async def _start_execution(self) -> StepResult:
         if self._phase == "execution":
-            raise OpenEnvError("EXECUTION_ERROR", "the execution phase has begun already")
+            raise OpenEnvError("EXECUTION_ERROR", "the execution phase has started already")
         self.close()
         self._phase = "execution"
         await self._open()
@@ -144,7 +147,9 @@ class OpenEnvEpisode:
 
     def _answer(self, text: str) -> StepResult:
         if self._phase == "trial":
-            message = "an answer belongs to the execution phase: send begin_execution first"
+            message = (
+                "an answer is only possible in the execution phase: send begin_execution first"
+            )
             raise OpenEnvError("EXECUTION_ERROR", message)
         score = self._task.scorer.score(text)
         self._done = True
@@ -165,7 +170,7 @@ class OpenEnvEpisode:
             return _fault(name, "invalid_args", wrong)
         if not self._session:
             await self._open()
-        call = WireCall(name=name, arguments=json.dumps(action.arguments))
+        call = EncodedCall(name=name, arguments=json.dumps(action.arguments))
         result = await self._ask_host(CallItem(session=self._session, calls=(call,)))
         answer = result.answers[0]
         if answer.status is AnswerStatus.INFRA_ERROR:
@@ -178,7 +183,7 @@ class OpenEnvEpisode:
     async def _ask_host(self, item: CallItem) -> CallResult:
         try:
             async with asyncio.timeout(self._deadline_s):
-                result = await to_the_end(self._host.call(0, item))
+                result = await run_to_completion(self._host.call(0, item))
         except TimeoutError as error:
             raise self._too_slow() from error
         if result.error:
@@ -187,11 +192,16 @@ class OpenEnvEpisode:
 
     async def _open(self) -> None:
         tool_set = self._task.tool_set
-        item = OpenItem(digest=tool_set.digest, seed=self._options.seed or 0, purpose=self._phase)
+        item = OpenItem(
+            digest=tool_set.digest,
+            seed=self._options.seed or 0,
+            purpose=self._phase,
+            episode=self._episode_id,
+        )
         if self._host.unknown_digests([item]):
             self._host.add_tool_sets({tool_set.digest: tool_set})
-        # Not cancelled half-way: a session that was opened must be known here, to be closed.
-        opening = asyncio.ensure_future(self._host.open(item))
+        # Not cancelled while it runs: a session that opens after all must be closed here.
+        opening = asyncio.ensure_future(self._host.open_session(item))
         try:
             opened = await asyncio.wait_for(asyncio.shield(opening), self._deadline_s)
         except (TimeoutError, asyncio.CancelledError) as error:
@@ -210,15 +220,15 @@ class OpenEnvEpisode:
     def _too_slow(self) -> OpenEnvError:
         return OpenEnvError("EXECUTION_ERROR", f"no answer within {self._deadline_s:g} s")
 
-    def _offers(self) -> tuple[ToolOffer, ...]:
-        return tuple(ToolOffer.of(tool) for tool in self._task.tool_set.tools)
+    def _tool_listings(self) -> tuple[ToolListing, ...]:
+        return tuple(ToolListing.of(tool) for tool in self._task.tool_set.tools)
 
     def _observe(self) -> TaskObservation:
         return TaskObservation(
             task_id=self._task.id,
             phase=self._phase,
             question=self._task.question,
-            available_tools=self._offers(),
+            available_tools=self._tool_listings(),
         )
 
 

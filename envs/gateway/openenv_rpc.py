@@ -1,7 +1,7 @@
 """The JSON-RPC that OpenEnv's tool client posts to `/mcp`, or sends over its WebSocket.
 
-Methods: openenv/session/create, openenv/session/close, tools/list, tools/call; `params.session_id`
-names the environment, the one of the WebSocket where it is missing.
+The methods are openenv/session/create, openenv/session/close, tools/list and tools/call.
+`params.session_id` names the environment; over a WebSocket the default is that WebSocket's own.
 """
 
 from typing import Protocol
@@ -11,13 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from envs.gateway.openenv_episode import OpenEnvEpisode, OpenEnvError, TaskShelf
+from envs.gateway.openenv_episode import OpenEnvEpisode, OpenEnvError, TaskPool
 from envs.remote.openenv_wire import (
     CallToolAction,
     CallToolObservation,
     ListToolsAction,
     RpcRequest,
-    ToolOffer,
+    ToolListing,
     first_fault,
 )
 from envs.tools import JsonObject
@@ -28,14 +28,14 @@ _INVALID_PARAMS, _SERVER_ERROR = -32_602, -32_000
 _NOT_CALLABLE = ("tool_not_found", "invalid_args")
 
 
-class Seats(Protocol):
-    """The environments that requests are about."""
+class EnvironmentSessions(Protocol):
+    """The open environments, by session id. The methods raise OpenEnvError."""
 
-    shelf: TaskShelf
+    task_pool: TaskPool
 
-    def enter(self) -> str: ...
+    def open_session(self) -> str: ...
     def episode(self, session_id: str) -> OpenEnvEpisode: ...
-    def leave(self, session_id: str) -> bool: ...
+    def close_session(self, session_id: str) -> bool: ...
 
 
 class _RpcError(Exception):
@@ -46,13 +46,13 @@ class _RpcError(Exception):
 
 
 class OpenEnvRpc:
-    """An ASGI app for POST requests; `answer` serves the same methods elsewhere."""
+    """An ASGI app for POST requests; `answer` serves the same methods over a WebSocket."""
 
-    def __init__(self, seats: Seats) -> None:
-        self._seats = seats
+    def __init__(self, sessions: EnvironmentSessions) -> None:
+        self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with status 200 whatever the request says, as OpenEnv's servers do."""
+        """Answer with status 200 even for a failed request, as OpenEnv's servers do."""
         try:
             response = await self._respond(Request(scope, receive))
         except ClientDisconnect:
@@ -75,7 +75,7 @@ class OpenEnvRpc:
         return JSONResponse(await self.answer(message, None))
 
     async def answer(self, request: RpcRequest, own_session: str | None) -> JsonObject:
-        """Return the JSON-RPC response; `own_session` is that of the WebSocket it came over."""
+        """Return the JSON-RPC response; `own_session` is the session of the WebSocket, if any."""
         try:
             result = await self._result(request, own_session)
         except _RpcError as error:
@@ -87,10 +87,12 @@ class OpenEnvRpc:
     async def _result(self, request: RpcRequest, own_session: str | None) -> JsonObject:
         session_id = request.params.get("session_id", own_session)
         if session_id is not None and not isinstance(session_id, str):
-            raise _RpcError(_INVALID_PARAMS, "session_id: expected a string")
+            raise _RpcError(
+                _INVALID_PARAMS, f"session_id: expected a string, found {type(session_id).__name__}"
+            )
         match request.method:
             case "openenv/session/create":
-                return {"session_id": own_session or self._seats.enter()}
+                return {"session_id": own_session or self._sessions.open_session()}
             case "openenv/session/close":
                 return self._close(session_id, own_session)
             case "tools/list":
@@ -98,26 +100,35 @@ class OpenEnvRpc:
             case "tools/call":
                 return await self._call(session_id, request.params)
             case unknown:
-                raise _RpcError(_METHOD_NOT_FOUND, f"no method {unknown[:80]!r}")
+                raise _RpcError(
+                    _METHOD_NOT_FOUND,
+                    f"no method {unknown[:80]!r}; methods are openenv/session/create, "
+                    "openenv/session/close, tools/list and tools/call",
+                )
 
     def _close(self, session_id: str | None, own_session: str | None) -> JsonObject:
         if session_id is None or session_id == own_session:
-            raise _RpcError(_INVALID_PARAMS, "session_id: expected that of another session")
-        if not self._seats.leave(session_id):
+            raise _RpcError(
+                _INVALID_PARAMS, "session_id: expected the id of another session than this one"
+            )
+        if not self._sessions.close_session(session_id):
             raise _RpcError(_INVALID_PARAMS, f"session {session_id[:80]!r} is not open")
         return {"session_id": session_id, "closed": True}
 
     async def _list(self, session_id: str | None) -> JsonObject:
         if session_id is None:
-            tools = self._seats.shelf.tasks[0].tool_set.tools
-            return {"tools": [ToolOffer.of(tool).model_dump(mode="json") for tool in tools]}
-        episode = self._seats.episode(session_id)
+            tools = self._sessions.task_pool.tasks[0].tool_set.tools
+            return {"tools": [ToolListing.of(tool).model_dump(mode="json") for tool in tools]}
+        episode = self._sessions.episode(session_id)
         listed = await episode.step(ListToolsAction(type="list_tools"))
         return listed.observation.model_dump(mode="json")
 
     async def _call(self, session_id: str | None, params: JsonObject) -> JsonObject:
         if session_id is None:
-            raise _RpcError(_INVALID_PARAMS, "session_id: expected one; tools keep state")
+            raise _RpcError(
+                _INVALID_PARAMS,
+                "session_id: expected one, because tools keep state: create a session",
+            )
         try:
             action = CallToolAction.model_validate(
                 {
@@ -128,7 +139,7 @@ class OpenEnvRpc:
             )
         except ValidationError as error:
             raise _RpcError(_INVALID_PARAMS, first_fault(error)) from error
-        result = await self._seats.episode(session_id).step(action)
+        result = await self._sessions.episode(session_id).step(action)
         observation = result.observation
         assert isinstance(observation, CallToolObservation)
         fault = observation.error

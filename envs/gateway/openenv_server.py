@@ -1,10 +1,11 @@
-"""OpenEnv's protocol on the server's host: an OpenEnv session plays episodes of the given tasks.
+"""OpenEnv's protocol on the server's host: an OpenEnv session runs episodes of the served tasks.
 
-`/ws`: reset, step, state, close, and mcp (JSON-RPC); `/schema` and `/metadata` describe it;
-`plain_rpc` serves the JSON-RPC that OpenEnv's tool client posts to `/mcp`. What cannot be served is
-answered with an error message; a socket is only closed with a code: 1000 after `close`, 1001 when
-idle too long, 1008 for a foreign origin or a session that is not open, 1013 when the server is
-full; the WebSocket library itself closes with 1009 for a message that is too long.
+The WebSocket `/ws` takes reset, step, state, close and mcp (JSON-RPC). `/schema` and `/metadata`
+describe it. `plain_rpc` serves the JSON-RPC that OpenEnv's tool client posts to `/mcp`. A request
+that cannot be served is answered with an error message. A socket is closed only with one of these
+codes: 1000 after `close`, 1001 when it was idle for too long, 1008 for an origin of another site or
+a session that is not open, and 1013 when the server is full. The WebSocket library itself closes
+with 1009 if a message is too long.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from envs.config import ToolServerConfig
-from envs.gateway.openenv_episode import OpenEnvEpisode, OpenEnvError, TaskShelf
+from envs.gateway.openenv_episode import OpenEnvEpisode, OpenEnvError, TaskPool
 from envs.gateway.openenv_rpc import OpenEnvRpc
 from envs.remote.openenv_wire import (
     ACTION,
@@ -39,6 +40,7 @@ from envs.remote.openenv_wire import (
     TaskObservation,
     first_fault,
 )
+from envs.server.idle import IdleSweep
 from envs.server.session_host import SessionHost
 from envs.tasks import Task
 from envs.tools import JsonObject
@@ -53,88 +55,94 @@ _CODE_OF_PROBLEM: dict[str, ErrorCode] = {
 
 
 class _Gone(Exception):
-    """The client is no longer there, or does not read."""
+    """The client has disconnected, or does not read."""
 
 
 @dataclass(slots=True)
-class _Seat:
-    """An environment and whether a WebSocket has it."""
+class _OpenSession:
+    """An environment, and whether a WebSocket is attached to it."""
 
     episode: OpenEnvEpisode
     used_at: float
     attached: bool = False
 
 
-class OpenEnvSeats:
+class OpenEnvSessions:
     """The environments of all clients, by session id."""
 
     def __init__(self, host: SessionHost, tasks: Sequence[Task], config: ToolServerConfig) -> None:
-        self.shelf = TaskShelf(tasks)
+        self.task_pool = TaskPool(tasks)
         self._host = host
         self._config = config
-        self._seats: dict[str, _Seat] = {}
+        self._sessions: dict[str, _OpenSession] = {}
 
-    def enter(self) -> str:
-        """Make an environment and return its id. Raises OpenEnvError when the server is full."""
-        if len(self._seats) >= self._config.max_sessions:
+    def open_session(self) -> str:
+        """Create an environment and return its id. Raises OpenEnvError if the server is full."""
+        if len(self._sessions) >= self._config.max_sessions:
             message = f"all {self._config.max_sessions} sessions are in use; close some or wait"
             raise OpenEnvError("CAPACITY_REACHED", message)
         session_id = secrets.token_hex(12)
-        episode = OpenEnvEpisode(self._host, self.shelf, self._config)
-        self._seats[session_id] = _Seat(episode, _now())
+        episode = OpenEnvEpisode(self._host, self.task_pool, self._config)
+        self._sessions[session_id] = _OpenSession(episode, _now())
         return session_id
 
     def episode(self, session_id: str) -> OpenEnvEpisode:
-        """Return an environment, which now counts as used. Raises OpenEnvError."""
-        seat = self._seats.get(session_id)
-        if seat is None:
+        """Return an environment and mark it as used now. Raises OpenEnvError if it is not open."""
+        session = self._sessions.get(session_id)
+        if session is None:
             raise OpenEnvError("SESSION_ERROR", f"session {session_id[:80]!r} is not open")
-        seat.used_at = _now()
-        return seat.episode
+        session.used_at = _now()
+        return session.episode
 
     def attach(self, session_id: str) -> None:
-        """Reserve an environment for one WebSocket. Raises OpenEnvError."""
+        """Reserve an environment for one WebSocket. Raises OpenEnvError if it has one already."""
         self.episode(session_id)
-        if self._seats[session_id].attached:
+        if self._sessions[session_id].attached:
             raise OpenEnvError("SESSION_ERROR", f"session {session_id!r} has a WebSocket already")
-        self._seats[session_id].attached = True
+        self._sessions[session_id].attached = True
 
     def detach(self, session_id: str) -> None:
-        """Free an environment for the next WebSocket; harmless when it has ended."""
-        if seat := self._seats.get(session_id):
-            seat.attached = False
-            seat.used_at = _now()
+        """Release an environment for another WebSocket; harmless if it has ended."""
+        if session := self._sessions.get(session_id):
+            session.attached = False
+            session.used_at = _now()
 
-    def leave(self, session_id: str) -> bool:
-        """End an environment; whether there was one."""
-        seat = self._seats.pop(session_id, None)
-        if seat:
-            seat.episode.close()
-        return seat is not None
+    def close_session(self, session_id: str) -> bool:
+        """End an environment; return whether it was open."""
+        session = self._sessions.pop(session_id, None)
+        if session:
+            session.episode.close()
+        return session is not None
 
-    async def sweep(self) -> None:
-        """End what is idle, for ever; a WebSocket watches over its environment itself."""
-        while True:
-            await asyncio.sleep(self._config.session_idle_s / 4)
-            oldest = _now() - self._config.session_idle_s
-            for session_id, seat in list(self._seats.items()):
-                if not seat.attached and seat.used_at < oldest:
-                    self.leave(session_id)
+    def last_used(self) -> dict[str, float]:
+        """Return when each environment without a WebSocket was last used, by session id.
 
-    def leave_all(self) -> None:
+        An attached WebSocket has its own idle limit.
+        """
+        return {
+            name: session.used_at
+            for name, session in self._sessions.items()
+            if not session.attached
+        }
+
+    def close_sessions(self, session_ids: Sequence[str]) -> None:
+        """End these environments."""
+        for session_id in session_ids:
+            self.close_session(session_id)
+
+    def close_all(self) -> None:
         """End every environment."""
-        for session_id in list(self._seats):
-            self.leave(session_id)
+        self.close_sessions(list(self._sessions))
 
 
-class OpenEnvDoor:
-    """The OpenEnv routes over one host, which serve inside of `serving()`."""
+class OpenEnvGateway:
+    """The OpenEnv routes of one host; they work while the context `serving()` is open."""
 
     def __init__(self, host: SessionHost, tasks: Sequence[Task], config: ToolServerConfig) -> None:
-        """Raises ValueError where there are no tasks."""
-        self._seats = OpenEnvSeats(host, tasks, config)
+        """Raises ValueError if there are no tasks."""
+        self._sessions = OpenEnvSessions(host, tasks, config)
         self._idle_s = config.session_idle_s
-        self.plain_rpc = OpenEnvRpc(self._seats)
+        self.plain_rpc = OpenEnvRpc(self._sessions)
         self.router = APIRouter(tags=["OpenEnv"])
         self.router.add_api_route("/schema", _schema, methods=["GET"])
         self.router.add_api_route("/metadata", self._metadata, methods=["GET"])
@@ -142,72 +150,74 @@ class OpenEnvDoor:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """End idle sessions while the context is open, and all of them on the way out."""
-        sweep = asyncio.create_task(self._seats.sweep())
+        """End idle sessions while the context is open, and all sessions when it closes."""
+        sweep = IdleSweep(self._idle_s, self._sessions.last_used, self._sessions.close_sessions)
+        sweep.start()
         try:
             yield
         finally:
-            sweep.cancel()
-            await asyncio.gather(sweep, return_exceptions=True)
-            self._seats.leave_all()
+            await sweep.stop()
+            self._sessions.close_all()
 
     def _metadata(self) -> dict[str, str]:
-        tasks = self._seats.shelf.tasks
+        tasks = self._sessions.task_pool.tasks
         name = tasks[0].environment
-        description = f"trialrun's environment {name}: {len(tasks)} tasks with tools to be tried"
+        description = f"trialrun's environment {name}: {len(tasks)} tasks with tools"
         return {"name": name, "description": description, "version": version("trialrun")}
 
     async def _socket(self, socket: WebSocket) -> None:
-        line = _Line(socket, self._idle_s)
+        connection = _Connection(socket, self._idle_s)
         try:
             await socket.accept()
-            await self._serve(line, socket)
+            await self._serve(connection, socket)
         except _Gone:
             pass
 
-    async def _serve(self, line: "_Line", socket: WebSocket) -> None:
+    async def _serve(self, connection: "_Connection", socket: WebSocket) -> None:
         wanted = socket.query_params.get("session_id")
         if not _own_origin(socket):
-            await line.refuse(OpenEnvError("SESSION_ERROR", "expected no Origin of another site"))
+            await connection.refuse(
+                OpenEnvError("SESSION_ERROR", "expected no foreign Origin header")
+            )
             return
         try:
-            session_id = self._seats.enter() if wanted is None else wanted
-            self._seats.attach(session_id)
+            session_id = self._sessions.open_session() if wanted is None else wanted
+            self._sessions.attach(session_id)
         except OpenEnvError as error:
-            await line.refuse(error)
+            await connection.refuse(error)
             return
         try:
-            await self._converse(line, session_id)
+            await self._converse(connection, session_id)
         finally:
-            self._seats.detach(session_id)
+            self._sessions.detach(session_id)
             if wanted is None:
-                self._seats.leave(session_id)
+                self._sessions.close_session(session_id)
 
-    async def _converse(self, line: "_Line", session_id: str) -> None:
-        """Answer messages until `close`, or until there is none for too long."""
+    async def _converse(self, connection: "_Connection", session_id: str) -> None:
+        """Answer messages until `close`, or until none comes for the idle limit."""
         while True:
             try:
-                text = await line.receive()
+                text = await connection.receive()
             except TimeoutError:
-                await line.send_error("SESSION_ERROR", f"no message for {self._idle_s:g} s")
-                await line.close(1001)
+                await connection.send_error("SESSION_ERROR", f"no message for {self._idle_s:g} s")
+                await connection.close(1001)
                 return
             try:
                 message = CLIENT_MESSAGE.validate_json(text)
             except ValidationError as error:
-                await line.send_error(_code_of(error), first_fault(error))
+                await connection.send_error(_code_of(error), first_fault(error))
                 continue
             if isinstance(message, CloseMessage):
-                await line.close(1000)
+                await connection.close(1000)
                 return
             try:
-                await line.send(*await self._answer(session_id, message))
+                await connection.send(*await self._answer(session_id, message))
             except OpenEnvError as error:
-                await line.send_error(error.code, error.message)
+                await connection.send_error(error.code, error.message)
 
     async def _answer(self, session_id: str, message: ClientMessage) -> tuple[str, JsonObject]:
-        """Return type and content of the reply. Raises OpenEnvError."""
-        episode = self._seats.episode(session_id)
+        """Return the type and content of the reply. Raises OpenEnvError."""
+        episode = self._sessions.episode(session_id)
         match message:
             case ResetMessage():
                 return "observation", _plain(await episode.reset(message.data))
@@ -223,8 +233,8 @@ class OpenEnvDoor:
                 assert_never(message)
 
 
-class _Line:
-    """A WebSocket whose every wait has a deadline."""
+class _Connection:
+    """A WebSocket on which every wait has a deadline."""
 
     def __init__(self, socket: WebSocket, idle_s: float) -> None:
         self._socket = socket
@@ -240,7 +250,7 @@ class _Line:
 
     async def send(self, kind: str, content: JsonObject) -> None:
         """Send a reply. Raises _Gone."""
-        # In ASCII: half a surrogate pair is JSON, but not UTF-8.
+        # As ASCII: a lone surrogate is valid JSON, but cannot be encoded as UTF-8.
         text = json.dumps({"type": kind, "data": content})
         try:
             await asyncio.wait_for(self._socket.send_text(text), _SEND_TIMEOUT_S)
@@ -248,7 +258,7 @@ class _Line:
             raise _Gone from error
 
     async def send_error(self, code: ErrorCode, message: str) -> None:
-        """Send an error; the conversation goes on. Raises _Gone."""
+        """Send an error and keep the connection. Raises _Gone."""
         await self.send("error", {"message": message, "code": code})
 
     async def refuse(self, error: OpenEnvError) -> None:
@@ -273,18 +283,18 @@ def _plain(message: BaseModel) -> JsonObject:
 
 def _code_of(error: ValidationError) -> ErrorCode:
     first = error.errors(include_url=False, include_input=False)[0]
-    # Below the top it is an action that is unknown, not a message.
+    # A location inside the message means an unknown action, not an unknown message.
     return _INVALID if first["loc"] else _CODE_OF_PROBLEM.get(first["type"], _INVALID)
 
 
 def _own_origin(socket: WebSocket) -> bool:
-    """Whether no browser, or a page of this very server, opens the socket."""
+    """Return whether the client is no browser, or a page that this server itself served."""
     origin = socket.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
 
 
 def _schema() -> dict[str, JsonObject]:
-    """Return the JSON schemas of what is sent and returned."""
+    """Return the JSON schemas of actions, observations and state."""
     return {
         "action": {"title": "TrialrunAction", "type": "object", **ACTION.json_schema()},
         "observation": {"title": "TrialrunObservation", **OBSERVATION.json_schema()},

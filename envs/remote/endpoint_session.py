@@ -1,8 +1,8 @@
 """Sessions on tools outside of the sandbox: deadlines, reply limits and typed answers.
 
-What is told apart here is whose business a failure is. A tool that errs, or exceeds its time, is
-the policy's: an observation. A backend that cannot be reached, or breaks its protocol, is the
-world's: `infra_error`.
+Failures are of two kinds. A tool that fails or exceeds its time limit gives an observation to the
+policy. A backend that cannot be reached, or violates its protocol, is an infrastructure failure:
+`infra_error`.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
+from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError
 from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet
 
@@ -21,42 +22,50 @@ _MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What a backend made of one call; `truncated` where it already cut the text."""
+class BackendReply:
+    """Result of one call; `truncated` if the backend has already cut the text."""
 
     status: AnswerStatus
     text: str
     truncated: bool = False
 
 
-class Backend(Protocol):
-    """One session's way to its tools. A call may be cancelled, when its deadline passes."""
+class EndpointBackend(Protocol):
+    """One session's connection to its tools. A call is cancelled when its deadline passes."""
 
-    async def answer(self, index: int, arguments: JsonObject) -> Reply:
+    async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
         """Call tool number `index` of the set. Raises InfraError and OSError."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything; never raises for what is already gone."""
+        """Release all resources; does not raise for those that are gone already."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Wall seconds of one call, of opening or closing a session; bytes of one answer's text."""
+    """Time and size limits of a session."""
 
     call_s: float
+    """Wall seconds of one call."""
     open_s: float
+    """Wall seconds to open a session, and to close it."""
     reply_bytes: int
+    """UTF-8 bytes of one answer's text."""
+
+    @classmethod
+    def of(cls, config: ToolServerConfig) -> "Limits":
+        """Return the limits that `config` sets."""
+        return cls(config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes)
 
 
 class EndpointSession:
-    """Live tools behind an endpoint; see the Protocol ToolSession."""
+    """ToolSession on an endpoint."""
 
     def __init__(
-        self, session_id: str, tool_set: ToolSet, backend: Backend, limits: Limits
+        self, session_id: str, tool_set: ToolSet, backend: EndpointBackend, limits: Limits
     ) -> None:
-        assert tool_set.endpoint is not None, "made by the service of an endpoint"
+        assert tool_set.endpoint is not None, "only services of endpoints create this"
         self._id = session_id
         self._endpoint = tool_set.endpoint
         self._indices: dict[str, int] = {}
@@ -73,7 +82,7 @@ class EndpointSession:
 
     @property
     def isolation(self) -> str:
-        """`outside`: nothing of the sandbox holds for these tools."""
+        """`outside (KIND)`: the sandbox does not apply to these tools."""
         return f"outside ({self._endpoint.kind})"
 
     @property
@@ -86,7 +95,7 @@ class EndpointSession:
             return [await self._call(call) for call in calls]
 
     async def close(self) -> None:
-        """End the session; what hangs is left behind after the time limit of an open."""
+        """End the session; a backend that hangs is abandoned after `open_s` seconds."""
         if self._closed:
             return
         self._closed = True
@@ -107,28 +116,28 @@ class EndpointSession:
             truncated=cut or reply.truncated,
         )
 
-    async def _reply(self, call: ToolCall) -> Reply:
+    async def _reply(self, call: ToolCall) -> BackendReply:
         index = self._indices.get(call.name)
         if index is None:
             names = ", ".join(self._indices)
-            return Reply(AnswerStatus.TOOL_ERROR, f"no tool {call.name!r}; tools: {names}")
+            return BackendReply(AnswerStatus.TOOL_ERROR, f"no tool {call.name!r}; tools: {names}")
         if fault := _unsendable(call.arguments):
-            return Reply(AnswerStatus.TOOL_ERROR, fault)
+            return BackendReply(AnswerStatus.TOOL_ERROR, fault)
         if self._closed:
-            return Reply(AnswerStatus.INFRA_ERROR, "the session is closed; open a new one")
+            return BackendReply(AnswerStatus.INFRA_ERROR, "the session is closed; open a new one")
         try:
             async with asyncio.timeout(self._limits.call_s):
                 return await self._backend.answer(index, call.arguments)
         except TimeoutError:
             text = f"the tool did not answer within {self._limits.call_s:g} s"
-            return Reply(AnswerStatus.TIMEOUT, text)
+            return BackendReply(AnswerStatus.TIMEOUT, text)
         except (InfraError, DeadlineError, OSError) as error:
             text = f"{self._endpoint.place}: {error or type(error).__name__}"
-            return Reply(AnswerStatus.INFRA_ERROR, text)
+            return BackendReply(AnswerStatus.INFRA_ERROR, text)
 
 
 def _unsendable(arguments: JsonObject) -> str:
-    """Return why `arguments` cannot be sent: a policy must not break a connection with them."""
+    """Return why `arguments` cannot be sent, or empty: a policy must not break the connection."""
     level: list[JsonValue] = [arguments]
     for _ in range(_MAX_DEPTH):
         level = [item for value in level for item in _inside(value)]

@@ -1,9 +1,10 @@
 """Tools behind a real HTTP API: calls become requests to hosts on an allow-list, and to no others.
 
-2xx is a value; 4xx is the tool's error, with its body; so is 500, for the arguments may have caused
-it. 401, 407, 429, 502, 503, 504 and lost connections are the world's. A trial session only reads:
-what other methods change could not be thrown away. Retried, within the call's deadline, is what had
-not begun (no connection), and else only GET, HEAD, OPTIONS and PUT.
+Status 2xx gives a value. 4xx is a tool error with the response's body; so is 500, because the
+arguments may have caused it. 401, 407, 429, 502, 503, 504 and lost connections are infrastructure
+failures. A trial session may only read, because changes to a real API could not be undone. Within
+the call's deadline, a request is retried if it was not started (no connection); otherwise only GET,
+HEAD, OPTIONS and PUT are retried.
 """
 
 import asyncio
@@ -18,37 +19,38 @@ from pydantic import JsonValue
 from envs.config import ToolServerConfig
 from envs.endpoints import HttpEndpoint, HttpOperation
 from envs.errors import ConfigError, InfraError
-from envs.remote.endpoint_session import EndpointSession, Limits, Reply
+from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.remote.http_hosts import HostGuard, RefusedHost
+from envs.remote.tokens import endpoint_token
 from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet
 
 _READING = frozenset({"get", "head", "options"})
 _REPEATABLE = _READING | {"put"}
-_WORLDS_STATUS = frozenset({401, 407, 429, 502, 503, 504})
+_INFRA_STATUS = frozenset({401, 407, 429, 502, 503, 504})
 _RETRIED_STATUS = frozenset({429, 502, 503, 504})
 _PAUSES_S = (0.1, 0.4)
-"""Waits before the second and the third attempt."""
+"""Seconds to wait before the second and before the third attempt."""
 _MAX_REDIRECTS = 5
 
 
 class HttpTools:
     """ToolService for tool sets whose endpoint is an HTTP API.
 
-    `variables` are those of the environment, for tokens. Every session has connections and cookies
-    of its own; nothing but those is remembered between calls.
+    `variables` are environment variables, for tokens. Every session has its own connections and
+    cookies; nothing else is kept between calls.
     """
 
     def __init__(self, config: ToolServerConfig, variables: Mapping[str, str]) -> None:
-        self._limits = Limits(
-            config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes
-        )
+        self._limits = Limits.of(config)
         self._variables = variables
         self._certificates = ssl.create_default_context()
         self._opened = 0
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> EndpointSession:
-        """Open a session, without a request. Raises ConfigError for an endpoint that cannot be."""
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> EndpointSession:
+        """Open a session; sends no request. Raises ConfigError if the endpoint is not usable."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, HttpEndpoint):
             raise ConfigError(f"expected a tool set with an HTTP endpoint, found {endpoint!r}")
@@ -60,7 +62,7 @@ class HttpTools:
         backend = HttpBackend(
             endpoint,
             HostGuard(endpoint.allowed_hosts),
-            _token_of(endpoint, self._variables),
+            endpoint_token(endpoint.token_variable, endpoint.place, self._variables),
             httpx.AsyncHTTPTransport(verify=self._certificates),
             Terms(self._limits.reply_bytes, may_write=purpose != "trial"),
         )
@@ -73,14 +75,14 @@ class HttpTools:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a session may do."""
+    """What a session may do: the size of a reply in bytes, and whether it may write."""
 
     reply_bytes: int
     may_write: bool
 
 
 class HttpBackend:
-    """One session on an HTTP API; see the Protocol Backend."""
+    """EndpointBackend of one session on an HTTP API."""
 
     def __init__(
         self,
@@ -96,16 +98,16 @@ class HttpBackend:
         self._terms = terms
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
-    async def answer(self, index: int, arguments: JsonObject) -> Reply:
-        """Send the request of tool `index`, again where that is safe. Raises InfraError."""
+    async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
+        """Send the request of tool `index`, and retry it if that is safe. Raises InfraError."""
         operation = self._endpoint.operations[index]
         if operation.method not in _READING and not self._terms.may_write:
             text = f"trials may only read: {operation.method.upper()} would change the real API"
-            return Reply(AnswerStatus.TOOL_ERROR, text)
+            return BackendReply(AnswerStatus.TOOL_ERROR, text)
         try:
             request = self._request(operation, arguments)
         except ValueError as error:
-            return Reply(AnswerStatus.TOOL_ERROR, str(error))
+            return BackendReply(AnswerStatus.TOOL_ERROR, str(error))
         for pause_s in (*_PAUSES_S, None):
             try:
                 reply, status = await self._exchange(request)
@@ -114,21 +116,21 @@ class HttpBackend:
                 if operation.method not in _REPEATABLE:
                     return reply
             except RefusedHost as refusal:
-                return Reply(AnswerStatus.TOOL_ERROR, f"refused: {refusal}")
+                return BackendReply(AnswerStatus.TOOL_ERROR, f"refused: {refusal}")
             except httpx.TransportError as error:
-                begun = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                if pause_s is None or (begun and operation.method not in _REPEATABLE):
+                started = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if pause_s is None or (started and operation.method not in _REPEATABLE):
                     raise InfraError(f"{type(error).__name__}: {error}") from error
             except httpx.HTTPError as error:
                 raise InfraError(f"{type(error).__name__}: {error}") from error
             await asyncio.sleep(pause_s)
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def close(self) -> None:
         await self._http.aclose()
 
     def _request(self, operation: HttpOperation, arguments: JsonObject) -> httpx.Request:
-        """Build the request. Raises ValueError for arguments that no request can carry."""
+        """Build the request. Raises ValueError if the arguments do not fit into one."""
         parts = _Parts(operation, arguments)
         headers = {"accept": "application/json", "accept-encoding": "identity", **parts.headers}
         query = list(parts.query)
@@ -149,10 +151,10 @@ class HttpBackend:
                 json=parts.body if parts.has_body else None,
             )
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise ValueError(f"an argument fits into no request: {error}") from error
+            raise ValueError(f"an argument does not fit into an HTTP request: {error}") from error
 
-    async def _exchange(self, request: httpx.Request) -> tuple[Reply, int]:
-        """Send `request` and follow its redirects, each checked against the allow-list."""
+    async def _exchange(self, request: httpx.Request) -> tuple[BackendReply, int]:
+        """Send `request` and follow redirects; each one is checked against the allow-list."""
         for _ in range(_MAX_REDIRECTS + 1):
             response = await self._send(request)
             try:
@@ -165,7 +167,10 @@ class HttpBackend:
         raise RefusedHost(f"more than {_MAX_REDIRECTS} redirects")
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
-        """Send to the address that was checked, under the name that was asked for."""
+        """Send to the checked IP address, with the original name in the Host header and in TLS.
+
+        A second name look-up could give another address, which the allow-list does not allow.
+        """
         address = await self._guard.address(request.url)
         host = request.url.host
         pinned = self._http.build_request(
@@ -198,11 +203,11 @@ class HttpBackend:
         content = request.content if keeps else None
         return self._http.build_request(method, url, headers=headers, content=content)
 
-    async def _reply(self, response: httpx.Response) -> Reply:
+    async def _reply(self, response: httpx.Response) -> BackendReply:
         encoding = response.headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
-            # inflating what was asked for plain would be a way around the reply limit
-            raise InfraError(f"a reply encoded as {encoding}, though `identity` was asked for")
+            # decompressing could exceed the reply limit by far
+            raise InfraError(f"expected a reply without compression, found encoding {encoding}")
         limit = self._terms.reply_bytes
         received = bytearray()
         async for part in response.aiter_raw():
@@ -213,17 +218,17 @@ class HttpBackend:
         body = bytes(received[:limit]).decode(response.charset_encoding or "utf-8", "replace")
         line = f"{response.status_code} {response.reason_phrase}".strip()
         if response.is_success:
-            return Reply(
+            return BackendReply(
                 AnswerStatus.OK, body or f'{{"status": {response.status_code}}}', truncated
             )
         text = f"{line}: {body}" if body else line
-        if response.status_code in _WORLDS_STATUS:
-            return Reply(AnswerStatus.INFRA_ERROR, text, truncated)
-        return Reply(AnswerStatus.TOOL_ERROR, text, truncated)
+        if response.status_code in _INFRA_STATUS:
+            return BackendReply(AnswerStatus.INFRA_ERROR, text, truncated)
+        return BackendReply(AnswerStatus.TOOL_ERROR, text, truncated)
 
 
 class _Parts:
-    """Arguments of one call, sorted into where they go in the request."""
+    """Arguments of one call, grouped by the part of the request that they go to."""
 
     def __init__(self, operation: HttpOperation, arguments: JsonObject) -> None:
         self.path = operation.path
@@ -239,7 +244,9 @@ class _Parts:
                 case "path":
                     text = quote(_text(value), safe="")
                     if text in ("", ".", ".."):
-                        raise ValueError(f"argument {argument!r}: {value!r} is no part of a path")
+                        raise ValueError(
+                            f"argument {argument!r}: expected one part of a path, found {value!r}"
+                        )
                     self.path = self.path.replace(f"{{{name}}}", text)
                 case "query":
                     values = value if isinstance(value, list) else [value]
@@ -275,15 +282,3 @@ def _header_text(argument: str, value: JsonValue) -> str:
     if not text.isascii() or not text.isprintable():
         raise ValueError(f"argument {argument!r}: expected printable ASCII, found {text!r}")
     return text
-
-
-def _token_of(endpoint: HttpEndpoint, variables: Mapping[str, str]) -> str:
-    if not endpoint.token_variable:
-        return ""
-    token = variables.get(endpoint.token_variable, "")
-    if not token:
-        raise ConfigError(
-            f"expected a token for {endpoint.place} in the environment variable "
-            f"{endpoint.token_variable}, found none: set it where the workers start"
-        )
-    return token

@@ -1,4 +1,4 @@
-"""Which hosts an HTTP endpoint may speak to: names on a list, and the addresses behind them."""
+"""Which hosts an HTTP endpoint may contact: names on a list, and the addresses behind them."""
 
 import asyncio
 import ipaddress
@@ -14,19 +14,20 @@ _LOCAL_NAMES = frozenset({"localhost"})
 
 
 class RefusedHost(Exception):
-    """A request, or a redirect, to a host that the allow-list does not have."""
+    """A request, or a redirect, to a host that is not on the allow-list."""
 
 
 class HostGuard:
-    """Checks URLs against an allow-list and resolves their hosts, each host once.
+    """Checks URLs against an allow-list and resolves each host once.
 
-    An entry is `host:port`, or `host` for ports 80 and 443; an IPv6 address stands in brackets. A
-    name whose address is not a public one (private, loopback, link-local, ...) is refused unless
-    that address, or `localhost` by name, is listed too. What was resolved is what is connected to.
+    An entry is `host:port`, or `host` for ports 80 and 443; an IPv6 address is in brackets. A name
+    with an address that is not public (private, loopback, link-local, ...) is refused unless that
+    address is listed too, or the name is `localhost` and is listed. Connections go to the resolved
+    address, so that a later change of the name has no effect.
     """
 
     def __init__(self, allowed_hosts: Sequence[str]) -> None:
-        """Read the list. Raises ConfigError for an entry that is no host."""
+        """Parse the list. Raises ConfigError for an entry that is not a host."""
         self._allowed = frozenset(
             pair for entry in allowed_hosts for pair in _host_and_ports(entry)
         )
@@ -48,15 +49,15 @@ class HostGuard:
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise InfraError(f"{host} has no address: {error}") from error
+            raise InfraError(f"the name {host} cannot be resolved: {error}") from error
         for *_, place in found:
             address = ipaddress.ip_address(str(place[0]).partition("%")[0])
             explicit = host in _LOCAL_NAMES or str(address) in self._hosts
             if explicit or (address.is_global and not address.is_multicast):
                 return str(place[0])
         raise RefusedHost(
-            f"{host} leads to {found[0][4][0]}, which is not a public address; "
-            "list that address among the allowed hosts if it is meant"
+            f"{host} resolves to {found[0][4][0]}, which is not a public address; "
+            "add that address to the allowed hosts if this is intended"
         )
 
 

@@ -1,9 +1,9 @@
-"""Tools of foreign MCP servers, over stdio or streamable HTTP, as sessions like any other.
+"""Tools of third-party MCP servers, over stdio or streamable HTTP, as tool sessions.
 
-Every tool session is an MCP session of its own; over stdio it is a process of its own, too. That is
-all the isolation there is: what a server changes outside of its session (files, a database) a trial
-changes as well. `isError` and refused arguments are the tool's errors; whatever else goes wrong in
-the protocol or on the way is the world's.
+Every tool session is a separate MCP session; over stdio it is also a separate process. There is no
+other isolation: what a server changes outside of its session (files, a database) is also changed by
+trials. `isError` and refused arguments are tool errors. All other failures of the protocol or the
+connection are infrastructure failures.
 """
 
 import asyncio
@@ -30,15 +30,16 @@ from pydantic import TypeAdapter, ValidationError
 from envs.config import ToolServerConfig
 from envs.endpoints import McpHttpEndpoint, McpStdioEndpoint
 from envs.errors import ConfigError, DeadlineError, InfraError, ToolServerError, first_cause
-from envs.remote.endpoint_session import EndpointSession, Limits, Reply
+from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.remote.mcp_stdio import REPLY_TOO_LONG, stdio_streams
+from envs.remote.tokens import endpoint_token
 from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
 
 McpEndpoint = McpStdioEndpoint | McpHttpEndpoint
 
 _SPARE_BYTES = 65_536
-"""A message may be so much longer than eight times the longest text of an answer."""
+"""Bytes that a message may have in addition to eight times the longest text of an answer."""
 _MAX_TOOLS = 1_000
 _READ_FAILURES = (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream)
 _JSON = TypeAdapter(dict)
@@ -47,17 +48,17 @@ _JSON = TypeAdapter(dict)
 class McpTools:
     """ToolService for tool sets whose endpoint is an MCP server.
 
-    `variables` are those of the environment: PATH and HOME for processes, and tokens.
+    `variables` are environment variables: PATH and HOME for processes, and tokens.
     """
 
     def __init__(self, config: ToolServerConfig, variables: Mapping[str, str]) -> None:
-        self._limits = Limits(
-            config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes
-        )
+        self._limits = Limits.of(config)
         self._variables = variables
         self._opened = 0
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> EndpointSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> EndpointSession:
         """Open an MCP session. Raises ToolServerError or DeadlineError."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, McpStdioEndpoint | McpHttpEndpoint):
@@ -75,8 +76,11 @@ class McpTools:
 async def tool_set_of_mcp(
     endpoint: McpEndpoint, config: ToolServerConfig, variables: Mapping[str, str]
 ) -> ToolSet:
-    """Return the tools that a server lists. Raises ToolServerError, DeadlineError, ConfigError."""
-    limits = Limits(config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes)
+    """Ask a server for its tools and return them as a tool set.
+
+    Raises ToolServerError, DeadlineError, or ConfigError if it has none.
+    """
+    limits = Limits.of(config)
     backend = McpBackend(endpoint, variables, limits, ())
     await backend.start()
     try:
@@ -89,7 +93,7 @@ async def tool_set_of_mcp(
     finally:
         await backend.close()
     if not tools:
-        raise ConfigError(f"expected tools of {endpoint.place}, found none: look at its options")
+        raise ConfigError(f"expected {endpoint.place} to list tools, found none: check its options")
     specs = [
         ToolSpec(
             name=tool.name,
@@ -102,10 +106,10 @@ async def tool_set_of_mcp(
 
 
 class McpBackend:
-    """One MCP session; see the Protocol Backend.
+    """EndpointBackend of one MCP session.
 
-    A task of its own enters and leaves the session's contexts, as anyio asks for; calls run in the
-    tasks of their callers.
+    A separate task enters and leaves the session's contexts, because anyio requires that one task
+    does both. Calls run in the tasks of their callers.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ class McpBackend:
         self._session: ClientSession | None = None
 
     async def start(self) -> None:
-        """Connect and shake hands. Raises ToolServerError or DeadlineError."""
+        """Connect and initialize the session. Raises ToolServerError or DeadlineError."""
         ready = asyncio.Event()
         self._owner = asyncio.create_task(self._own(ready))
         waiter = asyncio.create_task(ready.wait())
@@ -138,7 +142,8 @@ class McpBackend:
                 raise self._ended()
             if not ready.is_set():
                 raise DeadlineError(
-                    f"{self._endpoint.place} did not shake hands within {self._limits.open_s:g} s"
+                    f"{self._endpoint.place} did not initialize the MCP session within "
+                    f"{self._limits.open_s:g} s"
                 )
         except BaseException:
             await self._stop(grace_s=0.0)
@@ -146,7 +151,7 @@ class McpBackend:
         finally:
             waiter.cancel()
 
-    async def answer(self, index: int, arguments: JsonObject) -> Reply:
+    async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
         """Call tool number `index`. Raises InfraError."""
         parameters = CallToolRequestParams(name=self._names[index], arguments=arguments)
         try:
@@ -155,17 +160,17 @@ class McpBackend:
             )
         except MCPError as error:
             if error.code in (INVALID_PARAMS, REPLY_TOO_LONG):
-                return Reply(AnswerStatus.TOOL_ERROR, error.message)
+                return BackendReply(AnswerStatus.TOOL_ERROR, error.message)
             raise ToolServerError(f"MCP error {error.code}: {error.message}") from error
         except ValidationError as error:
-            raise ToolServerError(f"an answer that is not MCP's: {error}") from error
+            raise ToolServerError(f"expected an answer of MCP, found another: {error}") from error
         except _READ_FAILURES as error:
-            raise ToolServerError(f"the connection is lost: {error!r}") from error
+            raise ToolServerError(f"the connection was lost: {error!r}") from error
         status = AnswerStatus.TOOL_ERROR if result.is_error else AnswerStatus.OK
-        return Reply(status, _text_of(result))
+        return BackendReply(status, _text_of(result))
 
     async def list_tools(self) -> list[Tool]:
-        """Return what the server offers, page by page. Raises ToolServerError."""
+        """Return the tools that the server lists, from all pages. Raises ToolServerError."""
         tools: list[Tool] = []
         cursor: str | None = None
         while len(tools) < _MAX_TOOLS:
@@ -173,7 +178,9 @@ class McpBackend:
             try:
                 page = await self._running().list_tools(params=parameters)
             except (MCPError, ValidationError, *_READ_FAILURES) as error:
-                raise ToolServerError(f"{self._endpoint.place}: no tools: {error}") from error
+                raise ToolServerError(
+                    f"{self._endpoint.place}: cannot list its tools: {error}"
+                ) from error
             tools += page.tools
             cursor = page.next_cursor
             if not cursor:
@@ -195,7 +202,7 @@ class McpBackend:
             self._session = None
 
     async def _stop(self, grace_s: float) -> None:
-        """Let the owner leave its contexts; cancel it where that takes too long."""
+        """Let the owner task leave its contexts; cancel it if that takes too long."""
         if self._owner is None:
             return
         self._closing.set()
@@ -205,7 +212,7 @@ class McpBackend:
             self._owner.cancel()
             await asyncio.wait((self._owner,), timeout=self._limits.open_s)
         if self._owner.done() and not self._owner.cancelled():
-            self._owner.exception()  # seen: what it died of was told to the calls
+            self._owner.exception()  # marks it as retrieved: the calls have raised it
 
     def _running(self) -> ClientSession:
         if self._session is None or self._owner is None or self._owner.done():
@@ -246,12 +253,7 @@ def _streams_of(
     message_bytes = 8 * limits.reply_bytes + _SPARE_BYTES
     if isinstance(endpoint, McpStdioEndpoint):
         return lambda: stdio_streams(endpoint, variables, message_bytes)
-    token = variables.get(endpoint.token_variable, "") if endpoint.token_variable else ""
-    if endpoint.token_variable and not token:
-        raise ConfigError(
-            f"expected a token for {endpoint.url} in the environment variable "
-            f"{endpoint.token_variable}, found none: set it where the workers start"
-        )
+    token = endpoint_token(endpoint.token_variable, endpoint.place, variables)
     return lambda: _http_streams(endpoint, token, limits, message_bytes)
 
 
@@ -262,7 +264,7 @@ async def _http_streams(
     headers = {"accept-encoding": "identity"}
     if token:
         headers["authorization"] = f"Bearer {token}"
-    # a response's stream stays open while a tool runs: the deadlines of calls are ours
+    # no read timeout: a response stays open while a tool runs, and calls have our own deadline
     client = httpx2.AsyncClient(
         headers=headers,
         timeout=httpx2.Timeout(limits.open_s, read=None),
@@ -279,7 +281,7 @@ async def _http_streams(
 
 
 class _BoundedTransport(httpx2.AsyncHTTPTransport):
-    """Breaks off a JSON body beyond the limit; of event streams the client bounds each event."""
+    """Aborts a JSON body that exceeds the limit; in event streams the client limits each event."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -306,7 +308,7 @@ class _BoundedStream(httpx2.AsyncByteStream):
         async for part in self._stream:
             self._left -= len(part)
             if self._left < 0:
-                raise httpx2.ReadError("the body is longer than a reply may be")
+                raise httpx2.ReadError("the body is longer than the limit of a reply")
             yield part
 
     async def aclose(self) -> None:

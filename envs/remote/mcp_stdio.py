@@ -1,6 +1,6 @@
-"""An MCP server as a process of ours: its environment, its process group, a limit on what it says.
+"""An MCP server as a child process: its environment, its process group and a limit on messages.
 
-The client library's own transport inherits variables of this process and holds a line of any
+The client library's own transport passes variables of this process on, and buffers a line of any
 length; this one does neither.
 """
 
@@ -21,11 +21,11 @@ from envs.endpoints import McpStdioEndpoint
 from envs.errors import ToolServerError
 
 REPLY_TOO_LONG = -32099
-"""Code of the error that stands in for a reply beyond the limit."""
+"""Code of the error that replaces a reply over the limit."""
 _INHERITED = ("HOME", "PATH")
 _CHUNK = 65_536
 _QUEUED = 64
-"""Messages under way to a server that does not read; more than a session ever has."""
+"""Messages that may wait for a server that does not read; a session never has so many."""
 _REAP_S = 5.0
 
 Received = MemoryObjectReceiveStream[SessionMessage | Exception]
@@ -36,10 +36,10 @@ Streams = tuple[Received, MemoryObjectSendStream[SessionMessage]]
 async def stdio_streams(
     endpoint: McpStdioEndpoint, variables: Mapping[str, str], line_bytes: int
 ) -> AsyncGenerator[Streams, None]:
-    """Run the server while the context lasts; at its end the whole process group is killed.
+    """Run the server while the context is open; when it closes, the process group is killed.
 
-    Raises ToolServerError where it cannot be started. A child that leaves the process group, as a
-    daemon does, outlives it.
+    Raises ToolServerError if the server cannot be started. A process that leaves the group, as a
+    daemon does, is not killed.
     """
     inherited = {name: variables[name] for name in _INHERITED if name in variables}
     try:
@@ -62,7 +62,7 @@ async def stdio_streams(
             yield connection.received, connection.outgoing
             tasks.cancel_scope.cancel()
     finally:
-        # the group lives on while a member does, and its number is not used again until then
+        # safe after the leader's end: a group's number is not reused while it has a member
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         connection.close()
@@ -71,7 +71,7 @@ async def stdio_streams(
 
 
 class _Connection:
-    """Messages to and from one process, a line of JSON each."""
+    """Messages to and from one process, one line of JSON each."""
 
     def __init__(self, process: asyncio.subprocess.Process, line_bytes: int) -> None:
         assert process.stdin is not None, "opened with a pipe"
@@ -85,7 +85,7 @@ class _Connection:
         self.outgoing, self._to_write = anyio.create_memory_object_stream[SessionMessage](_QUEUED)
 
     async def read(self) -> None:
-        """Deliver messages until the process closes its end; then the session learns of it."""
+        """Deliver messages until the process closes its output; then the session ends."""
         line, dropping = bytearray(), False
         async with self._deliver:
             while part := await self._stdout.read(_CHUNK):
@@ -104,7 +104,7 @@ class _Connection:
                     line, dropping = bytearray(), True
 
     async def write(self) -> None:
-        """Write messages until the session or the process goes."""
+        """Write messages until the session or the process ends."""
         with contextlib.suppress(ConnectionError, anyio.EndOfStream):
             async for item in self._to_write:
                 if isinstance(item.message, JSONRPCRequest):
@@ -124,11 +124,11 @@ class _Connection:
         try:
             message = jsonrpc_message_adapter.validate_json(line, by_name=False)
         except ValidationError:
-            return  # a stray print: the request that it may have belonged to meets its deadline
+            return  # output that is no message, such as a print; a lost answer meets its deadline
         await self._send(SessionMessage(message))
 
     async def _too_long(self) -> None:
-        """Answer the request under way, for its real answer was dropped."""
+        """Answer the pending request with an error, because its real answer was dropped."""
         if self._asked is not None:
             text = f"the reply is longer than {self._line_bytes} bytes"
             error = ErrorData(code=REPLY_TOO_LONG, message=text)

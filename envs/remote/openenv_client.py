@@ -1,10 +1,10 @@
-"""Tools of foreign OpenEnv environments: a session is one WebSocket, and so one environment.
+"""Tools of third-party OpenEnv environments: a session is one WebSocket, and so one environment.
 
-Wire format: `openenv` 0.10 (`/ws` with `reset`, `step`, `state`, `close`; `/schema`). Where the
-environment lists tools (its MCP actions), those are the tools; else there is one tool, `step`,
-whose parameters are the schema of its actions. Every answer is JSON and carries `reward` and
-`done`; what the reset observed is not shown. What the environment does not take or fails at is the
-tool's error; no capacity, no connection and broken frames are the world's.
+The wire format is that of `openenv` 0.10 (`/ws` with `reset`, `step`, `state`, `close`; `/schema`).
+If the environment lists tools (its MCP actions), those are the tools. Otherwise there is one tool,
+`step`, whose parameters are the schema of its actions. Every answer is JSON with `reward` and
+`done`; the observation of the reset is not shown. A step that the environment refuses or fails is a
+tool error. A full server, a lost connection and invalid frames are infrastructure failures.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from envs.config import ToolServerConfig
 from envs.endpoints import OpenEnvEndpoint
 from envs.errors import ConfigError, DeadlineError, ToolServerError
-from envs.remote.endpoint_session import EndpointSession, Limits, Reply
+from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
 
 STEP = "step"
 _SPARE_BYTES = 65_536
-"""A message may be so much longer than eight times the longest text of an answer."""
-_WORLDS_CODES = frozenset({"CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR", "UNKNOWN_TYPE"})
+"""Bytes that a message may have in addition to eight times the longest text of an answer."""
+_INFRA_CODES = frozenset({"CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR", "UNKNOWN_TYPE"})
 _SEED_BITS = 0x7FFFFFFF
 _BOOKKEEPING = frozenset({"metadata"})
-"""Fields of every action that say nothing to the environment."""
+"""Fields that every action has and that mean nothing to the environment."""
 
 
 class _Incoming(BaseModel):
-    """Anything that an environment sends."""
+    """Any message of an environment."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -60,17 +60,16 @@ class _Listing(BaseModel):
 class OpenEnvTools:
     """ToolService for tool sets whose endpoint is an OpenEnv environment.
 
-    A session resets its environment with the seed it is opened with, where the environment takes
-    one.
+    A session resets its environment with the session's seed, if the environment accepts one.
     """
 
     def __init__(self, config: ToolServerConfig) -> None:
-        self._limits = Limits(
-            config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes
-        )
+        self._limits = Limits.of(config)
         self._opened = 0
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> EndpointSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> EndpointSession:
         """Connect and reset. Raises ToolServerError or DeadlineError."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, OpenEnvEndpoint):
@@ -86,8 +85,11 @@ class OpenEnvTools:
 
 
 async def tool_set_of_openenv(endpoint: OpenEnvEndpoint, config: ToolServerConfig) -> ToolSet:
-    """Return the tools of an environment. Raises ToolServerError, DeadlineError, ConfigError."""
-    limits = Limits(config.call_timeout_s, config.request_timeout_s, config.reply_limit_bytes)
+    """Ask an environment for its tools and return them as a tool set.
+
+    Raises ToolServerError, DeadlineError or ConfigError.
+    """
+    limits = Limits.of(config)
     backend = OpenEnvBackend(endpoint, limits, ())
     await backend.start(seed=0)
     try:
@@ -103,10 +105,10 @@ async def tool_set_of_openenv(endpoint: OpenEnvEndpoint, config: ToolServerConfi
 
 
 class OpenEnvBackend:
-    """One environment; see the Protocol Backend.
+    """EndpointBackend of one environment.
 
-    Every message has exactly one reply, in order: what a call left unread when its deadline passed,
-    the next call reads and drops.
+    Every message gets exactly one reply, in order. A call whose deadline passed leaves its reply
+    unread; the next call reads and drops it.
     """
 
     def __init__(self, endpoint: OpenEnvEndpoint, limits: Limits, names: tuple[str, ...]) -> None:
@@ -120,7 +122,9 @@ class OpenEnvBackend:
         """Connect and reset. Raises ToolServerError or DeadlineError."""
         url = self._endpoint.url.rstrip("/")
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"expected http(s)://host:port, found {url!r}: correct the url")
+            raise ConfigError(
+                f"expected an OpenEnv url http(s)://host:port, found {url!r}: correct it"
+            )
         try:
             async with asyncio.timeout(self._limits.open_s):
                 self._socket = await connect(
@@ -144,10 +148,13 @@ class OpenEnvBackend:
             raise
         if reply.type != "observation":
             await self.close()
-            raise ToolServerError(f"{self._endpoint.place} does not reset: {_fault(reply)}")
+            raise ToolServerError(f"{self._endpoint.place} refused the reset: {_fault(reply)}")
 
-    async def answer(self, index: int, arguments: JsonObject) -> Reply:
-        """Take a step: the action itself, or a call of tool `index`. Raises InfraError."""
+    async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
+        """Take a step: `arguments` as the action, or as a call of tool `index`.
+
+        Raises InfraError.
+        """
         name = self._names[index]
         action = (
             arguments
@@ -157,17 +164,17 @@ class OpenEnvBackend:
         try:
             reply = await self._exchange("step", action)
         except WebSocketException as error:
-            raise ToolServerError(f"the connection is lost: {error}") from error
+            raise ToolServerError(f"the connection was lost: {error}") from error
         if reply.type == "error":
-            if reply.data.get("code") in _WORLDS_CODES:
+            if reply.data.get("code") in _INFRA_CODES:
                 raise ToolServerError(_fault(reply))
-            return Reply(AnswerStatus.TOOL_ERROR, _fault(reply))
+            return BackendReply(AnswerStatus.TOOL_ERROR, _fault(reply))
         if reply.type != "observation":
             raise ToolServerError(f"expected an observation, found {reply.type!r}")
         return _reply_of(reply.data)
 
     async def list_tools(self) -> list[ToolSpec]:
-        """Return the tools that the environment lists; none where it knows no such action."""
+        """Return the tools that the environment lists; none if it does not know this action."""
         try:
             reply = await self._exchange("step", {"type": "list_tools"})
             listing = _Listing.model_validate(reply.data.get("observation"))
@@ -199,8 +206,8 @@ class OpenEnvBackend:
         """Send a message and return its reply. Raises WebSocketException, ToolServerError."""
         if self._socket is None:
             raise ToolServerError("the connection is closed")
-        self._unread += 1  # first: a send that is cancelled has been sent all the same
-        with contextlib.suppress(ConnectionClosed):  # why it hung up is still to be read
+        self._unread += 1  # before the send, because a cancelled send may have been sent
+        with contextlib.suppress(ConnectionClosed):  # its reason can still be read
             await self._socket.send(json.dumps({"type": kind, "data": content}))
         while True:
             text = await self._socket.recv()
@@ -213,14 +220,14 @@ class OpenEnvBackend:
             raise ToolServerError(f"expected a message of OpenEnv, found {text[:80]!r}") from error
 
 
-def _reply_of(data: JsonObject) -> Reply:
-    """Return what a step led to; of a tool's call, its result or its error."""
+def _reply_of(data: JsonObject) -> BackendReply:
+    """Return the result of a step; for a tool call, its result or its error."""
     observation = data.get("observation")
     seen = dict(observation) if isinstance(observation, dict) else {"value": observation}
     outcome: JsonObject = {"reward": data.get("reward"), "done": data.get("done")}
     if not {"tool_name", "result"} <= set(seen):
         shown: JsonValue = {key: value for key, value in seen.items() if key not in _BOOKKEEPING}
-        return Reply(AnswerStatus.OK, _text({"observation": shown, **outcome}))
+        return BackendReply(AnswerStatus.OK, _text({"observation": shown, **outcome}))
     error = seen.get("error")
     if isinstance(error, dict):
         kind = error.get("error_type")
@@ -228,15 +235,15 @@ def _reply_of(data: JsonObject) -> Reply:
         if kind == "transport_error":
             raise ToolServerError(message)
         status = AnswerStatus.TIMEOUT if kind == "timeout" else AnswerStatus.TOOL_ERROR
-        return Reply(status, message)
+        return BackendReply(status, message)
     result = seen["result"]
     failed = isinstance(result, dict) and (result.get("is_error") or result.get("isError")) is True
     status = AnswerStatus.TOOL_ERROR if failed else AnswerStatus.OK
-    return Reply(status, _text({"result": _plain_result(result), **outcome}))
+    return BackendReply(status, _text({"result": _plain_result(result), **outcome}))
 
 
 def _plain_result(result: JsonValue) -> JsonValue:
-    """Return the value of a tool's result, which may come wrapped as MCP wraps it."""
+    """Return the value of a tool's result, which may be wrapped as in MCP."""
     if not isinstance(result, dict) or not isinstance(result.get("content"), list):
         return result
     if result.get("data") is not None:
@@ -247,7 +254,7 @@ def _plain_result(result: JsonValue) -> JsonValue:
 
 
 async def _step_tool(endpoint: OpenEnvEndpoint) -> ToolSpec:
-    """Return the one tool of an environment without tools, by the schema of its actions."""
+    """Return the tool `step` of an environment that lists no tools, from its action schema."""
     url = f"{endpoint.url.rstrip('/')}/schema"
     try:
         async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
@@ -256,7 +263,9 @@ async def _step_tool(endpoint: OpenEnvEndpoint) -> ToolSpec:
         schema = response.json()["action"]
         properties = schema.get("properties", {})
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ToolServerError(f"{url}: expected the schema of actions: {error!r}") from error
+        raise ToolServerError(
+            f"{url}: expected a schema of actions, found none: {error!r}"
+        ) from error
     parameters: JsonObject = {
         **schema,
         "properties": {k: v for k, v in properties.items() if k not in _BOOKKEEPING},

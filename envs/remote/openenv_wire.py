@@ -1,15 +1,14 @@
 """OpenEnv's messages, as its clients send and read them (openenv 0.10, openenv-core 0.3).
 
-The shapes are OpenEnv's; its package is not needed, for it brings a web interface along.
+The formats are OpenEnv's. Its package is not used, because it depends on a web interface.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from envs.tools import JsonObject, ToolSpec
+from envs.tools import JsonObject, SessionPurpose, ToolSpec
 
-Phase = Literal["trial", "execution"]
 Mode = Literal["direct", "trial"]
 ErrorCode = Literal[
     "INVALID_JSON",
@@ -29,16 +28,17 @@ class _Strict(BaseModel):
 
 
 class ResetOptions(BaseModel):
-    """What `reset` may be told; keys it does not know are ignored, as OpenEnv's servers do."""
+    """Options of `reset`; unknown keys are ignored, as OpenEnv's servers do."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """Chooses the task, where `task_id` does not, and seeds the tools: same seed, same episode."""
+    """Selects the task if `task_id` is not given, and seeds the tools: equal seeds, equal episodes.
+    """
     episode_id: str | None = Field(default=None, max_length=255)
     task_id: str | None = Field(default=None, max_length=255)
     mode: Mode = "direct"
-    """`trial` starts with a trial phase, whose effects `begin_execution` throws away."""
+    """`trial` starts with a trial phase, whose effects `begin_execution` discards."""
 
 
 class _Action(_Strict):
@@ -60,7 +60,7 @@ class CallToolAction(_Action):
 
 
 class BeginExecutionAction(_Action):
-    """End the trial phase: tools return to their initial state."""
+    """End the trial phase: the tools return to their initial state."""
 
     type: Literal["begin_execution"]
 
@@ -78,44 +78,45 @@ Action = Annotated[
 ]
 
 
-class ToolOffer(_Strict):
-    """A tool in OpenEnv's words."""
+class ToolListing(_Strict):
+    """A tool in OpenEnv's format."""
 
     name: str
     description: str
     input_schema: JsonObject
 
     @classmethod
-    def of(cls, tool: ToolSpec) -> "ToolOffer":
-        """Return the offer of `tool`."""
+    def of(cls, tool: ToolSpec) -> "ToolListing":
+        """Return the listing of `tool`."""
         return cls(name=tool.name, description=tool.description, input_schema=tool.parameters)
 
 
 class ToolFault(_Strict):
-    """Why a call has no result."""
+    """Reason why a call has no result."""
 
     error_type: ToolErrorType
     message: str
 
 
 class TaskObservation(_Strict):
-    """What `reset`, `begin_execution` and `answer` return."""
+    """Observation that `reset`, `begin_execution` and `answer` return."""
 
     task_id: str
-    phase: Phase
+    phase: SessionPurpose
     question: str
-    available_tools: tuple[ToolOffer, ...]
-    """Not called `tools`: OpenEnv's client takes any observation with that key for a listing."""
+    available_tools: tuple[ToolListing, ...]
+    """Not named `tools`, because OpenEnv's client takes an observation with that key as a listing.
+    """
     metadata: JsonObject = {}
 
 
 class ListToolsObservation(_Strict):
-    tools: tuple[ToolOffer, ...]
+    tools: tuple[ToolListing, ...]
     metadata: JsonObject = {}
 
 
 class CallToolObservation(_Strict):
-    """Either a result or an error; both are for the policy to read."""
+    """Either a result or an error; the policy reads both."""
 
     tool_name: str
     result: JsonValue = None
@@ -127,7 +128,7 @@ Observation = TaskObservation | CallToolObservation | ListToolsObservation
 
 
 class StepResult(_Strict):
-    """An observation with its reward, which only an answer has."""
+    """An observation; only an answer has a reward."""
 
     observation: Observation
     reward: float | None = None
@@ -139,7 +140,7 @@ class EpisodeState(_Strict):
     episode_id: str | None
     step_count: int
     task_id: str
-    phase: Phase
+    phase: SessionPurpose
     mode: Mode
     done: bool
 
@@ -186,7 +187,7 @@ OBSERVATION: TypeAdapter[Observation] = TypeAdapter(Observation)
 
 
 def first_fault(error: ValidationError) -> str:
-    """Return where and what the first problem of a message is."""
+    """Return the first validation error of a message and the field it is in."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "message"
     return f"{where}: {first['msg']}"

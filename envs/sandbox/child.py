@@ -1,8 +1,8 @@
 """The session child: the only process that compiles and runs untrusted tool source.
 
-A frame is a length (4 bytes, big endian) and a body: one line of JSON, and for some requests raw
-bytes after it. Tools of a session trust each other: a hostile one can spoil its own session's
-answers and nothing else, for the server checks every frame.
+A frame is a length (4 bytes, big-endian) and a body: one line of JSON, and for some requests raw
+bytes after it. The tools of a session trust each other: a hostile tool can corrupt the answers of
+its own session and nothing else, because the server validates every frame.
 """
 
 import json
@@ -27,7 +27,7 @@ def _plain(value: object) -> object:
 
 
 def as_text(value: object) -> str:
-    """Return a string as it is, anything else as JSON, and as `repr` where JSON cannot hold it."""
+    """Return a string unchanged, other values as JSON, or as `repr` if JSON cannot hold them."""
     if isinstance(value, str):
         return str(value)
     try:
@@ -45,7 +45,7 @@ def cut(text: str, limit: int) -> tuple[str, bool]:
 
 
 class SessionChild:
-    """Serves the tools of one session until its socket closes, or compiles for other sessions."""
+    """Serves the tools of one session until its socket closes, or compiles tool sources."""
 
     def __init__(self, descriptor: int, reply_limit_bytes: int) -> None:
         self._descriptor = descriptor
@@ -53,7 +53,7 @@ class SessionChild:
         self._tools = ToolModules([], {}, [])
 
     def serve(self) -> None:
-        """Answer requests in order; return when the server hangs up."""
+        """Answer requests in order; return when the server closes the socket."""
         while header := self._read(4):
             line, _, attached = self._read(struct.unpack(">I", header)[0]).partition(b"\n")
             request = json.loads(line)
@@ -65,8 +65,10 @@ class SessionChild:
                 self._answer(request)
 
     def _start(self, request: dict, codes: bytes) -> None:
-        """`sizes`: bytes of each module's code in `codes`; `errors`: why a module has none;
-        `cpu_s`: CPU seconds, 0 for no limit.
+        """Become a session of the tools in `request`.
+
+        `sizes` has the number of bytes of each module's code in `codes`, `errors` the reason for
+        each module without code, and `cpu_s` the CPU seconds, 0 for no limit.
         """
         modules, at = [], 0
         for size in request["sizes"]:
@@ -82,7 +84,7 @@ class SessionChild:
 
     def _answer(self, request: dict) -> None:
         started, cpu_started = time.monotonic(), time.process_time()
-        # BaseException: a tool that calls sys.exit has failed, but its session goes on
+        # BaseException: a tool that calls sys.exit has failed, but its session continues
         try:
             arguments = json.loads(request["arguments"])
             text, status = as_text(self._tools.find(request["tool"])(**arguments)), "ok"
@@ -118,8 +120,8 @@ class SessionChild:
 def warm_up() -> None:
     """Serve a harmless session in this process, the zygote.
 
-    The interpreter rewrites code as it warms up: done before the fork, it is done once, and its
-    pages stay shared.
+    The interpreter specialises (rewrites) bytecode as it warms up. Before the fork this happens
+    only once, and its memory pages stay shared with the children.
     """
     source = b"class Warm:\n def up(self, x=1): return {'x': [x, 1.5, 'y', None]}"
     code = compiled(source, 0, len(source) * 64)[1:]

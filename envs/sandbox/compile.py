@@ -1,7 +1,7 @@
-"""Code of tool sets, compiled once in a child of their own; sessions get code instead of source.
+"""Compiles tool sets, each once in a separate child; sessions get code instead of source.
 
-The server never reads the code: it comes from a process that untrusted source may have crashed,
-and goes to processes that would have run that source anyway.
+The server never reads the code. It comes from a process that untrusted source may have taken over,
+and goes only to processes that would have run the same source anyway.
 """
 
 import asyncio
@@ -12,32 +12,32 @@ from dataclasses import dataclass
 
 from envs.errors import SandboxError
 from envs.sandbox.modules import CODE
-from envs.sandbox.process import Child, ChildGone, ChildSpoke
+from envs.sandbox.process import Child, ChildGone, ChildProtocolError
 from envs.tools import ToolSet
 
 SOURCE_LIMIT_BYTES = 4 * 2**20
 _CODE_LIMIT_BYTES = 8 * 2**20
-"""Of one tool set."""
+"""Largest code of one tool set."""
 _CACHED_BYTES = 64 * 2**20
 _CACHED_TOOL_SETS = 1_024
 _SMALL_BYTES = 65_536
-"""Sources of a tool set whose compilation leaves hardly a trace in its process."""
+"""Largest total source whose compilation leaves hardly a trace in the memory of its process."""
 _SPARE_S = 1.0
 _CRASHES = 2
-"""Sources that may stop the compiler before the rest of their tool set is given up."""
+"""Number of sources that may crash the compiler before the rest of their tool set is refused."""
 _GRACE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledTools:
-    """What a session needs of a tool set; `errors`: by module, why it could not be compiled."""
+    """A compiled tool set; `errors` maps modules to the reason why they could not be compiled."""
 
     functions: tuple[tuple[int, str], ...]
-    """Module number and name per tool; equal sources are one module."""
+    """Module number and function name of each tool; equal sources are one module."""
     codes: tuple[bytes, ...]
     errors: dict[int, str]
     frame: bytes
-    """All of it as the child takes it."""
+    """The body of the start request, without seed and CPU limit."""
 
     @classmethod
     def of(
@@ -50,15 +50,19 @@ class CompiledTools:
         )
 
     def start(self, seed: int, cpu_s: int) -> bytes:
-        """Return the request that makes a child a session of these tools."""
+        """Return the request that makes a child a session of these tools.
+
+        The frame is built once per tool set; seed and limit are put in front of its JSON.
+        """
         return b'{"seed": %d, "cpu_s": %d, %b' % (seed, cpu_s, self.frame)
 
 
 class ToolCompiler:
-    """Compiles each tool set once, and keeps the code of the most recently used ones.
+    """Compiles each tool set once, and caches the code of the most recently used ones.
 
-    `acquire` gives fresh children; a source gets `timeout_s` to be compiled. The child that
-    compiled a small tool set well has run none of it, and may be its first session: a fork saved.
+    `acquire` returns fresh children; compiling one source may take `timeout_s` seconds. A child
+    that compiled a small tool set without errors has run none of its code, so it may become the
+    first session of that tool set. This saves a fork.
     """
 
     def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
@@ -82,14 +86,15 @@ class ToolCompiler:
         return await asyncio.shield(self._running[digest])
 
     def take_child(self, tool_set: ToolSet) -> Child | None:
-        """Return the child that has just compiled `tool_set`, where it is as good as a fresh one;
-        it is given once.
+        """Return the child that has just compiled `tool_set`, if it is as good as a fresh one.
+
+        Each such child is returned only once.
         """
         child = self._spare.pop(tool_set.digest, None)
         return child if child and child.alive else None
 
     def _spare_child(self, digest: str, child: Child) -> None:
-        """Keep `child` for a moment, for the session that waits for the code."""
+        """Keep `child` for a second, for the session that waits for the code."""
 
         def give_up() -> None:
             if self._spare.get(digest) is child:
@@ -126,7 +131,7 @@ class ToolCompiler:
 
 
 class _Run:
-    """The compilation of one tool set; a child that does not come back is replaced."""
+    """The compilation of one tool set; a child that crashes or times out is replaced."""
 
     def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
         self._acquire = acquire
@@ -143,20 +148,20 @@ class _Run:
             self._child = None
 
     def clean_child(self, size: int) -> Child | None:
-        """Give the child away where nothing went wrong and the sources were small."""
+        """Hand over the child if nothing failed and the sources are at most _SMALL_BYTES."""
         if self._crashes or self.errors or size > _SMALL_BYTES:
             return None
         child, self._child = self._child, None
         return child
 
     async def add(self, number: int, source: str) -> None:
-        """Compile module `number`. Raises SandboxError where the sandbox itself failed."""
+        """Compile module `number`. Raises SandboxError if the sandbox itself failed."""
         code, error = b"", ""
         text = source.encode("utf-8", "surrogatepass")
         if len(text) > SOURCE_LIMIT_BYTES:
-            error = f"its source has {len(text)} bytes, at most {SOURCE_LIMIT_BYTES} are taken"
+            error = f"expected a source of at most {SOURCE_LIMIT_BYTES} bytes, found {len(text)}"
         elif self._crashes >= _CRASHES:
-            error = "other sources of its tool set stopped the compiler"
+            error = f"not compiled: {_CRASHES} other sources of its tool set crashed the compiler"
         else:
             code, error = await self._ask(number, text)
         self.codes.append(code)
@@ -169,15 +174,17 @@ class _Run:
         line = json.dumps({"compile": number, "limit": self._left})
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await child.ask(line.encode() + b"\n" + text, self._left)
+                body = await child.request(line.encode() + b"\n" + text, self._left)
         except TimeoutError:
             error = f"the compiler was stopped after {self._timeout_s:g} s"
-        except ChildSpoke as fault:
+        except ChildProtocolError as fault:
             error = f"the compiler broke its connection ({fault})"
         except ChildGone:
             ended = await child.ended(_GRACE_S)
             if ended is None or ended.killed:
-                raise SandboxError("the sandbox ended while it compiled the tools") from None
+                raise SandboxError(
+                    "the sandbox ended while it compiled the tools; open a new session"
+                ) from None
             error = f"the compiler ended ({ended})"
         else:
             code, what = body[1:], body[:1]

@@ -1,7 +1,8 @@
 """Lock-down of the calling process: namespaces, privileges, Landlock and seccomp.
 
-Standard library only, for it runs where nothing else is installed. Steps that fail raise OSError
-naming the call. Sources: landlock(7), seccomp(2), user_namespaces(7), capabilities(7).
+Uses only the standard library, because it runs where nothing else is installed. A step that fails
+raises OSError with the name of the system call. Sources: landlock(7), seccomp(2),
+user_namespaces(7), capabilities(7).
 """
 
 import ctypes
@@ -35,7 +36,9 @@ _MNT_DETACH = 2
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 445, 446, 1
 _LANDLOCK_PATH_BENEATH = 1
 _SCRATCH_ACCESS = 0b0110_0001_1011_1110
-"""Read, write, truncate, list, make and remove files and folders, and move them about."""
+"""Landlock rights in the scratch folder: read, write, truncate, list, create, remove and move files
+and folders.
+"""
 _PR_PDEATHSIG, _PR_DUMPABLE, _PR_CAPBSET_DROP, _PR_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _RET_ALLOW, _RET_KILL, _RET_EPERM = 0x7FFF_0000, 0x8000_0000, 0x0005_0001
@@ -50,7 +53,7 @@ _X32_BIT = 0x4000_0000
 
 @dataclass(frozen=True, slots=True)
 class Tmpfs:
-    """A file system in memory: its folder in the new root, and its bounds."""
+    """A file system in memory: its folder in the new root, and its limits."""
 
     name: str
     size_mib: int
@@ -61,7 +64,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check_platform() -> str:
-    """Return the machine's name. Raises IsolationError where the sandbox cannot work at all."""
+    """Return the machine's architecture. Raises IsolationError if the sandbox cannot work on it."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in AUDIT_ARCHES:
         raise IsolationError(
@@ -73,14 +76,14 @@ def check_platform() -> str:
 
 
 def check_kernel() -> None:
-    """Raise IsolationError where the kernel cannot name a process for certain."""
+    """Raise IsolationError if the kernel has no pidfds, which name a process without a race."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (OSError, AttributeError) as error:
         raise IsolationError(
             f"expected Linux 5.4 or later with pidfd_open, found {platform.release()} ({error}); "
             "boot a newer kernel (best 6.2 or later, with Landlock), use a virtual machine with "
-            "one, or a container runtime that lets this call through"
+            "one, or use a container runtime that allows this call"
         ) from error
 
 
@@ -101,12 +104,12 @@ def _prctl(option: int, value: int) -> None:
     _checked(f"prctl({option})", _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))
 
 
-def take_short_turns(nicer_by: int = 0) -> None:
-    """Have this process, and those it forks, run for 0.1 ms at a time while others want the core.
+def use_short_time_slices(nicer_by: int = 0) -> None:
+    """Give this process, and those it forks, time slices of 0.1 ms while others want the core.
 
-    So a tool that computes without end holds its neighbours up for hardly longer than that.
-    `nicer_by` is added to the niceness that the process has, up to 19.
-    Kernels before 6.12 take the niceness alone. Source: sched_setattr(2), sched_runtime.
+    So a tool that computes without end delays other sessions for hardly longer than that.
+    `nicer_by` is added to the niceness of the process, up to 19. Kernels before 6.12 apply the
+    niceness but not the time slice. Source: sched_setattr(2), sched_runtime.
     """
     number = _SCHED_SETATTR.get(platform.machine()) if sys.platform == "linux" else None
     niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nicer_by)
@@ -115,11 +118,11 @@ def take_short_turns(nicer_by: int = 0) -> None:
         _syscall("sched_setattr", number, 0, attributes, 0)
 
 
-def hear_only_ends() -> None:
-    """Have children that are stopped or go on raise no SIGCHLD, whose handler stands already.
+def ignore_stopped_children() -> None:
+    """Let children that stop or continue raise no SIGCHLD; its handler must be installed already.
 
-    Python's `signal` has no word for it. Source: sigaction(2), SA_NOCLDSTOP; glibc's and musl's
-    struct is handler, mask of 1,024 bits, flags, restorer.
+    Python's `signal` module cannot set this flag. Source: sigaction(2), SA_NOCLDSTOP; the struct of
+    glibc and musl is handler, mask of 1,024 bits, flags, restorer.
     """
     action = ctypes.create_string_buffer(_SIGACTION.size)
     _checked("sigaction", _libc.sigaction(signal.SIGCHLD, None, action))
@@ -129,9 +132,9 @@ def hear_only_ends() -> None:
 
 
 def unshare_namespaces() -> None:
-    """Enter new mount, UTS, IPC, network and (for the next fork) PID namespaces.
+    """Enter new mount, UTS, IPC, network and (from the next fork on) PID namespaces.
 
-    Root tries without a user namespace first, so that its uid can be dropped for real.
+    Root first tries without a user namespace, so that its uid can be dropped for real.
     """
     flags = sum(_NAMESPACES.values())
     uid, gid = os.geteuid(), os.getegid()
@@ -150,7 +153,7 @@ def unshare_namespaces() -> None:
 def empty_root(folders: Sequence[Tmpfs] = ()) -> None:
     """Replace the file system by an empty read-only tmpfs, with a tmpfs on each of `folders`.
 
-    Needs a mount namespace of one's own.
+    The process must be in a new mount namespace.
     """
     private = ctypes.c_ulong(_MS_REC_PRIVATE)
     _checked("mount private", _libc.mount(b"none", b"/", None, private, None))
@@ -178,7 +181,7 @@ def _mount_tmpfs(target: bytes, flags: int, options: str) -> None:
 
 
 def namespaces_refusal(folders: Sequence[Tmpfs] = ()) -> str:
-    """Return why this kernel gives no namespaces, or empty; tried out in a throwaway process."""
+    """Return why namespaces are not available, or an empty string; tries it in a child process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -197,7 +200,7 @@ def namespaces_refusal(folders: Sequence[Tmpfs] = ()) -> str:
 
 
 def drop_privileges() -> None:
-    """Give up uid 0 and every capability for good; nothing that is executed later regains them."""
+    """Give up uid 0 and every capability for good; no program executed later regains them."""
     for capability in range(64):
         _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
     if os.geteuid() == 0:
@@ -207,7 +210,7 @@ def drop_privileges() -> None:
             os.setresuid(NOBODY, NOBODY, NOBODY)
         except PermissionError as error:
             raise IsolationError(
-                f"expected root to be able to become uid {NOBODY}, found {error}; start the tool "
+                f"expected that root can become uid {NOBODY}, found {error}; start the tool "
                 "server as another user, or with the capabilities SETUID and SETGID"
             ) from error
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
@@ -217,22 +220,22 @@ def drop_privileges() -> None:
 
 
 def close_all_but(descriptor: int) -> None:
-    """Move `descriptor` to ONLY_DESCRIPTOR and close all others but the three standard streams."""
+    """Move `descriptor` to ONLY_DESCRIPTOR; close all others except the three standard streams."""
     os.dup2(descriptor, ONLY_DESCRIPTOR, inheritable=False)
     first = ctypes.c_long(ONLY_DESCRIPTOR + 1)
-    # not os.closerange: builds for an old C library make a thousand calls of it
+    # not os.closerange: Python builds for an old C library close a thousand numbers one by one
     closed = _libc.syscall(ctypes.c_long(_CLOSE_RANGE), first, ctypes.c_long(2**31 - 1), 0)
     if closed < 0:  # before Linux 5.9
         os.closerange(ONLY_DESCRIPTOR + 1, HIGHEST_DESCRIPTOR)
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies; a change of uid undoes it."""
+    """Have the kernel kill this process when its parent dies. A later change of uid undoes this."""
     _prctl(_PR_PDEATHSIG, signal.SIGKILL)
 
 
 def landlock_version() -> int:
-    """Return the kernel's Landlock ABI version, 0 where it has none."""
+    """Return the kernel's Landlock ABI version, 0 if it has no Landlock."""
     null = ctypes.c_char_p(None)
     number = ctypes.c_long(_LANDLOCK_CREATE)
     version = _libc.syscall(number, null, ctypes.c_long(0), ctypes.c_long(_LANDLOCK_VERSION))
@@ -240,8 +243,10 @@ def landlock_version() -> int:
 
 
 def restrict_landlock(scratch: str = "") -> None:
-    """Deny every file, TCP, abstract-socket and cross-domain signal access that Landlock knows,
-    except for plain files and folders beneath `scratch`.
+    """Deny every access that this kernel's Landlock knows.
+
+    That is files, TCP, abstract UNIX sockets, and signals to other domains. Plain files and folders
+    beneath `scratch` stay accessible.
     """
     version = landlock_version()
     file_bits = (1 << 13) - 1
@@ -267,9 +272,10 @@ def _instruction(code: int, true: int, false: int, value: int) -> bytes:
 
 
 def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
-    """Return a seccomp program: `rules` are allowed, other calls fail with EPERM.
+    """Return a seccomp program that allows calls by `rules`; other calls fail with EPERM.
 
-    A call through another gate (i386's `int 0x80`, x32) kills the process: its numbers differ.
+    A system call through another ABI (i386's `int 0x80`, x32) kills the process, because the same
+    numbers mean other calls there.
     """
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     program = [
@@ -303,7 +309,7 @@ def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
 
 
 class SyscallFilter:
-    """A seccomp program, ready to be installed by a process that can do little else."""
+    """A seccomp program, built in advance for processes that can do little when they install it."""
 
     def __init__(self, machine: str, rules: dict[str, Rule]) -> None:
         program = filter_program(machine, rules)
@@ -317,12 +323,12 @@ class SyscallFilter:
         )
 
     def install(self) -> None:
-        """Bind this process and its children for good; a later filter only narrows it."""
+        """Apply the filter for good, to children too; a later filter can only restrict more."""
         _checked("seccomp", _libc.syscall(*self._arguments))
 
 
 def seccomp_refusal() -> str:
-    """Return why this kernel filters no system calls, or empty."""
+    """Return why this kernel cannot filter system calls, or an empty string."""
     number, action = SECCOMP_NUMBERS[check_platform()], struct.pack("I", _RET_EPERM & ~0xFFFF)
     try:
         _syscall("seccomp", number, _SECCOMP_AVAILABLE, 0, action)

@@ -1,13 +1,13 @@
-"""Short calls go first: who computes for long gets turns while many short calls come in.
+"""CPU throttling of long calls: CPU-bound calls are paused in part while short calls arrive.
 
-Where one tool computes without end on two cores, the other calls feel it whatever its priority: by
-the pages that it asks of the kernel, and, on a virtual machine at least, because what sleeps is
-woken late beside a core that never rests. Only its standing still helps. So calls that turn out to
-compute are stopped (SIGSTOP), and go on for a share of each cycle. Cycles are long: what hurts most
-is the change.
+If one tool computes without end on two cores, it delays the other calls whatever its priority: by
+the memory pages that it requests from the kernel, and, at least on a virtual machine, because a
+sleeping process is woken late when a core never goes idle. Only pausing it helps. So a call that
+turns out to be CPU-bound is stopped (SIGSTOP) and runs for only a share of each cycle. Cycles are
+long, because stopping and continuing processes disturbs the others most.
 
-Nobody is stopped who only waits, where few short calls come in, or while it leaves the server and
-its clients two cores.
+A call is paused only if it is CPU-bound, short calls are arriving, and fewer than two cores are
+free for the server and its clients.
 """
 
 import asyncio
@@ -15,122 +15,142 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-_LOOK_S, _LONGEST_LOOK_S = 0.01, 0.64
-"""A call under way for so long is looked at: at first, and after more and more time."""
-_COMPUTES = 0.25
-"""CPU seconds per second, between two looks, that tell that a call computes."""
-_CYCLE_S = 0.5
-_MANY = 25
-"""Short calls that end within a cycle's time before long ones give way."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThrottleTiming:
+    """What counts as a long, CPU-bound or frequent call, and how long a cycle is."""
+
+    look_s: float = 0.01
+    """A call is measured for the first time after this; a call that has ended before is short."""
+    longest_look_s: float = 0.64
+    """Longest time between two measurements of a call; the time doubles from look to look."""
+    cpu_bound: float = 0.25
+    """CPU seconds per wall second, between two measurements, from which a call is CPU-bound."""
+    cycle_s: float = 0.5
+    """One pause and one run of a throttled call."""
+    many_calls: int = 25
+    """Short calls that must end within one cycle before long ones are paused."""
 
 
-class Worker(Protocol):
+class ThrottledProcess(Protocol):
     """A process that works on one call at a time."""
 
     def cpu_s(self) -> float | None:
-        """Return the CPU seconds of the process so far, None where nobody knows."""
+        """Return the CPU seconds of the process so far; None if they cannot be measured."""
 
-    def hold(self) -> None:
-        """Stop the process until it is told to go on."""
+    def pause(self) -> None:
+        """Stop the process until `resume`."""
 
-    def go_on(self) -> None:
-        """Let the process go on."""
+    def resume(self) -> None:
+        """Let the process continue."""
 
 
 @dataclass(slots=True)
-class _Look:
-    """What was seen of a call under way, when, and when to look again."""
+class _Measurement:
+    """CPU seconds of a running call, when they were measured, and when to measure again."""
 
     cpu_s: float
     at: float
     due: float
 
 
-class ShortCallsFirst:
-    """Which calls are under way, and who of them has to wait.
+class CpuThrottle:
+    """Keeps track of the running calls and pauses those that are long and CPU-bound.
 
-    Of the calls that compute for long, the first `spare_cores` run free; the others run for `share`
-    of the time while short calls come in.
+    A call passes through up to three stages: new (not measured yet), watched (measured, not
+    CPU-bound so far) and long. Of the long calls, the first `spare_cores` run unthrottled; the
+    others run for `share` of the time while short calls arrive.
     """
 
-    def __init__(self, spare_cores: int, share: float) -> None:
+    def __init__(
+        self, spare_cores: int, share: float, timing: ThrottleTiming | None = None
+    ) -> None:
         self._spare = spare_cores
         self._share = share
+        self._timing = timing or ThrottleTiming()
         self._loop = asyncio.get_running_loop()
-        self._young: dict[Worker, float] = {}
-        """When each call began, the oldest first."""
-        self._watched: dict[Worker, _Look] = {}
-        self._long: dict[Worker, None] = {}
-        self._held: dict[Worker, None] = {}
-        self._ends: deque[float] = deque(maxlen=_MANY)
-        """When the last short calls ended."""
+        self._new: dict[ThrottledProcess, float] = {}
+        """When each new call started, the oldest first."""
+        self._watched: dict[ThrottledProcess, _Measurement] = {}
+        self._long: dict[ThrottledProcess, None] = {}
+        self._paused: dict[ThrottledProcess, None] = {}
+        self._short_ends: deque[float] = deque(maxlen=self._timing.many_calls)
+        """When the latest short calls ended."""
         self._looking = self._cycling = False
-        self.in_turns = 0
-        """Calls under way that run for a share of the time."""
+        self.calls_throttled = 0
+        """Running calls that are given only a share of the time."""
 
-    def began(self, worker: Worker) -> None:
-        """Take note of a call."""
-        self._young[worker] = self._loop.time()
+    def call_started(self, process: ThrottledProcess) -> None:
+        """Register a call."""
+        self._new[process] = self._loop.time()
         if not self._looking:
             self._looking = True
-            self._loop.call_later(_LOOK_S, self._look)
+            self._loop.call_later(self._timing.look_s, self._look)
 
-    def ended(self, worker: Worker) -> None:
-        """Take note of a call's end, however it ended."""
-        if self._young.pop(worker, None) is not None:
-            self._ends.append(self._loop.time())
+    def call_ended(self, process: ThrottledProcess) -> None:
+        """Remove a call, however it ended."""
+        if self._new.pop(process, None) is not None:
+            self._short_ends.append(self._loop.time())
             return
-        self._watched.pop(worker, None)
-        self._long.pop(worker, None)
-        if worker in self._held:  # its answer was on its way already
-            del self._held[worker]
-            worker.go_on()
+        self._watched.pop(process, None)
+        self._long.pop(process, None)
+        if process in self._paused:  # it was paused after it had sent its answer
+            del self._paused[process]
+            process.resume()
 
     def _look(self) -> None:
-        """Tell calls that compute from those that wait."""
-        now = self._loop.time()
-        for worker, look in list(self._watched.items()):
-            if look.due <= now:
-                del self._watched[worker]
-                self._look_again(worker, look, now)
-        for worker, since in list(self._young.items()):
-            if now - since < _LOOK_S:
-                break
-            del self._young[worker]
-            self._watch(worker, worker.cpu_s(), now, _LOOK_S)
+        """Measure the calls that are due, to tell those that compute from those that wait.
+
+        One timer serves all calls: a timer per call would cost more than most calls.
+        """
+        now, look_s = self._loop.time(), self._timing.look_s
+        for process, last in list(self._watched.items()):
+            if last.due <= now:
+                del self._watched[process]
+                self._measure_again(process, last, now)
+        for process, started in list(self._new.items()):
+            if now - started < look_s:
+                break  # the rest is younger
+            del self._new[process]
+            self._watch(process, process.cpu_s(), now, look_s)
         if len(self._long) > self._spare and not self._cycling and self._share < 1:
             self._start_cycle()
-        self._looking = bool(self._young or self._watched)
+        self._looking = bool(self._new or self._watched)
         if self._looking:
-            self._loop.call_later(_LOOK_S, self._look)
+            self._loop.call_later(look_s, self._look)
 
-    def _look_again(self, worker: Worker, look: _Look, now: float) -> None:
-        cpu_s = worker.cpu_s()
-        if cpu_s is not None and cpu_s - look.cpu_s >= _COMPUTES * (now - look.at):
-            self._long[worker] = None
+    def _measure_again(self, process: ThrottledProcess, last: _Measurement, now: float) -> None:
+        cpu_s = process.cpu_s()
+        if cpu_s is not None and cpu_s - last.cpu_s >= self._timing.cpu_bound * (now - last.at):
+            self._long[process] = None
         else:
-            self._watch(worker, cpu_s, now, min(2 * (look.due - look.at), _LONGEST_LOOK_S))
+            wait_s = min(2 * (last.due - last.at), self._timing.longest_look_s)
+            self._watch(process, cpu_s, now, wait_s)
 
-    def _watch(self, worker: Worker, cpu_s: float | None, now: float, wait_s: float) -> None:
-        """Look again after `wait_s`, but for a process that nobody can measure."""
+    def _watch(
+        self, process: ThrottledProcess, cpu_s: float | None, now: float, wait_s: float
+    ) -> None:
+        """Measure again after `wait_s`, unless the process cannot be measured."""
         if cpu_s is not None:
-            self._watched[worker] = _Look(cpu_s, now, now + wait_s)
+            self._watched[process] = _Measurement(cpu_s, now, now + wait_s)
 
     def _start_cycle(self) -> None:
-        """Hold whoever computes and has no core to spare, if short calls came in."""
-        waiting = list(self._long)[self._spare :]
-        self._cycling, self.in_turns = bool(waiting), 0
+        """Pause the long calls for which no core is spare, if many short calls ended lately."""
+        throttled = list(self._long)[self._spare :]
+        self._cycling, self.calls_throttled = bool(throttled), 0
         if not self._cycling:
             return
-        if len(self._ends) == _MANY and self._loop.time() - self._ends[0] <= _CYCLE_S:
-            self.in_turns = len(waiting)
-            for worker in waiting:
-                self._held[worker] = None
-                worker.hold()
-        self._loop.call_later(_CYCLE_S * (1 - self._share), self._give_turns)
+        cycle_s, ends = self._timing.cycle_s, self._short_ends
+        if len(ends) == ends.maxlen and self._loop.time() - ends[0] <= cycle_s:
+            self.calls_throttled = len(throttled)
+            for process in throttled:
+                self._paused[process] = None
+                process.pause()
+        self._loop.call_later(cycle_s * (1 - self._share), self._resume_paused)
 
-    def _give_turns(self) -> None:
-        for worker in self._held:
-            worker.go_on()
-        self._held.clear()
-        self._loop.call_later(_CYCLE_S * self._share, self._start_cycle)
+    def _resume_paused(self) -> None:
+        """Let the paused calls run for the rest of the cycle, then start the next one."""
+        for process in self._paused:
+            process.resume()
+        self._paused.clear()
+        self._loop.call_later(self._timing.cycle_s * self._share, self._start_cycle)

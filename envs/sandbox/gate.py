@@ -1,8 +1,8 @@
-"""The start-up gate: quick hostile probes in a real child, before any session is opened.
+"""The start-up self-test (gate): quick hostile probes in a real child, before the first session.
 
-It catches a filter or a kernel that does not do what the level promises. The long suite of probes
-is a test; this one takes a few milliseconds at every start of a zygote. A probe that gets through
-does no harm: where a call would change something, its pointers are null.
+It detects a filter or a kernel that does not do what the level promises. The long suite of probes
+is part of the tests; this one takes a few milliseconds at every start of a zygote. A probe that
+succeeds does no harm: calls that would change something get null pointers.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox.compile import CompiledTools
 from envs.sandbox.isolation import IsolationReport
-from envs.sandbox.process import Child, ChildGone, ChildSpoke
+from envs.sandbox.process import Child, ChildGone, ChildProtocolError
 
 _TIMEOUT_S = 10.0
 _MIB = 2**20
@@ -23,7 +23,8 @@ _MIB = 2**20
 _SOURCE = """
 import ctypes, os, resource, socket, threading
 
-PTRACE_ATTACH = 16  # of nobody; who asks to be traced itself is stopped by its next signal
+# attaches to pid 0, which is no process: PTRACE_TRACEME would stop this one at its next signal
+PTRACE_ATTACH = 16
 libc = ctypes.CDLL(None, use_errno=True)
 
 def call(name, *arguments):
@@ -91,7 +92,7 @@ def gate(server, memory, scratch):
 
 
 class _Reply(BaseModel):
-    """What the probing child answers; `text` holds the outcome of each probe, empty if refused."""
+    """Answer of the probing child; `text` is JSON: the outcome by probe, empty if refused."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -105,9 +106,9 @@ def _probing_tools() -> CompiledTools:
 
 
 async def check_gate(child: Child, report: IsolationReport) -> None:
-    """Probe the fresh `child`, which is not to be used afterwards.
+    """Run the probes in the fresh `child`, which must not be used afterwards.
 
-    Raises IsolationError naming what got through, or SandboxError where the child failed.
+    Raises IsolationError with the probes that succeeded, or SandboxError if the child failed.
     """
     arguments = {
         "server": os.getpid(),
@@ -115,13 +116,15 @@ async def check_gate(child: Child, report: IsolationReport) -> None:
         "scratch": report.profile != "compute",
     }
     request = {"number": 1, "tool": 0, "arguments": json.dumps(arguments)}
-    child.tell(_probing_tools().start(0, report.limits.cpu_s))
+    child.send(_probing_tools().start(0, report.limits.cpu_s))
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            reply = _Reply.model_validate_json(await child.ask(json.dumps(request).encode()))
+            reply = _Reply.model_validate_json(await child.request(json.dumps(request).encode()))
             outcomes = json.loads(reply.text) if reply.status == "ok" else {"probes": reply.text}
-    except (ChildGone, ChildSpoke, TimeoutError, ValidationError) as error:
-        raise SandboxError(f"the sandbox's first session failed: {error!r}") from error
+    except (ChildGone, ChildProtocolError, TimeoutError, ValidationError) as error:
+        raise SandboxError(
+            f"the sandbox's self-test did not finish: {error!r}; start the server again"
+        ) from error
     passed = [f"{name} ({outcome})" for name, outcome in outcomes.items() if outcome]
     if passed:
         raise IsolationError(

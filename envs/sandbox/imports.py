@@ -1,4 +1,7 @@
-"""What tool sources can import: no file can be read once the zygote is locked."""
+"""The modules that tool sources can import.
+
+They are imported in advance, because no file can be read once the zygote is locked down.
+"""
 
 import contextlib
 import importlib
@@ -24,7 +27,7 @@ _BLAS_SIZE = 200
 
 
 def preload(imports: str, packages: str, *, files: bool) -> list[object]:
-    """Import all that tools may import; return what must stay referenced (time zones).
+    """Import all modules that tools may import; return objects to keep referenced (time zones).
 
     `packages` is the folder with the import profile's package. Raises ImportError.
     """
@@ -32,7 +35,7 @@ def preload(imports: str, packages: str, *, files: bool) -> list[object]:
         importlib.import_module(name)
     if files:
         for name in _FILES.split():
-            with contextlib.suppress(ImportError):  # a Python may be built without one of them
+            with contextlib.suppress(ImportError):  # Python may be built without one of them
                 importlib.import_module(name)
     if imports == "numpy":
         sys.path.append(packages)
@@ -40,9 +43,14 @@ def preload(imports: str, packages: str, *, files: bool) -> list[object]:
             importlib.import_module(name)
         numpy = sys.modules["numpy"]
         square = numpy.ones((_BLAS_SIZE, _BLAS_SIZE)) + numpy.eye(_BLAS_SIZE)
-        numpy.linalg.solve(square @ square, square)  # BLAS takes its memory now, or never
+        numpy.linalg.solve(
+            square @ square, square
+        )  # BLAS allocates its memory at first use; later it cannot
     if _native_threads() > 1:
-        raise ImportError(f"the packages of profile {imports} start threads, which no fork copies")
+        raise ImportError(
+            "expected packages that start no threads, which a fork does not copy; found some with "
+            f"tools.isolation.imports = {imports!r}: install other builds, or set it to 'stdlib'"
+        )
     zones: list[object] = [zoneinfo.ZoneInfo(key) for key in zoneinfo.available_timezones()]
     sys.path.clear()
     sys.path_importer_cache.clear()

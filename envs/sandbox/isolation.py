@@ -1,4 +1,4 @@
-"""What a sandbox achieved: the statement that `/health` carries and every episode records."""
+"""The isolation that a sandbox achieved, as `/health` shows it and every episode records it."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,7 +6,7 @@ from envs.config import IsolationLevel, SandboxProfile
 
 
 class SessionLimits(BaseModel):
-    """What one session may use; whatever it tries beyond that fails inside its own process."""
+    """Resource limits of one session; exceeding one fails inside the session's own process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -14,19 +14,21 @@ class SessionLimits(BaseModel):
     memory_mib: int
     """Address space of the session's process."""
     reply_bytes: int
-    """Longest text of one answer."""
+    """Longest text of one answer, in UTF-8 bytes."""
     files: int
-    """Descriptors open at once, the session's own socket and standard streams included."""
+    """Descriptors open at once, including the session's own socket and standard streams."""
     processes: int = 1
     """Processes and threads."""
     scratch_mib: int = 0
-    """Size of one file (profile `files`) or of the whole scratch (`files+quota`); 0: no files."""
+    """Size of one file (profile `files`) or of the complete scratch (`files+quota`); 0: no files.
+    """
 
 
 class IsolationReport(BaseModel):
-    """How the sessions of one server are locked in. `refusals`: what the kernel gave not, and why.
+    """How the sessions of one server are isolated.
 
-    `hash_seed` is that of `PYTHONHASHSEED`: one for all sessions, for a forked interpreter cannot
+    `refusals` maps each mechanism that the kernel did not provide to the reason. `hash_seed` is the
+    value of `PYTHONHASHSEED`. It is the same for all sessions, because a forked interpreter cannot
     change it; `random` and numpy are seeded per session.
     """
 
@@ -36,7 +38,7 @@ class IsolationReport(BaseModel):
     profile: SandboxProfile
     imports: str
     landlock: int
-    """ABI version of the Landlock in force; 0 where there is none."""
+    """ABI version of the Landlock in force; 0 if there is none."""
     kernel: str
     machine: str
     hash_seed: int
@@ -45,7 +47,7 @@ class IsolationReport(BaseModel):
 
     @property
     def summary(self) -> str:
-        """The `isolation` of sessions and episodes: one short line without line breaks."""
+        """Return the `isolation` text of sessions and episodes: one short line."""
         parts = [f"{self.level}/{self.profile}"]
         if self.imports != "stdlib":
             parts.append(f"imports={self.imports}")

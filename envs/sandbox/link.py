@@ -1,4 +1,4 @@
-"""The server's end of a zygote: start it, ask it for children, hear how they ended."""
+"""The server's end of a zygote: starts it, requests children and receives their exits."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox.confine import NOBODY, check_kernel, check_platform
-from envs.sandbox.cpu_throttle import ShortCallsFirst
+from envs.sandbox.cpu_throttle import CpuThrottle, ThrottleTiming
 from envs.sandbox.options import ZygoteOptions
 from envs.sandbox.plan import ENVIRONMENT, zygote_options
 from envs.sandbox.process import Child, Exit
@@ -26,19 +26,22 @@ from envs.sandbox.scratch import empty_folder
 _START_S = 30.0
 _EXIT_S = 2.0
 _MESSAGES_AT_ONCE = 64
-_KEPT_CORES = 2
-"""For the server, its clients and short calls; calls that compute for long share the rest."""
+_RESERVED_CORES = 2
+"""Cores for the server, its clients and short calls; long CPU-bound calls share the rest."""
 _BOOT = (
     "import os, sys; os.register_at_fork = lambda **hooks: None; sys.path.insert(0, sys.argv[1]); "
     "from envs.sandbox.zygote import main; main(sys.argv[2])"
 )
-"""Without the library's hooks, which write to half of what a child shares: the zygote has one
-thread, and sessions are seeded.
+"""Program of the zygote.
+
+It disables fork hooks, because those of the standard library write to memory after each fork and so
+unshare many pages of a child. They are not needed: the zygote has one thread, and sessions seed
+their random numbers.
 """
 
 
 class ZygoteMessage(BaseModel):
-    """What the zygote says."""
+    """A message from the zygote; ZygoteLink says which kinds there are."""
 
     kind: str
     level: IsolationLevel = "none"
@@ -51,10 +54,10 @@ class ZygoteMessage(BaseModel):
 
 
 class ZygoteLink:
-    """The fork server's process and its control socket.
+    """The zygote's (fork server's) process and its control socket.
 
-    `deliver` gets every child, or the SandboxError that stands for one, in the order of the
-    requests.
+    Messages are `ready` or `refused` once, then `child`, `failed` and `exit`. `deliver` is called
+    with every requested child, or with a SandboxError in its place, in the order of the requests.
     """
 
     def __init__(
@@ -63,18 +66,20 @@ class ZygoteLink:
         control: socket.socket,
         options: ZygoteOptions,
         deliver: Callable[[Child | SandboxError], None],
-        precedence: ShortCallsFirst,
+        throttle: CpuThrottle,
     ) -> None:
         self._process = process
         self._control = control
         self._options = options
         self._deliver = deliver
-        self._reply_limit = 6 * options.reply_limit_bytes + 1_024  # JSON may take six bytes for one
-        self.precedence = precedence
+        self._reply_limit = (
+            6 * options.reply_limit_bytes + 1_024
+        )  # JSON needs up to six bytes for one (\u0000)
+        self.throttle = throttle
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._ready: asyncio.Future[ZygoteMessage] = asyncio.get_running_loop().create_future()
         self.pending = 0
-        """Children asked for and not delivered yet."""
+        """Children that were requested and are not delivered yet."""
         self.alive = True
         asyncio.get_running_loop().add_reader(control, self._receive)
 
@@ -84,8 +89,12 @@ class ZygoteLink:
         config: ToolServerConfig,
         strongest: IsolationLevel,
         deliver: Callable[[Child | SandboxError], None],
+        throttle_timing: ThrottleTiming | None = None,
     ) -> tuple["ZygoteLink", ZygoteMessage]:
-        """Start a zygote and wait for it. Raises IsolationError, ConfigError or SandboxError."""
+        """Start a zygote and wait until it is ready.
+
+        Raises IsolationError, ConfigError or SandboxError.
+        """
         check_platform()
         check_kernel()
         options = zygote_options(config, strongest)
@@ -105,9 +114,9 @@ class ZygoteLink:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
-        spare_cores = max(0, len(os.sched_getaffinity(0)) - _KEPT_CORES)
-        precedence = ShortCallsFirst(spare_cores, config.long_call_share)
-        link = cls(process, ours, options, deliver, precedence)
+        spare_cores = max(0, len(os.sched_getaffinity(0)) - _RESERVED_CORES)
+        throttle = CpuThrottle(spare_cores, config.long_call_share, throttle_timing)
+        link = cls(process, ours, options, deliver, throttle)
         try:
             return link, await link._wait_ready()
         except BaseException:
@@ -123,22 +132,26 @@ class ZygoteLink:
             async with asyncio.timeout(_START_S):
                 ready = await self._ready
         except TimeoutError as error:
-            raise SandboxError(f"the sandbox was not ready within {_START_S:g} s") from error
+            raise SandboxError(
+                f"the sandbox was not ready within {_START_S:g} s; start the server again"
+            ) from error
         if ready.kind != "ready":
             raise IsolationError(f"the sandbox could not be locked down: {ready.message}")
         return ready
 
     def request(self, count: int) -> None:
-        """Ask for `count` children. Raises SandboxError."""
+        """Request `count` children. Raises SandboxError."""
         try:
             self._control.send(str(count).encode())
         except OSError as error:
-            raise SandboxError(f"the sandbox's fork server takes no requests: {error}") from error
+            raise SandboxError(
+                f"the sandbox's fork server accepts no requests: {error}; open a new session"
+            ) from error
         self.pending += count
 
     async def close(self) -> None:
-        """Hang up, which ends the zygote and its children, and reap it."""
-        self._hung_up()
+        """Close the socket, which ends the zygote and its children, and reap the zygote."""
+        self._connection_lost()
         self._process.kill()
         await asyncio.to_thread(self._process.wait, _EXIT_S)
         if self._options.server_folder:
@@ -153,60 +166,60 @@ class ZygoteLink:
             except OSError:
                 body, descriptors = b"", []
             if not body:
-                self._hung_up()
+                self._connection_lost()
                 return
             try:
-                self._understand(ZygoteMessage.model_validate_json(body), descriptors)
-            except ValidationError:  # it has lost its mind; it is replaced like a dead one
-                self._hung_up()
+                self._handle_message(ZygoteMessage.model_validate_json(body), descriptors)
+            except ValidationError:  # an invalid message: the zygote is replaced like a dead one
+                self._connection_lost()
                 return
 
-    def _understand(self, message: ZygoteMessage, descriptors: list[int]) -> None:
+    def _handle_message(self, message: ZygoteMessage, descriptors: list[int]) -> None:
         if message.kind == "exit":
             exit_ = self._exits.pop(message.pid, None)
             if exit_:
                 exit_.set_result(Exit(message.code, message.cpu_s))
         elif message.kind in ("child", "failed"):
             self.pending -= 1
-            self._deliver(self._spawned(message, descriptors))
+            self._deliver(self._child_of(message, descriptors))
         elif not self._ready.done():
             self._ready.set_result(message)
 
-    def _spawned(self, message: ZygoteMessage, descriptors: list[int]) -> Child | SandboxError:
+    def _child_of(self, message: ZygoteMessage, descriptors: list[int]) -> Child | SandboxError:
         if message.kind == "child":
             exit_ = self._exits[message.pid] = asyncio.get_running_loop().create_future()
             if len(descriptors) == 2:
                 connection = socket.socket(
                     socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0]
                 )
-                return Child(connection, descriptors[1], exit_, self._reply_limit, self.precedence)
+                return Child(connection, descriptors[1], exit_, self._reply_limit, self.throttle)
         for descriptor in descriptors:
             os.close(descriptor)
         why = message.message or "this server is out of file descriptors"
         return SandboxError(f"no child could be forked: {why}")
 
-    def _hung_up(self) -> None:
+    def _connection_lost(self) -> None:
         if not self.alive:
             return
         self.alive = False
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
-        lost = SandboxError("the sandbox's fork server died")
+        lost = SandboxError("the sandbox's fork server died; open a new session")
         for future in self._exits.values():
             if not future.done():
                 future.set_exception(lost)
-                future.exception()  # marks it as seen: not every child has somebody waiting
+                future.exception()  # marks it as retrieved: not every exit is awaited
         self._exits.clear()
         for _ in range(self.pending):
             self._deliver(lost)
         self.pending = 0
         if not self._ready.done():
-            refusal = ZygoteMessage(kind="refused", message="it died while starting")
+            refusal = ZygoteMessage(kind="refused", message="its process died while starting")
             self._ready.set_result(refusal)
 
 
 def _server_folder() -> str:
-    """Return a new private folder for scratch, for where there is no mount namespace."""
+    """Create a private folder for scratch folders, for use without a mount namespace."""
     folder = tempfile.mkdtemp(prefix="trialrun-scratch-")
     if os.geteuid() == 0:
         os.chown(folder, NOBODY, NOBODY)
@@ -214,6 +227,6 @@ def _server_folder() -> str:
 
 
 def _remove(folder: str) -> None:
-    with contextlib.suppress(OSError):  # the janitor may be at it as well
+    with contextlib.suppress(OSError):  # the janitor may be emptying it too
         empty_folder(folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""The zygote's lock-down: the strongest level that the kernel gives, in the right order."""
+"""The zygote's lock-down: the strongest level that the kernel provides.
+
+The order of the steps matters: each one must still be allowed by the steps before it.
+"""
 
 import contextlib
 import os
@@ -12,12 +15,12 @@ from envs.sandbox.scratch import ScratchRoot
 from envs.sandbox.syscalls import ZYGOTE_FILE_RULES, ZYGOTE_RULES
 
 _NICER_BY = 5
-"""Tools come after their server, and after whoever waits for it."""
+"""Added niceness of tools: they get the CPU after their server and its clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Achieved:
-    """How a zygote is locked down; `refusals`: what the kernel did not give, and why."""
+    """How a zygote is locked down; `refusals`: mechanisms not provided, with the reason."""
 
     level: str
     landlock: int
@@ -28,16 +31,16 @@ class Achieved:
 
 
 def lock_down(options: ZygoteOptions, control: socket.socket, root: ScratchRoot) -> Achieved:
-    """Confine this process as far as the kernel allows and `options.strongest` asks.
+    """Confine this process as far as the kernel allows, at most to `options.strongest`.
 
-    At level `namespaces` the caller goes on as the first process of a PID namespace, while its
-    parent only waits for it. Raises IsolationError or OSError.
+    At level `namespaces` the function returns in a new process, the first one of a PID namespace;
+    the old process only waits for it. Raises IsolationError or OSError.
     """
     quiet = os.open(os.devnull, os.O_RDWR)
     with contextlib.suppress(OSError):
-        sandbox_confine.take_short_turns(_NICER_BY)
+        sandbox_confine.use_short_time_slices(_NICER_BY)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # a machine short of memory takes tools first
+        file.write("1000")  # if memory runs out, the kernel kills tools first
     achieved = _attainable(options, root)
     if achieved.level == "namespaces":
         sandbox_confine.unshare_namespaces()
@@ -69,7 +72,7 @@ def _attainable(options: ZygoteOptions, root: ScratchRoot) -> Achieved:
         if options.required != "none":
             raise IsolationError(
                 f"expected a kernel that filters system calls, found {refusal}; use Linux 5.10 or "
-                "later with CONFIG_SECCOMP_FILTER, in a container where this machine has another"
+                "later with CONFIG_SECCOMP_FILTER, or another container runtime that allows it"
             )
         return Achieved("none", 0, refusals)
     level, landlock = "seccomp", 0
@@ -89,7 +92,7 @@ def _attainable(options: ZygoteOptions, root: ScratchRoot) -> Achieved:
 
 
 def _fork_first_process(control: socket.socket) -> None:
-    """Return in the new PID namespace's first process; the old process waits for it and exits."""
+    """Return in the first process of the new PID namespace; the old one waits for it and exits."""
     pid = os.fork()
     if pid == 0:
         return

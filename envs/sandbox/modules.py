@@ -1,4 +1,4 @@
-"""Tool sources inside a session child: compiled in one child, executed in those of the sessions."""
+"""Tool sources inside a child: compiled in one child, executed in the children of sessions."""
 
 import marshal
 import sys
@@ -10,7 +10,7 @@ CODE, FAILED = b"c", b"e"
 
 
 def error_text(error: BaseException) -> str:
-    """Return `Type: message`, whatever the exception's own methods do."""
+    """Return `Type: message`, even if the exception's own methods are hostile."""
     name = type(error).__name__
     try:
         message = str(error)
@@ -20,20 +20,20 @@ def error_text(error: BaseException) -> str:
 
 
 def compiled(source: bytes, number: int, limit_bytes: int) -> bytes:
-    """Return CODE and the marshalled code of module `number`, or FAILED and why there is none."""
+    """Return CODE and the marshalled code of module `number`, or FAILED and the reason."""
     try:
         text = source.decode("utf-8", "surrogatepass")
         code = compile(text, f"<tool {number}>", "exec", dont_inherit=True)
         body = CODE + marshal.dumps(code)
-    except BaseException as error:  # the compiler raises nearly anything
+    except BaseException as error:  # the compiler may raise almost any error
         return FAILED + error_text(error).encode("utf-8", "replace")[: limit_bytes - 1]
     if len(body) > limit_bytes:
-        return FAILED + f"its code takes {len(body)} bytes of at most {limit_bytes}".encode()
+        return FAILED + f"expected code of at most {limit_bytes} bytes, found {len(body)}".encode()
     return body
 
 
 class ToolModules:
-    """The modules of one session: each is executed at the first call of one of its tools."""
+    """The modules of one session; each is executed at the first call of one of its tools."""
 
     def __init__(
         self,
@@ -48,8 +48,9 @@ class ToolModules:
         self._objects: dict[tuple[int, str], object] = {}
 
     def find(self, tool: int) -> Callable[..., object]:
-        """Return what implements tool number `tool`. Raises ImportError, NameError, or whatever
-        making an object of the tool's class raises.
+        """Return the function that implements tool number `tool`.
+
+        Raises ImportError, NameError, or what the constructor of the tool's class raises.
         """
         module, name = self._functions[tool]
         class_name, _, method = name.rpartition(".")
@@ -77,7 +78,7 @@ class ToolModules:
             try:
                 exec(marshal.loads(self._codes[number]), module.__dict__)
                 self._modules[number] = module
-            except BaseException as error:  # a source may raise anything while it loads
+            except BaseException as error:  # a source may raise anything while it is executed
                 self._errors[number] = error_text(error)
         if number in self._errors:
             raise ImportError(f"the tool could not be loaded: {self._errors[number]}")

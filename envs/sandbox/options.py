@@ -1,4 +1,4 @@
-"""What the server asks of a zygote; standard library only, for the zygote has nothing else."""
+"""The server's options for a zygote. Standard library only: the zygote has nothing else."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class ZygoteOptions:
-    """One zygote: how strongly locked, what its children may import, use and write."""
+    """Options of one zygote: its isolation, and what its children may import, use and write."""
 
     strongest: str
-    """Level to try first; the zygote says which it got."""
+    """Level to try first; the zygote reports the level that it achieved."""
     required: str
     profile: str
     imports: str
     packages: str
-    """Folder that holds the import profile's package; empty where it needs none."""
+    """Folder that holds the import profile's package; empty if it needs none."""
     memory_mib: int
     reply_limit_bytes: int
     descriptors: int
@@ -25,7 +25,7 @@ class ZygoteOptions:
     control: int = -1
     """Descriptor of the zygote's end of the control socket."""
     server_folder: str = ""
-    """Scratch root on the server's file system; used where there is no mount namespace."""
+    """Scratch root on the server's file system, for use without a mount namespace."""
 
     @property
     def files(self) -> bool:

@@ -1,4 +1,4 @@
-"""From a server's config to what is asked of its zygote, and from its answer to the report."""
+"""Derives a zygote's options from a server's config, and the report from its answer."""
 
 import importlib.util
 import platform
@@ -10,9 +10,9 @@ from envs.sandbox.isolation import IsolationReport, SessionLimits
 from envs.sandbox.options import ZygoteOptions
 
 IDLE_CHILDREN = 8
-"""Children that wait for a session on a quiet server."""
+"""Forked children that wait for a session on a quiet server."""
 MOST_IDLE_CHILDREN = 64
-"""Children that wait for a session while many are opened."""
+"""Forked children that wait while many sessions are opened."""
 MOST_SLOTS = 1_024
 _HASH_SEED = 0
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -22,12 +22,15 @@ ENVIRONMENT = {
     "TZ": "UTC",
     **dict.fromkeys(_ONE_THREAD, "1"),
 }
-"""Of the zygote while it starts; sessions have none. A library with threads could not be forked."""
+"""Environment of the zygote while it starts; sessions have none.
+
+Libraries get one thread, because a process with threads could not be forked.
+"""
 _DESCRIPTORS, _DESCRIPTORS_WITH_FILES = 16, 64
 
 
 def zygote_options(config: ToolServerConfig, strongest: IsolationLevel) -> ZygoteOptions:
-    """Return the order to a new zygote. Raises ConfigError where a package is not installed."""
+    """Return the options of a new zygote. Raises ConfigError if a package is not installed."""
     isolation = config.isolation
     return ZygoteOptions(
         strongest=strongest,
@@ -44,7 +47,7 @@ def zygote_options(config: ToolServerConfig, strongest: IsolationLevel) -> Zygot
 
 
 def session_limits(config: ToolServerConfig) -> SessionLimits:
-    """Return what one session of a server with `config` may use."""
+    """Return the resource limits of one session of a server with `config`."""
     files = config.isolation.profile != "compute"
     return SessionLimits(
         cpu_s=config.session_cpu_s,
@@ -58,7 +61,7 @@ def session_limits(config: ToolServerConfig) -> SessionLimits:
 def isolation_report(
     config: ToolServerConfig, level: IsolationLevel, landlock: int, refusals: dict[str, str]
 ) -> IsolationReport:
-    """Return the statement of a server whose zygote achieved `level`."""
+    """Return the report of a server whose zygote achieved `level`."""
     return IsolationReport(
         level=level,
         profile=config.isolation.profile,
@@ -73,13 +76,13 @@ def isolation_report(
 
 
 def package_folder(imports: str) -> str:
-    """Return where the import profile's package lies. Raises ConfigError where it does not."""
+    """Return the folder of the import profile's package. Raises ConfigError if there is none."""
     if imports == "stdlib":
         return ""
     spec = importlib.util.find_spec(imports)
     if spec is None or spec.origin is None:
         raise ConfigError(
-            f"expected the package {imports} for tools.isolation.imports = {imports!r}, found none "
-            f"installed; install {imports} or set it to 'stdlib'"
+            f"expected the package {imports} for tools.isolation.imports = {imports!r}, found that "
+            f"it is not installed; install {imports}, or set the key to 'stdlib'"
         )
     return str(Path(spec.origin).parents[1])

@@ -1,4 +1,4 @@
-"""A pool of forked children, ready to become sessions."""
+"""A pool of forked children that are ready to become sessions."""
 
 import asyncio
 import resource
@@ -9,6 +9,7 @@ from typing import get_args
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox.compile import CompiledTools, ToolCompiler
+from envs.sandbox.cpu_throttle import ThrottleTiming
 from envs.sandbox.gate import check_gate
 from envs.sandbox.isolation import IsolationReport
 from envs.sandbox.link import ZygoteLink, ZygoteMessage
@@ -16,24 +17,32 @@ from envs.sandbox.plan import IDLE_CHILDREN, MOST_IDLE_CHILDREN, isolation_repor
 from envs.sandbox.process import Child
 from envs.tools import ToolSet
 
-_SPAWN_S = 10.0
+_SPAWN_S = 30.0
 _FORKS_AT_ONCE = 64
-"""More requests and answers than these would fill the control socket."""
-_CALM = 512
-"""Sessions opened from the pool without a wait before it shrinks."""
+"""Most children requested at once; more requests and answers would fill the control socket."""
+_HITS_TO_SHRINK = 512
+"""Sessions opened in a row without waiting for a fork, after which the pool shrinks."""
 _DESCRIPTORS_PER_SESSION = 2
 _OTHER_DESCRIPTORS = 1_024
 
 
 class SandboxPool:
-    """Idle children, forked by a zygote that is replaced when it dies; grows with demand.
+    """Idle children, forked by a zygote that is replaced when it dies.
 
-    `strongest` is the level to try first; tests take a weaker one than the kernel gives.
+    The number of idle children doubles whenever a session had to wait for a fork, and halves after
+    many sessions that did not. `strongest` is the level to try first, and `throttle_timing` sets
+    when calls are throttled; tests pass others than the defaults.
     """
 
-    def __init__(self, config: ToolServerConfig, strongest: IsolationLevel = "namespaces") -> None:
+    def __init__(
+        self,
+        config: ToolServerConfig,
+        strongest: IsolationLevel = "namespaces",
+        throttle_timing: ThrottleTiming | None = None,
+    ) -> None:
         self._config = config
         self._strongest: IsolationLevel = strongest
+        self._throttle_timing = throttle_timing
         self._link: ZygoteLink | None = None
         self._report: IsolationReport | None = None
         self._idle: deque[Child] = deque()
@@ -41,7 +50,7 @@ class SandboxPool:
         self._children: weakref.WeakSet[Child] = weakref.WeakSet()
         self._compiler = ToolCompiler(self.acquire, config.call_timeout_s)
         self._wanted = IDLE_CHILDREN
-        self._calm = 0
+        self._hits = 0
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -51,12 +60,12 @@ class SandboxPool:
 
     @property
     def report(self) -> IsolationReport | None:
-        """What was achieved; None while no zygote lives."""
+        """The achieved isolation; None while no zygote is running."""
         return self._report if self._link and self._link.alive else None
 
     @property
     def isolation(self) -> str:
-        """Summary of the report; empty while no zygote lives."""
+        """Summary of the report; empty while no zygote is running."""
         report = self.report
         return report.summary if report else ""
 
@@ -69,28 +78,35 @@ class SandboxPool:
         return len(self._idle)
 
     @property
-    def calls_in_turns(self) -> int:
-        """Calls that compute for long and give way to short ones."""
-        return self._link.precedence.in_turns if self._link else 0
+    def forks_pending(self) -> int:
+        """Children that were requested from the zygote and are not delivered yet."""
+        return self._link.pending if self._link else 0
+
+    @property
+    def calls_throttled(self) -> int:
+        """Long CPU-bound calls that are throttled in favour of short ones."""
+        return self._link.throttle.calls_throttled if self._link else 0
 
     async def start(self) -> None:
-        """Start the zygote. Raises IsolationError (below the required level, or a probe got
-        through), ConfigError or SandboxError.
+        """Start the zygote.
+
+        Raises IsolationError (the required level is not available, or a self-test probe succeeded),
+        ConfigError or SandboxError.
         """
         _raise_descriptor_limit(self._config.max_sessions)
         self._top_up(await self._living_link())
 
     async def acquire(self) -> Child:
-        """Return a fresh child, never used before. Raises SandboxError or IsolationError."""
+        """Return a child that was never used before. Raises SandboxError or IsolationError."""
         while self._idle:
             child = self._idle.popleft()
             if child.alive:
-                self._found_one()
+                self._note_hit()
                 return child
             child.kill()
         link = await self._living_link()
         self._wanted = min(2 * self._wanted, MOST_IDLE_CHILDREN)
-        self._calm = 0
+        self._hits = 0
         return await self._next_child(link)
 
     async def compiled(self, tool_set: ToolSet) -> CompiledTools:
@@ -98,7 +114,7 @@ class SandboxPool:
         return await self._compiler.compiled(tool_set)
 
     async def ready(self, tool_set: ToolSet) -> tuple[CompiledTools, Child]:
-        """Return the code of a tool set, and a child for a session of it that ran nothing before.
+        """Return the code of a tool set, and a child for its session that has run no tool code.
 
         Raises SandboxError or IsolationError.
         """
@@ -106,7 +122,7 @@ class SandboxPool:
         return tools, self._compiler.take_child(tool_set) or await self.acquire()
 
     async def close(self) -> None:
-        """End the zygote and with it every child."""
+        """End the zygote, and with it every child."""
         self._closed = True
         for child in list(self._children):
             child.kill()
@@ -117,7 +133,7 @@ class SandboxPool:
     async def _living_link(self) -> ZygoteLink:
         async with self._starting:
             if self._closed:
-                raise SandboxError("the sandbox is closed; open a session on another tool server")
+                raise SandboxError("the sandbox is closed: open a session on another tool server")
             if self._link is None or not self._link.alive:
                 if self._link:
                     await self._link.close()
@@ -125,7 +141,9 @@ class SandboxPool:
             return self._link
 
     async def _new_link(self) -> ZygoteLink:
-        link, ready = await ZygoteLink.start(self._config, self._strongest, self._take)
+        link, ready = await ZygoteLink.start(
+            self._config, self._strongest, self._deliver, self._throttle_timing
+        )
         try:
             self._report = self._judge(ready)
             if self._report.level != "none":
@@ -145,9 +163,9 @@ class SandboxPool:
         if levels.index(ready.level) > levels.index(required):
             reasons = "; ".join(f"{name}: {why}" for name, why in ready.refusals.items())
             raise IsolationError(
-                f"expected isolation {required}, this kernel gives {ready.level} ({reasons}); "
-                "allow user namespaces or Landlock, or set tools.isolation.required to a weaker "
-                "level"
+                f"expected isolation {required}, found that this kernel gives {ready.level} "
+                f"({reasons}); allow user namespaces or Landlock, or set tools.isolation.required "
+                "to a weaker level"
             )
         return isolation_report(self._config, ready.level, ready.landlock, ready.refusals)
 
@@ -159,25 +177,36 @@ class SandboxPool:
             async with asyncio.timeout(_SPAWN_S):
                 return await child
         except TimeoutError as error:
-            raise SandboxError(f"no child was forked within {_SPAWN_S:g} s") from error
+            raise SandboxError(
+                f"no child was forked within {_SPAWN_S:g} s; open a new session"
+            ) from error
         except asyncio.CancelledError:
+            # The child may have arrived in the same turn of the event loop: pass it on.
             if child.done() and not child.cancelled() and not child.exception():
-                self._take(child.result())
+                self._deliver(child.result())
             raise
         finally:
             child.cancel()
 
-    def _take(self, delivered: Child | SandboxError) -> None:
-        """Hand what the zygote delivered to who waits longest."""
-        self._place(delivered)
+    def _deliver(self, delivered: Child | SandboxError) -> None:
+        """Give a forked child, or the error in its place, to the longest-waiting caller.
+
+        Callers do not own the forks they caused: any child suits any caller, so the next child goes
+        to the caller that has waited longest, and the pool keeps the surplus.
+        """
+        self._assign(delivered)
         link = self._link
         if isinstance(delivered, SandboxError) and link and not link.alive:
+            # A dead zygote answers no further request, so nothing else would wake these callers.
             while self._waiting:
-                self._place(delivered)
+                self._assign(delivered)
+        # A request asks for at most _FORKS_AT_ONCE children, so callers may wait for a later one.
+        # Waiting until half of these are delivered keeps the zygote busy with few messages.
         if self._waiting and link and link.alive and link.pending < _FORKS_AT_ONCE // 2:
             self._top_up(link)
 
-    def _place(self, delivered: Child | SandboxError) -> None:
+    def _assign(self, delivered: Child | SandboxError) -> None:
+        """Give `delivered` to the first caller that still waits, else to the idle children."""
         while self._waiting:
             waiting = self._waiting.popleft()
             if waiting.done():
@@ -189,23 +218,24 @@ class SandboxPool:
                 waiting.set_result(delivered)
             return
         if isinstance(delivered, SandboxError):
-            return  # the next to acquire a child meets the same failure and says so
+            return  # the next call of acquire meets the same failure and raises it
         if self._closed:
             delivered.kill()
             return
         self._children.add(delivered)
         self._idle.append(delivered)
 
-    def _found_one(self) -> None:
-        self._calm += 1
-        if self._calm == _CALM:
-            self._calm = 0
+    def _note_hit(self) -> None:
+        """Count a session that did not wait; shrink the pool after many, and refill it."""
+        self._hits += 1
+        if self._hits == _HITS_TO_SHRINK:
+            self._hits = 0
             self._wanted = max(self._wanted // 2, IDLE_CHILDREN)
         if self._link and self._link.alive and len(self._idle) < self._wanted * 3 // 4:
             self._top_up(self._link)
 
     def _top_up(self, link: ZygoteLink) -> None:
-        """Ask for what is missing, in one request. Raises SandboxError."""
+        """Request the missing children in one message. Raises SandboxError."""
         missing = len(self._waiting) + self._wanted - len(self._idle) - link.pending
         missing = min(missing, _FORKS_AT_ONCE - link.pending)
         if missing > 0 and not self._closed:
@@ -213,7 +243,7 @@ class SandboxPool:
 
 
 def _raise_descriptor_limit(sessions: int) -> None:
-    """Let this process hold the descriptors of `sessions`, as far as its hard limit goes."""
+    """Raise the limit of descriptors to that of `sessions`, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _DESCRIPTORS_PER_SESSION * sessions + _OTHER_DESCRIPTORS
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

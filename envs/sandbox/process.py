@@ -1,4 +1,4 @@
-"""A session's process as the server sees it: requests and answers over one socket, and its end."""
+"""A session's process as the server sees it: requests and answers on one socket, and its exit."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from envs.errors import SandboxError
-from envs.sandbox.cpu_throttle import ShortCallsFirst
+from envs.sandbox.cpu_throttle import CpuThrottle
 
 _EXIT_S = 2.0
 _CHUNK = 65_536
@@ -20,13 +20,17 @@ class ChildGone(Exception):
     """The child's end of the socket closed."""
 
 
-class ChildSpoke(Exception):
-    """The child sent what no well-behaved child sends."""
+class ChildProtocolError(Exception):
+    """The child sent bytes that a correct child never sends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child ended; `code` is negative for a signal. `cpu_s` is the kernel's own account."""
+    """How a child ended.
+
+    `code` is the exit code, or the negative number of a signal; `cpu_s` are CPU seconds as the
+    kernel counted them.
+    """
 
     code: int
     cpu_s: float
@@ -40,11 +44,12 @@ class Exit:
 
 
 class Child:
-    """One forked, locked-down process; the pidfd makes sure that a kill meets no other process.
+    """One forked, locked-down process.
 
-    Frames are a length and a body. There is one answer per request, and none unasked: anything else
-    is a fault, after which nothing more is read. The event loop watches the socket from the first
-    request on.
+    Signals go to its pidfd, so they can never reach another process that reuses its number. Frames
+    are a length and a body. Each request gets exactly one answer. Other bytes from the child are a
+    fault, after which nothing more is read from it. The event loop watches the socket only from the
+    first request on; idle children cost it nothing.
     """
 
     __slots__ = (
@@ -57,7 +62,7 @@ class Child:
         "_limit",
         "_loop",
         "_pidfd",
-        "_precedence",
+        "_throttle",
         "_unsent",
         "_usual_limit",
         "_watched",
@@ -71,30 +76,30 @@ class Child:
         pidfd: int,
         exit_: asyncio.Future[Exit],
         limit_bytes: int,
-        precedence: ShortCallsFirst,
+        throttle: CpuThrottle,
     ) -> None:
         connection.setblocking(False)
         self._connection = connection
         self._pidfd = pidfd
         self._exit = exit_
         self._limit = self._usual_limit = limit_bytes
-        self._precedence = precedence
+        self._throttle = throttle
         self._clock: int | None = None
         self._loop = asyncio.get_running_loop()
         self._watched = False
         self._buffer = bytearray()
         self._unsent = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
-        self.fault: ChildGone | ChildSpoke | None = None
+        self.fault: ChildGone | ChildProtocolError | None = None
         self.stopped = False
-        """Whether the server ended it, rather than a tool or the system."""
+        """Whether the server ended the process, rather than a tool or the system."""
 
     @property
     def alive(self) -> bool:
         return self.fault is None and not self._exit.done()
 
-    def tell(self, body: bytes) -> None:
-        """Send a message that has no answer."""
+    def send(self, body: bytes) -> None:
+        """Send a message that gets no answer."""
         if self.fault:
             return
         frame = struct.pack(">I", len(body)) + body
@@ -111,9 +116,11 @@ class Child:
             self._unsent += frame[sent:]
             self._loop.add_writer(self._connection, self._send_more)
 
-    async def ask(self, body: bytes, limit_bytes: int = 0) -> bytes:
-        """Send a request and return the body of its answer, of at most `limit_bytes`, or of the
-        usual limit where that is 0. Raises ChildGone or ChildSpoke.
+    async def request(self, body: bytes, limit_bytes: int = 0) -> bytes:
+        """Send a request and return the body of its answer.
+
+        The body may have `limit_bytes`; 0 means the usual limit. Raises ChildGone or
+        ChildProtocolError.
         """
         if self.fault:
             raise self.fault
@@ -122,17 +129,17 @@ class Child:
         if not self._watched:
             self._watched = True
             self._loop.add_reader(self._connection, self._receive)
-        self._precedence.began(self)
+        self._throttle.call_started(self)
         try:
-            self.tell(body)
+            self.send(body)
             if self.fault:
                 raise self.fault
             return await self._answer
         finally:
-            self._precedence.ended(self)
+            self._throttle.call_ended(self)
 
     def cpu_s(self) -> float | None:
-        """Return the CPU seconds of the process so far; None when it is gone."""
+        """Return the CPU seconds of the process so far; None if it has ended."""
         if self._pidfd < 0:
             return None
         try:
@@ -141,12 +148,12 @@ class Child:
         except (OSError, ValueError):
             return None
 
-    def hold(self) -> None:
-        """Stop the process until it is told to go on."""
+    def pause(self) -> None:
+        """Stop the process until `resume`."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """Let the process go on."""
+    def resume(self) -> None:
+        """Let the process continue."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -155,7 +162,7 @@ class Child:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """End the process now; harmless when it has ended or was killed before."""
+        """End the process now; harmless if it has ended or was killed before."""
         if self._pidfd < 0:
             return
         self.stopped = not self._exit.done()
@@ -165,7 +172,7 @@ class Child:
         self._fail(ChildGone())
 
     async def ended(self, wait_s: float = _EXIT_S) -> Exit | None:
-        """Return how the process ended, as the zygote saw it; None when that is not known."""
+        """Return how the process ended, as the zygote reported it; None if it did not in time."""
         try:
             async with asyncio.timeout(wait_s):
                 return await asyncio.shield(self._exit)
@@ -193,7 +200,7 @@ class Child:
         if not part:
             self._fail(ChildGone())
         elif self._answer is None or self._answer.done():
-            self._fail(ChildSpoke("bytes that nobody asked for"))
+            self._fail(ChildProtocolError("bytes without a request"))
         else:
             self._buffer += part
             self._take_frame(self._answer)
@@ -203,14 +210,14 @@ class Child:
             return
         (size,) = struct.unpack_from(">I", self._buffer)
         if size > self._limit:
-            self._fail(ChildSpoke("an answer over the size limit"))
+            self._fail(ChildProtocolError("an answer over the size limit"))
         elif len(self._buffer) == 4 + size:
             answer.set_result(bytes(self._buffer[4:]))
             self._buffer.clear()
         elif len(self._buffer) > 4 + size:
-            self._fail(ChildSpoke("more than one answer"))
+            self._fail(ChildProtocolError("more than one answer"))
 
-    def _fail(self, fault: ChildGone | ChildSpoke) -> None:
+    def _fail(self, fault: ChildGone | ChildProtocolError) -> None:
         self.fault = self.fault or fault
         if self._connection.fileno() >= 0:
             self._loop.remove_reader(self._connection)

@@ -1,8 +1,8 @@
-"""Scratch folders: one per session, made by the zygote and removed by its janitor.
+"""Scratch folders: one per session, created by the zygote and removed by its janitor.
 
-The janitor is a process of its own, for a hostile tree may take a while to remove. It follows no
-links, needs two descriptors at any depth, and works on the session's folder after the session's
-process has ended, so nothing moves under its hands.
+The janitor is a separate process, because removing a hostile tree may take a while. It follows no
+links and needs two descriptors at any depth. It works on a session's folder only after the
+session's process has ended, so nothing changes the folder at the same time.
 """
 
 import contextlib
@@ -16,26 +16,26 @@ from envs.sandbox.confine import ONLY_DESCRIPTOR, Tmpfs, close_all_but
 from envs.sandbox.options import ZygoteOptions
 
 LANDLOCK_FOR_FILES = 2
-"""ABI version that lets files move between folders; before it, trees could not be removed."""
+"""First Landlock ABI version that allows moving files between folders, which removal needs."""
 _SHARED_FOLDERS = 64
-"""Size of the tmpfs that sessions of profile `files` share, in scratch sizes."""
+"""Size of the tmpfs that sessions of profile `files` share, as a multiple of `scratch_mib`."""
 _INODES_PER_MIB = 64
 _LEAST_INODES = 256
 _SHARED = "scratch"
 
 
 class ScratchRoot:
-    """Where the scratch folders of one zygote's children lie, at the level that was achieved."""
+    """Location of the scratch folders of one zygote's children, for the achieved level."""
 
     def __init__(self, options: ZygoteOptions) -> None:
         self._options = options
         self.path = options.server_folder if options.files else ""
-        """Common parent of all scratch folders; empty where sessions have no files."""
+        """Common parent of all scratch folders; empty if sessions have no files."""
         self.slots: deque[str] | None = None
-        """Clean folders, where only these exist; None where each session gets a new one."""
+        """Clean folders, if a fixed number exists; None if each session gets a new folder."""
 
     def file_systems(self) -> list[Tmpfs]:
-        """What must be mounted in an otherwise empty root."""
+        """Return the file systems to mount in the otherwise empty root."""
         size_mib = self._options.scratch_mib
         if self._options.quota:
             inodes = max(_LEAST_INODES, size_mib * _INODES_PER_MIB)
@@ -46,7 +46,7 @@ class ScratchRoot:
         return []
 
     def moved(self) -> None:
-        """Take note that the root is now the empty one with `file_systems`."""
+        """Set the paths after the root was replaced by the empty one with `file_systems`."""
         if self._options.quota:
             self.path = "/"
             self.slots = deque(f"/{slot}" for slot in range(self._options.slots))
@@ -54,7 +54,7 @@ class ScratchRoot:
             self.path = f"/{_SHARED}"
 
     def check(self, level: str, landlock: int) -> None:
-        """Raise IsolationError where the level cannot keep the profile's promise."""
+        """Raise IsolationError if the level cannot enforce what the profile promises."""
         if level == "none" or not self._options.files:
             return
         if landlock < LANDLOCK_FOR_FILES:
@@ -71,7 +71,10 @@ class ScratchRoot:
 
 
 class Scratch:
-    """Hands out empty folders and takes them back. `janitor_pid` ending ends the zygote's use."""
+    """Hands out empty folders and takes them back.
+
+    If the process `janitor_pid` ends, the zygote must end as well: folders would stay dirty.
+    """
 
     def __init__(self, root: ScratchRoot) -> None:
         self._root = root
@@ -84,25 +87,26 @@ class Scratch:
         theirs.close()
 
     def fileno(self) -> int:
-        """Readable when the janitor has finished a folder: time for `finished`."""
+        """Return a descriptor that is readable when `finished` must be called."""
         return self._janitor.fileno()
 
     def take(self) -> str:
-        """Return a new empty folder. Raises OSError where there is none left."""
+        """Return an empty folder. Raises OSError if all are in use."""
         if self._root.slots is None:
             path = f"{self._root.path}/{secrets.token_hex(8)}"
             os.mkdir(path, 0o700)
             return path
         if not self._root.slots:
-            raise OSError("every scratch folder of this server is in use; close sessions first")
+            raise OSError("all scratch folders of this server are in use; close sessions first")
         return self._root.slots.popleft()
 
     def give_back(self, path: str) -> None:
-        """Have `path` emptied, after its session has ended."""
+        """Have the janitor empty `path`; its session must have ended."""
         self._dirty.append(path)
         self._next()
 
     def finished(self) -> None:
+        """Read the janitor's message: a folder is clean again."""
         path = self._janitor.recv(4096).decode()
         self._busy = False
         if path and self._root.slots is not None:
@@ -112,18 +116,22 @@ class Scratch:
     def _next(self) -> None:
         if self._dirty and not self._busy:
             self._busy = True
-            with contextlib.suppress(OSError):  # the janitor's end is noticed by its pid
+            with contextlib.suppress(OSError):  # the zygote notices the janitor's end by its pid
                 self._janitor.send(self._dirty.popleft().encode())
 
 
 def enter(path: str) -> None:
-    """Make `path` the place where this process works and keeps its temporary files."""
+    """Make `path` the working, home and temporary directory of this process."""
     os.chdir(path)
     os.environ.update(HOME=path, TMPDIR=path)
 
 
 def empty_folder(path: str) -> None:
-    """Remove all that is in `path`, however deep, large or without permission it is."""
+    """Remove everything in `path`, however deep or large, and whatever its permissions are.
+
+    Deep folders are moved up to `path` before they are emptied, so that no long path and no deep
+    recursion is needed.
+    """
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         left = True
@@ -145,7 +153,7 @@ def _remove(entry: os.DirEntry[str], folder: int, top: int) -> None:
         os.rmdir(entry.name, dir_fd=folder)
     except OSError:
         os.chmod(entry.name, 0o700, dir_fd=folder)
-        if folder != top:  # next in turn, and never more than one level deep
+        if folder != top:  # emptied in a later round; recursion stays one level deep
             os.rename(entry.name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
             return
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -159,13 +167,13 @@ def _remove(entry: os.DirEntry[str], folder: int, top: int) -> None:
 
 
 def _serve_janitor(requests: socket.socket, root: ScratchRoot) -> None:
-    """Never returns: empties the folders that it is told, and all when the zygote has gone.
+    """Empty the requested folders, and all folders when the zygote has ended; never returns.
 
-    At level `namespaces` the kernel takes the janitor and the folders along with the zygote.
+    At level `namespaces` the kernel removes the janitor and the folders together with the zygote.
     """
     try:
         close_all_but(requests.fileno())
-        with contextlib.suppress(ConnectionError):  # the zygote's end, rather than a last word
+        with contextlib.suppress(ConnectionError):  # the zygote has ended
             while path := os.read(ONLY_DESCRIPTOR, 4096).decode():
                 empty_folder(path)
                 if root.slots is None:

@@ -1,19 +1,20 @@
-"""Sandboxed sessions as the tool server sees them: live tools in a child, and what they answer.
+"""Sandboxed sessions as the tool server sees them: live tools in a child process.
 
 Not covered, at any level:
-- bugs of the kernel, whose calls tools make directly, and side channels of time and caches;
-- the sum over sessions: CPU, memory, and with profile `files` the disk are bounded per session or
-  per file only (`files+quota` bounds a session's scratch); short of memory, the kernel ends tools
+- bugs of the kernel, because tools make system calls directly; and timing and cache side channels;
+- the sum over sessions: CPU, memory and, with profile `files`, disk are limited only per session or
+  per file (`files+quota` limits a session's scratch); if memory runs out, the kernel kills tools
   first;
 - the tools of one session against each other: they share a process on purpose;
-- the code of the tool set, which each of its sessions can read, and with it all that it contains.
+- the code of the tool set: each of its sessions can read the code and everything in it.
 
-At level `landlock`, profile `files` lets a tool learn by `stat` whether a path exists. Level `none`
-keeps the limits alone: tool code has every right of the server's user.
+At level `landlock` with profile `files`, a tool can learn by `stat` whether a path exists. Level
+`none` keeps only the limits: tool code has all rights of the server's user.
 
-Equal seeds and calls give equal answers only for tools that ask neither the clock, nor
-`os.urandom`, nor the name of their scratch folder. The seed sets `random` and `numpy.random`; the
-hash seed is the zygote's, one for all sessions, for a forked interpreter cannot change its own.
+Equal seeds and calls give equal answers only for tools that use neither the clock, nor
+`os.urandom`, nor the name of their scratch folder. The seed sets `random` and `numpy.random`. The
+hash seed is the zygote's and the same for all sessions, because a forked interpreter cannot change
+it.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox.pool import SandboxPool
-from envs.sandbox.process import Child, ChildGone, ChildSpoke, Exit
+from envs.sandbox.process import Child, ChildGone, ChildProtocolError, Exit
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
 _GRACE_S = 0.5
@@ -32,7 +33,7 @@ _RESTARTED = "the tool's state starts again from the beginning"
 
 
 class _Reply(BaseModel):
-    """A child's frame; whatever does not validate as one ends the child."""
+    """A child's frame; an invalid frame ends the child."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -51,12 +52,12 @@ class _Request(BaseModel):
 
 
 class SandboxSession:
-    """Live tools in one child; after a child's end the next call starts from the initial state.
+    """Live tools in one child; after the child's end, the next call starts from the initial state.
 
-    Calls run one after the other. Who keeps ending children waits for the next one, 0.25 s at the
-    second restart and twice as long each time, 2 s at most: a fork costs the neighbours more than
-    any call. The session is lost, and says so as INFRA_ERROR, when its child
-    ended through no fault of a tool.
+    Calls run one after the other. A session whose children keep ending waits before it gets another
+    one: 0.25 s at the second restart and twice as long each further time, at most 2 s, because a
+    fork delays other sessions more than any call. If a child ends through no fault of a tool, the
+    session is lost, and every call is answered with INFRA_ERROR.
     """
 
     def __init__(self, pool: SandboxPool, tool_set: ToolSet, seed: int) -> None:
@@ -77,16 +78,17 @@ class SandboxSession:
         """Take a child for the session. Raises SandboxError or IsolationError."""
         cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
         tools, child = await self._pool.ready(self._tool_set)
-        if self._lost:  # closed in the meantime
+        if self._lost:  # closed while this coroutine waited
             child.kill()
             raise SandboxError(self._lost)
-        child.tell(tools.start(self._seed, max(1, round(cpu_left))))
+        child.send(tools.start(self._seed, max(1, round(cpu_left))))
         self._child = child
 
     async def call(self, name: str, arguments: str) -> ToolAnswer:
-        """Run one call to its end, its time limit or its child's death.
+        """Run one call until it ends, its time limit passes or its child dies.
 
-        `arguments` is the JSON text of an object; only the child parses it.
+        `arguments` is the JSON text of an object. Only the child parses it, so that hostile JSON
+        costs the server nothing.
         """
         async with self._turn:
             if self._lost:
@@ -103,8 +105,8 @@ class SandboxSession:
                 return _answer(AnswerStatus.INFRA_ERROR, self._lost)
 
     def close(self) -> None:
-        """Kill the child; a call in flight answers INFRA_ERROR."""
-        self._lost = "the session was closed"
+        """Kill the child; a running call is answered with INFRA_ERROR."""
+        self._lost = "the session was closed; open a new one"
         if self._child:
             self._child.kill()
             self._child = None
@@ -114,19 +116,19 @@ class SandboxSession:
             await self._restart()
         child = self._child
         if child is None:
-            raise SandboxError("the session was closed")
+            raise SandboxError("the session was closed; open a new one")
         self._number += 1
         request = _Request(number=self._number, tool=self._indices[name], arguments=arguments)
         timeout_s = self._pool.config.call_timeout_s
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
-                frame = await child.ask(request.model_dump_json().encode())
+                frame = await child.request(request.model_dump_json().encode())
         except TimeoutError:
             await self._end(child)
             text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"
             return _answer(AnswerStatus.TIMEOUT, text, timeout_s)
-        except (ChildGone, ChildSpoke) as fault:
+        except (ChildGone, ChildProtocolError) as fault:
             return await self._after_end(child, fault, time.monotonic() - began)
         elapsed = time.monotonic() - began
         return await self._checked(child, frame, elapsed)
@@ -142,9 +144,9 @@ class SandboxSession:
         try:
             reply = _Reply.model_validate_json(frame)
             if reply.number != self._number or len(reply.text.encode()) > self._limit:
-                raise ValueError("wrong number or too long")
-        except ValueError:  # ValidationError is one
-            return await self._after_end(child, ChildSpoke("a malformed answer"), elapsed)
+                raise ValueError("wrong call number, or text over the limit")
+        except ValueError:  # includes ValidationError
+            return await self._after_end(child, ChildProtocolError("a malformed answer"), elapsed)
         return ToolAnswer(
             status=AnswerStatus(reply.status),
             text=reply.text,
@@ -154,13 +156,13 @@ class SandboxSession:
         )
 
     async def _after_end(
-        self, child: Child, fault: ChildGone | ChildSpoke, elapsed: float
+        self, child: Child, fault: ChildGone | ChildProtocolError, elapsed: float
     ) -> ToolAnswer:
         grace_s = _GRACE_S if isinstance(fault, ChildGone) else 0.0
         ended = await self._end(child, grace_s)
         if self._lost:
             return _answer(AnswerStatus.INFRA_ERROR, self._lost, elapsed)
-        if isinstance(fault, ChildSpoke):
+        if isinstance(fault, ChildProtocolError):
             text = f"the tool broke its connection ({fault}); {_RESTARTED}"
             return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
         if ended is None:
@@ -183,9 +185,9 @@ class SandboxSession:
         return _answer(AnswerStatus.TIMEOUT, text, elapsed)
 
     async def _end(self, child: Child, grace_s: float = 0.0) -> Exit | None:
-        """Kill `child` if it does not end by itself within `grace_s`, and book its CPU time.
+        """Kill `child` unless it ends by itself within `grace_s`, and add up its CPU time.
 
-        Returns how it ended, None when nobody knows because the zygote died.
+        Returns how it ended; None if that is unknown because the zygote died.
         """
         self._child = None
         ended = await child.ended(grace_s) if grace_s else None

@@ -1,18 +1,20 @@
-"""System calls that sandboxed processes may make, by name and machine; all others are refused.
+"""Allow-lists of system calls for sandboxed processes; all other calls are refused.
 
-Numbers are from the kernel's `asm/unistd_64.h` and `asm-generic/unistd.h`. None is given where a
-machine lacks the call.
+The numbers are from the kernel's `asm/unistd_64.h` and `asm-generic/unistd.h`. None means that an
+architecture does not have the call.
 """
 
 from dataclasses import dataclass
 
 CLONE_NEW_FLAGS = 0x7E02_0080
-"""Every flag of `clone` that makes a namespace."""
+"""Every flag of `clone` that creates a namespace."""
 PROT_EXEC = 0x4
 OTHERS_CLOCKS = 0xFFFF_FFF0
-"""Set in the ids of clocks that belong to a process or a device, not to everybody."""
+"""Bits of clock ids that are zero for the system-wide clocks, and set for those of a process or a
+device.
+"""
 FCNTL_COMMANDS = (1, 2, 3, 5, 6, 1030)
-"""Flags and locks of a descriptor and its copy; not who gets a signal when it is ready."""
+"""`fcntl` commands for flags, locks and copies of a descriptor; not those for its signals."""
 
 AUDIT_ARCHES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277}
@@ -21,8 +23,10 @@ PIVOT_ROOT_NUMBERS = {"x86_64": 155, "aarch64": 41}
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One allowed call; of its argument number `argument`, the low 32 bits must be one of `values`,
-    or have all `clear_bits` zero where there are no `values`.
+    """One allowed call, with an optional condition on the low 32 bits of one argument.
+
+    The bits of argument number `argument` must be one of `values`; without `values`, all
+    `clear_bits` must be zero.
     """
 
     x86_64: int | None
@@ -79,9 +83,10 @@ LEAF_RULES = {
     "exit": Rule(60, 93),
     "exit_group": Rule(231, 94),
 }
-"""What a session child may do: compute, sleep, and talk over descriptors that it already has.
+"""Calls of a session child: compute, sleep, and read and write descriptors that it already has.
 
-No path, socket, process, thread or signal calls, and no new executable memory.
+There are no calls with paths, sockets, processes, threads or signals to others, and no new
+executable memory.
 """
 
 FILE_RULES = {
@@ -112,9 +117,11 @@ FILE_RULES = {
     "fdatasync": Rule(75, 83),
     "fcntl": Rule(72, 25, argument=1, values=FCNTL_COMMANDS),
 }
-"""What a session child with a scratch folder may do on top; Landlock says where.
+"""Additional calls of a session child with a scratch folder; Landlock restricts them to that
+folder.
 
-No links, modes, owners, times, attributes, devices or `chdir`: Landlock does not hold those back.
+There are no calls for links, modes, owners, times, attributes, devices or `chdir`, because Landlock
+does not restrict those.
 """
 
 ZYGOTE_RULES = LEAF_RULES | {
@@ -141,7 +148,7 @@ ZYGOTE_RULES = LEAF_RULES | {
     "rseq": Rule(334, 293),
     "set_tid_address": Rule(218, 96),
 }
-"""What the zygote needs on top, to fork children, hand out their sockets and reap them."""
+"""Calls of the zygote, which forks children, hands out their sockets and reaps them."""
 
 ZYGOTE_FILE_RULES = (
     FILE_RULES
@@ -155,4 +162,4 @@ ZYGOTE_FILE_RULES = (
         "landlock_restrict_self": Rule(446, 446),
     }
 )
-"""What a zygote needs that gives its children scratch folders and removes them."""
+"""Calls of a zygote that also creates scratch folders for its children and removes them."""

@@ -1,7 +1,7 @@
 """The zygote: a preloaded, locked-down process that forks one child per session.
 
-It never compiles or runs tool source. Started by `envs/sandbox/link.py` with one argument, the
-JSON of ZygoteOptions. Over the control socket (SEQPACKET) it takes how many children to fork, a
+It never compiles or runs tool source. `envs/sandbox/link.py` starts it with one argument, the JSON
+of ZygoteOptions. Over the control socket (SEQPACKET) it receives how many children to fork, as a
 decimal number, and sends JSON: `ready` or `refused` once, then `child` (with the child's socket and
 pidfd attached), `failed` and `exit`. It dies with the server.
 """
@@ -27,7 +27,11 @@ MIB = 2**20
 
 
 class Zygote:
-    """Forks session children on demand and reports their exits; made before the lock-down."""
+    """Forks session children on demand and reports their exits.
+
+    It is created before the lock-down, because some calls of its constructor are refused
+    afterwards.
+    """
 
     def __init__(self, control: socket.socket, options: ZygoteOptions) -> None:
         self._control = control
@@ -43,11 +47,11 @@ class Zygote:
             end.setblocking(False)
         self._wakeup_writer = wakeup_writer
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        sandbox_confine.hear_only_ends()
+        sandbox_confine.ignore_stopped_children()
         signal.set_wakeup_fd(wakeup_writer.fileno(), warn_on_full_buffer=False)
 
     def serve(self, achieved: Achieved, scratch: Scratch | None) -> None:
-        """Serve until the server hangs up, then take the children along."""
+        """Serve until the server closes the socket, then kill the children."""
         self._achieved, self._scratch = achieved, scratch
         poll = select.poll()
         for source in (self._control, self._wakeup, scratch):
@@ -90,7 +94,7 @@ class Zygote:
         with server_end:
             try:
                 pidfd = os.pidfd_open(pid)
-            except OSError as error:  # nobody could end the child for certain
+            except OSError as error:  # without a pidfd, the server could not kill the child safely
                 os.kill(pid, signal.SIGKILL)
                 self._send({"kind": "failed", "message": f"pidfd_open: {error}"})
                 return
@@ -98,7 +102,7 @@ class Zygote:
             os.close(pidfd)
 
     def _become_child(self, descriptor: int, folder: str) -> None:
-        """Never returns: whatever goes wrong, a child must not fall back into the zygote's loop."""
+        """Serve a session; never return, as a child must not enter the zygote's loop."""
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -137,7 +141,7 @@ class Zygote:
             if pid == 0:
                 return
             if self._scratch and pid == self._scratch.janitor_pid:
-                raise SystemExit(1)  # folders would stay dirty; the server starts another zygote
+                raise SystemExit(1)  # folders would stay dirty; the server starts a new zygote
             folder = self._children.pop(pid)
             if self._scratch:
                 self._scratch.give_back(folder)
@@ -149,12 +153,12 @@ class Zygote:
 def main(argument: str) -> None:
     """Serve session children to the server at the other end of the control socket."""
     options = ZygoteOptions.from_json(argument)
-    # a low number: children close every descriptor up to HIGHEST_DESCRIPTOR
+    # a low number, because children close every descriptor up to HIGHEST_DESCRIPTOR
     control = socket.socket(fileno=os.dup(options.control))
     os.close(options.control)
     try:
         zones = preload(options.imports, options.packages, files=options.files)
-        os.environ.clear()  # not before: libraries look at it for their number of threads
+        os.environ.clear()  # not earlier: libraries read their number of threads from it
         warm_up()
         zygote = Zygote(control, options)
         root = ScratchRoot(options)

@@ -1,4 +1,4 @@
-"""The tool server's app: routes, token, typed errors, and an OpenAPI document true to them."""
+"""The tool server's web app: routes, token, typed errors, and the OpenAPI document of these."""
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,12 +21,12 @@ from envs.server.wire import (
     CallResult,
     CloseRequest,
     CloseResponse,
+    EncodedCall,
     ErrorResponse,
     Health,
     OpenItem,
     OpenRequest,
     OpenResponse,
-    WireCall,
     WireError,
 )
 from envs.tools import ToolSet, ToolSpec
@@ -42,7 +42,7 @@ _OPEN_EXAMPLE = OpenRequest(
     tool_sets={_EXAMPLE_TOOLS.digest: _EXAMPLE_TOOLS},
 )
 _CALL_EXAMPLE = CallRequest(
-    items=(CallItem(session="0a1b", calls=(WireCall(name="add", arguments='{"n": 2}'),)),)
+    items=(CallItem(session="0a1b", calls=(EncodedCall(name="add", arguments='{"n": 2}'),)),)
 )
 _CLOSE_EXAMPLE = CloseRequest(ids=("0a1b",))
 _REQUESTS = (OpenRequest, CallRequest, CloseRequest)
@@ -54,17 +54,17 @@ def create_app(
     routers: Sequence[APIRouter] = (),
     metrics: ToolMetrics | None = None,
 ) -> FastAPI:
-    """Return the app over a host that is (or will be) started by the caller.
+    """Return the app of a host, which the caller starts.
 
-    `routers` serve further protocols on the same sessions; the token guards them as well. `metrics`
-    is what observes the host; without it `/metrics` tells the host's own numbers only.
+    `routers` serve further protocols on the same sessions and are guarded by the token as well.
+    `metrics` must observe the host; without it, `/metrics` shows only the host's own numbers.
     """
     app = _ToolApp(title="trialrun tool server", docs_url=None, redoc_url=None)
     routes = ToolRoutes(host, metrics or ToolMetrics())
     for path, endpoint, example, gives, errors in (
-        ("/sessions", routes.open, _OPEN_EXAMPLE, OpenResponse, (409, 503)),
-        ("/calls", routes.call, _CALL_EXAMPLE, CallResponse, (404, 503)),
-        ("/sessions/close", routes.close_batch, _CLOSE_EXAMPLE, CloseResponse, ()),
+        ("/sessions", routes.open_sessions, _OPEN_EXAMPLE, OpenResponse, (409, 503)),
+        ("/calls", routes.call_tools, _CALL_EXAMPLE, CallResponse, (404, 503)),
+        ("/sessions/close", routes.close_sessions, _CLOSE_EXAMPLE, CloseResponse, ()),
     ):
         app.add_api_route(
             path,
@@ -76,7 +76,7 @@ def create_app(
         )
     app.add_api_route(
         "/sessions/{session_id}",
-        routes.close_one,
+        routes.close_session,
         methods=["DELETE"],
         status_code=204,
         responses=_responses({}, (401, 404)),
@@ -111,13 +111,13 @@ class _MetricsText(Response):
 
 class _ToolApp(FastAPI):
     def openapi(self) -> dict[str, object]:
-        """Return the document, with the bodies that the routes read themselves."""
+        """Return the document, completed with the bodies that the routes parse themselves."""
         document = super().openapi()
         _, bodies = models_json_schema(
             [(model, "validation") for model in (*_REQUESTS, CallResult)],
             ref_template=_REFERENCE,
         )
-        for way in ("endpoint", "adaptation"):  # what a tool server refuses
+        for way in ("endpoint", "adaptation"):  # kinds of tool set that a tool server refuses
             del bodies["$defs"]["ToolSet"]["properties"][way]
         document.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
         return document
@@ -138,7 +138,7 @@ def _responses(
 
 
 class _TokenCheck:
-    """ASGI middleware: every request and every WebSocket carries the bearer token."""
+    """ASGI middleware: refuses every request and WebSocket without the bearer token."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], token: str) -> None:
         self._app = app
@@ -148,7 +148,9 @@ class _TokenCheck:
         if scope["type"] in ("http", "websocket"):
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
-                error = WireError(kind="unauthorized", message="expected the server's bearer token")
+                error = WireError(
+                    kind="unauthorized", message="expected the header Authorization: Bearer TOKEN"
+                )
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -160,13 +162,17 @@ async def _refuse(_: Request, refusal: Exception) -> Response:
 
 
 async def _refuse_request(request: Request, error: Exception) -> Response:
-    """Answer what the router itself refuses; other routers' errors stay as they are."""
+    """Answer what FastAPI's router refuses; errors of other routers pass unchanged."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404 and error.detail == "Not Found":
-        return error_response(WireError(kind="not_found", message=f"nothing at {where}"))
+        return error_response(
+            WireError(kind="not_found", message=f"no route {where}; see /openapi.json")
+        )
     if error.status_code == 405:
-        refused = WireError(kind="method_not_allowed", message=f"no method {where}")
+        refused = WireError(
+            kind="method_not_allowed", message=f"no method {where}; see /openapi.json"
+        )
         response = error_response(refused)
         response.headers.update(error.headers or {})
         return response

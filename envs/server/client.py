@@ -1,4 +1,4 @@
-"""The tool server's client: sessions over one connection, typed failures, deadlines."""
+"""The tool server's client: sessions over one connection, with typed failures and deadlines."""
 
 import asyncio
 import contextlib
@@ -18,8 +18,8 @@ from envs.server.wire import (
     OpenItem,
     StreamOpen,
     WireError,
+    encoded_call,
     first_complaint,
-    wire_call,
 )
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
@@ -32,11 +32,11 @@ _ShapeT = TypeVar("_ShapeT")
 
 
 class _UnknownToolSet(ToolServerError):
-    """The server wants the tool set's content (again)."""
+    """The server does not have the tool set's content (any more)."""
 
 
 class RemoteSession:
-    """Live tools on a tool server; see the Protocol ToolSession."""
+    """ToolSession on a tool server."""
 
     def __init__(self, client: "ToolClient", session_id: str, isolation: str) -> None:
         self._client = client
@@ -61,18 +61,19 @@ class RemoteSession:
         return await self._client.call(self._id, calls)
 
     async def close(self) -> None:
-        """End the session; what goes wrong is the server's idle limit's business."""
+        """End the session. If that fails, the server ends it at its idle limit."""
         if not self._closed:
             self._closed = True
             await self._client.close_session(self._id)
 
 
 class ToolClient:
-    """A ToolService over one tool server; hundreds of episodes of one event loop share it.
+    """ToolService on one tool server; hundreds of episodes of one event loop share it.
 
-    `address` is `unix:/path` or `http://host:port`; `name` is what episodes call the server, by
-    default its address. The sessions end with the connection. So an open whose connection was lost
-    may be sent again; a call never is, for nobody knows whether the tool ran.
+    `address` is `unix:/path` or `http://host:port`. `name` is the server's name in episodes, by
+    default its address. Sessions end with the connection. So if the connection is lost while a
+    session is opened, the request is sent again. A call is never sent again, because it is unknown
+    whether the tool ran.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class ToolClient:
     def address(self) -> str:
         return self._address
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> RemoteSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> RemoteSession:
         """Open a session in its initial state.
 
-        Raises ToolServerError, DeadlineError, or ServerFullError where a later try may succeed.
+        Raises ToolServerError, DeadlineError, or ServerFullError if a later try may succeed.
         """
-        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose)
+        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose, episode=episode)
         for tries_left in reversed(range(_TRIES)):
             try:
                 connection = await self._live_connection()
@@ -110,13 +113,13 @@ class ToolClient:
                 if not tries_left or self._ended or self._breaker.state == "open":
                     raise
             await asyncio.sleep(_RETRY_PAUSE_S)
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("unreachable: the last try returns or raises")
 
     async def call(self, session_id: str, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` of one session in order. Raises ToolServerError or DeadlineError."""
         if not calls:
             return []
-        item = CallItem(session=session_id, calls=tuple(map(wire_call, calls)))
+        item = CallItem(session=session_id, calls=tuple(map(encoded_call, calls)))
         connection = self._connection
         if connection is None or not connection.alive or self._breaker.state != "closed":
             connection = await self._live_connection()
@@ -125,14 +128,15 @@ class ToolClient:
         answers = self._checked(_ANSWERS, body)
         if len(answers) != len(calls):
             raise ToolServerError(
-                f"tool server {self._address}: {len(answers)} answers to {len(calls)} calls"
+                f"tool server {self._address}: expected {len(calls)} answers, one per call, found "
+                f"{len(answers)}"
             )
         return answers
 
     async def close_session(self, session_id: str) -> None:
-        """End a session; never raises for a server or a session that is gone."""
+        """End a session; does not raise if the server or the session is gone."""
         connection = self._connection
-        if connection is None or not connection.alive:  # its sessions ended with it
+        if connection is None or not connection.alive:  # the sessions ended with it
             return
         message = CloseRequest(ids=(session_id,))
         deadline_s = self._config.request_timeout_s
@@ -140,21 +144,21 @@ class ToolClient:
             await self._answer(connection, ("close", "closed"), message, deadline_s)
 
     async def close(self) -> None:
-        """Hang up, which ends the sessions; requests in flight fail with ToolServerError."""
+        """Disconnect, which ends the sessions; pending requests fail with ToolServerError."""
         self._ended = True
         if self._connection:
             await self._connection.close()
 
     async def _live_connection(self) -> ToolConnection:
-        """Return the connection, made again where it was lost. Raises ToolServerError."""
+        """Return the connection, after reconnecting if it was lost. Raises ToolServerError."""
         if not self._ended and not self._breaker.admit():
             raise ConnectionLost(
                 f"tool server {self._address} failed {self._config.breaker_failures} times in a "
-                f"row; it is left alone for {self._config.breaker_pause_s:g} s"
+                f"row; it is not called for {self._config.breaker_pause_s:g} s"
             )
         async with self._connecting:
             if self._ended:
-                raise ConnectionLost(f"the client of {self._address} was closed; make a new one")
+                raise ConnectionLost(f"the client of {self._address} was closed; create a new one")
             if self._connection is None or not self._connection.alive:
                 timeout_s = self._config.request_timeout_s
                 try:
@@ -175,7 +179,7 @@ class ToolClient:
         message = StreamOpen(session=item, tool_set=None if known else tool_set)
         try:
             body = await self._answer(connection, kinds, message, deadline_s)
-        except _UnknownToolSet:  # the server forgot it
+        except _UnknownToolSet:  # the server dropped it from its cache
             message = StreamOpen(session=item, tool_set=tool_set)
             body = await self._answer(connection, kinds, message, deadline_s)
         opened = self._checked(_OPENED, body)
@@ -188,14 +192,16 @@ class ToolClient:
         message: BaseModel,
         deadline_s: float,
     ) -> JsonValue:
-        """Ask with a message of the first kind; return the body of its answer, of the second."""
+        """Send a message of kind `kinds[0]`; return the body of its answer, of kind `kinds[1]`."""
         try:
             kind, body = await connection.request(kinds[0], message, deadline_s)
         except DeadlineError:
             self._breaker.failed()
             raise
         except ConnectionLost:
-            if self._connection is connection:  # counts once, however many waited
+            if (
+                self._connection is connection
+            ):  # one lost connection counts once, however many requests waited
                 self._connection = None
                 self._breaker.failed()
             raise
@@ -203,7 +209,10 @@ class ToolClient:
         if kind == "error":
             raise self._error(self._checked(_ERROR, body))
         if kind != kinds[1]:
-            raise ToolServerError(f"tool server {self._address}: {kind!r} to {kinds[0]!r}")
+            raise ToolServerError(
+                f"tool server {self._address}: expected {kinds[1]!r} in answer to {kinds[0]!r}, "
+                f"found {kind!r}: client and server are of different versions"
+            )
         return body
 
     def _checked(self, shape: TypeAdapter[_ShapeT], body: JsonValue) -> _ShapeT:
@@ -211,7 +220,7 @@ class ToolClient:
             return shape.validate_python(body)
         except ValidationError as error:
             raise ToolServerError(
-                f"tool server {self._address} answered nonsense: {first_complaint(error)}"
+                f"tool server {self._address} sent an invalid answer: {first_complaint(error)}"
             ) from error
 
     def _error(self, error: WireError) -> ToolServerError:

@@ -1,4 +1,4 @@
-"""One WebSocket of a tool server's client: numbered requests, each answered once or failed."""
+"""One WebSocket of a tool server's client: each numbered request is answered once or fails."""
 
 import asyncio
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ _PING_TIMEOUT_S = 60.0
 
 
 class ConnectionLost(ToolServerError):
-    """There was no connection, or it ended before the answer; then nobody knows whether the request
-    was begun.
+    """No connection could be made, or it ended before the answer came.
+
+    In the second case it is unknown whether the server started the request.
     """
 
 
@@ -36,13 +37,16 @@ class _Request:
 
 
 def check_address(address: str) -> None:
-    """Raise ConfigError where `address` is neither `unix:/path` nor `http://host:port`."""
+    """Raise ConfigError unless `address` is `unix:/path` or `http://host:port`."""
     if not address.startswith(("unix:", "http://", "https://")):
-        raise ConfigError(f"expected unix:/path or http://host:port, found {address!r}")
+        raise ConfigError(
+            f"expected unix:/path or http://host:port, found {address!r}: correct the "
+            "address of the tool server"
+        )
 
 
 class ToolConnection:
-    """What falls due in one turn of the event loop is sent as one frame."""
+    """Client end of the stream; requests made in one turn of the event loop go out as one frame."""
 
     def __init__(self, address: str, socket: ClientConnection) -> None:
         self._address = address
@@ -54,11 +58,14 @@ class ToolConnection:
         self._lost = ""
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         self.known_digests: set[str] = set()
-        """Tool sets that were sent over this connection."""
+        """Digests of the tool sets that were sent over this connection."""
 
     @classmethod
     async def connect(cls, address: str, token: str, timeout_s: float) -> "ToolConnection":
-        """Connect. Raises ToolServerError where refused, ConnectionLost where not reached."""
+        """Connect.
+
+        Raises ToolServerError if refused, ConnectionLost if the server is unreachable.
+        """
         headers = {"authorization": f"Bearer {token}"} if token else {}
         options = {
             "additional_headers": headers,
@@ -87,9 +94,9 @@ class ToolConnection:
     def request(
         self, kind: str, body: BaseModel, deadline_s: float
     ) -> asyncio.Future[tuple[str, JsonValue]]:
-        """Send a request; the future is its answer's kind and body.
+        """Send a request; the returned future gives the kind and body of its answer.
 
-        Fails with ConnectionLost or DeadlineError.
+        The future fails with ConnectionLost or DeadlineError.
         """
         if self._lost:
             raise ConnectionLost(self._lost)
@@ -103,7 +110,7 @@ class ToolConnection:
         return reply
 
     async def close(self) -> None:
-        """Hang up; what waits fails with ConnectionLost."""
+        """Close the connection; pending requests fail with ConnectionLost."""
         self._fail(f"the client of {self._address} was closed")
         for task in self._tasks:
             task.cancel()
@@ -127,27 +134,27 @@ class ToolConnection:
             async for frame in self._socket:
                 for number, kind, body in unpack_frame(frame if isinstance(frame, bytes) else b""):
                     self._resolve(number, kind, body)
-            self._fail(f"tool server {self._address} hung up")
+            self._fail(f"tool server {self._address} closed the connection")
         except ConnectionClosed as error:
             self._fail(f"tool server {self._address}: {error}")
         except ValueError as error:
-            self._fail(f"tool server {self._address} answered nonsense: {error}")
+            self._fail(f"tool server {self._address} sent an invalid frame: {error}")
             await self._socket.close()
 
     def _resolve(self, number: int, kind: str, body: JsonValue) -> None:
         request = self._requests.pop(number, None)
         if request is None:
-            raise ValueError(f"an answer to request {number}, which nobody made")
+            raise ValueError(f"an answer to request {number}, which was not sent")
         request.expiry.cancel()
         if not request.reply.done():
             request.reply.set_result((kind, body))
-        elif kind == "opened":  # given up meanwhile: nobody else would close the session
+        elif kind == "opened":  # the caller gave up: nothing else would close the session
             session_id = OpenedSession.model_validate(body).id
             closing = self.request("close", CloseRequest(ids=(session_id,)), _PING_TIMEOUT_S)
-            closing.add_done_callback(_noted)  # nobody waits for it
+            closing.add_done_callback(_retrieve_error)  # nothing awaits this future
 
     def _expire(self, number: int, deadline_s: float) -> None:
-        """Fail the request; it stays known, for its answer may come yet."""
+        """Fail the request. Its number stays registered, because the answer may still come."""
         reply = self._requests[number].reply
         if not reply.done():
             message = f"tool server {self._address} did not answer within {deadline_s:g} s"
@@ -162,7 +169,8 @@ class ToolConnection:
                 request.reply.set_exception(ConnectionLost(self._lost))
 
 
-def _noted(reply: asyncio.Future[tuple[str, JsonValue]]) -> None:
+def _retrieve_error(reply: asyncio.Future[tuple[str, JsonValue]]) -> None:
+    """Mark the future's exception as seen, so that asyncio does not log it."""
     if not reply.cancelled():
         reply.exception()
 

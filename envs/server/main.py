@@ -3,9 +3,9 @@
     python -m envs.server.main --uds PATH [--config-json JSON]
     python -m envs.server.main --host 127.0.0.1 --port N [--token T] [--config-json JSON]
 
-Prints `ready <address>` when it serves. The native protocol is the WebSocket /stream; HTTP routes:
-POST /sessions, POST /calls, POST /sessions/close, DELETE /sessions/{id}, GET /health, GET /metrics;
-bodies as in `envs/server/wire.py`.
+Prints `ready <address>` when it is ready. The native protocol is the WebSocket /stream. The HTTP
+routes are POST /sessions, POST /calls, POST /sessions/close, DELETE /sessions/{id}, GET /health and
+GET /metrics. `envs/server/wire.py` has the messages.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
-from envs.sandbox.confine import take_short_turns
+from envs.sandbox.confine import use_short_time_slices
 from envs.server.app import create_app
 from envs.server.metrics import ToolMetrics
 from envs.server.replay_host import ReplayHost
@@ -46,9 +46,9 @@ _App = Callable[..., Awaitable[None]]
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Listen on `path`, for this user only; a socket left there by a dead server is replaced.
+    """Listen on `path`, for this user only. The socket file of a dead server is replaced.
 
-    Raises ConfigError where that cannot be, or where a living server has the path.
+    Raises ConfigError if that is impossible, or a running server listens there.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     if path.is_socket():
@@ -69,10 +69,13 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 def bind_tcp(host: str, port: int, token: str) -> socket.socket:
-    """Listen on `host:port`. Raises ConfigError where the port is taken or a token is missing."""
+    """Listen on `host:port`. Raises ConfigError if the port is taken or a token is missing."""
     loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     if not loopback and not token:
-        raise ConfigError(f"expected --token with --host {host}: others can reach that address")
+        raise ConfigError(
+            f"expected --token with --host {host}, found none: other machines can reach that "
+            "address; give a token"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,7 +99,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _exit_with_parent() -> None:
-    """End this process when its parent dies or closes this process's standard input."""
+    """Exit when the parent process dies or closes this process's standard input."""
     poll = select.poll()
     poll.register(os.pidfd_open(os.getppid()), select.POLLIN)
     poll.register(0, select.POLLIN)
@@ -136,9 +139,10 @@ def _listening(options: argparse.Namespace) -> socket.socket:
 def session_host(
     config: ToolServerConfig, metrics: ToolMetrics, replay: str = ""
 ) -> Iterator[SessionHost]:
-    """A host that runs tools, recording them where that is asked; or one that replays a record.
+    """Yield a host that runs tools, and records them if `config` says so; or one that replays.
 
-    Raises ConfigError and StoreError where it cannot record.
+    `replay` is the folder of the record, empty to run tools. Raises ConfigError or StoreError if it
+    cannot record.
     """
     recorder = None if replay else recorder_for(config)
     if recorder is None:
@@ -152,7 +156,7 @@ def session_host(
 
 
 def server_settings(app: _App) -> uvicorn.Config:
-    """Return how an app of this package is served."""
+    """Return uvicorn's settings for an app of this package."""
     return uvicorn.Config(
         app,
         lifespan="off",
@@ -168,7 +172,7 @@ def server_settings(app: _App) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `serve`: uvicorn raises them again before the host has stopped."""
+    """Leaves signals to `serve`, because uvicorn re-raises them before the host has stopped."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -178,9 +182,9 @@ class _Server(uvicorn.Server):
 async def serve(
     host: SessionHost, app: _App, listener: socket.socket, ready: Callable[[], None]
 ) -> None:
-    """Start `host`, say `ready` and serve until SIGINT or SIGTERM.
+    """Start `host`, call `ready`, and serve until SIGINT or SIGTERM.
 
-    Raises what the host's start raises.
+    Raises what `host.start` raises.
     """
     server = _Server(server_settings(app))
     loop = asyncio.get_running_loop()
@@ -195,25 +199,31 @@ async def serve(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a signal to stop; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m envs.server.main", description=__doc__)
     parser.add_argument("--uds", default="", help="listen on this UNIX socket")
     parser.add_argument("--host", default="127.0.0.1", help="listen on this address")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--token", default="", help="bearer token; required off loopback")
-    parser.add_argument("--token-file", type=Path, help="read the token here: others see arguments")
-    parser.add_argument("--config-json", default="{}", help="a ToolServerConfig")
+    parser.add_argument("--port", type=int, default=0, help="port; 0 takes a free one")
+    parser.add_argument(
+        "--token", default="", help="bearer token; required unless the address is loopback"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, help="file with the token (other users can see arguments)"
+    )
+    parser.add_argument("--config-json", default="{}", help="a ToolServerConfig as JSON")
     traffic = parser.add_mutually_exclusive_group()
     traffic.add_argument("--record", default="", help="record all calls and answers in this folder")
     traffic.add_argument("--replay", default="", help="answer from the record in this folder")
-    parser.add_argument("--exit-with-parent", action="store_true", help="end when the parent does")
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="exit when the parent process does"
+    )
     options = parser.parse_args(arguments)
     if options.exit_with_parent:
         _exit_with_parent()
     if options.token_file:
         options.token = options.token_file.read_text()
     with contextlib.suppress(OSError):
-        take_short_turns()
+        use_short_time_slices()
     try:
         _serve(options)
     except (TrialrunError, ValidationError) as error:

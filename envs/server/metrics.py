@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from envs.server.traffic import TrafficRecorder
-from envs.server.wire import Health, OpenItem, WireCall
+from envs.server.wire import EncodedCall, Health, OpenItem
 from envs.tools import ToolAnswer, ToolSet
 
 OTHER = "other"
@@ -15,10 +15,11 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 
 class ToolMetrics:
-    """A SessionObserver that counts calls and times them by tool.
+    """A SessionObserver that counts and times calls by tool.
 
-    The first `max_tools` names of tools that sessions are opened with have a label of their own,
-    all others share the label `other`; so do calls of tools that their session does not have.
+    The first `max_tools` tool names that sessions are opened with get their own label, which bounds
+    the number of labels. All other tools share the label `other`; so do calls of tools that a
+    session does not have.
     """
 
     def __init__(self, max_tools: int = 256) -> None:
@@ -26,7 +27,7 @@ class ToolMetrics:
         self._registry = CollectorRegistry()
         self._calls = Counter(
             "trialrun_tool_calls",
-            "Calls by tool and by how they ended.",
+            "Calls by tool and by status of the answer.",
             ["tool", "status"],
             registry=self._registry,
         )
@@ -50,17 +51,17 @@ class ToolMetrics:
         self._counters: dict[tuple[str, str], Counter] = {}
 
     def watch(self, recorder: TrafficRecorder) -> None:
-        """Show how the recording of traffic goes."""
+        """Include the state of the traffic recording."""
         self._state.recorder = recorder
 
     def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
-        """Count a session, and give its tools their labels."""
+        """Count a session, and assign labels to its tools."""
         self._opened.inc()
         for tool in tool_set.tools:
             if tool.name not in self._tools and len(self._tools) < self._max_tools:
                 self._tools[tool.name] = self._seconds.labels(tool.name)
 
-    def answered(self, session_id: str, call: WireCall, answer: ToolAnswer) -> None:
+    def answered(self, session_id: str, call: EncodedCall, answer: ToolAnswer) -> None:
         """Count and time a call."""
         seconds = self._tools.get(call.name)
         name = OTHER if seconds is None else call.name
@@ -72,17 +73,17 @@ class ToolMetrics:
         counter.inc()
 
     def closed(self, session_id: str) -> None:
-        """Count a session's end."""
+        """Count the end of a session."""
         self._closed.inc()
 
     def render(self, health: Health) -> bytes:
-        """Return the metrics, with the server's state as `health` tells it."""
+        """Return the metrics; the server's state is taken from `health`."""
         self._state.health = health
         return generate_latest(self._registry)
 
 
 class _State(Collector):
-    """The numbers that the host itself keeps."""
+    """Metrics that are read from the host's health and from the recorder."""
 
     def __init__(self) -> None:
         self.health: Health | None = None
@@ -98,13 +99,19 @@ class _State(Collector):
             ("max_sessions", "Sessions that may be open at once.", health.max_sessions),
             ("idle_children", "Processes ready to become sessions.", health.idle_children),
             ("tool_sets", "Tool sets that can be opened by digest.", health.tool_sets),
-            ("opens_waiting", "Opens under way or waiting.", health.opens_waiting),
-            ("calls_running", "Calls under way.", health.calls_running),
-            ("calls_in_turns", "Calls that give way to short ones.", health.calls_in_turns),
+            ("opens_waiting", "Sessions being opened or waiting to be.", health.opens_waiting),
+            ("calls_running", "Calls running.", health.calls_running),
+            (
+                "calls_throttled",
+                "CPU-bound calls that are throttled in favour of short ones.",
+                health.calls_throttled,
+            ),
         ):
             yield GaugeMetricFamily(f"trialrun_tool_server_{name}", words, float(value))
         refusals = CounterMetricFamily(
-            "trialrun_tool_server_refusals", "Requests refused for want of room.", labels=["what"]
+            "trialrun_tool_server_refusals",
+            "Requests refused because the server is full.",
+            labels=["what"],
         )
         refusals.add_metric(["open"], health.opens_refused)
         refusals.add_metric(["call"], health.calls_refused)

@@ -1,4 +1,4 @@
-"""A tool server as a child process: started with a deadline, ended with its parent."""
+"""A tool server as a child process: started with a deadline, and ended with its parent."""
 
 import contextlib
 import os
@@ -18,11 +18,11 @@ _ROOT = Path(__file__).parents[2]
 
 
 class ToolServerProcess:
-    """One tool server on a UNIX socket in a private folder of its own; a context manager.
+    """One tool server on a UNIX socket in a private folder; a context manager.
 
-    With `host` it listens on a free TCP port of that address instead, and asks for `token`. With
-    `replay` it runs no tool and answers from the record in that folder. The server ends when this
-    process ends, however it ends.
+    With `host` it listens on a free TCP port of that address instead, and requires `token`. With
+    `replay` it runs no tools and answers from the record in that folder. The server ends when this
+    process ends, for whatever reason.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class ToolServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server and wait until it serves.
+        """Start the server and wait until it is ready.
 
-        Raises IsolationError, ToolServerError (it ended) or DeadlineError.
+        Raises IsolationError, ToolServerError (it exited) or DeadlineError.
         """
         self._folder = tempfile.TemporaryDirectory(
             prefix="trialrun-tools-", ignore_cleanup_errors=True
@@ -96,7 +96,7 @@ class ToolServerProcess:
             raise
 
     def stop(self) -> None:
-        """End the server and its sessions; harmless when it has ended."""
+        """End the server and its sessions; harmless if it has ended."""
         process, self._process = self._process, None
         if process:
             with contextlib.suppress(ProcessLookupError):
@@ -114,27 +114,27 @@ class ToolServerProcess:
             self._folder = None
 
     def stderr(self) -> str:
-        """Return what the running server complained about so far."""
+        """Return what the running server wrote to its standard error so far."""
         return self._log.read_text(errors="replace").strip()
 
     def _endpoint(self, folder: Path) -> list[str]:
         if not self._host:
             return ["--uds", str(folder / "socket")]
-        token = folder / "token"  # the folder is this user's alone; arguments are everybody's
+        token = folder / "token"  # only this user can read the folder; all users can read arguments
         token.write_text(self._token)
         return ["--host", self._host, "--port", "0", "--token-file", str(token)]
 
     @property
     def _log(self) -> Path:
         if self._folder is None:
-            raise ToolServerError("the tool server was not started")
+            raise ToolServerError("the tool server was not started: call start first")
         return Path(self._folder.name) / "stderr.log"
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> str:
         assert process.stdout is not None
         readable, _, _ = select.select([process.stdout], [], [], self._start_timeout_s)
         if not readable:
-            raise DeadlineError(f"the tool server did not start within {self._start_timeout_s:g} s")
+            raise DeadlineError(f"the tool server was not ready within {self._start_timeout_s:g} s")
         line = os.read(process.stdout.fileno(), 4_096).decode()
         if line.startswith("ready "):
             return line.removeprefix("ready ").strip()
@@ -142,4 +142,4 @@ class ToolServerProcess:
         message = self.stderr()
         if IsolationError.__name__ in message:
             raise IsolationError(message)
-        raise ToolServerError(f"the tool server ended with code {process.returncode}: {message}")
+        raise ToolServerError(f"the tool server exited with code {process.returncode}: {message}")

@@ -1,6 +1,5 @@
-"""The SessionHost that runs no tool: sessions and answers come from recorded traffic."""
+"""The SessionHost that runs no tools: sessions and answers come from recorded traffic."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from envs.server.traffic import RecordedSession, TrafficReader
 from envs.server.wire import (
     CallItem,
     CallResult,
+    EncodedCall,
     Health,
     OpenedSession,
     OpenItem,
-    WireCall,
     WireError,
 )
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet
@@ -25,7 +24,7 @@ _Key = tuple[str, int, SessionPurpose]
 
 @dataclass(slots=True)
 class _Replayed:
-    """A session in progress; `difference` is what set it off its record."""
+    """A session in progress; `difference` is the first deviation from its record."""
 
     recorded: RecordedSession
     calls: int = 0
@@ -33,28 +32,29 @@ class _Replayed:
 
 
 class ReplayHost:
-    """Answers bit for bit what was recorded, to the same calls in the same order.
+    """Gives the recorded answers, bit for bit, to the same calls in the same order.
 
-    The n-th session opened on a tool set with a seed and for a purpose is the n-th recorded one; it
-    keeps its id. A call that differs from the recorded one, and every one after it in its session,
-    is answered with an INFRA_ERROR that says what was recorded and what was asked. Tool sets of any
-    kind are accepted, for none is run.
+    The n-th session opened on a tool set with a seed, for a purpose and by an episode is the n-th
+    recorded one, and it keeps its id. If the client or the record names no episode, the episode is
+    not compared. A call that differs from the recorded one, and every later call of its session, is
+    answered with an INFRA_ERROR that gives the recorded call and the one received. Tool sets of any
+    kind are accepted, because none is run.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._reader: TrafficReader | None = None
-        self._unopened: dict[_Key, deque[RecordedSession]] = {}
+        self._unopened: dict[_Key, list[RecordedSession]] = {}
         self._recorded: dict[_Key, int] = {}
         self._open: dict[str, _Replayed] = {}
         self._digests: set[str] = set()
 
     async def start(self) -> None:
-        """Read the record. Raises MissingError where there is none, StoreError for a wrong one."""
+        """Read the record. Raises MissingError if there is none, StoreError if it is not valid."""
         self._reader = TrafficReader(self._folder)
         for session in self._reader.sessions:
             key = (session.digest, session.seed, session.purpose)
-            self._unopened.setdefault(key, deque()).append(session)
+            self._unopened.setdefault(key, []).append(session)
         self._recorded = {key: len(sessions) for key, sessions in self._unopened.items()}
         self._digests = {session.digest for session in self._reader.sessions}
 
@@ -65,7 +65,7 @@ class ReplayHost:
             self._reader.close()
 
     def add_tool_sets(self, tool_sets: dict[str, ToolSet]) -> None:
-        """Remember digests. Raises ValueError where content and digest disagree."""
+        """Accept these digests. Raises ValueError if a digest does not match its set."""
         for digest, tool_set in tool_sets.items():
             if tool_set.digest != digest:
                 raise ValueError(
@@ -74,24 +74,25 @@ class ReplayHost:
         self._digests |= tool_sets.keys()
 
     def unknown_digests(self, items: Sequence[OpenItem]) -> list[str]:
-        """Return the digests of `items` that are neither in the record nor were sent."""
+        """Return the digests of `items` that are not in the record and were not sent."""
         return sorted({item.digest for item in items} - self._digests)
 
-    async def open(self, item: OpenItem) -> OpenedSession:
-        """Open the next recorded session like `item`."""
+    async def open_session(self, item: OpenItem) -> OpenedSession:
+        """Open the next recorded session that matches `item`."""
         key = (item.digest, item.seed, item.purpose)
-        left = self._unopened.get(key)
-        if not left:
+        recorded = _next_session(self._unopened.get(key, []), item.episode)
+        if recorded is None:
             count = self._recorded.get(key, 0)
             message = (
-                f"replay: all {count} recorded sessions like this were opened already"
+                f"replay: none of the {count} recorded sessions like this one is left for it"
                 if count
                 else "replay: no such session was recorded"
             )
             where = f"tool set {item.digest}, seed {item.seed}, {item.purpose}"
+            where += f", episode {item.episode}" if item.episode else ""
             error = WireError(kind="not_found", message=f"{message} ({where})")
             return OpenedSession(error=error)
-        recorded = left.popleft()
+        self._unopened[key].remove(recorded)
         self._open[recorded.id] = _Replayed(recorded)
         return OpenedSession(id=recorded.id, isolation=ISOLATION)
 
@@ -99,10 +100,13 @@ class ReplayHost:
         return session_id in self._open
 
     async def call(self, index: int, item: CallItem) -> CallResult:
-        """Answer the calls of one session from its record."""
+        """Answer the calls of one session from its record, in order."""
         session = self._open.get(item.session)
         if session is None:
-            message = f"no session {item.session!r}: it was closed, or is not of this replay"
+            message = (
+                f"no open session {item.session!r}: it was closed, or belongs to another server; "
+                "open a new one"
+            )
             return CallResult(index=index, error=WireError(kind="unknown_session", message=message))
         answers = tuple(self._answer(session, call) for call in item.calls)
         return CallResult(index=index, answers=answers)
@@ -112,7 +116,7 @@ class ReplayHost:
         return sum(self._open.pop(name, None) is not None for name in session_ids)
 
     async def health(self) -> Health:
-        """Return the state of the server; `max_sessions` is how many were recorded."""
+        """Return the state of the server; `max_sessions` is the number of recorded sessions."""
         return Health(
             status="healthy",
             isolation=ISOLATION,
@@ -122,7 +126,7 @@ class ReplayHost:
             tool_sets=len(self._digests),
         )
 
-    def _answer(self, session: _Replayed, call: WireCall) -> ToolAnswer:
+    def _answer(self, session: _Replayed, call: EncodedCall) -> ToolAnswer:
         assert self._reader is not None, "start comes first"
         recorded, number = session.recorded, session.calls
         session.calls += 1
@@ -130,7 +134,7 @@ class ReplayHost:
             if number >= len(recorded.answers):
                 session.difference = (
                     f"call {number + 1} of the {recorded.purpose} session {recorded.id}: recorded "
-                    f"nothing after {len(recorded.answers)} calls, asked {_shown(call)}"
+                    f"nothing after {len(recorded.answers)} calls, received {_shown(call)}"
                 )
             else:
                 wanted, answer = self._reader.answer(recorded, number)
@@ -138,13 +142,20 @@ class ReplayHost:
                     return answer
                 session.difference = (
                     f"call {number + 1} of the {recorded.purpose} session {recorded.id}: recorded "
-                    f"{_shown(wanted)}, asked {_shown(call)}"
+                    f"{_shown(wanted)}, received {_shown(call)}"
                 )
         return ToolAnswer(
             status=AnswerStatus.INFRA_ERROR, text=f"replay: {session.difference}", seconds=0.0
         )
 
 
-def _shown(call: WireCall) -> str:
+def _next_session(sessions: Sequence[RecordedSession], episode: str) -> RecordedSession | None:
+    """Return the first session of `episode`, else the first for which no episode is known."""
+    exact = (session for session in sessions if session.episode == episode)
+    unknown = (session for session in sessions if not episode or not session.episode)
+    return next(exact, None) or next(unknown, None)
+
+
+def _shown(call: EncodedCall) -> str:
     text = f"{call.name} {call.arguments}"
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

@@ -1,4 +1,4 @@
-"""The tool server's HTTP routes: bodies are read, checked and answered; refusals are typed."""
+"""The tool server's HTTP routes: they validate bodies and answer them; errors are typed."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from envs.server.metrics import ToolMetrics
-from envs.server.session_host import SessionHost, to_the_end
+from envs.server.session_host import SessionHost, run_to_completion
 from envs.server.stream import ToolStream
 from envs.server.tool_host import unknown_session
 from envs.server.wire import (
@@ -37,13 +37,13 @@ from envs.server.wire import (
 )
 
 BODY_LIMIT_BYTES = 64 * 2**20
-_LINGER_BYTES, _LINGER_S = 256 * 2**20, 5.0
+_LINGER_BYTES, _LINGER_S = 256 * 2**20, 30.0
 _POLICY = 1_008  # RFC 6455, 7.4.1
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Refusal(Exception):
-    """A request that is answered with an error."""
+    """Raised to answer a request with an error."""
 
     def __init__(self, error: WireError) -> None:
         super().__init__(error)
@@ -55,29 +55,30 @@ class Refusal(Exception):
 
 
 class ToolRoutes:
-    """The routes over one host."""
+    """The HTTP routes and the stream of one host."""
 
     def __init__(self, host: SessionHost, metrics: ToolMetrics) -> None:
         self._host = host
         self._metrics = metrics
 
-    async def open(self, request: Request) -> Response:
-        """Open sessions, each in its tool set's initial state."""
+    async def open_sessions(self, request: Request) -> Response:
+        """Open sessions, each in the initial state of its tool set."""
         message = await _read(request, OpenRequest)
         try:
             self._host.add_tool_sets(message.tool_sets)
         except ValueError as error:
             raise Refusal.of("bad_request", str(error)) from error
         if unknown := self._host.unknown_digests(message.sessions):
-            raise Refusal.of("unknown_tool_set", f"send the content of {', '.join(unknown)}")
-        opened = await asyncio.gather(*(self._host.open(item) for item in message.sessions))
+            names = ", ".join(unknown)
+            raise Refusal.of("unknown_tool_set", f"send the content of tool sets {names} as well")
+        opened = await asyncio.gather(*(self._host.open_session(item) for item in message.sessions))
         _raise_common_error([session.error for session in opened])
         return _reply(request, OpenResponse(sessions=tuple(opened)))
 
-    async def call(self, request: Request) -> Response:
-        """Call tools: sessions in parallel, calls of one session in order.
+    async def call_tools(self, request: Request) -> Response:
+        """Call tools: sessions run in parallel, the calls of one session in order.
 
-        A msgpack answer is a sequence of CallResult, each sent when it is ready.
+        A msgpack response is a sequence of CallResults, each sent as soon as it is ready.
         """
         message = await _read(request, CallRequest)
         if not any(self._host.knows(item.session) for item in message.items):
@@ -90,10 +91,10 @@ class ToolRoutes:
         return _reply(request, CallResponse(results=tuple(results)))
 
     async def _run(self, index: int, item: CallItem) -> CallResult:
-        return await to_the_end(self._host.call(index, item))
+        return await run_to_completion(self._host.call(index, item))
 
     async def _as_ready(self, items: Sequence[CallItem]) -> AsyncIterator[bytes]:
-        """Yield results as sessions finish, so that a slow tool holds up nobody else's answer."""
+        """Yield results as sessions finish, so that a slow tool does not delay other answers."""
         finished: asyncio.Queue[CallResult] = asyncio.Queue()
 
         async def run(index: int, item: CallItem) -> None:
@@ -110,38 +111,38 @@ class ToolRoutes:
                 left -= len(results)
                 yield b"".join(encode(result) for result in results)
 
-    async def close_batch(self, request: Request) -> Response:
-        """Close sessions; those that are gone already are not an error."""
+    async def close_sessions(self, request: Request) -> Response:
+        """Close sessions; it is no error if some are closed already."""
         message = await _read(request, CloseRequest)
         return _reply(request, CloseResponse(closed=self._host.close(message.ids)))
 
-    async def close_one(self, session_id: str) -> Response:
-        """Close one session; 404 when it is not open."""
+    async def close_session(self, session_id: str) -> Response:
+        """Close one session; answers 404 if it is not open."""
         if not self._host.close([session_id]):
             raise Refusal(unknown_session(session_id))
         return Response(status_code=204)
 
     async def stream(self, websocket: WebSocket) -> None:
-        """Serve the native protocol, but to no page in a browser, whatever it was served by."""
+        """Serve the native protocol; refuse pages in a browser, from whatever site."""
         if "origin" in websocket.headers:
-            await websocket.close(_POLICY, "expected no Origin: this is not for browsers")
+            await websocket.close(_POLICY, "expected no Origin header: browsers are not served")
             return
         await ToolStream(self._host, websocket).serve()
 
     async def health(self) -> Response:
-        """Say how the server is, and how its sessions are locked in."""
+        """Return the server's state and how its sessions are isolated."""
         health = await self._host.health()
         status = 200 if health.status == "healthy" else 503
         return Response(encode(health, as_json=True), status, media_type=JSON)
 
     async def metrics(self) -> Response:
-        """Give the metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         text = self._metrics.render(await self._host.health())
         return Response(text, media_type=PROMETHEUS_TEXT)
 
 
 def error_response(error: WireError) -> Response:
-    """Return the response that says `error`."""
+    """Return the HTTP response for `error`."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
@@ -153,9 +154,10 @@ def error_response(error: WireError) -> Response:
 
 
 class _LingeringResponse(Response):
-    """Answers at once, then drops what the client still sends, within limits, and hangs up.
+    """Answers at once, then discards what the client still sends, within limits, and disconnects.
 
-    A client that writes its whole body before it reads would otherwise see a reset, not the answer.
+    Otherwise a client that writes its complete body before it reads would see a connection reset
+    instead of the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +177,7 @@ class _LingeringResponse(Response):
 
 
 def _speaks_json(request: Request) -> bool:
-    """Whether the body is JSON; raises Refusal where it is neither JSON nor msgpack."""
+    """Return whether the body is JSON. Raises Refusal if it is neither JSON nor msgpack."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in (JSON, MSGPACK):
         found = repr(content_type) if content_type else "none"
@@ -187,7 +189,9 @@ def _speaks_json(request: Request) -> bool:
 
 async def _read(request: Request, model: type[WireT]) -> WireT:
     as_json = _speaks_json(request)
-    too_large = Refusal.of("too_large", f"expected a body of at most {BODY_LIMIT_BYTES} bytes")
+    too_large = Refusal.of(
+        "too_large", f"expected a body of at most {BODY_LIMIT_BYTES} bytes: split the request"
+    )
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated[:20]) > BODY_LIMIT_BYTES:
         raise too_large
@@ -210,7 +214,7 @@ def _reply(request: Request, message: BaseModel) -> Response:
 
 
 def _raise_common_error(errors: Sequence[WireError | None]) -> None:
-    """Refuse the whole request when every item of it failed."""
+    """Refuse the request with its first error if every item failed."""
     failed = [error for error in errors if error]
     if failed and len(failed) == len(errors):
         raise Refusal(failed[0])

@@ -1,21 +1,25 @@
-"""What every protocol of the tool server stands on: sessions, whoever answers in them."""
+"""The Protocols that every gateway of the tool server is built on: sessions and observers."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
-from envs.server.wire import CallItem, CallResult, Health, OpenedSession, OpenItem, WireCall
+from envs.server.wire import CallItem, CallResult, EncodedCall, Health, OpenedSession, OpenItem
 from envs.tools import ToolAnswer, ToolSet
 
 _RUNNING: set[asyncio.Future[CallResult]] = set()
-"""Calls that outlive their callers; the event loop itself keeps only weak references."""
+"""Calls that may outlive their callers. The event loop keeps only weak references to its tasks."""
 
 
 class SessionHost(Protocol):
-    """Sessions on cached tool sets. `ToolHost` runs tools, `ReplayHost` answers from a record."""
+    """Sessions on cached tool sets.
+
+    `ToolHost` runs tools, `ReplayHost` answers from a record, and `GatewayHost` adds tool sets that
+    are not Python code.
+    """
 
     async def start(self) -> None:
-        """Get ready to open sessions. Raises IsolationError, SandboxError or StoreError."""
+        """Prepare to open sessions. Raises IsolationError, SandboxError or StoreError."""
         ...
 
     async def stop(self) -> None:
@@ -23,8 +27,10 @@ class SessionHost(Protocol):
         ...
 
     def add_tool_sets(self, tool_sets: dict[str, ToolSet]) -> None:
-        """Remember sets by digest. Raises ValueError where a digest is wrong or a set has an
-        endpoint or an adaptation.
+        """Cache tool sets by digest.
+
+        Raises ValueError if a digest does not match its set, or a set has an endpoint or an
+        adaptation.
         """
         ...
 
@@ -32,16 +38,17 @@ class SessionHost(Protocol):
         """Return the digests of `items` whose content must be sent (again)."""
         ...
 
-    async def open(self, item: OpenItem) -> OpenedSession:
-        """Open a session in the initial state of its tool set, which `unknown_digests` knows."""
+    async def open_session(self, item: OpenItem) -> OpenedSession:
+        """Open a session in the initial state of its tool set, whose digest must be known."""
         ...
 
     def knows(self, session_id: str) -> bool: ...
 
     async def call(self, index: int, item: CallItem) -> CallResult:
-        """Run the calls of one session in order; `index` is that of the result.
+        """Run the calls of one session in order; `index` is copied to the result.
 
-        A session whose call is cancelled is lost: who may be cancelled asks with `to_the_end`.
+        Cancelling a call loses its session. A caller that may be cancelled awaits the call with
+        `run_to_completion`.
         """
         ...
 
@@ -52,10 +59,11 @@ class SessionHost(Protocol):
     async def health(self) -> Health: ...
 
 
-async def to_the_end(call: Coroutine[None, None, CallResult]) -> CallResult:
-    """Await `call`, which goes on when the caller is cancelled: its session stays in a known state.
+async def run_to_completion(call: Coroutine[None, None, CallResult]) -> CallResult:
+    """Await `call`, and let it run to its end even if the caller is cancelled.
 
-    Costs a task: a caller that ends its sessions when it is cancelled awaits the call itself.
+    So the session stays in a known state. This costs a task per call: a caller that closes its
+    sessions when it is cancelled awaits the call directly instead.
     """
     running = asyncio.ensure_future(call)
     _RUNNING.add(running)
@@ -64,10 +72,13 @@ async def to_the_end(call: Coroutine[None, None, CallResult]) -> CallResult:
 
 
 class SessionObserver(Protocol):
-    """Sees the traffic of a host as it happens; must be quick and must not raise."""
+    """Receives the traffic of a host as it happens.
+
+    Its methods must be quick and must not raise.
+    """
 
     def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None: ...
 
-    def answered(self, session_id: str, call: WireCall, answer: ToolAnswer) -> None: ...
+    def answered(self, session_id: str, call: EncodedCall, answer: ToolAnswer) -> None: ...
 
     def closed(self, session_id: str) -> None: ...

@@ -1,4 +1,4 @@
-"""The native protocol: opens, calls and closes over one WebSocket, answered as they are ready."""
+"""The native protocol on one WebSocket: each request is answered as soon as it is ready."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ _BAD_FRAME, _WRONG_TYPE = 1_007, 1_003  # RFC 6455, 7.4.1
 
 
 class ToolStream:
-    """One client's connection; its sessions end with it.
+    """One client's connection; sessions end with the connection that opened them.
 
-    A message that makes no sense is answered with `bad_request`, a frame without messages ends the
+    An invalid message is answered with `bad_request`. A frame that holds no messages ends the
     connection.
     """
 
@@ -40,7 +40,7 @@ class ToolStream:
         self._over = False
 
     async def serve(self) -> None:
-        """Serve until the client hangs up, then end its sessions."""
+        """Serve until the client disconnects, then end its sessions."""
         await self._websocket.accept()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write())
@@ -58,7 +58,7 @@ class ToolStream:
                 return
             frame = event.get("bytes")
             if frame is None:
-                await self._refuse(_WRONG_TYPE, "expected frames of msgpack, found text")
+                await self._refuse(_WRONG_TYPE, "expected binary frames of msgpack, found text")
                 return
             try:
                 for number, kind, body in unpack_frame(frame):
@@ -71,7 +71,7 @@ class ToolStream:
                 await self._emptied.wait()
 
     async def _refuse(self, code: int, reason: str) -> None:
-        self._over = True  # nothing may be sent after the close
+        self._over = True  # the WebSocket protocol forbids sending after a close
         await self._websocket.close(code, reason)
 
     async def _write(self) -> None:
@@ -109,7 +109,7 @@ class ToolStream:
             self._fail(number, WireError(kind="bad_request", message=str(error)))
 
     async def _open(self, number: int, opening: StreamOpen) -> None:
-        opened = await self._host.open(opening.session)
+        opened = await self._host.open_session(opening.session)
         if opened.error:
             self._fail(number, opened.error)
             return

@@ -1,4 +1,4 @@
-"""The sessions of one tool server: opened on cached tool sets, called, closed when idle."""
+"""The sessions of one tool server: opened on cached tool sets, called, and closed when idle."""
 
 import asyncio
 import secrets
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from envs.config import IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox.session import SandboxPool, SandboxSession
+from envs.server.idle import IdleSweep
 from envs.server.session_host import SessionObserver
 from envs.server.wire import (
     CallItem,
     CallResult,
+    EncodedCall,
     Health,
     OpenedSession,
     OpenItem,
-    WireCall,
     WireError,
 )
 from envs.tools import ToolAnswer, ToolSet
@@ -24,7 +25,9 @@ from envs.tools import ToolAnswer, ToolSet
 _CACHED_TOOL_SETS = 1_024
 _RETRY_AFTER_S = 1.0
 _STARTS_AT_ONCE = 64
-"""More would wait in the sandbox, whose deadline is for a fork and not for a queue."""
+"""Sessions that start at once. More would queue in the sandbox, whose deadline is meant for one
+fork and not for a queue.
+"""
 
 
 @dataclass(slots=True)
@@ -35,7 +38,10 @@ class _Entry:
 
 
 class ToolHost:
-    """The SessionHost that runs tools. All times are the event loop's clock, in seconds."""
+    """The SessionHost that runs tools in the sandbox.
+
+    Times are seconds of the event loop's clock.
+    """
 
     def __init__(
         self,
@@ -45,7 +51,7 @@ class ToolHost:
     ) -> None:
         self._config = config
         self._observers = tuple(observers)
-        self._sweeper: asyncio.Task[None] | None = None
+        self._idle_sweep = IdleSweep(config.session_idle_s, self._last_used, self.close)
         self._pool = SandboxPool(config, strongest)
         self._entries: dict[str, _Entry] = {}
         self._room = asyncio.Semaphore(config.max_sessions)
@@ -58,32 +64,30 @@ class ToolHost:
         self._zygote_pids: set[int] = set()
 
     async def start(self) -> None:
-        """Lock the sandbox down, and close idle sessions from now on.
+        """Lock the sandbox down, and start to close idle sessions.
 
         Raises IsolationError or SandboxError.
         """
         await self._pool.start()
         self._note_zygote()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._idle_sweep.start()
 
     async def stop(self) -> None:
         """End every session and the sandbox."""
-        if self._sweeper:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._idle_sweep.stop()
         self.close(list(self._entries))
         await self._pool.close()
 
     def add_tool_sets(self, tool_sets: dict[str, ToolSet]) -> None:
-        """Remember sets by digest; the least recently used of many are forgotten.
+        """Cache tool sets by digest; the least recently used ones are dropped if there are many.
 
-        Raises ValueError where content and digest disagree, or where a set is not Python code.
+        Raises ValueError if a digest does not match its set, or a set is not Python code.
         """
         for digest, tool_set in tool_sets.items():
             if not tool_set.sandboxed:
                 raise ValueError(
-                    "expected Python sources, found an endpoint or an adaptation; those are served "
-                    "where the episodes run, never by a tool server"
+                    "expected Python sources, found an endpoint or an adaptation: a tool server "
+                    "does not run those; use them where the episodes run"
                 )
             if tool_set.digest != digest:
                 raise ValueError(
@@ -99,19 +103,21 @@ class ToolHost:
         return sorted({item.digest for item in items} - self._tool_sets.keys())
 
     def forget_old_tool_sets(self, keep: int = _CACHED_TOOL_SETS) -> None:
-        """Keep the most recently used tool sets only."""
+        """Keep only the `keep` most recently used tool sets."""
         while len(self._tool_sets) > keep:
             self._tool_sets.popitem(last=False)
 
-    async def open(self, item: OpenItem) -> OpenedSession:
-        """Open a session in the initial state of its tool set, when there is room for one more."""
+    async def open_session(self, item: OpenItem) -> OpenedSession:
+        """Open a session in the initial state of its tool set, once there is room for it."""
         tool_set = self._tool_sets.get(item.digest)
         if tool_set is None:
-            message = f"the content of {item.digest} must be sent again"
+            message = f"tool set {item.digest} is not cached here: send its content again"
             return OpenedSession(error=WireError(kind="unknown_tool_set", message=message))
         self._tool_sets.move_to_end(item.digest)
         if self._opening >= self._config.max_opens:
-            return self._refuse_open(f"{self._opening} sessions are being opened already")
+            return self._refuse_open(
+                f"{self._opening} sessions are being opened already; try again"
+            )
         self._opening += 1
         try:
             if not await _taken(self._room, self._config.open_wait_s):
@@ -124,7 +130,7 @@ class ToolHost:
             self._opening -= 1
 
     async def _start_session(self, item: OpenItem, tool_set: ToolSet) -> OpenedSession:
-        """Start a session in the room that was taken for it, or give the room back."""
+        """Start a session in the room that is reserved for it; release the room if that fails."""
         session = SandboxSession(self._pool, tool_set, item.seed)
         turn = opened = False
         try:
@@ -151,13 +157,15 @@ class ToolHost:
         return session_id in self._entries
 
     async def call(self, index: int, item: CallItem) -> CallResult:
-        """Run the calls of one session in order; see SessionHost about cancelling."""
+        """Run the calls of one session in order; SessionHost says what cancelling does."""
         entry = self._entries.get(item.session)
         if entry is None:
             return CallResult(index=index, error=unknown_session(item.session))
         if self._calling + len(item.calls) > self._config.max_calls:
             self._calls_refused += 1
-            message = f"{self._calling} calls are under way, of {self._config.max_calls} at most"
+            message = (
+                f"{self._calling} calls are running, of {self._config.max_calls} at most; try again"
+            )
             return CallResult(index=index, error=_full(message))
         return CallResult(index=index, answers=tuple(await self._run(item, entry)))
 
@@ -174,7 +182,9 @@ class ToolHost:
             entry.used_at = _now()
         return answers
 
-    async def _answer(self, session_id: str, session: SandboxSession, call: WireCall) -> ToolAnswer:
+    async def _answer(
+        self, session_id: str, session: SandboxSession, call: EncodedCall
+    ) -> ToolAnswer:
         answer = await session.call(call.name, call.arguments)
         for observer in self._observers:
             observer.answered(session_id, call, answer)
@@ -194,20 +204,13 @@ class ToolHost:
                 observer.closed(session_id)
         return closed
 
-    async def _sweep(self) -> None:
-        """Close idle sessions, for ever; checks four times per idle limit."""
-        while True:
-            await asyncio.sleep(self._config.session_idle_s / 4)
-            oldest = _now() - self._config.session_idle_s
-            idle = [
-                session_id
-                for session_id, entry in self._entries.items()
-                if entry.used_at < oldest and not entry.calls_running
-            ]
-            self.close(idle)
+    def _last_used(self) -> dict[str, float]:
+        return {
+            name: entry.used_at for name, entry in self._entries.items() if not entry.calls_running
+        }
 
     async def health(self) -> Health:
-        """Return the state of the server, after an attempt to replace a dead sandbox."""
+        """Return the state of the server; first tries to replace a dead sandbox."""
         try:
             await self._pool.start()
             status = "healthy"
@@ -224,7 +227,7 @@ class ToolHost:
             tool_sets=len(self._tool_sets),
             opens_waiting=self._opening,
             calls_running=self._calling,
-            calls_in_turns=self._pool.calls_in_turns,
+            calls_throttled=self._pool.calls_throttled,
             opens_refused=self._opens_refused,
             calls_refused=self._calls_refused,
             zygote_restarts=max(0, len(self._zygote_pids) - 1),
@@ -240,15 +243,18 @@ class ToolHost:
 
 
 def unknown_session(session_id: str) -> WireError:
-    """Return the error for a session that is closed, expired or of another server."""
+    """Return the error for a session that was closed, expired or belongs to another server."""
     return WireError(
         kind="unknown_session",
-        message=f"no session {session_id!r}: it was closed, idle too long, or of another server",
+        message=(
+            f"no open session {session_id!r}: it was closed, was idle for too long, or belongs to "
+            "another server; open a new one"
+        ),
     )
 
 
 async def _taken(semaphore: asyncio.Semaphore, wait_s: float) -> bool:
-    """Whether the semaphore could be taken within `wait_s`."""
+    """Acquire the semaphore; return whether that succeeded within `wait_s` seconds."""
     try:
         async with asyncio.timeout(wait_s if semaphore.locked() else None):
             return await semaphore.acquire()

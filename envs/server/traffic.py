@@ -1,4 +1,4 @@
-"""Recorded tool traffic: a recorder that sees a host's sessions, and a reader of what it wrote."""
+"""Recorded tool traffic: a recorder that observes a host's sessions, and a reader of its files."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from envs.errors import ConfigError, MissingError, StoreError
 from envs.server.traffic_file import (
     MAGIC,
     SUFFIX,
+    Entry,
     Kind,
     answer_of,
     answered_entry,
@@ -25,24 +26,25 @@ from envs.server.traffic_file import (
     read_entry,
     tool_set_entry,
 )
-from envs.server.wire import OpenItem, WireCall
+from envs.server.wire import EncodedCall, OpenItem
 from envs.tools import SessionPurpose, ToolAnswer, ToolSet
 
 QUEUE_BYTES = 64 * 2**20
-"""What may wait for the disk; beyond it the recording ends rather than the memory."""
+"""Bytes that may wait for the disk. Beyond it the recording ends, so that memory does not run out.
+"""
 _KNOWN_TOOL_SETS = 4_096
 _GATHER_S = 0.01
-"""The writer lets entries gather for so long, to write them at once."""
+"""How long the writer collects entries, in seconds, to write them with one system call."""
 
 _log = logging.getLogger(__name__)
 
 
 class TrafficRecorder:
-    """SessionObserver that writes what it sees to a new file in `folder`, in a thread of its own.
+    """SessionObserver that writes sessions and calls to a new file in `folder`, in its own thread.
 
-    What it was told reaches the file within about 10 ms; `close` writes the rest. When the disk
-    does not take it, or not as fast as it comes, the recording ends with one error in the log;
-    `lost_events` counts what came after, and what was written before stays readable.
+    An event reaches the file within about 10 ms; `close` writes the rest. If the disk refuses the
+    data, or is slower than the traffic, the recording ends with one error in the log. `lost_events`
+    counts the events after that, and what was written before stays readable.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class TrafficRecorder:
         queue_bytes: int = QUEUE_BYTES,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Raises StoreError where no file can be made."""
+        """Raises StoreError if no file can be created."""
         self.path, self._fd = _new_file(folder)
         self._queue_bytes = queue_bytes
         self._now = now
@@ -63,7 +65,7 @@ class TrafficRecorder:
         self._broken = False
         self._changed = Condition()
         self.error = ""
-        """Why the recording ended; empty while it goes on."""
+        """Reason why the recording ended; empty while it continues."""
         self.lost_events = 0
         self._thread = Thread(target=self._write_all, name="traffic", daemon=True)
         self._thread.start()
@@ -77,14 +79,14 @@ class TrafficRecorder:
         first = tool_set_entry(tool_set) if fresh else b""
         self._append(first + opened_entry(session_id, item, self._now()))
 
-    def answered(self, session_id: str, call: WireCall, answer: ToolAnswer) -> None:
+    def answered(self, session_id: str, call: EncodedCall, answer: ToolAnswer) -> None:
         self._append(answered_entry(session_id, call, answer))
 
     def closed(self, session_id: str) -> None:
         self._append(closed_entry(session_id))
 
     def close(self) -> None:
-        """Write what is left and end; harmless when it has ended."""
+        """Write what remains and end; harmless if it has ended."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -96,7 +98,7 @@ class TrafficRecorder:
                 self.lost_events += 1
                 return
             if self._waiting + len(entry) > self._queue_bytes:
-                self._end(f"more than {self._queue_bytes} bytes wait for the disk")
+                self._end(f"more than {self._queue_bytes} bytes wait for a disk that is too slow")
                 self.lost_events += 1
                 return
             if not self._entries:
@@ -140,27 +142,30 @@ class TrafficRecorder:
         if self.error:
             return
         self.error = (
-            f"recording of tool traffic ended: {self.path}: {reason}. Calls go on; what was "
-            "recorded before is intact. Make room and restart the server"
+            f"recording of tool traffic ended: {self.path}: {reason}. Calls continue, and what was "
+            "recorded before is intact. Free disk space and restart the server to record again"
         )
         _log.error(self.error)
 
 
 def recorder_for(config: ToolServerConfig) -> TrafficRecorder | None:
-    """Return the recorder that the configuration asks for, if any.
+    """Return the recorder that `config` asks for, or None if it records nothing.
 
-    Raises ConfigError where it does not say where to record, StoreError where that cannot be.
+    Raises ConfigError if it names no folder, StoreError if no file can be created there.
     """
     if not config.record:
         return None
     if not config.record_dir:
-        raise ConfigError("expected a folder for the record: set tools.record_dir")
+        raise ConfigError(
+            "expected a folder for the record of tool traffic (tools.record is true), found none: "
+            "set tools.record_dir"
+        )
     return TrafficRecorder(Path(config.record_dir))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedSession:
-    """A session of a record; `answers` are the offsets of its calls in the file."""
+    """A session of a record; `answers` are the byte offsets of its calls in the file `path`."""
 
     id: str
     digest: str
@@ -168,16 +173,18 @@ class RecordedSession:
     purpose: SessionPurpose
     opened_at: float
     """Unix seconds."""
+    episode: str
+    """Id of the episode attempt that it belongs to; empty if the recording client gave none."""
     path: Path
     offset: int
     answers: "array[int]" = field(default_factory=lambda: array("Q"))
 
 
 class TrafficReader:
-    """Everything recorded below `folder`, indexed; what tools answered stays on the disk."""
+    """Index of everything recorded below `folder`; the answers themselves stay on disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Read every file. Raises MissingError where there is none, StoreError for a wrong one."""
+        """Read every file. Raises MissingError if there is none, StoreError if one is not valid."""
         paths = sorted(folder.rglob(f"*{SUFFIX}")) if folder.is_dir() else []
         if not paths:
             raise MissingError(
@@ -185,7 +192,7 @@ class TrafficReader:
                 "it first, with tools.record = true in a run or --record DIR of a tool server"
             )
         self.tool_sets: dict[str, tuple[Path, int]] = {}
-        """Where the content of each set lies, by digest."""
+        """File and byte offset of each tool set's content, by digest."""
         self._sessions: list[RecordedSession] = []
         self._fds: dict[Path, int] = {}
         for path in paths:
@@ -194,21 +201,21 @@ class TrafficReader:
 
     @property
     def sessions(self) -> list[RecordedSession]:
-        """Sessions in the order in which they were opened."""
+        """Recorded sessions in the order in which they were opened."""
         return self._sessions
 
     def tool_set(self, digest: str) -> ToolSet:
-        """Return the recorded content of a set. KeyError where there is none."""
+        """Return the recorded content of a set. Raises KeyError if it was not recorded."""
         _, _, content = read_entry(*self._where(self.tool_sets[digest]))[0]
         return ToolSet.model_validate_json(str(content))
 
-    def answer(self, session: RecordedSession, index: int) -> tuple[WireCall, ToolAnswer]:
-        """Return call number `index` of a session as it was, and its answer, bit for bit."""
+    def answer(self, session: RecordedSession, index: int) -> tuple[EncodedCall, ToolAnswer]:
+        """Return call number `index` of a session and its answer, exactly as recorded."""
         entry, _ = read_entry(*self._where((session.path, session.answers[index])))
         return answer_of(entry)
 
     def copy(self, sessions: Iterable[RecordedSession], folder: Path) -> None:
-        """Write these sessions alone to a record in `folder`. Raises StoreError."""
+        """Write only these sessions to a new record in `folder`. Raises StoreError."""
         _, fd = _new_file(folder)
         known: set[str] = set()
         with os.fdopen(fd, "ab") as file:
@@ -237,9 +244,8 @@ class TrafficReader:
             match entry:
                 case [Kind.TOOL_SET, str() as digest, _]:
                     self.tool_sets.setdefault(digest, (path, offset))
-                case [Kind.OPENED, str() as name, str() as digest, int() as seed, purpose, at]:
-                    kind: SessionPurpose = "trial" if purpose == "trial" else "execution"
-                    found[name] = RecordedSession(name, digest, seed, kind, float(at), path, offset)
+                case [Kind.OPENED, str() as name, str(), int(), _, _, *_]:
+                    found[name] = _opened_session(entry, path, offset)
                 case [Kind.ANSWERED, str() as name, *_] if name in found:
                     found[name].answers.append(offset)
                 case [Kind.CLOSED, _]:
@@ -247,13 +253,27 @@ class TrafficReader:
                 case _:
                     raise StoreError(
                         f"{path}: expected an entry of recorded traffic at byte {offset}, found "
-                        f"{str(entry)[:80]}: it was written by another version"
+                        f"{str(entry)[:80]}: it was written by another version of trialrun"
                     )
         self._sessions += found.values()
 
 
+def _opened_session(entry: Entry, path: Path, offset: int) -> RecordedSession:
+    _, name, digest, seed, purpose, opened_at, *episode = entry
+    return RecordedSession(
+        id=str(name),
+        digest=str(digest),
+        seed=int(seed),
+        purpose="trial" if purpose == "trial" else "execution",
+        opened_at=float(opened_at),
+        episode=str(episode[0]) if episode else "",
+        path=path,
+        offset=offset,
+    )
+
+
 def _new_file(folder: Path) -> tuple[Path, int]:
-    """Make the next file of `folder`; no two processes get the same one."""
+    """Create the next file of `folder`; O_EXCL gives no two processes the same one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -269,5 +289,6 @@ def _new_file(folder: Path) -> tuple[Path, int]:
             return path, fd
     except OSError as error:
         raise StoreError(
-            f"could not make a file for tool traffic in {folder}: {error.strerror}"
+            f"could not create a file for tool traffic in {folder}: {error.strerror}: choose "
+            "another folder, or free disk space"
         ) from error

@@ -1,12 +1,14 @@
-"""The file of recorded tool traffic: framed msgpack entries that only grow at the end.
+"""The file format of recorded tool traffic: framed msgpack entries, appended to a file.
 
-A file is `MAGIC` and then entries: 4 bytes length, 4 bytes CRC-32 (both big-endian), msgpack. An
-entry is an array that begins with its kind:
+A file starts with `MAGIC`. Each entry is 4 bytes length and 4 bytes CRC-32 (both big-endian), then
+msgpack. An entry is an array whose first element is its kind:
 
     [0, digest, tool set as JSON text]                     before the first session on it
-    [1, session, digest, seed, purpose, Unix seconds]      opened
+    [1, session, digest, seed, purpose, Unix seconds, episode]      opened
     [2, session, name, arguments, status, text, seconds, CPU seconds, truncated]     answered
     [3, session]                                           closed
+
+Kind 1 has no `episode` in files written before sessions carried one.
 """
 
 import os
@@ -19,7 +21,7 @@ from pathlib import Path
 import msgpack
 
 from envs.errors import StoreError
-from envs.server.wire import OpenItem, WireCall
+from envs.server.wire import EncodedCall, OpenItem
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
 MAGIC = b"trialrun-traffic-1\n"
@@ -29,7 +31,7 @@ _STEP_BYTES = 2**20
 
 
 class Kind(IntEnum):
-    """What an entry says."""
+    """The kind of an entry."""
 
     TOOL_SET = 0
     OPENED = 1
@@ -45,11 +47,12 @@ def tool_set_entry(tool_set: ToolSet) -> bytes:
 
 
 def opened_entry(session: str, item: OpenItem, at: float) -> bytes:
-    """`at` is Unix seconds."""
-    return _frame([Kind.OPENED, session, item.digest, item.seed, item.purpose, at])
+    """Return the entry of a session opened at `at` (Unix seconds)."""
+    purpose, episode = item.purpose, item.episode
+    return _frame([Kind.OPENED, session, item.digest, item.seed, purpose, at, episode])
 
 
-def answered_entry(session: str, call: WireCall, answer: ToolAnswer) -> bytes:
+def answered_entry(session: str, call: EncodedCall, answer: ToolAnswer) -> bytes:
     return _frame(
         [
             Kind.ANSWERED,
@@ -69,7 +72,7 @@ def closed_entry(session: str) -> bytes:
     return _frame([Kind.CLOSED, session])
 
 
-def answer_of(entry: Entry) -> tuple[WireCall, ToolAnswer]:
+def answer_of(entry: Entry) -> tuple[EncodedCall, ToolAnswer]:
     """Return the call and the answer of an entry of kind ANSWERED."""
     _, _, name, arguments, status, text, seconds, cpu_seconds, truncated = entry
     answer = ToolAnswer(
@@ -79,18 +82,21 @@ def answer_of(entry: Entry) -> tuple[WireCall, ToolAnswer]:
         cpu_seconds=float(cpu_seconds),
         truncated=bool(truncated),
     )
-    return WireCall(name=str(name), arguments=str(arguments)), answer
+    return EncodedCall(name=str(name), arguments=str(arguments)), answer
 
 
 def entries(path: Path) -> Iterator[tuple[int, Entry]]:
-    """Yield every whole entry of the file with its offset; a torn end is no entry.
+    """Yield every complete entry of the file with its offset; an incomplete last entry is ignored.
 
-    Raises StoreError where the file is not one of recorded traffic.
+    Raises StoreError if the file does not hold recorded traffic.
     """
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
         if magic != MAGIC[: len(magic)]:
-            raise StoreError(f"{path}: expected recorded tool traffic, found {magic[:20]!r}")
+            raise StoreError(
+                f"{path}: expected a file of recorded tool traffic, found one that starts with "
+                f"{magic[:20]!r}: move it out of this folder"
+            )
         if len(magic) < len(MAGIC):
             return
         offset, content = len(MAGIC), b""
@@ -110,7 +116,10 @@ def read_entry(fd: int, offset: int) -> tuple[Entry, bytes]:
     content = os.pread(fd, _HEADER.size + length, offset)
     found = _unframed(content, 0)
     if found is None:
-        raise StoreError(f"expected an entry at byte {offset}, found something else: who wrote?")
+        raise StoreError(
+            f"expected an entry of recorded traffic at byte {offset}, found other bytes: the file "
+            "was changed after it was read first; do not write to it"
+        )
     return found[0], content
 
 
@@ -121,7 +130,7 @@ def _frame(entry: Entry) -> bytes:
 
 
 def _unframed(content: bytes, start: int) -> tuple[Entry, int] | None:
-    """Return the entry at `start` and its end; None where it is not whole."""
+    """Return the entry at `start` and its end; None if it is incomplete."""
     if len(content) < start + _HEADER.size:
         return None
     length, checksum = _HEADER.unpack_from(content, start)

@@ -1,12 +1,14 @@
-"""What client and tool server say to each other, checked where it enters.
+"""Messages between the tool server and its clients; each is validated when it is received.
 
-HTTP bodies are msgpack or JSON (`content-type`). A batch is answered per item, in order; each item
-is a success or a typed error. Where every item fails, the first error is that of the response.
+HTTP bodies are msgpack or JSON, as `content-type` says. A batch is answered item by item, in the
+order of the request; each item is a success or a typed error. If every item fails, the response is
+the first item's error.
 
-A frame of the WebSocket `/stream` is a msgpack array of messages `[number, kind, body]`. Requests:
-`open` (StreamOpen), `call` (CallItem), `close` (CloseRequest); each is answered once, under its
-number, when it is ready: `opened` (OpenedSession), `answers` (array of ToolAnswer), `closed`
-(CloseResponse) or `error` (WireError). Sessions opened on a connection end with it.
+A frame of the WebSocket `/stream` is a msgpack array of messages `[number, kind, body]`. Requests
+are `open` (StreamOpen), `call` (CallItem) and `close` (CloseRequest). Each request gets one answer
+with the same number, as soon as it is ready: `opened` (OpenedSession), `answers` (array of
+ToolAnswer), `closed` (CloseResponse) or `error` (WireError). A session ends with the connection it
+was opened on.
 """
 
 import json
@@ -48,15 +50,16 @@ STATUS_OF_ERROR: dict[ErrorKind, int] = {
 
 
 class Wire(BaseModel):
-    """A message; unknown keys are errors."""
+    """A message; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class WireError(Wire):
-    """Why a request or one item of it failed.
+    """Reason why a request, or one item of it, failed.
 
-    With `retry_after_s` (kind `full`) nothing was begun, and the same may be sent again.
+    If `retry_after_s` is set (kind `full`), nothing was started and the same request may be sent
+    again.
     """
 
     kind: ErrorKind
@@ -69,22 +72,27 @@ class ErrorResponse(Wire):
 
 
 class OpenItem(Wire):
-    """One session to open on the tool set called `digest`."""
+    """One session to open on the tool set with this `digest`."""
 
     digest: str
     seed: int = Field(ge=-(2**63), lt=2**63)
     purpose: SessionPurpose
+    episode: str = Field(default="", max_length=1_024)
+    """Id of the episode (and attempt) that the session belongs to; empty if there is none.
+
+    It is recorded with the traffic and does not change what the session does.
+    """
 
 
 class OpenRequest(Wire):
-    """`tool_sets` holds, by digest, the sets that the server may not have seen yet."""
+    """Sessions to open; `tool_sets` maps digests to the sets that the server may not know yet."""
 
     sessions: tuple[OpenItem, ...] = Field(min_length=1)
     tool_sets: dict[str, ToolSet] = {}
 
 
 class OpenedSession(Wire):
-    """An open session, or why there is none."""
+    """An open session, or the error that prevented it."""
 
     id: str = ""
     isolation: str = ""
@@ -92,7 +100,7 @@ class OpenedSession(Wire):
 
 
 class StreamOpen(Wire):
-    """An open on the stream; `tool_set` where the server may not have seen it yet."""
+    """Request to open a session on the stream; `tool_set` if the server may not know it yet."""
 
     session: OpenItem
     tool_set: ToolSet | None = None
@@ -102,11 +110,12 @@ class OpenResponse(Wire):
     sessions: tuple[OpenedSession, ...]
 
 
-class WireCall(Wire):
-    """A call of one tool by name.
+class EncodedCall(Wire):
+    """A call of one tool by name, with its arguments as text.
 
-    `arguments` is the JSON text of an object; the server passes it on to the sandbox unread, so
-    numbers and strings that msgpack cannot hold arrive as they were written.
+    `arguments` is the JSON text of an object. The server does not parse it, only the sandboxed
+    child does. So hostile JSON costs the server nothing, and numbers and strings that msgpack
+    cannot hold (integers beyond 64 bits, lone surrogates) arrive as they were written.
     """
 
     name: str
@@ -114,10 +123,10 @@ class WireCall(Wire):
 
 
 class CallItem(Wire):
-    """Calls of one session, run in order."""
+    """Calls of one session, which run in order."""
 
     session: str
-    calls: tuple[WireCall, ...] = Field(min_length=1)
+    calls: tuple[EncodedCall, ...] = Field(min_length=1)
 
 
 class CallRequest(Wire):
@@ -125,10 +134,10 @@ class CallRequest(Wire):
 
 
 class CallResult(Wire):
-    """Answers to item number `index` of the request; or why there are none.
+    """Answers to item number `index` of the request, or the error that prevented them.
 
-    A msgpack response is a sequence of these, each sent when it is ready; a JSON response is one
-    CallResponse, ordered by index.
+    A msgpack response is a sequence of CallResults, each sent as soon as it is ready, so that a
+    slow session does not delay the others. A JSON response is one CallResponse, ordered by index.
     """
 
     index: int
@@ -145,15 +154,16 @@ class CloseRequest(Wire):
 
 
 class CloseResponse(Wire):
-    """How many of the sessions were open."""
+    """Number of the named sessions that were open."""
 
     closed: int
 
 
 class Health(Wire):
-    """`isolation` is the summary of the report; `status` is `unhealthy` while no sandbox starts.
+    """State of a tool server.
 
-    Refusals and restarts are counted since the start.
+    `isolation` is the summary of `report`. `status` is `unhealthy` while no sandbox can be started.
+    Refusals and restarts are counted since the server started.
     """
 
     status: Literal["healthy", "unhealthy"]
@@ -164,48 +174,51 @@ class Health(Wire):
     idle_children: int
     tool_sets: int
     opens_waiting: int = 0
-    """Opens under way, those that wait for their turn included."""
+    """Sessions being opened, including those that wait for their turn."""
     calls_running: int = 0
-    calls_in_turns: int = 0
-    """Of these, those that compute for long and give way to short ones."""
+    calls_throttled: int = 0
+    """Number of these calls that are CPU-bound, long, and throttled in favour of short ones."""
     opens_refused: int = 0
     calls_refused: int = 0
     zygote_restarts: int = 0
 
 
-def wire_call(call: ToolCall) -> WireCall:
-    """Return `call` as it is sent and recorded."""
-    return WireCall(name=call.name, arguments=json.dumps(call.arguments))
+def encoded_call(call: ToolCall) -> EncodedCall:
+    """Return `call` in the form in which it is sent and recorded."""
+    return EncodedCall(name=call.name, arguments=json.dumps(call.arguments))
 
 
 WireT = TypeVar("WireT", bound=BaseModel)
 
 
 def encode(message: BaseModel, *, as_json: bool = False) -> bytes:
-    """Return the body of `message`: msgpack, or JSON."""
+    """Return the body of `message`, as msgpack or JSON."""
     if as_json:
         return message.model_dump_json().encode()
     body = msgpack.packb(message.model_dump(mode="json"))
-    assert body is not None  # None only with a packer of one's own
+    assert body is not None  # packb returns None only if it is given a packer
     return body
 
 
 def decode(model: type[WireT], body: bytes, *, as_json: bool = False) -> WireT:
-    """Parse and check a body. Raises ValueError, whatever is wrong with it."""
+    """Parse and validate a body. Raises ValueError for every kind of bad body."""
     if as_json:
         return model.model_validate_json(body, strict=True)
     return model.model_validate(_unpack(body))
 
 
 def first_complaint(error: ValidationError) -> str:
-    """Return the first thing that is wrong, and where."""
+    """Return the first validation error and the field it is in."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "body"
     return f"{where}: {first['msg']}"
 
 
 def pack_message(number: int, kind: str, body: BaseModel | Sequence[BaseModel]) -> bytes:
-    """Return one message of a frame."""
+    """Return one message of a frame, as msgpack.
+
+    Messages are packed one by one when they are ready; `pack_frame` then only joins the bytes.
+    """
     if isinstance(body, BaseModel):
         content: object = body.model_dump(mode="json")
     else:
@@ -216,22 +229,28 @@ def pack_message(number: int, kind: str, body: BaseModel | Sequence[BaseModel]) 
 
 
 def pack_frame(messages: Sequence[bytes]) -> bytes:
-    """Return the frame of messages that are packed already."""
+    """Return the frame that holds messages which are packed already.
+
+    A msgpack array is its header followed by its items, so the packed messages are not packed
+    again.
+    """
     return b"".join((msgpack.Packer().pack_array_header(len(messages)), *messages))
 
 
 def unpack_frame(frame: bytes) -> list[tuple[int, str, JsonValue]]:
-    """Return the messages of a frame. Raises ValueError, whatever is wrong with it."""
+    """Return the messages of a frame. Raises ValueError for every kind of bad frame."""
     content = _unpack(frame)
     if not isinstance(content, list):
-        raise ValueError("expected an array of messages")
+        raise ValueError(f"expected an array of messages, found {type(content).__name__}")
     messages: list[tuple[int, str, JsonValue]] = []
     for message in content:
         match message:
             case [int() as number, str() as kind, body]:
                 messages.append((number, kind, body))
             case _:
-                raise ValueError("expected messages [number, kind, body]")
+                raise ValueError(
+                    "expected messages [number, kind, body], found an item of another form"
+                )
     return messages
 
 
@@ -239,4 +258,4 @@ def _unpack(content: bytes) -> JsonValue:
     try:
         return msgpack.unpackb(content)
     except (msgpack.UnpackException, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"the body is no msgpack: {error!r}") from error
+        raise ValueError(f"expected a msgpack body, found other bytes: {error!r}") from error

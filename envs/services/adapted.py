@@ -1,7 +1,7 @@
-"""Sessions on adapted tool sets: calls are translated to the base set, and its answers back.
+"""Sessions on adapted tool sets: calls are translated to the base set, and answers back.
 
-Faults and latency are drawn from the session's seed and the number of the call in the session, so
-that an episode played again, or calls replayed in order, meet the same weather.
+Injected faults and latency depend only on the session's seed and the index of the call in the
+session. So a repeated episode, or calls replayed in order, meet the same faults.
 """
 
 import asyncio
@@ -34,24 +34,26 @@ FAULTS = (
     "connection reset by peer: try again",
 )
 _SHORT_NAME = 2
-"""Names up to so many characters are also words: they are translated only where they are marked."""
+"""Names up to this length may also be words: they are translated only where quoted or assigned."""
 
 
 class AdaptedTools:
-    """ToolService that serves adapted tool sets on top of `inner`, and passes the others on.
+    """ToolService that serves adapted tool sets on top of `inner`, and passes other sets to it.
 
-    `sleep` waits out injected latency; a replay gives one that does not wait.
+    `sleep` waits for injected latency; a replay passes one that does not wait.
     """
 
     def __init__(self, inner: ToolService, sleep: Sleep = asyncio.sleep) -> None:
         self._inner = inner
         self._sleep = sleep
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ToolSession:
         """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
         if tool_set.adaptation is None:
-            return await self._inner.open(tool_set, seed, purpose)
-        base = await self.open(tool_set.adaptation.base, seed, purpose)
+            return await self._inner.open_session(tool_set, seed, purpose, episode)
+        base = await self.open_session(tool_set.adaptation.base, seed, purpose, episode)
         return AdaptedSession(base, tool_set, seed, self._sleep)
 
     async def close(self) -> None:
@@ -59,13 +61,13 @@ class AdaptedTools:
 
 
 class AdaptedSession(SessionWrapper):
-    """Live tools under other names, shapes and weather."""
+    """Live tools under other names and parameters, with injected faults and latency."""
 
     def __init__(self, base: ToolSession, tool_set: ToolSet, seed: int, sleep: Sleep) -> None:
-        assert tool_set.adaptation is not None, "a set without an adaptation needs none"
+        assert tool_set.adaptation is not None, "AdaptedTools wraps only adapted sets"
         super().__init__(base)
         self._translator = Translator(tool_set, tool_set.adaptation)
-        self._weather = Weather(tool_set.adaptation, seed)
+        self._faults = FaultSchedule(tool_set.adaptation, seed)
         self._sleep = sleep
         self._calls = 0
 
@@ -73,14 +75,16 @@ class AdaptedSession(SessionWrapper):
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
         first = self._calls
         self._calls += len(calls)
-        waits = [self._weather.latency_s(first + i) for i in range(len(calls))]
+        waits = [self._faults.latency_s(first + i) for i in range(len(calls))]
         if any(waits):
             await self._sleep(sum(waits))
         plan = [self._plan(first + i, call) for i, call in enumerate(calls)]
         forwarded = [step for step in plan if isinstance(step, ToolCall)]
         replies = iter(await super().call(forwarded) if forwarded else ())
         answers = [
-            step if isinstance(step, ToolAnswer) else self._translator.back(call, next(replies))
+            step
+            if isinstance(step, ToolAnswer)
+            else self._translator.from_base(call, next(replies))
             for call, step in zip(calls, plan, strict=True)
         ]
         return [
@@ -89,45 +93,45 @@ class AdaptedSession(SessionWrapper):
         ]
 
     def _plan(self, index: int, call: ToolCall) -> ToolCall | ToolAnswer:
-        fault = self._weather.fault(index)
-        return _error(fault) if fault else self._translator.forth(call)
+        fault = self._faults.fault(index)
+        return _error(fault) if fault else self._translator.to_base(call)
 
 
-class Weather:
-    """What befalls call number `index` of a session, from the seeds alone."""
+class FaultSchedule:
+    """The faults and latency of each call of a session, derived from the seeds alone."""
 
     def __init__(self, adaptation: Adaptation, seed: int) -> None:
         self._adaptation = adaptation
         self._seed = seed
 
     def fault(self, index: int) -> str:
-        """Return the error that the call meets, or nothing."""
+        """Return the error text that call number `index` gets, or an empty string."""
         if self._share("fault", index) >= self._adaptation.fault_rate:
             return ""
-        return FAULTS[self._draw("which fault", index) % len(FAULTS)]
+        return FAULTS[self._hash("which fault", index) % len(FAULTS)]
 
     def latency_s(self, index: int) -> float:
-        """Return the seconds that the call waits first."""
+        """Return the seconds that call number `index` waits before it runs."""
         slow = self._share("slow", index) < self._adaptation.slow_rate
         return self._adaptation.latency_s if slow else 0.0
 
     def _share(self, what: str, index: int) -> float:
-        return self._draw(what, index) / 2**63
+        return self._hash(what, index) / 2**63
 
-    def _draw(self, what: str, index: int) -> int:
+    def _hash(self, what: str, index: int) -> int:
         return stable_hash(what, self._adaptation.seed, self._seed, index)
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Names of the base that may occur in its errors, and what the policy calls them."""
+    """Names of the base set that may occur in its errors, mapped to the policy's names."""
 
     pattern: re.Pattern[str]
     adapted: dict[str, str]
 
 
 class Translator:
-    """Calls of an adapted set as calls of its base, and errors of the base as the policy's."""
+    """Translates calls of an adapted set to calls of its base, and errors of the base back."""
 
     def __init__(self, tool_set: ToolSet, adaptation: Adaptation) -> None:
         rules = {}
@@ -137,8 +141,8 @@ class Translator:
         self._tool_names = _tool_names(self._rules, adaptation.base)
         self._names: dict[str, _Names] = {}
 
-    def forth(self, call: ToolCall) -> ToolCall | ToolAnswer:
-        """Return the base's call; or the answer, where the base is not asked."""
+    def to_base(self, call: ToolCall) -> ToolCall | ToolAnswer:
+        """Return the call of the base; or the answer, if the base need not be called."""
         rule = self._rules.get(call.name)
         if rule is None:
             return _error(f"no tool {call.name!r}; tools are: {', '.join(self._rules)}")
@@ -157,8 +161,8 @@ class Translator:
                 arguments[target] = value
         return ToolCall(name=rule.target, arguments=arguments)
 
-    def back(self, call: ToolCall, answer: ToolAnswer) -> ToolAnswer:
-        """Return the answer to `call` as the policy sees it: errors speak of its own names."""
+    def from_base(self, call: ToolCall, answer: ToolAnswer) -> ToolAnswer:
+        """Return the answer to `call` as the policy sees it: errors use the policy's names."""
         if answer.status is not AnswerStatus.TOOL_ERROR:
             return answer
         names = self._names_of(call.name)
@@ -176,7 +180,7 @@ class Translator:
 
 
 def _tool_names(rules: dict[str, CallRule], base: ToolSet) -> dict[str, str]:
-    """Return base names, those of the functions behind them included, to adapted names."""
+    """Map names of the base's tools, and of the functions behind them, to adapted names."""
     mine = {rule.target: name for name, rule in rules.items() if rule.target}
     names: dict[str, str] = {}
     for tool, function in zip(base.tools, base.functions, strict=False):
@@ -186,7 +190,7 @@ def _tool_names(rules: dict[str, CallRule], base: ToolSet) -> dict[str, str]:
 
 
 def _pattern(names: dict[str, str]) -> re.Pattern[str]:
-    """Match the names as whole words, short ones only where quoted or assigned."""
+    """Return a pattern of the names as complete words; short ones only if quoted or assigned."""
     changed = sorted((name for name in names if names[name] != name), key=len, reverse=True)
     options = [
         rf"(?<=['\"`]){re.escape(name)}(?=['\"`])|(?<![\w.]){re.escape(name)}(?==)"

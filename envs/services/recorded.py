@@ -5,16 +5,17 @@ from collections.abc import Sequence
 
 from envs.config import ToolServerConfig
 from envs.server.traffic import TrafficRecorder, recorder_for
-from envs.server.wire import OpenItem, wire_call
+from envs.server.wire import OpenItem, encoded_call
 from envs.services.wrapper import SessionWrapper
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolService, ToolSession, ToolSet
 
 
 class RecordingTools:
-    """ToolService that records sessions on endpoints where `[tools]` asks for a record.
+    """ToolService that records sessions on endpoints if `tools.record` is set.
 
-    Sessions on code pass, for their server records them. What was recorded here is replayed by the
-    same replay server. The content of these tool sets is not recorded: it may hold secrets.
+    Sessions on Python code pass through, because their tool server records them. The replay server
+    replays both kinds of record. The content of endpoint tool sets is not recorded, because it may
+    hold secrets.
     """
 
     def __init__(self, inner: ToolService, config: ToolServerConfig) -> None:
@@ -22,15 +23,20 @@ class RecordingTools:
         self._config = config
         self._recorder: TrafficRecorder | None = None
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
-        """Open a session. Raises ToolServerError, DeadlineError; StoreError without a file."""
-        session = await self._inner.open(tool_set, seed, purpose)
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ToolSession:
+        """Open a session.
+
+        Raises ToolServerError or DeadlineError; StoreError if the record cannot be created.
+        """
+        session = await self._inner.open_session(tool_set, seed, purpose, episode)
         if tool_set.endpoint is None or not self._config.record:
             return session
         if self._recorder is None:
             self._recorder = recorder_for(self._config)
             assert self._recorder is not None, "recording is on"
-        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose)
+        item = OpenItem(digest=tool_set.digest, seed=seed, purpose=purpose, episode=episode)
         recorded = _RecordedSession(session, self._recorder)
         self._recorder.opened(recorded.name, item, tool_set)
         return recorded
@@ -53,7 +59,7 @@ class _RecordedSession(SessionWrapper):
         """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
         answers = await super().call(calls)
         for call, answer in zip(calls, answers, strict=True):
-            self._recorder.answered(self.name, wire_call(call), answer)
+            self._recorder.answered(self.name, encoded_call(call), answer)
         return answers
 
     async def close(self) -> None:

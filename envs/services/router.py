@@ -1,4 +1,4 @@
-"""The one service that a runner needs: it opens sessions on tool sets of every kind."""
+"""The router of tool sets: the one service that opens sessions on tool sets of every kind."""
 
 from collections.abc import Mapping
 
@@ -14,11 +14,11 @@ from envs.tools import SessionPurpose, ToolService, ToolSession, ToolSet
 
 
 class ToolRouter:
-    """ToolService that sends each tool set to where its kind is served.
+    """ToolService that passes each tool set to the service for its kind.
 
-    Code goes to `sandboxed` (a tool server's client, or a replay), an endpoint to the service of
-    its kind, an adaptation is translated and its base goes the same way. `variables` are those of
-    the environment: tokens, and PATH and HOME of processes.
+    Python code goes to `sandboxed` (a tool server's client, or a replay), and an endpoint to the
+    service for its kind. Calls of an adaptation are translated, and its base is routed in the same
+    way. `variables` are environment variables: they give tokens, and PATH and HOME of processes.
     """
 
     def __init__(
@@ -30,12 +30,14 @@ class ToolRouter:
         self._mcp = RecordingTools(McpTools(config, variables), config)
         self._openenv = RecordingTools(OpenEnvTools(config), config)
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ToolSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ToolSession:
         """Open a session in its initial state. Raises ToolServerError or DeadlineError."""
-        return await self._service_of(tool_set).open(tool_set, seed, purpose)
+        return await self._service_of(tool_set).open_session(tool_set, seed, purpose, episode)
 
     async def close(self) -> None:
-        """Close every service, the given one included."""
+        """Close every service, including `sandboxed`."""
         for service in (self._http, self._mcp, self._openenv, self._sandboxed):
             await service.close()
 
@@ -52,12 +54,15 @@ class ToolRouter:
 async def listed_tools(
     endpoint: Endpoint, config: ToolServerConfig, variables: Mapping[str, str]
 ) -> ToolSet:
-    """Return the tool set of a server that lists its tools itself.
+    """Ask a server for its tools and return them as a tool set.
 
-    Raises ToolServerError, DeadlineError, and ConfigError for an HTTP API, which lists none.
+    Raises ToolServerError, DeadlineError, and ConfigError for an HTTP API, which cannot list tools.
     """
     if isinstance(endpoint, HttpEndpoint):
-        raise ConfigError(f"{endpoint.place} lists no tools: give its OpenAPI document")
+        raise ConfigError(
+            f"expected a server that lists its tools, found the HTTP API {endpoint.place}: "
+            "give its OpenAPI document instead"
+        )
     if isinstance(endpoint, OpenEnvEndpoint):
         return await tool_set_of_openenv(endpoint, config)
     return await tool_set_of_mcp(endpoint, config, variables)

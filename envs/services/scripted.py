@@ -1,4 +1,4 @@
-"""A tool service that answers from a function: unit tests and demonstrations without a server."""
+"""A tool service that answers from a function, for unit tests and demonstrations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
 Answer = Callable[[ToolCall, list[ToolCall]], ToolAnswer]
-"""From a call, and the calls made before it in the same session, to its answer."""
+"""Maps a call, and the earlier calls of its session, to the answer."""
 
 
 @dataclass(slots=True)
 class ScriptedSession:
-    """Session whose only state is the calls made so far."""
+    """Session whose only state is the list of calls made so far."""
 
     id: str
     purpose: SessionPurpose
     answer: Answer
+    episode: str = ""
     isolation: str = "scripted"
     server: str = "scripted"
     calls: list[ToolCall] = field(default_factory=list)
@@ -33,15 +34,18 @@ class ScriptedSession:
 
 
 class ScriptedTools:
-    """ToolService that keeps every session it opened, for a test to look at."""
+    """ToolService that keeps every session it opened, so that a test can inspect them."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self.sessions: list[ScriptedSession] = []
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ScriptedSession:
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ScriptedSession:
         del tool_set, seed
-        session = ScriptedSession(f"scripted-{len(self.sessions)}", purpose, self._answer)
+        name = f"scripted-{len(self.sessions)}"
+        session = ScriptedSession(name, purpose, self._answer, episode=episode)
         self.sessions.append(session)
         return session
 

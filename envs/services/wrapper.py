@@ -1,4 +1,4 @@
-"""A session around another one, for services that add something to calls or to the end."""
+"""A session that wraps another one, for services that extend calls or the close."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from envs.tools import ToolAnswer, ToolCall, ToolSession
 
 
 class SessionWrapper:
-    """A ToolSession that passes everything on; see that Protocol."""
+    """A ToolSession that delegates everything to another one."""
 
     def __init__(self, session: ToolSession) -> None:
         self._session = session
@@ -28,5 +28,5 @@ class SessionWrapper:
         return await self._session.call(calls)
 
     async def close(self) -> None:
-        """End the session; never raises for a session that is already gone."""
+        """End the session; does not raise if it has ended already."""
         await self._session.close()

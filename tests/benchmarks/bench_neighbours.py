@@ -128,7 +128,7 @@ class Crowd:
         Returns the neighbours' seconds, and how often that call ended.
         """
         gc.collect()
-        session = await self.beside.open(tool_set, 1, "execution")
+        session = await self.beside.open_session(tool_set, 1, "execution")
         until_s = time.perf_counter() + self.options.seconds
         calls = 0
 
@@ -155,7 +155,7 @@ async def measure(
     """Return what was seen by the name of the probe."""
     client, hostile = ToolClient(server.address, config), ToolClient(server.address, config)
     good = tools("good", _GOOD)
-    opened = [client.open(good, seed, "execution") for seed in range(options.neighbours)]
+    opened = [client.open_session(good, seed, "execution") for seed in range(options.neighbours)]
     crowd = Crowd(list(await asyncio.gather(*opened)), hostile, options)
     await crowd.phase(good, _CALL)
     found = {probe.name: Phases() for probe in probes}

@@ -82,7 +82,7 @@ def print_notes(sweeps: Sequence[Sweep]) -> None:
     print()
     for sweep in sweeps:
         print("-", summary(sweep))
-    print("\nWeak, as stated:")
+    print("\nKnown weaknesses:")
     for (level, profile), reasons in WEAKNESSES.items():
         for name, reason in reasons.items():
             print(f"- {level}, {profile}: {name}: {reason}")

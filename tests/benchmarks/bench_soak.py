@@ -108,7 +108,7 @@ async def turn_over(
 ) -> Footprint:
     """Open `count` sessions, call them and close them; return the footprint before the close."""
     began = time.perf_counter()
-    opens = (client.open(TOOLS, seed, "trial") for seed in range(count))
+    opens = (client.open_session(TOOLS, seed, "trial") for seed in range(count))
     sessions = list(await asyncio.gather(*opens))
     opened_s = time.perf_counter() - began
     began = time.perf_counter()

@@ -135,7 +135,7 @@ async def median_open_ms(client: ToolClient, count: int) -> float:
     seconds = []
     for seed in range(count):
         began = time.perf_counter()
-        session = await client.open(TOOLS, seed, "trial")
+        session = await client.open_session(TOOLS, seed, "trial")
         seconds.append(time.perf_counter() - began)
         for _ in range(_CALLS_PER_EPISODE):
             await session.call([CALL])
@@ -168,14 +168,14 @@ async def server_figures(server: ToolServerProcess, sizes: Sizes) -> tuple[list[
     count, rounds = sizes.sessions, sizes.rounds
     figures = []
     async with clients(server.address, 1) as (client,):
-        session = await client.open(TOOLS, 1, "trial")
+        session = await client.open_session(TOOLS, 1, "trial")
         await checked_call(session)
         ms = await median_open_ms(client, rounds * 2)
         figures.append(Figure("session open, from the pool", ms, 1e3 / ms, at_most_ms=1.5))
         ms = await median_ms(rounds * 20, lambda: checked_call(session))
         figures.append(Figure("warm call", ms, 1e3 / ms, at_most_ms=0.5))
         began = time.perf_counter()
-        opens = [client.open(TOOLS, seed, "trial") for seed in range(count)]
+        opens = [client.open_session(TOOLS, seed, "trial") for seed in range(count)]
         sessions = list(await asyncio.gather(*opens))
         per_second = count / (time.perf_counter() - began)
         figures.append(Figure(f"session open, {count} at once", 1e3 / per_second, per_second))
@@ -191,7 +191,7 @@ async def server_figures(server: ToolServerProcess, sizes: Sizes) -> tuple[list[
         name = f"{count} sessions, one connection"
         figures.append(Figure(name, *await looped(calls, rounds, sizes.trials)))
     async with clients(server.address, count) as many:
-        sessions = [await client.open(TOOLS, 1, "trial") for client in many]
+        sessions = [await client.open_session(TOOLS, 1, "trial") for client in many]
         await round_of_calls(sessions)
         calls = [lambda session=session: checked_call(session) for session in sessions]
         name = f"{count} sessions, one frame per call"

@@ -201,8 +201,10 @@ class _Slow(ScriptedTools):
         super().__init__(lambda call, before: ANSWER)
         self._seconds = seconds
 
-    async def open(self, tool_set: ToolSet, seed: int, purpose: SessionPurpose) -> ScriptedSession:
-        session = await super().open(tool_set, seed, purpose)
+    async def open_session(
+        self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
+    ) -> ScriptedSession:
+        session = await super().open_session(tool_set, seed, purpose, episode)
         return _SlowSession(session, self._seconds) if purpose == "trial" else session  # type: ignore[return-value]
 
 
@@ -251,12 +253,12 @@ async def test_a_replay_that_the_world_fails_ends_the_episode(stage: Stage) -> N
 
 async def test_a_server_lost_during_the_replay_ends_the_episode(stage: Stage) -> None:
     class Lost(ScriptedTools):
-        async def open(
-            self, tool_set: ToolSet, seed: int, purpose: SessionPurpose
+        async def open_session(
+            self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
         ) -> ScriptedSession:
             if purpose == "trial":
                 raise ToolServerError("the server went away")
-            return await super().open(tool_set, seed, purpose)
+            return await super().open_session(tool_set, seed, purpose, episode)
 
     episode = await stage.play(Lost(lambda call, before: ANSWER), RETURN, mode="free")
     assert (episode.outcome, episode.reward) == (Outcome.INFRA_FAILED, None)

@@ -112,7 +112,7 @@ async def _audit_tool(
 async def _answers(
     tools: ToolService, tool_set: ToolSet, calls: Sequence[ToolCall], seed: int
 ) -> list[ToolAnswer]:
-    session = await tools.open(tool_set, seed, "trial")
+    session = await tools.open_session(tool_set, seed, "trial")
     try:
         answers: list[ToolAnswer] = []
         for start in range(0, len(calls), _CALLS_PER_REQUEST):

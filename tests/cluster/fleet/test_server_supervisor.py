@@ -64,7 +64,7 @@ async def tools(servers: ServerSupervisor) -> AsyncIterator[BalancedTools]:
 
 
 async def opened(tools: BalancedTools, count: int) -> list[ToolSession]:
-    return await asyncio.gather(*(tools.open(TOOLS, i, "execution") for i in range(count)))
+    return await asyncio.gather(*(tools.open_session(TOOLS, i, "execution") for i in range(count)))
 
 
 async def until(holds: Callable[[], bool], limit_s: float = 60.0) -> None:
@@ -165,11 +165,11 @@ async def test_servers_on_tcp_ask_for_the_token() -> None:
             tools = BalancedTools([_Fixed(named)], CONFIG)
             await tools.start()
             if works:
-                session = await tools.open(TOOLS, 0, "trial")
+                session = await tools.open_session(TOOLS, 0, "trial")
                 assert (await session.call([ADD]))[0].text == "1"
             else:
                 with pytest.raises(ToolServerError):
-                    await tools.open(TOOLS, 0, "trial")
+                    await tools.open_session(TOOLS, 0, "trial")
             await tools.close()
     finally:
         await servers.close()

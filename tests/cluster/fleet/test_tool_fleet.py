@@ -38,7 +38,7 @@ def session() -> Iterator[None]:
 
 async def doubled(tools: BalancedTools) -> tuple[str, str]:
     """Return an answer and the server that gave it."""
-    session = await tools.open(TOOLS, 0, "execution")
+    session = await tools.open_session(TOOLS, 0, "execution")
     try:
         return (await session.call([DOUBLE]))[0].text, session.server
     finally:

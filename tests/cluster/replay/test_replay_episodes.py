@@ -10,17 +10,20 @@ import pytest
 from cluster.cli.main import main
 from cluster.config.run_config import RunConfig
 from cluster.lifecycle.opening import new_run
-from cluster.replay.replay_episodes import replay_run
+from cluster.replay.replay_episodes import replay_run, sessions_of
 from cluster.teachers.teach import teach
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.server.traffic import TrafficReader
+from envs.server.traffic import TrafficReader, TrafficRecorder
 from envs.server.traffic_file import SUFFIX
+from envs.server.wire import OpenItem
 from envs.tasksets.catalog.config import CatalogEnvConfig
+from envs.tools import ToolSet
 from learner.pretrained.tiny_model import build_tiny_model
 from rollout.config import EpisodeConfig, ModelConfig
 from rollout.episode import CallRecord, Episode, Outcome
 from rollout.episode_difference import first_difference
 from rollout.episode_schema import from_batch, to_batch
+from rollout.phase_tools import attempt_id
 from rollout.store.run_reader import RunReader
 
 EPISODES = 6
@@ -76,6 +79,39 @@ def test_every_episode_of_a_dead_run_comes_out_equal(
     }
     assert command(monkeypatch, "episodes", str(run), "t000001") == 0  # the old way still goes
     assert "Episode t000001-00" in capsys.readouterr().out
+
+
+def test_sessions_carry_the_attempt_that_they_belong_to(run: Path, episodes: list[Episode]) -> None:
+    record = TrafficReader(run / "tool_traffic")
+    attempts = {attempt_id(e.lease.episode, e.lease.attempt) for e in episodes}
+    assert {session.episode for session in record.sessions} == attempts
+    for episode in episodes:
+        found = sessions_of(record, [episode])
+        assert {session.seed for session in found} == {episode.lease.seed}
+    record.close()
+
+
+def test_sessions_are_found_by_attempt_and_without_one_by_time(
+    episodes: list[Episode], tmp_path: Path
+) -> None:
+    episode = episodes[0]
+    lease, started = episode.lease, episode.timings.started_at
+    own, other = (attempt_id(lease.episode, lease.attempt + more) for more in (0, 1))
+    moments = iter([started - 60, started + 0.5, started + 0.5, started + 3600])
+    tools = ToolSet(tools=())
+
+    def ids(folder: Path, *names: str) -> list[str]:
+        recorder = TrafficRecorder(folder, now=lambda: next(moments))
+        for number, name in enumerate(names):
+            item = OpenItem(digest=tools.digest, seed=lease.seed, purpose="trial", episode=name)
+            recorder.opened(f"s{number}", item, tools)
+        recorder.close()
+        return [session.id for session in sessions_of(TrafficReader(folder), [episode])]
+
+    # Of its own: not the same attempt before a resume, nor another attempt at the same time.
+    assert ids(tmp_path / "named", own, other, own, own) == ["s2", "s3"]
+    moments = iter([started - 60, started + episode.timings.wall_s / 2, started + 3600])
+    assert ids(tmp_path / "unnamed", "", "", "") == ["s1"]
 
 
 async def test_differences_are_told_where_they_are(

@@ -1,4 +1,4 @@
-"""Tool sets that a tool server does not run, behind the doors of a server that offers them."""
+"""Tool sets that a tool server does not run, behind the gateways of a server that serves tasks."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import json
 from envs.config import ToolServerConfig
 from envs.endpoints import McpStdioEndpoint
 from envs.gateway.gateway_host import GatewayHost
-from envs.server.wire import CallItem, OpenItem, WireCall
+from envs.server.wire import CallItem, EncodedCall, OpenItem
 from envs.tools import Adaptation, AnswerStatus, CallRule, ToolAnswer, ToolSet, ToolSpec
 from tests.envs.server.scripted_host import TOOLS, ScriptedHost
 
@@ -31,7 +31,7 @@ def opening(tool_set: ToolSet) -> OpenItem:
 
 
 def call(session: str, name: str, **arguments: str) -> CallItem:
-    calls = (WireCall(name=name, arguments=json.dumps(arguments)),)
+    calls = (EncodedCall(name=name, arguments=json.dumps(arguments)),)
     return CallItem(session=session, calls=calls)
 
 
@@ -42,8 +42,8 @@ async def test_adapted_sets_run_on_sessions_of_their_base() -> None:
     assert host.unknown_digests([opening(ADAPTED)]) == [ADAPTED.digest]
     host.add_tool_sets({each.digest: each for each in (ADAPTED, TOOLS)})
     assert host.unknown_digests([opening(ADAPTED), opening(TOOLS)]) == []
-    adapted = await host.open(opening(ADAPTED))
-    plain = await host.open(opening(TOOLS))
+    adapted = await host.open_session(opening(ADAPTED))
+    plain = await host.open_session(opening(TOOLS))
     assert [item.digest for item in inner.opened] == [TOOLS.digest] * 2
     inner.answer = ToolAnswer(status=AnswerStatus.TOOL_ERROR, text="echo: bad", seconds=0)
     answered = await host.call(0, call(adapted.id, "say", words="a"))
@@ -64,7 +64,7 @@ async def test_a_foreign_server_that_does_not_start_is_a_typed_error() -> None:
     host = GatewayHost(ScriptedHost(), ToolServerConfig(), {"PATH": "/nowhere"})
     await host.start()
     host.add_tool_sets({BROKEN.digest: BROKEN})
-    opened = await asyncio.wait_for(host.open(opening(BROKEN)), 10)
+    opened = await asyncio.wait_for(host.open_session(opening(BROKEN)), 10)
     assert opened.error is not None and opened.error.kind == "sandbox"
     assert "no-such-program-here" in opened.error.message
     await host.stop()

@@ -1,4 +1,4 @@
-"""MCP at the door: sessions, typed errors, deadlines."""
+"""The MCP gateway: sessions, typed errors, deadlines."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 
 from envs.config import ToolServerConfig
-from envs.gateway.mcp_server import McpDoor
+from envs.gateway.mcp_server import McpGateway
 from envs.server.wire import WireError
 from envs.tools import AnswerStatus, ToolAnswer
 from tests.envs.server.scripted_host import TOOLS, ScriptedHost, serving
@@ -19,15 +19,15 @@ QUICK = ToolServerConfig(request_timeout_s=0.2, call_timeout_s=0.1)
 
 
 @asynccontextmanager
-async def door(host: ScriptedHost, config: ToolServerConfig = QUICK) -> AsyncIterator[str]:
-    mcp = McpDoor(host, {"echoes": TOOLS}, config)
+async def gateway(host: ScriptedHost, config: ToolServerConfig = QUICK) -> AsyncIterator[str]:
+    mcp = McpGateway(host, {"echoes": TOOLS}, config)
     async with mcp.serving(), serving(host, [mcp.router]) as place:
         yield f"http://{place}/mcp"
 
 
 async def test_a_session_opens_at_the_first_call_and_ends_with_its_client() -> None:
     host = ScriptedHost()
-    async with door(host) as url, asyncio.timeout(20):
+    async with gateway(host) as url, asyncio.timeout(20):
         async with Client(f"{url}/echoes?purpose=trial&seed=9") as client:
             assert [tool.name for tool in (await client.list_tools()).tools] == ["echo"]
             assert not host.opened
@@ -40,7 +40,7 @@ async def test_a_session_opens_at_the_first_call_and_ends_with_its_client() -> N
 
 async def test_what_the_policy_did_is_a_result() -> None:
     host = ScriptedHost()
-    async with door(host) as url, asyncio.timeout(20), Client(url) as client:
+    async with gateway(host) as url, asyncio.timeout(20), Client(url) as client:
         for status in (AnswerStatus.TOOL_ERROR, AnswerStatus.TIMEOUT):
             host.answer = ToolAnswer(status=status, text="no", seconds=0.1)
             answer = await client.call_tool("echo", {})
@@ -51,7 +51,7 @@ async def test_what_the_policy_did_is_a_result() -> None:
 async def test_what_the_world_did_is_a_typed_error() -> None:
     host = ScriptedHost()
     host.refusal = WireError(kind="full", message="come back later")
-    async with door(host) as url, asyncio.timeout(20), Client(url) as client:
+    async with gateway(host) as url, asyncio.timeout(20), Client(url) as client:
 
         async def kind() -> str:
             with pytest.raises(MCPError) as raised:
@@ -71,7 +71,7 @@ async def test_what_the_world_did_is_a_typed_error() -> None:
 async def test_idle_sessions_and_the_servers_end_close_tool_sessions() -> None:
     host = ScriptedHost()
     config = ToolServerConfig(session_idle_s=0.3)
-    async with door(host, config) as url, httpx.AsyncClient() as client:
+    async with gateway(host, config) as url, httpx.AsyncClient() as client:
 
         async def post(method: str, mcp_id: str = "", **params: object) -> httpx.Response:
             headers = {"accept": "application/json, text/event-stream"}
@@ -97,7 +97,7 @@ async def test_idle_sessions_and_the_servers_end_close_tool_sessions() -> None:
 
 
 async def test_a_revision_without_sessions_is_refused_so_that_clients_fall_back() -> None:
-    async with door(ScriptedHost()) as url, httpx.AsyncClient() as client:
+    async with gateway(ScriptedHost()) as url, httpx.AsyncClient() as client:
         headers = {"accept": "application/json, text/event-stream"}
         body = {"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {}}
         modern = headers | {"mcp-protocol-version": "2026-07-28"}

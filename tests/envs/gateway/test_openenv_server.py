@@ -1,4 +1,4 @@
-"""OpenEnv at the door, when clients and the world misbehave."""
+"""The OpenEnv gateway: misbehaving clients and infrastructure failures."""
 
 import json
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from envs.config import ToolServerConfig
-from envs.gateway.openenv_server import OpenEnvDoor
+from envs.gateway.openenv_server import OpenEnvGateway
 from envs.server.wire import WireError
 from envs.tools import AnswerStatus, ToolAnswer
 from tests.envs.server.scripted_host import ScriptedHost, serving, task
@@ -20,10 +20,10 @@ CALL = {"type": "call_tool", "tool_name": "echo", "arguments": {"text": "a"}}
 
 
 @asynccontextmanager
-async def door(
+async def gateway(
     host: ScriptedHost, config: ToolServerConfig = QUICK
-) -> AsyncIterator[tuple[str, OpenEnvDoor]]:
-    openenv = OpenEnvDoor(host, [task("one"), task("two")], config)
+) -> AsyncIterator[tuple[str, OpenEnvGateway]]:
+    openenv = OpenEnvGateway(host, [task("one"), task("two")], config)
     async with openenv.serving(), serving(host, [openenv.router]) as place:
         yield place, openenv
 
@@ -38,7 +38,7 @@ async def ask(socket: ClientConnection, kind: str, content: object = None) -> tu
 
 async def test_a_trial_has_a_session_of_its_own_which_execution_does_not_see() -> None:
     host = ScriptedHost()
-    async with door(host) as (place, _), connect(f"ws://{place}/ws") as socket:
+    async with gateway(host) as (place, _), connect(f"ws://{place}/ws") as socket:
         _, first = await ask(socket, "reset", {"task_id": "two", "mode": "trial", "seed": 7})
         assert first["observation"]["question"] == "What is two?"
         assert [(item.purpose, item.seed) for item in host.opened] == [("trial", 7)]
@@ -54,7 +54,7 @@ async def test_a_trial_has_a_session_of_its_own_which_execution_does_not_see() -
         assert last["metadata"] == {"reward_parts": {"exact": 1.0}}
         assert host.open_ids == set()
         kind, late = await ask(socket, "step", CALL)
-        assert (kind, late["message"]) == ("error", "the episode is over: send reset")
+        assert (kind, late["message"]) == ("error", "the episode has ended: send reset")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_a_trial_has_a_session_of_its_own_which_execution_does_not_see() -
 async def test_what_the_policy_did_is_an_observation(status: AnswerStatus, kind: str) -> None:
     host = ScriptedHost()
     host.answer = ToolAnswer(status=status, text="no", seconds=0.1)
-    async with door(host) as (place, _), connect(f"ws://{place}/ws") as socket:
+    async with gateway(host) as (place, _), connect(f"ws://{place}/ws") as socket:
         await ask(socket, "reset", {})
         _, reply = await ask(socket, "step", CALL)
         assert reply["observation"]["error"] == {"error_type": kind, "message": "no"}
@@ -75,7 +75,7 @@ async def test_what_the_policy_did_is_an_observation(status: AnswerStatus, kind:
 
 async def test_what_the_world_did_is_an_error_with_a_code() -> None:
     host = ScriptedHost()
-    async with door(host) as (place, _), connect(f"ws://{place}/ws") as socket:
+    async with gateway(host) as (place, _), connect(f"ws://{place}/ws") as socket:
         host.refusal = WireError(kind="full", message="come back later")
         kind, reply = await ask(socket, "reset", {})
         assert (kind, reply["code"]) == ("error", "CAPACITY_REACHED")
@@ -96,7 +96,7 @@ async def test_what_the_world_did_is_an_error_with_a_code() -> None:
 
 
 async def test_bad_input_is_answered_and_the_conversation_goes_on() -> None:
-    async with door(ScriptedHost()) as (place, _), connect(f"ws://{place}/ws") as socket:
+    async with gateway(ScriptedHost()) as (place, _), connect(f"ws://{place}/ws") as socket:
         for text, code in (
             ("not json", "INVALID_JSON"),
             ("", "INVALID_JSON"),
@@ -128,7 +128,7 @@ async def test_bad_input_is_answered_and_the_conversation_goes_on() -> None:
 async def test_every_close_has_a_code() -> None:
     host = ScriptedHost()
     config = ToolServerConfig(session_idle_s=0.1, max_sessions=1)
-    async with door(host, config) as (place, _):
+    async with gateway(host, config) as (place, _):
         async with connect(f"ws://{place}/ws") as idle:
             async with connect(f"ws://{place}/ws") as second:
                 assert json.loads(await second.recv())["data"]["code"] == "CAPACITY_REACHED"
@@ -146,7 +146,7 @@ async def test_every_close_has_a_code() -> None:
 
 async def test_a_client_that_vanishes_leaves_no_session() -> None:
     host = ScriptedHost()
-    async with door(host) as (place, _):
+    async with gateway(host) as (place, _):
         socket = await connect(f"ws://{place}/ws")
         await ask(socket, "reset", {})
         assert len(host.open_ids) == 1
@@ -156,9 +156,9 @@ async def test_a_client_that_vanishes_leaves_no_session() -> None:
 
 async def test_json_rpc_shares_the_session_of_a_websocket() -> None:
     host = ScriptedHost()
-    async with door(host) as (_, openenv):
+    async with gateway(host) as (_, openenv):
         transport = httpx.ASGITransport(openenv.plain_rpc)
-        async with httpx.AsyncClient(transport=transport, base_url="http://door") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
 
             async def rpc(method: str, **params: object) -> dict:
                 body = {"jsonrpc": "2.0", "id": 5, "method": method, "params": params}

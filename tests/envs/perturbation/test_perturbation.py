@@ -16,7 +16,7 @@ from envs.perturbation.docs import noisy_text
 from envs.perturbation.names import new_names
 from envs.perturbation.perturb import PerturbedEnvironment, perturb
 from envs.perturbation.type_drift import drifted
-from envs.services.adapted import AdaptedTools, Weather
+from envs.services.adapted import AdaptedTools, FaultSchedule
 from envs.services.scripted import ScriptedTools
 from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
@@ -140,7 +140,7 @@ async def test_every_call_reaches_the_right_tool_with_the_right_arguments(
     adapted = calm(perturb(base, level, seed))
     calls = base_calls(base, values)
     tools = ScriptedTools(echo)
-    session = await AdaptedTools(tools).open(adapted, 1, "trial")
+    session = await AdaptedTools(tools).open_session(adapted, 1, "trial")
     answers = await session.call([as_the_policy_writes_it(adapted, call) for call in calls])
     assert [answer.text for answer in answers] == [str(i) for i in range(len(calls))]
     reached = tools.sessions[0].calls
@@ -252,14 +252,16 @@ def named(**parameters: str) -> ToolSet:
     ],
 )
 async def test_errors_speak_of_the_policys_names(theirs: str, ours: str) -> None:
-    session = await AdaptedTools(failing(theirs)).open(named(eman="name", k="n"), 1, "trial")
+    session = await AdaptedTools(failing(theirs)).open_session(
+        named(eman="name", k="n"), 1, "trial"
+    )
     [answer] = await session.call([ToolCall(name="dnif", arguments={})])
     assert answer.text.startswith(ours)
 
 
 async def test_values_are_not_translated() -> None:
     tools = failing("the name find", AnswerStatus.OK)
-    session = await AdaptedTools(tools).open(named(eman="name"), 1, "trial")
+    session = await AdaptedTools(tools).open_session(named(eman="name"), 1, "trial")
     [answer] = await session.call([ToolCall(name="dnif", arguments={})])
     assert answer.text == "the name find"
 
@@ -277,7 +279,7 @@ async def test_calls_that_mean_nothing_are_the_policys_errors(
     arguments: JsonObject, words: str
 ) -> None:
     tools = ScriptedTools(echo)
-    session = await AdaptedTools(tools).open(named(eman="name", k="n"), 1, "trial")
+    session = await AdaptedTools(tools).open_session(named(eman="name", k="n"), 1, "trial")
     [answer] = await session.call([ToolCall(name="dnif", arguments=arguments)])
     assert answer.status is AnswerStatus.TOOL_ERROR and words in answer.text
     assert tools.sessions[0].calls == []
@@ -285,7 +287,7 @@ async def test_calls_that_mean_nothing_are_the_policys_errors(
 
 async def test_undocumented_arguments_pass() -> None:
     tools = ScriptedTools(echo)
-    session = await AdaptedTools(tools).open(named(eman="name"), 1, "trial")
+    session = await AdaptedTools(tools).open_session(named(eman="name"), 1, "trial")
     await session.call([ToolCall(name="dnif", arguments={"key": "gold", "eman": "x"})])
     assert tools.sessions[0].calls[0].arguments == {"key": "gold", "name": "x"}
 
@@ -300,7 +302,7 @@ async def test_distractors_answer_without_the_base() -> None:
     ]
     assert len(decoys) == 2
     tools = ScriptedTools(echo)
-    session = await AdaptedTools(tools).open(adapted, 1, "trial")
+    session = await AdaptedTools(tools).open_session(adapted, 1, "trial")
     answers = await session.call([ToolCall(name=name, arguments={}) for name, _ in decoys])
     assert [answer.text for answer in answers] == [reply for _, reply in decoys]
     assert tools.sessions[0].calls == []
@@ -309,11 +311,11 @@ async def test_distractors_answer_without_the_base() -> None:
 async def test_weather_is_drawn_from_the_seed_and_the_number_of_the_call() -> None:
     adapted = perturb(TYPED, "union", 2)
     assert adapted.adaptation is not None
-    weather = Weather(adapted.adaptation, 7)
+    weather = FaultSchedule(adapted.adaptation, 7)
     faults = [i for i in range(400) if weather.fault(i)]
     slow = [i for i in range(400) if weather.latency_s(i)]
     assert 20 <= len(faults) <= 60 and 20 <= len(slow) <= 60 and faults != slow
-    assert faults != [i for i in range(400) if Weather(adapted.adaptation, 8).fault(i)]
+    assert faults != [i for i in range(400) if FaultSchedule(adapted.adaptation, 8).fault(i)]
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -323,7 +325,7 @@ async def test_weather_is_drawn_from_the_seed_and_the_number_of_the_call() -> No
     answers: list[ToolAnswer] = []
     for size in (1, 3):  # however the calls are bundled
         tools = ScriptedTools(echo)
-        session = await AdaptedTools(tools, sleep).open(adapted, 7, "execution")
+        session = await AdaptedTools(tools, sleep).open_session(adapted, 7, "execution")
         answers = [a for i in range(0, 60, size) for a in await session.call([call] * size)]
         found = [i for i, a in enumerate(answers) if a.status is AnswerStatus.TOOL_ERROR]
         assert found == [i for i in faults if i < 60]
@@ -338,7 +340,7 @@ async def test_adaptations_stack() -> None:
     once = calm(perturb(base, "medium", 1))
     twice = calm(perturb(once, "heavy", 2))
     tools = ScriptedTools(echo)
-    session = await AdaptedTools(tools).open(twice, 1, "trial")
+    session = await AdaptedTools(tools).open_session(twice, 1, "trial")
     wanted = base_calls(base, Random(3))[0]
     await session.call([as_the_policy_writes_it(twice, as_the_policy_writes_it(once, wanted))])
     assert tools.sessions[0].calls == [wanted]

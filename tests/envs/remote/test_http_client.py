@@ -108,7 +108,7 @@ async def ask(
     variables: dict[str, str] | None = None,
 ) -> ToolAnswer:
     service = HttpTools(CONFIG, variables or {})
-    session = await service.open(tools, 1, purpose)
+    session = await service.open_session(tools, 1, purpose)
     answers = await session.call([ToolCall(name="tool0", arguments=arguments or {})])
     await session.close()
     await service.close()
@@ -218,7 +218,7 @@ async def test_a_call_has_a_deadline_and_the_session_goes_on() -> None:
     answers = iter([b"hang", response(200, "later")])
     async with api(lambda _: next(answers)) as served:
         service = HttpTools(ToolServerConfig(call_timeout_s=0.2), {})
-        session = await service.open(tool_set(served.port, GET), 1, "execution")
+        session = await service.open_session(tool_set(served.port, GET), 1, "execution")
         first, second = await session.call([ToolCall(name="tool0", arguments={})] * 2)
         await session.close()
     assert first.status is AnswerStatus.TIMEOUT
@@ -307,7 +307,7 @@ async def test_cookies_stay_in_their_session() -> None:
     async with api(lambda _: response(200, "1", set_cookie="sid=a; Path=/")) as served:
         service = HttpTools(CONFIG, {})
         for _ in range(2):
-            session = await service.open(tool_set(served.port, GET), 1, "execution")
+            session = await service.open_session(tool_set(served.port, GET), 1, "execution")
             await session.call([ToolCall(name="tool0", arguments={})] * 2)
             await session.close()
     cookies = [asked.headers.get("cookie") for asked in served.asked]

@@ -39,7 +39,7 @@ def named(endpoint: McpEndpoint, *names: str) -> ToolSet:
 async def opened(
     tool_set: ToolSet, config: ToolServerConfig = CONFIG
 ) -> AsyncIterator[EndpointSession]:
-    session = await McpTools(config, VARIABLES).open(tool_set, 1, "execution")
+    session = await McpTools(config, VARIABLES).open_session(tool_set, 1, "execution")
     try:
         yield session
     finally:
@@ -133,14 +133,14 @@ async def test_a_server_sees_nothing_of_our_environment() -> None:
 async def test_a_server_that_does_not_start_or_speak_is_the_worlds_business() -> None:
     absent = McpStdioEndpoint(command=("/nowhere/mcp-server",))
     with pytest.raises(ToolServerError, match="does not start"):
-        await McpTools(CONFIG, VARIABLES).open(named(absent, "echo"), 1, "execution")
+        await McpTools(CONFIG, VARIABLES).open_session(named(absent, "echo"), 1, "execution")
     quits = McpStdioEndpoint(command=(sys.executable, "-c", ""))
     with pytest.raises(ToolServerError, match="ended"):
-        await McpTools(CONFIG, VARIABLES).open(named(quits, "echo"), 1, "execution")
+        await McpTools(CONFIG, VARIABLES).open_session(named(quits, "echo"), 1, "execution")
     mute = McpStdioEndpoint(command=(*RAW.command, "--mute"))
     hurried = ToolServerConfig(request_timeout_s=0.3)
-    with pytest.raises(DeadlineError, match=r"shake hands within 0\.3 s"):
-        await McpTools(hurried, VARIABLES).open(named(mute, "echo"), 1, "execution")
+    with pytest.raises(DeadlineError, match=r"initialize the MCP session within 0\.3 s"):
+        await McpTools(hurried, VARIABLES).open_session(named(mute, "echo"), 1, "execution")
 
 
 # The library's own server, over HTTP

@@ -26,7 +26,7 @@ OK, TOOL, INFRA = AnswerStatus.OK, AnswerStatus.TOOL_ERROR, AnswerStatus.INFRA_E
 async def opened(
     tool_set: ToolSet, config: ToolServerConfig = CONFIG, seed: int = 1
 ) -> AsyncIterator[EndpointSession]:
-    session = await OpenEnvTools(config).open(tool_set, seed, "execution")
+    session = await OpenEnvTools(config).open_session(tool_set, seed, "execution")
     try:
         yield session
     finally:
@@ -95,7 +95,7 @@ async def play_steps(endpoint: OpenEnvEndpoint) -> None:
                 "right"
             )
             with pytest.raises(ToolServerError, match="CAPACITY_REACHED"):
-                await OpenEnvTools(CONFIG).open(tool_set, 1, "execution")
+                await OpenEnvTools(CONFIG).open_session(tool_set, 1, "execution")
 
 
 async def play_tools(endpoint: OpenEnvEndpoint) -> None:

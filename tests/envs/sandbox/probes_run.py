@@ -33,7 +33,11 @@ Verdict = Literal["contained", "weak", "open", "broken"]
 _ROOT = Path(__file__).resolve().parents[3]
 _SCRATCH_MIB = 4
 _AT_ONCE = 12
-_SETTLE_S = 5.0
+_SETTLE_S, _SETTLE_UNCONFINED_S = 30.0, 5.0
+"""Longest wait for processes to end: long, as a loaded machine ends them late; short for the level
+`none`, where probes leave some on purpose.
+"""
+_STEADY_S = 1.0
 _PR_SET_CHILD_SUBREAPER = 36
 _MISTAKES = (
     *("NameError", "UnboundLocalError", "TypeError", "AttributeError", "SyntaxError", "KeyError"),
@@ -112,7 +116,7 @@ def run(setting: Setting, profile: SandboxProfile, names: Sequence[str] = ()) ->
         [sys.executable, "-m", "tests.envs.sandbox.probes_run", setting.name, profile, *names],
         cwd=_ROOT,
         capture_output=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     if ended.returncode:
@@ -136,6 +140,7 @@ class _Sweeper:
         self._files = f"FILES = {profile != 'compute'}\n"
         self._world = world
         self._level = setting.level
+        self._settle_s = _SETTLE_UNCONFINED_S if setting.level == "none" else _SETTLE_S
         isolation = IsolationConfig(
             required=setting.level,
             profile=profile,
@@ -185,7 +190,7 @@ class _Sweeper:
         }
         self._well = await self._fingerprint()
         self._zygote = self._pool.zygote_pid
-        await self._until_settled(first=True)
+        await self._until_steady()
 
     async def _try(self, probes: Sequence[Probe]) -> list[Finding]:
         """Try `probes` at once; harm that one of them did is laid at the door of all."""
@@ -264,24 +269,34 @@ class _Sweeper:
         await session.start()
         return session
 
-    async def _until_settled(self, *, first: bool = False) -> list[str]:
-        """Wait until as many processes, descriptors and folders are there as at first."""
+    async def _until_steady(self) -> None:
+        """Count processes, descriptors and folders once they do not change any more.
+
+        A count while the pool waits for forks, or while a closed session's child is still ending,
+        would make every later count differ from the normal one.
+        """
+        now = asyncio.get_running_loop().time
+        deadline, since, last = now() + self._settle_s, now(), self._count()
+        while now() < since + _STEADY_S:
+            await asyncio.sleep(0.05)
+            count = self._count()
+            if count != last or self._pool.forks_pending:
+                since, last = now(), count
+            if now() > deadline:
+                raise RuntimeError(f"processes and descriptors keep changing: {last}")
+        self._normal = last
+        self._world.settle()
+
+    async def _until_settled(self) -> list[str]:
+        """Wait until there are as many processes, descriptors and folders as at the start."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _SETTLE_S
-        last, steady = (0, 0, 0), 0
+        deadline = loop.time() + self._settle_s
+        last = self._count()
         while loop.time() < deadline:
-            now = self._count()
-            steady = steady + 1 if now == last else 0
-            if first and steady >= 4:
-                self._normal = now
-                self._world.settle()
+            last = self._count()
+            if last == self._normal:
                 return []
-            if not first and now == self._normal:
-                return []
-            last = now
-            await asyncio.sleep(0.05 if first else 0.005)
-        if first:
-            raise RuntimeError(f"processes and descriptors keep changing: {last}")
+            await asyncio.sleep(0.005)
         names = ("processes", "descriptors", "scratch folders")
         extra = [after - before for before, after in zip(self._normal, last, strict=True)]
         self._normal = last

@@ -154,7 +154,7 @@ SCRATCH = [
         minor=True,
     ),
     Probe(
-        "traps for whoever cleans up",
+        "traps for the janitor",
         "links",
         """
         try:

@@ -1,13 +1,13 @@
-"""What the sandbox is known not to keep from a hostile tool, by level and profile.
+"""Known weaknesses of the sandbox, by level and profile.
 
-A weakness that is not stated here fails the tests, and so does a stated one that has gone.
+The tests fail for a weakness that is not listed here, and for a listed one that no longer exists.
 """
 
 from envs.config import IsolationLevel, SandboxProfile
 
-_STAT = "`stat` tells whether a path outside exists; its content stays closed"
-_DISK = "each file is bounded, their sum is not: sessions share one disk or tmpfs"
-_NUMBER = "the number of files is not bounded for one session"
+_STAT = "`stat` tells whether a path outside exists; its content cannot be read"
+_DISK = "the size of each file is limited, their sum is not: sessions share one disk or tmpfs"
+_NUMBER = "the number of files of one session is not limited"
 
 WEAKNESSES: dict[tuple[IsolationLevel, SandboxProfile], dict[str, str]] = {
     ("namespaces", "compute"): {},
@@ -21,7 +21,7 @@ WEAKNESSES: dict[tuple[IsolationLevel, SandboxProfile], dict[str, str]] = {
     },
     ("namespaces", "files+quota"): {},
 }
-"""By level and profile: name of the probe, and why it is weak there."""
+"""Maps level and profile to the weak probes, each with the reason."""
 
 HARMLESS_ANYWAY = frozenset(
     {
@@ -35,14 +35,14 @@ HARMLESS_ANYWAY = frozenset(
         "x32 calls",
     }
 )
-"""Attacks on the machine that the limits of a process, its user or an offline machine stop, level
-`none` included.
+"""Attacks on the machine that fail even at level `none`, because of the limits of a process or its
+user, or because the machine is offline.
 """
 
 NOT_COVERED = (
     "bugs of the kernel: sandboxed code makes system calls to the kernel that the server runs on",
     "timing and cache side channels between sessions, and those of the processor",
-    "the sum over sessions of memory and CPU: each session is bounded alone",
+    "the sum over sessions of memory and CPU: each session is limited separately",
     "tools of one session against each other: they share a process on purpose",
-    "x86-64's `int 0x80` and x32 gates are tried on x86-64 only; aarch64 has no such gates",
+    "x86-64's `int 0x80` and x32 ABIs are tested on x86-64 only; aarch64 has no such ABIs",
 )

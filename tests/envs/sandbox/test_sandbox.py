@@ -173,7 +173,7 @@ class TestSession:
     async def test_nobody_is_made_more_important_than_it_was(self) -> None:
         """Ray's workers are nice already: what they start must not overtake them."""
         turns = "import os; from envs.sandbox import confine as s; os.nice(15); "
-        script = f"{turns}s.take_short_turns(5); print(os.getpriority(os.PRIO_PROCESS, 0))"
+        script = f"{turns}s.use_short_time_slices(5); print(os.getpriority(os.PRIO_PROCESS, 0))"
         found = await asyncio.create_subprocess_exec(
             sys.executable, "-c", script, cwd=ROOT, stdout=asyncio.subprocess.PIPE
         )

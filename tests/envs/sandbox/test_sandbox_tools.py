@@ -13,7 +13,7 @@ from envs.errors import ConfigError, SandboxError
 from envs.sandbox import compile as sandbox_compile
 from envs.sandbox.compile import SOURCE_LIMIT_BYTES, CompiledTools, ToolCompiler
 from envs.sandbox.plan import package_folder
-from envs.sandbox.process import Child, ChildSpoke
+from envs.sandbox.process import Child, ChildProtocolError
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
@@ -146,7 +146,7 @@ class TestCompilation:
             well=("def well():\n    return 'well'", "well"),
         )
         session = await opened(pool, tools)
-        assert "at most 4194304 are taken" in await text(session, "huge")
+        assert "a source of at most 4194304 bytes" in await text(session, "huge")
         for name in ("deep", "surrogate", "null"):
             assert (await session.call(name, "{}")).status is AnswerStatus.TOOL_ERROR, name
         assert await text(session, "well") == "well"
@@ -226,9 +226,9 @@ class TestCompilation:
     ) -> None:
         child = await pool.acquire()
         request = json.dumps({"compile": 0, "limit": 2**22}).encode()
-        await child.ask(request + b"\nx = 1", 2**22)
-        with pytest.raises(ChildSpoke, match="over the size limit"):
-            await child.ask(request + b"\nx = " + repr("x" * 2**21).encode())
+        await child.request(request + b"\nx = 1", 2**22)
+        with pytest.raises(ChildProtocolError, match="over the size limit"):
+            await child.request(request + b"\nx = " + repr("x" * 2**21).encode())
         child.kill()
 
     async def test_failed_sandbox_is_not_remembered(self, pool: SandboxPool) -> None:

@@ -63,7 +63,7 @@ class ScriptedHost(SessionHost):
     def unknown_digests(self, items: Sequence[OpenItem]) -> list[str]:
         return sorted({item.digest for item in items} - self._tool_sets.keys())
 
-    async def open(self, item: OpenItem) -> OpenedSession:
+    async def open_session(self, item: OpenItem) -> OpenedSession:
         assert not self.unknown_digests([item])
         if self.refusal:
             return OpenedSession(error=self.refusal)

@@ -49,7 +49,7 @@ from envs.server.client import ToolClient
 from tests.envs.server.test_kills import CONFIG, NAP, TOOLS
 async def main():
     client = ToolClient(sys.argv[1], CONFIG)
-    sessions = [await client.open(TOOLS, seed, "trial") for seed in range(3)]
+    sessions = [await client.open_session(TOOLS, seed, "trial") for seed in range(3)]
     await asyncio.gather(*(session.call([NAP]) for session in sessions))
 asyncio.run(main())
 """
@@ -103,7 +103,9 @@ async def napping(
     server: ToolServerProcess, client: ToolClient, count: int = 1
 ) -> list[asyncio.Task[list[ToolAnswer]]]:
     """Return calls that are under way in sessions of their own."""
-    sessions: list[RemoteSession] = [await client.open(TOOLS, n, "trial") for n in range(count)]
+    sessions: list[RemoteSession] = [
+        await client.open_session(TOOLS, n, "trial") for n in range(count)
+    ]
     calls = [asyncio.create_task(session.call([NAP])) for session in sessions]
     await until(lambda: health(server)["calls_running"] == count, "the calls never began")
     return calls
@@ -128,7 +130,7 @@ async def test_a_killed_zygote_is_noticed_and_replaced(
     assert [answer.status for answer in answers] == [AnswerStatus.INFRA_ERROR] * 3
     assert "fork server died" in answers[0].text
     await until(lambda: not any(map(lives, before)), "a child outlived the fork server")
-    session = await client.open(TOOLS, 1, "trial")
+    session = await client.open_session(TOOLS, 1, "trial")
     (answer,) = await session.call([ToolCall(name="pid", arguments={})])
     assert answer.status is AnswerStatus.OK
     assert health(server)["zygote_restarts"] == 1
@@ -149,7 +151,7 @@ async def test_a_killed_server_is_noticed_and_leaves_nothing(
     assert await all_gone(processes)
     with pytest.raises(ToolServerError):
         async with asyncio.timeout(NOTICED_S):
-            await client.open(TOOLS, 1, "trial")
+            await client.open_session(TOOLS, 1, "trial")
 
 
 async def test_the_sessions_of_a_killed_client_end(server: ToolServerProcess) -> None:

@@ -43,7 +43,7 @@ async def client(served: Served) -> AsyncIterator[ToolClient]:
 
 async def test_one_turn_is_one_frame(served: Served, client: ToolClient) -> None:
     sets = [TOOLS, OTHER_TOOLS] * 8
-    sessions = await asyncio.gather(*(client.open(tools, 1, "trial") for tools in sets))
+    sessions = await asyncio.gather(*(client.open_session(tools, 1, "trial") for tools in sets))
     assert len({session.id for session in sessions}) == 16
     answers = await asyncio.gather(*(session.call([ADD, ADD]) for session in sessions))
     assert [[answer.text for answer in pair] for pair in answers] == [["1", "2"]] * 16
@@ -53,7 +53,7 @@ async def test_one_turn_is_one_frame(served: Served, client: ToolClient) -> None
 
 
 async def test_slow_call_holds_up_no_other(client: ToolClient) -> None:
-    slow, quick = [await client.open(TOOLS, 1, "trial") for _ in range(2)]
+    slow, quick = [await client.open_session(TOOLS, 1, "trial") for _ in range(2)]
     spinning = asyncio.create_task(slow.call([SPIN]))
     assert (await quick.call([ADD]))[0].text == "1"
     assert not spinning.done()
@@ -61,7 +61,7 @@ async def test_slow_call_holds_up_no_other(client: ToolClient) -> None:
 
 
 async def test_odd_arguments_spoil_no_other_call(client: ToolClient) -> None:
-    one, two = [await client.open(TOOLS, 1, "execution") for _ in range(2)]
+    one, two = [await client.open_session(TOOLS, 1, "execution") for _ in range(2)]
     odd = ToolCall(name="add", arguments={"n": 10**30})
     unsayable = ToolCall(name="add", arguments={"n": "\ud800"})
     odd_answers, plain = await asyncio.gather(one.call([odd, unsayable]), two.call([ADD]))
@@ -72,7 +72,7 @@ async def test_odd_arguments_spoil_no_other_call(client: ToolClient) -> None:
 
 
 async def test_closed_session_is_a_tool_server_error(client: ToolClient) -> None:
-    one, two = [await client.open(TOOLS, 1, "trial") for _ in range(2)]
+    one, two = [await client.open_session(TOOLS, 1, "trial") for _ in range(2)]
     await one.close()
     await one.close()
     alone, beside = await asyncio.gather(one.call([ADD]), two.call([ADD]), return_exceptions=True)
@@ -84,7 +84,7 @@ async def test_closed_session_is_a_tool_server_error(client: ToolClient) -> None
 
 
 async def test_cancelled_open_leaves_no_session(served: Served, client: ToolClient) -> None:
-    task = asyncio.create_task(client.open(TOOLS, 1, "trial"))
+    task = asyncio.create_task(client.open_session(TOOLS, 1, "trial"))
     async with asyncio.timeout(5):
         while ["open"] not in served.frames:
             await asyncio.sleep(0)
@@ -96,16 +96,16 @@ async def test_cancelled_open_leaves_no_session(served: Served, client: ToolClie
 
 
 async def test_server_that_forgot_a_set_gets_it_again(served: Served, client: ToolClient) -> None:
-    await client.open(TOOLS, 1, "trial")
+    await client.open_session(TOOLS, 1, "trial")
     served.host.forget_old_tool_sets(keep=0)
-    session = await client.open(TOOLS, 1, "trial")
+    session = await client.open_session(TOOLS, 1, "trial")
     assert (await session.call([ADD]))[0].text == "1"
     assert served.frames == [["open"], ["open"], ["open"], ["call"]]
 
 
 async def test_closing_the_client_ends_what_waits(served: Served) -> None:
     client = ToolClient(served.address, CONFIG, TOKEN)
-    session = await client.open(TOOLS, 1, "trial")
+    session = await client.open_session(TOOLS, 1, "trial")
     running = asyncio.create_task(session.call([SPIN]))
     await asyncio.wait([running], timeout=0.05)
     queued = asyncio.create_task(session.call([ADD]))
@@ -119,15 +119,15 @@ async def test_closing_the_client_ends_what_waits(served: Served) -> None:
 async def test_wrong_token_and_closed_client(served: Served) -> None:
     stranger = ToolClient(served.address, CONFIG, "guess")
     with pytest.raises(ToolServerError, match="unauthorized"):
-        await stranger.open(TOOLS, 1, "trial")
+        await stranger.open_session(TOOLS, 1, "trial")
     await stranger.close()
     with pytest.raises(ToolServerError, match="was closed"):
-        await stranger.open(TOOLS, 1, "trial")
+        await stranger.open_session(TOOLS, 1, "trial")
 
 
 async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess) -> None:
     client = ToolClient(server.address, CONFIG)
-    session = await client.open(TOOLS, 1, "trial")
+    session = await client.open_session(TOOLS, 1, "trial")
     calls = [asyncio.create_task(session.call([SPIN])) for _ in range(2)]
     assert server.pid
     await asyncio.wait(calls, timeout=0.2)
@@ -136,7 +136,7 @@ async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess)
         errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(error, ToolServerError) for error in errors)
     with pytest.raises(ToolServerError):
-        await client.open(TOOLS, 1, "trial")
+        await client.open_session(TOOLS, 1, "trial")
     await session.close()
     await client.close()
 
@@ -144,7 +144,7 @@ async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess)
 async def test_late_answer_is_a_deadline_error(served: Served) -> None:
     hasty = CONFIG.model_copy(update={"request_timeout_s": 0.3, "call_timeout_s": 0.2})
     client = ToolClient(served.address, hasty, TOKEN)
-    session = await client.open(TOOLS, 1, "trial")
+    session = await client.open_session(TOOLS, 1, "trial")
     with pytest.raises(DeadlineError, match="did not answer within"):
         await session.call([SPIN])
     await client.close()
@@ -160,9 +160,9 @@ async def test_full_server_says_when_to_come_again() -> None:
     config = CONFIG.model_copy(update={"max_sessions": 1, "open_wait_s": 0.05, "max_calls": 1})
     async with serving(config) as served:
         client = ToolClient(served.address, config, TOKEN)
-        session = await client.open(TOOLS, 1, "trial")
+        session = await client.open_session(TOOLS, 1, "trial")
         with pytest.raises(ServerFullError, match="all 1 sessions were in use") as refused:
-            await client.open(TOOLS, 1, "trial")
+            await client.open_session(TOOLS, 1, "trial")
         assert refused.value.retry_after_s > 0
         assert pickle.loads(pickle.dumps(refused.value)).retry_after_s > 0
         with pytest.raises(ServerFullError, match="of 1 at most"):
@@ -174,9 +174,9 @@ async def test_full_server_says_when_to_come_again() -> None:
 async def test_lost_connection_ends_its_sessions_and_is_made_again(
     served: Served, client: ToolClient
 ) -> None:
-    session = await client.open(TOOLS, 1, "trial")
+    session = await client.open_session(TOOLS, 1, "trial")
     other = ToolClient(served.address, CONFIG, TOKEN)
-    await other.open(TOOLS, 1, "trial")
+    await other.open_session(TOOLS, 1, "trial")
     await other.close()
     async with asyncio.timeout(5):
         while (await served.host.health()).sessions > 1:
@@ -202,7 +202,7 @@ async def test_open_is_sent_again_and_a_call_is_not() -> None:
     async with serve(answer, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         client = ToolClient(f"http://127.0.0.1:{port}", CONFIG)
-        session = await client.open(TOOLS, 1, "trial")
+        session = await client.open_session(TOOLS, 1, "trial")
         with pytest.raises(ToolServerError):
             await session.call([ADD])
         assert seen == ["open", "open", "call"]
@@ -212,9 +212,9 @@ async def test_open_is_sent_again_and_a_call_is_not() -> None:
 async def test_server_that_is_gone_is_left_alone() -> None:
     config = CONFIG.model_copy(update={"breaker_failures": 3, "breaker_pause_s": 60})
     client = ToolClient("unix:/nowhere/socket", config)
-    for words in ["not reachable"] * 2 + ["left alone for 60 s"] * 2:  # two tries, then one
+    for words in ["not reachable"] * 2 + ["not called for 60 s"] * 2:  # two tries, then one
         with pytest.raises(ToolServerError, match=words):
-            await client.open(TOOLS, 1, "trial")
+            await client.open_session(TOOLS, 1, "trial")
     await client.close()
 
 
@@ -228,6 +228,6 @@ async def test_nonsense_from_a_server_is_a_typed_error(frame: bytes | str) -> No
     async with serve(babble, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         client = ToolClient(f"http://127.0.0.1:{port}", CONFIG)
-        with pytest.raises(ToolServerError, match="nonsense"):
-            await client.open(TOOLS, 1, "trial")
+        with pytest.raises(ToolServerError, match="an invalid frame"):
+            await client.open_session(TOOLS, 1, "trial")
         await client.close()

@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from envs.server.metrics import ToolMetrics
-from envs.server.wire import Health, OpenItem, WireCall
+from envs.server.wire import EncodedCall, Health, OpenItem
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
 from tests.envs.server.tool_serving import CONFIG, TOKEN, TOOLS, serving
 
@@ -16,7 +16,7 @@ HEALTH = Health(
     max_sessions=9,
     idle_children=1,
     tool_sets=1,
-    calls_in_turns=5,
+    calls_throttled=5,
     opens_refused=3,
     calls_refused=4,
     zygote_restarts=1,
@@ -39,7 +39,7 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 
 def call(metrics: ToolMetrics, name: str, status: AnswerStatus, seconds: float) -> None:
     answer = ToolAnswer(status=status, text="", seconds=seconds)
-    metrics.answered("s", WireCall(name=name, arguments="{}"), answer)
+    metrics.answered("s", EncodedCall(name=name, arguments="{}"), answer)
 
 
 def test_calls_by_tool_and_status() -> None:
@@ -66,7 +66,7 @@ def test_server_state() -> None:
     found = samples(ToolMetrics().render(HEALTH).decode())
     assert found[("trialrun_tool_server_up",)] == 1
     assert found[("trialrun_tool_server_sessions",)] == 2
-    assert found[("trialrun_tool_server_calls_in_turns",)] == 5
+    assert found[("trialrun_tool_server_calls_throttled",)] == 5
     assert found["trialrun_tool_server_refusals_total", "open"] == 3
     assert found["trialrun_tool_server_refusals_total", "call"] == 4
     assert found[("trialrun_tool_server_zygote_restarts_total",)] == 1
@@ -87,7 +87,7 @@ def test_labels_are_bounded() -> None:
 async def test_route_tells_what_ran() -> None:
     async with serving() as served:
         served.host.add_tool_sets({TOOLS.digest: TOOLS})
-        await served.host.open(OpenItem(digest=TOOLS.digest, seed=1, purpose="trial"))
+        await served.host.open_session(OpenItem(digest=TOOLS.digest, seed=1, purpose="trial"))
         headers = {"authorization": f"Bearer {TOKEN}"}
         async with httpx.AsyncClient(base_url=served.address, headers=headers) as http:
             response = await http.get("/metrics")

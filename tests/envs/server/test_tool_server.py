@@ -22,7 +22,7 @@ from envs.errors import DeadlineError, IsolationError, ToolServerError
 from envs.server.main import bind_tcp, create_app, main
 from envs.server.process import ToolServerProcess
 from envs.server.tool_host import ToolHost
-from envs.server.wire import CallItem, OpenItem, WireCall
+from envs.server.wire import CallItem, EncodedCall, OpenItem
 from envs.tools import ToolAnswer, ToolSet, ToolSpec
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -183,7 +183,7 @@ class Notes:
     def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
         self.seen.append(("opened", session_id, item.digest, tool_set.digest))
 
-    def answered(self, session_id: str, call: WireCall, answer: ToolAnswer) -> None:
+    def answered(self, session_id: str, call: EncodedCall, answer: ToolAnswer) -> None:
         self.seen.append(("answered", session_id, call.arguments, answer.text))
 
     def closed(self, session_id: str) -> None:
@@ -195,8 +195,8 @@ async def test_observers_see_the_traffic() -> None:
     host = ToolHost(CONFIG, observers=[notes])
     await host.start()
     host.add_tool_sets({ADDER.digest: ADDER})
-    session = (await host.open(OpenItem(digest=ADDER.digest, seed=1, purpose="trial"))).id
-    call = WireCall(name="add", arguments='{"n": 2}')
+    session = (await host.open_session(OpenItem(digest=ADDER.digest, seed=1, purpose="trial"))).id
+    call = EncodedCall(name="add", arguments='{"n": 2}')
     await host.call(0, CallItem(session=session, calls=(call,)))
     await host.stop()
     assert notes.seen == [
@@ -301,7 +301,7 @@ def test_process_serves_on_a_private_socket(server: ToolServerProcess) -> None:
 
 def test_process_that_does_not_start_in_time_is_stopped() -> None:
     slow = ToolServerProcess(CONFIG, start_timeout_s=0.01)
-    with pytest.raises(DeadlineError, match="did not start within"):
+    with pytest.raises(DeadlineError, match="was not ready within"):
         slow.start()
     assert not slow.alive
     with pytest.raises(ToolServerError, match="was not started"):

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from envs.server.process import ToolServerProcess
 from envs.server.tool_host import ToolHost
-from envs.server.wire import CallItem, OpenItem, WireCall, pack_frame, unpack_frame
+from envs.server.wire import CallItem, EncodedCall, OpenItem, pack_frame, unpack_frame
 from tests.envs.server.tool_serving import CONFIG, TOKEN, TOOLS, Served, serving
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -153,10 +153,10 @@ async def test_queues_are_bounded() -> None:
     host = ToolHost(CONFIG.model_copy(update=limits))
     await host.start()
     host.add_tool_sets({TOOLS.digest: TOOLS})
-    session = (await host.open(ITEM)).id
-    waiting = [asyncio.create_task(host.open(ITEM)) for _ in range(2)]
+    session = (await host.open_session(ITEM)).id
+    waiting = [asyncio.create_task(host.open_session(ITEM)) for _ in range(2)]
     await asyncio.sleep(0)
-    refused = (await host.open(ITEM)).error
+    refused = (await host.open_session(ITEM)).error
     assert refused and (refused.kind, refused.retry_after_s) == ("full", 1)
     assert "2 sessions are being opened already" in refused.message
     spinning = asyncio.create_task(host.call(0, item(session, "spin")))
@@ -177,7 +177,7 @@ async def test_queues_are_bounded() -> None:
 
 
 def item(session: str, name: str) -> CallItem:
-    return CallItem(session=session, calls=(WireCall(name=name, arguments="{}"),))
+    return CallItem(session=session, calls=(EncodedCall(name=name, arguments="{}"),))
 
 
 CLIENT = """
@@ -188,7 +188,7 @@ from tests.envs.server.tool_serving import CONFIG, TOOLS
 
 async def main():
     client = ToolClient({address!r}, CONFIG)
-    sessions = [await client.open(TOOLS, 1, "trial") for _ in range(3)]
+    sessions = [await client.open_session(TOOLS, 1, "trial") for _ in range(3)]
     spinning = asyncio.create_task(sessions[0].call([ToolCall(name="spin", arguments={{}})]))
     print("calling", flush=True)
     await spinning

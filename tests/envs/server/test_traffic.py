@@ -22,7 +22,7 @@ from envs.server.session_host import SessionHost
 from envs.server.tool_host import ToolHost
 from envs.server.traffic import TrafficReader, TrafficRecorder
 from envs.server.traffic_file import MAGIC, entries
-from envs.server.wire import CallItem, OpenItem, WireCall, encode, wire_call
+from envs.server.wire import CallItem, EncodedCall, OpenItem, encode, encoded_call
 from envs.services.recorded import RecordingTools
 from envs.services.scripted import ScriptedTools
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolSet, ToolSpec
@@ -52,7 +52,7 @@ def answer(text: str = "1") -> ToolAnswer:
 
 
 def record(
-    folder: Path, *sessions: tuple[str, OpenItem, list[tuple[WireCall, ToolAnswer]]]
+    folder: Path, *sessions: tuple[str, OpenItem, list[tuple[EncodedCall, ToolAnswer]]]
 ) -> Path:
     recorder = TrafficRecorder(folder)
     for name, opened, calls in sessions:
@@ -64,8 +64,8 @@ def record(
     return recorder.path
 
 
-def call_of(arguments: str = "{}", name: str = "dice") -> WireCall:
-    return WireCall(name=name, arguments=arguments)
+def call_of(arguments: str = "{}", name: str = "dice") -> EncodedCall:
+    return EncodedCall(name=name, arguments=arguments)
 
 
 async def replay(folder: Path) -> ReplayHost:
@@ -74,7 +74,7 @@ async def replay(folder: Path) -> ReplayHost:
     return host
 
 
-async def calls(host: SessionHost, session: str, *asked: WireCall) -> tuple[ToolAnswer, ...]:
+async def calls(host: SessionHost, session: str, *asked: EncodedCall) -> tuple[ToolAnswer, ...]:
     result = await host.call(0, CallItem(session=session, calls=asked))
     assert result.error is None
     return result.answers
@@ -96,7 +96,7 @@ def test_what_is_recorded_is_read_bit_for_bit(
 ) -> None:
     told = [
         (
-            WireCall(name=name, arguments=arguments),
+            EncodedCall(name=name, arguments=arguments),
             ToolAnswer(status=status, text=text, seconds=seconds, cpu_seconds=0.5, truncated=cut),
         )
         for name, arguments, text, seconds, cut in rows
@@ -137,12 +137,12 @@ def test_what_is_no_record_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"tools\.record = true"):
         TrafficReader(tmp_path)
     (tmp_path / "x.traffic").write_bytes(b"something else entirely")
-    with pytest.raises(StoreError, match="expected recorded tool traffic"):
+    with pytest.raises(StoreError, match="expected a file of recorded tool traffic"):
         TrafficReader(tmp_path)
     (tmp_path / "x.traffic").write_bytes(MAGIC[:4])
     assert TrafficReader(tmp_path).sessions == []
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="could not make a file"):
+    with pytest.raises(StoreError, match="could not create a file"):
         TrafficRecorder(tmp_path / "file")
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_error_and_never_the_callers(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert recorder.lost_events > 0
     assert [r.levelname for r in caplog.records] == ["ERROR"]
-    assert "Make room" in caplog.text and str(recorder.path) in caplog.text
+    assert "Free disk space" in caplog.text and str(recorder.path) in caplog.text
     assert recorder.path.stat().st_size < 20_000
     list(entries(recorder.path))
 
@@ -172,7 +172,7 @@ def test_a_slow_disk_ends_the_recording_not_the_memory(tmp_path: Path) -> None:
     recorder.opened("s", item(), TOOLS)
     for _ in range(9):
         recorder.answered("s", call_of(), answer("x" * 1_000))
-    assert "wait for the disk" in recorder.error
+    assert "wait for a disk" in recorder.error
     recorder.close()
     assert recorder.lost_events > 0
     assert len(TrafficReader(tmp_path).sessions[0].answers) < 9
@@ -188,34 +188,49 @@ async def test_sessions_are_matched_by_key_and_order(tmp_path: Path) -> None:
     )
     host = await replay(tmp_path)
     assert host.unknown_digests([item()]) == []
-    opened = [(await host.open(one)).id for one in (item(1, "execution"), item(1), item(1))]
+    opened = [(await host.open_session(one)).id for one in (item(1, "execution"), item(1), item(1))]
     assert opened == ["c", "a", "b"]
     texts = [(await calls(host, name, call_of()))[0].text for name in opened]
     assert texts == ["c", "a", "b"]
-    used_up = (await host.open(item(1))).error
-    assert used_up is not None and "all 2 recorded sessions" in used_up.message
-    never = (await host.open(item(2))).error
+    used_up = (await host.open_session(item(1))).error
+    assert used_up is not None and "none of the 2 recorded sessions" in used_up.message
+    never = (await host.open_session(item(2))).error
     assert never is not None and "no such session was recorded" in never.message
     assert host.close(["a", "a", "x"]) == 1
     assert not host.knows("a")
     await host.stop()
 
 
+async def test_sessions_of_one_seed_are_matched_by_episode(tmp_path: Path) -> None:
+    def of(episode: str) -> OpenItem:
+        return item().model_copy(update={"episode": episode})
+
+    record(tmp_path, ("a", of("e1.0"), []), ("b", of("e2.0"), []), ("c", item(), []))
+    assert [session.episode for session in TrafficReader(tmp_path).sessions] == ["e1.0", "e2.0", ""]
+    host = await replay(tmp_path)
+    opened = [(await host.open_session(of(name))).id for name in ("e2.0", "e3.0")]
+    assert opened == ["b", "c"], "a session without an episode may belong to any"
+    refused = (await host.open_session(of("e3.0"))).error
+    assert refused is not None and "episode e3.0" in refused.message
+    assert (await host.open_session(item())).id == "a", "clients need not name an episode"
+    await host.stop()
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (call_of('{"n": 3}'), 'recorded dice {"n": 2}, asked dice {"n": 3}'),
-        (call_of('{"n":2}'), 'recorded dice {"n": 2}, asked dice {"n":2}'),
-        (call_of('{"n": 2}', "spin"), 'recorded dice {"n": 2}, asked spin {"n": 2}'),
+        (call_of('{"n": 3}'), 'recorded dice {"n": 2}, received dice {"n": 3}'),
+        (call_of('{"n":2}'), 'recorded dice {"n": 2}, received dice {"n":2}'),
+        (call_of('{"n": 2}', "spin"), 'recorded dice {"n": 2}, received spin {"n": 2}'),
     ],
 )
 async def test_a_difference_says_what_was_recorded_and_what_was_asked(
-    asked: WireCall, words: str, tmp_path: Path
+    asked: EncodedCall, words: str, tmp_path: Path
 ) -> None:
     first, second = call_of('{"n": 1}'), call_of('{"n": 2}')
     record(tmp_path, ("s", item(), [(first, answer("1")), (second, answer("2"))]))
     host = await replay(tmp_path)
-    await host.open(item())
+    await host.open_session(item())
     answers = await calls(host, "s", first, asked, second)
     assert answers[0] == answer("1")
     assert [a.status for a in answers[1:]] == [AnswerStatus.INFRA_ERROR] * 2
@@ -227,7 +242,7 @@ async def test_a_difference_says_what_was_recorded_and_what_was_asked(
 async def test_more_calls_than_recorded_are_a_difference(tmp_path: Path) -> None:
     record(tmp_path, ("s", item(), [(call_of(), answer())]))
     host = await replay(tmp_path)
-    await host.open(item())
+    await host.open_session(item())
     answers = await calls(host, "s", call_of(), call_of())
     assert "recorded nothing after 1 calls" in answers[1].text
     await host.stop()
@@ -258,7 +273,7 @@ async def test_tools_that_use_time_and_chance_are_replayed_bit_for_bit(tmp_path:
     plan[4][1].insert(2, call_of('{"wrong": 1}'))
 
     async def play(on: SessionHost) -> list[list[bytes]]:
-        sessions = [(await on.open(opening)).id for opening, _ in plan]
+        sessions = [(await on.open_session(opening)).id for opening, _ in plan]
         results = await asyncio.gather(
             *(
                 on.call(i, CallItem(session=session, calls=tuple(asked)))
@@ -283,13 +298,13 @@ def test_a_killed_recorder_leaves_what_it_was_told(tmp_path: Path) -> None:
     script = (
         "import pathlib\n"
         "from envs.server.traffic import TrafficRecorder\n"
-        "from envs.server.wire import OpenItem, WireCall\n"
+        "from envs.server.wire import OpenItem, EncodedCall\n"
         "from envs.tools import *\n"
         f"tools = ToolSet.model_validate_json({TOOLS.model_dump_json()!r})\n"
         f"recorder = TrafficRecorder(pathlib.Path({str(tmp_path)!r}))\n"
         "item = OpenItem(digest=tools.digest, seed=1, purpose='trial')\n"
         "recorder.opened('s', item, tools)\n"
-        "call = WireCall(name='dice', arguments='{}')\n"
+        "call = EncodedCall(name='dice', arguments='{}')\n"
         "done = ToolAnswer(status='ok', text='x' * 300, seconds=0.1)\n"
         "for n in range(20_000): recorder.answered('s', call, done)\n"
         "while recorder.path.stat().st_size < 10**6: pass\n"
@@ -312,7 +327,7 @@ async def play(address: str, config: ToolServerConfig) -> list[list[ToolAnswer]]
     asked = [ToolCall(name="dice", arguments={"n": n / 3}) for n in range(4)]
     try:
         sessions = [
-            await client.open(TOOLS, seed, purpose)
+            await client.open_session(TOOLS, seed, purpose)
             for seed in range(4)
             for purpose in ("trial", "execution")
         ]
@@ -337,7 +352,7 @@ async def test_a_server_process_records_and_another_replays(tmp_path: Path) -> N
     assert len(set(texts)) == len(texts) == 32
     with ToolServerProcess(CONFIG, replay=tmp_path) as server:
         assert await play(server.address, CONFIG) == real
-        with pytest.raises(ToolServerError, match="all 1 recorded sessions like this"):
+        with pytest.raises(ToolServerError, match="none of the 1 recorded sessions like this"):
             await play(server.address, CONFIG)
 
 
@@ -356,23 +371,23 @@ async def test_tools_that_no_server_runs_are_recorded_by_their_client(tmp_path: 
     recording = CONFIG.model_copy(update={"record": True, "record_dir": str(tmp_path)})
     asked = [ToolCall(name="ask", arguments={"x": 1.5, "y": "ü"})] * 2
     tools = RecordingTools(ScriptedTools(lambda call, before: answer(str(len(before)))), recording)
-    session = await tools.open(REMOTE, 3, "trial")
+    session = await tools.open_session(REMOTE, 3, "trial")
     real = await session.call(asked)
     await session.close()
-    await (await tools.open(TOOLS, 3, "trial")).call(asked)  # its server's business
+    await (await tools.open_session(TOOLS, 3, "trial")).call(asked)  # its server's business
     await tools.close()
     assert b"secret-value" not in (tmp_path / "000001.traffic").read_bytes()
     host = await replay(tmp_path)
     host.add_tool_sets({REMOTE.digest: REMOTE})
-    opened = await host.open(OpenItem(digest=REMOTE.digest, seed=3, purpose="trial"))
-    assert await calls(host, opened.id, *map(wire_call, asked)) == tuple(real)
-    assert (await host.open(item(3))).error is not None
+    opened = await host.open_session(OpenItem(digest=REMOTE.digest, seed=3, purpose="trial"))
+    assert await calls(host, opened.id, *map(encoded_call, asked)) == tuple(real)
+    assert (await host.open_session(item(3))).error is not None
     await host.stop()
 
 
 async def test_nothing_is_recorded_where_nobody_asks(tmp_path: Path) -> None:
     silent = CONFIG.model_copy(update={"record_dir": str(tmp_path)})
     tools = RecordingTools(ScriptedTools(lambda call, before: answer()), silent)
-    await (await tools.open(REMOTE, 3, "trial")).call([ToolCall(name="ask", arguments={})])
+    await (await tools.open_session(REMOTE, 3, "trial")).call([ToolCall(name="ask", arguments={})])
     await tools.close()
     assert list(tmp_path.iterdir()) == []

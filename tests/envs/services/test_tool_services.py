@@ -48,7 +48,7 @@ def adapted(base: ToolSet) -> ToolSet:
 
 
 async def texts(services: ToolService, tools: ToolSet, *calls: ToolCall) -> list[str]:
-    session = await services.open(tools, 1, "execution")
+    session = await services.open_session(tools, 1, "execution")
     answers = await session.call(calls)
     await session.close()
     return [answer.text for answer in answers]
@@ -90,7 +90,7 @@ async def test_an_openenv_environment_goes_to_its_service() -> None:
     nowhere = OpenEnvEndpoint(url="http://127.0.0.1:1")
     tools = ToolSet(tools=(spec("step"),), endpoint=nowhere)
     with pytest.raises(ToolServerError, match=r"127\.0\.0\.1:1"):
-        await ToolRouter(scripted(), CONFIG, {}).open(tools, 1, "trial")
+        await ToolRouter(scripted(), CONFIG, {}).open_session(tools, 1, "trial")
     with pytest.raises(ToolServerError, match=r"127\.0\.0\.1:1"):
         await listed_tools(nowhere, CONFIG, {})
 

@@ -50,7 +50,7 @@ async def run_calls(
         assert spec is not None
         assert check_arguments(spec, arguments) is None
     client = ToolClient(address, CONFIG)
-    session = await client.open(tool_set, 1, "execution")
+    session = await client.open_session(tool_set, 1, "execution")
     answers = await session.call([ToolCall(name=name, arguments=args) for name, args in calls])
     await session.close()
     await client.close()
