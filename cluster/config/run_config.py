@@ -10,7 +10,14 @@ import tomli_w
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cluster.config.collect_config import CollectSection
-from cluster.config.known_keys import LIKENESS, explain, said_of, stray_keys, unknown_key
+from cluster.config.known_keys import (
+    LIKENESS,
+    explain,
+    keys_meant_by,
+    said_of,
+    stray_keys,
+    unknown_key,
+)
 from cluster.config.study_config import StudySection, needed_models
 from envs.config import EnvConfig, Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
@@ -337,14 +344,23 @@ def _override(tree: dict[str, JsonValue], override: str) -> None:
     key, found, text = override.partition("=")
     parts = key.strip().split(".")
     if not found or len(parts) < 2 or not all(parts):
-        raise ConfigError(f"--set {override!r}: expected section.key=value, for example run.seed=3")
+        raise ConfigError(_no_override(override, text if found else "..."))
     table = tree
     for part in parts[:-1]:
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {part} is a value, not a section")
+            raise ConfigError(f"{override!r}: {part} is a value, not a section")
         table = inner
     table[parts[-1]] = _value(text.strip())
+
+
+def _no_override(override: str, value: str) -> str:
+    """Return an error about an override that is not `section.key=value`."""
+    said = f"{override!r}: expected section.key=value, for example run.seed=3"
+    meant = keys_meant_by(override.partition("=")[0].strip(), RecipeKeys)
+    return (
+        f"{said}; did you mean {' or '.join(f'{key}={value}' for key in meant)}?" if meant else said
+    )
 
 
 def _value(text: str) -> JsonValue:

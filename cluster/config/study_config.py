@@ -56,7 +56,9 @@ class StudySection(Section):
     temperatures: dict[str, float] = Field(default_factory=lambda: {"greedy": 0.0, "T=1": 1.0})
     """Sampling temperatures of the evaluation, by the name that the table calls them."""
     models: dict[str, ModelSection] = Field(default_factory=dict)
+    """The models that the study trains, by name."""
     arms: dict[str, ArmSection] = Field(default_factory=dict)
+    """The rows of the table, by name."""
     settings: dict[str, Changes] = Field(default_factory=lambda: {"heldout": {}})
     """What differs from the recipe in each column of the table."""
     ceilings: tuple[str, ...] = ()
