@@ -61,8 +61,8 @@ def stack(module: str, *, slow: bool = False) -> Any:
     `slow` is for modules that import torch and Ray: a line then says so.
     """
     prepare_environment()
-    if slow:
-        Progress().say("loading torch and Ray")
+    progress = Progress(quiet=not slow)
+    progress.phase("loading torch and Ray")
     try:
         return importlib.import_module(f"cluster.{module}")
     except ImportError as error:

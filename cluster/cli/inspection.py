@@ -16,6 +16,7 @@ from cluster.cli.arguments import (
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.key_list import print_keys
 from cluster.cli.path_checks import check_tasks
+from cluster.progress import Progress
 from envs.tasks import Split
 
 app = typer.Typer()
@@ -56,6 +57,8 @@ def audit(
     """Call every tool of a ToolHop file in the sandbox, and report which questions are solvable."""
     config = read_config(recipe, assignments, overrides)
     check_tasks(config)
+    progress = Progress()
+    progress.phase(f"calling every tool of the file, {calls} times each")
     report(stack("evaluation.audit").run_audit(config, calls), as_json=as_json)
 
 
