@@ -43,7 +43,8 @@ FLOORS = {
         "trainer",
     ),
     "cluster": (
-        "config progress running metrics",
+        "metrics running",
+        "config progress",
         "checks dashboard lifecycle",
         "fleet",
         "scheduling",

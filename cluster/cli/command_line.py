@@ -1,26 +1,68 @@
-"""What the commands share: an option, importing the stack late, and printing a result."""
+"""What the commands share: an option, late imports, printing a result, and an interruption."""
 
 import importlib
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from cluster.fleet.ray_environment import prepare_environment
-from envs.errors import ConfigError
+from cluster.progress import Progress
+from envs.errors import ConfigError, TrialrunError
 from envs.tools import JsonObject
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output.")
 ]
 
+_RESUMED_BY_OPTION = ("train", "sft", "collect")
+_RESUMED_AS_IS = ("study",)
+_RESUMED_BY_RUN = ("eval",)
 
-def stack(module: str) -> Any:
-    """Import a module that needs the whole stack; it takes seconds, which help must not wait."""
+
+class Stopped(TrialrunError):
+    """A command was interrupted with Ctrl-C; exit code 1."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands: an interruption ends each of them in the same way."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Raises Stopped on Ctrl-C, also while the stack is being imported."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped(stopped_text(ctx.invoked_subcommand or "", sys.argv[1:])) from None
+
+
+def stopped_text(command: str, arguments: Sequence[str]) -> str:
+    """Return the line that an interrupted command prints: what is kept and how to resume."""
+    again = f"trialrun {shlex.join(arguments)}"
+    if command in _RESUMED_BY_OPTION:
+        option = "" if "--resume" in arguments else " --resume"
+        return f"stopped; finished work is kept; resume with: {again}{option}"
+    if command in _RESUMED_AS_IS:
+        return f"stopped; finished work is kept; resume with: {again}"
+    if command in _RESUMED_BY_RUN:
+        option = "" if "--run" in arguments else " --run RUN_DIRECTORY"
+        return f"stopped; finished work is kept; resume with: {again}{option}"
+    return "stopped"
+
+
+def stack(module: str, *, slow: bool = False) -> Any:
+    """Import a module that needs the whole stack; it takes seconds, which help must not wait.
+
+    `slow` is for modules that import torch and Ray: a line then says so.
+    """
     prepare_environment()
+    progress = Progress(quiet=not slow)
+    progress.phase("loading torch and Ray")
     try:
         return importlib.import_module(f"cluster.{module}")
     except ImportError as error:

@@ -1,26 +1,23 @@
-"""Commands that read run directories, whether their run is alive, finished or dead."""
+"""Commands that read run directories, whether their run is running, finished or was killed."""
 
 import asyncio
 import json
 import sys
 import time
-from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 from cluster.cli.command_line import JsonOption, report, stack
+from cluster.cli.path_checks import run_at
 from envs.errors import ConfigError
 from rollout.episode import Outcome
 from rollout.store.control import MAX_WORKERS, ControlEvent, ScaleRequest, send_request
-from rollout.store.run_layout import existing_run
-from rollout.store.run_reader import EpisodeFilter, RunReader
-from rollout.transcript import render
+
+RunArgument = Annotated[Path, typer.Argument(help="Run directory (running or finished).")]
 
 app = typer.Typer()
 
@@ -36,81 +33,90 @@ class _ShowByDefault(TyperGroup):
 episodes = typer.Typer(
     cls=_ShowByDefault,
     no_args_is_help=True,
-    help="List the episodes of a run, show one whole, or replay them.\n\n"
+    help="List the episodes of a run, show one, or replay them.\n\n"
     "`trialrun episodes RUN` is short for `trialrun episodes show RUN`.",
-    epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]",
+    epilog="Example: [bold]trialrun episodes runs/demo/train g000003-02[/]",
 )
 
 
-@episodes.command(epilog="Example: [bold]trialrun episodes replay runs/demo g000003-02[/]")
+@episodes.command(
+    epilog="Example: [bold]trialrun episodes replay runs/catalog g000003-02[/], of a run that was "
+    "made with [bold]trialrun train catalog tools.record=true[/]"
+)
 def replay(
-    run: Annotated[Path, typer.Argument(help="A run directory, of a run at work or ended.")],
+    run: RunArgument,
     episode: Annotated[
-        str | None, typer.Argument(help="Replay this episode (a unique beginning of its id).")
+        str | None, typer.Argument(help="Replay this episode only (its id, or a unique prefix).")
     ] = None,
     traffic: Annotated[
         Path | None,
-        typer.Option(help="Folder of recorded tool traffic, where it is not in the run."),
+        typer.Option(help="Folder of recorded tool traffic. Default: the run's own."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play episodes again from their tokens and recorded tool answers; say where they differ.
+    """Replay episodes from their tokens and recorded tool results, and report differences.
 
-    Runs neither the model nor tools. Exit code 0 where all are equal, 1 at a difference.
+    Runs neither the model nor tools; the run must have been made with tools.record=true. Exit code
+    0 if all are equal, 1 if one differs.
     """
+    run_at(run)
     replayed = asyncio.run(stack("replay.replay_episodes").replay_run(run, episode, traffic))
     report(replayed.to_json(), as_json=as_json)
     raise typer.Exit(1 if replayed.different else 0)
 
 
-@episodes.command(epilog="Example: [bold]trialrun episodes runs/demo g000003-02[/]")
+@episodes.command(epilog="Example: [bold]trialrun episodes runs/demo/train g000003-02[/]")
 def show(
-    run: Annotated[Path, typer.Argument(help="A run directory, of a run at work or ended.")],
+    run: RunArgument,
     episode: Annotated[
-        str | None, typer.Argument(help="Show this episode (a unique beginning of its id).")
+        str | None, typer.Argument(help="Show this episode (its id, or a unique prefix).")
     ] = None,
     outcome: Annotated[
-        Outcome | None, typer.Option(help="List only episodes that ended so.")
+        Outcome | None, typer.Option(help="List only episodes with this outcome.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="List at most so many, the newest.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="List at most this many, the newest.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List the episodes of a run, or show one whole."""
-    reader = RunReader(run)
+    """List the episodes of a run, or show one as a transcript (with --json: as one JSON object)."""
+    run_at(run)
+    views = stack("cli.episode_views")
     if episode is not None:
-        sys.stdout.write(render(reader.episode(episode)) + "\n")
-        return
-    rows = reader.episodes(EpisodeFilter(outcome=outcome or ""))[-limit:]
-    if as_json:
-        sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n")
-        return
-    table = Table(
-        "episode", "task", "outcome", "reward", title=f"{len(rows)} newest episodes of {run}"
-    )
-    for row in rows:
-        reward = "-" if row.reward is None else f"{row.reward:.2f}"
-        table.add_row(row.episode, row.task, row.outcome, reward)
-    Console().print(table)
+        views.show_episode(run, episode, as_json=as_json)
+    else:
+        views.list_episodes(run, outcome or "", limit, as_json=as_json)
+
+
+def _whole_number(text: str) -> int:
+    """Read the target number of workers. Raises typer.BadParameter for anything but digits."""
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_WORKERS:
+        raise typer.BadParameter(
+            f"expected the target number of workers, 1 to {MAX_WORKERS}, found {text!r}: "
+            "it is the total, not a change (for example 4, not +2)"
+        )
+    return int(text)
 
 
 @app.command(epilog="Example: [bold]trialrun scale runs/first 4[/]")
 def scale(
-    run: Annotated[Path, typer.Argument(help="The run directory of a training job at work.")],
+    run: Annotated[Path, typer.Argument(help="Run directory of a running training job.")],
     workers: Annotated[
-        int, typer.Argument(min=1, max=MAX_WORKERS, help="Target number of rollout workers.")
+        int,
+        typer.Argument(
+            parser=_whole_number, metavar="WORKERS", help="Target number of rollout workers."
+        ),
     ],
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
     ] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a training job at work more or fewer rollout workers; it goes on meanwhile.
+    """Change the number of rollout workers of a running training job.
 
-    New ones start, load the current weights and get work; surplus ones finish their episodes. A
-    job that is started anew has as many as its recipe says.
+    New workers start, load the current weights and receive work; surplus workers finish their
+    episodes first. A restarted job returns to the recipe's worker count.
     """
     event = ControlEvent(at=time.time(), actor=getuser(), request=ScaleRequest(workers=workers))
-    answer = send_request(existing_run(run), event, timeout_s)
+    answer = send_request(run_at(run), event, timeout_s)
     if answer.refused:
         raise ConfigError(f"the job on {run} refused: {answer.refused}")
     note = {"note": answer.note} if answer.note else {}
@@ -126,16 +132,18 @@ def compare(
         list[str],
         typer.Argument(
             metavar="[NAME=]RUN[,RUN]",
-            help="Two or more evaluations of the same tasks; several runs of one side are seeds, "
-            "paired with the other sides' in order.",
+            help="Two or more evaluations of the same tasks. Several runs of one side are seeds; "
+            "they are paired with those of the other sides in order.",
         ),
     ],
     by: Annotated[
         list[str] | None,
-        typer.Option(help="Tag to compare by; repeatable. Default: tags of 2 to 8 values."),
+        typer.Option(help="Tag to compare by; repeatable. Default: tags with 2 to 8 values."),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the differences to this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot the differences to this PNG file.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare evaluations task by task: differences with intervals and exact or permutation tests.
@@ -155,24 +163,25 @@ def compare(
 
 
 @app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")
-def plot(
-    run: Annotated[Path, typer.Argument(help="A run directory, of a run at work or ended.")],
-) -> None:
-    """Draw a training run's metrics, or an evaluation, to plot.png in its directory."""
-    sys.stdout.write(f"{stack('plots').draw_run(run)}\n")
+def plot(run: RunArgument) -> None:
+    """Plot a training run's metrics, or an evaluation, to plot.png in its directory."""
+    run_at(run)
+    sys.stdout.write(f"{stack('evaluation.plots').draw_run(run)}\n")
 
 
 @app.command("replay-step", epilog="Example: [bold]trialrun replay-step runs/demo/train 7[/]")
 def replay_step(
-    run: Annotated[Path, typer.Argument(help="A run directory that nobody writes to.")],
+    run: Annotated[Path, typer.Argument(help="Run directory of a finished or killed run.")],
     step: Annotated[int, typer.Argument(help="Learner step, from 1.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Run one learner step again from its stored episodes; compare weights and metrics bit by bit.
+    """Repeat one learner step from its stored episodes, and compare weights and metrics bit by bit.
 
-    Begins at the nearest checkpoint before the step, or at the initial model. Exit code 1 at a
-    difference.
+    Starts at the nearest checkpoint before the step, or at the initial model. Exit code 1 if
+    something differs.
     """
-    replayed = stack("replay.replay_step").run_replay_step(run, step)
+    run_at(run)
+    stack("cli.episode_views").check_step(run, step)
+    replayed = stack("replay.replay_step", slow=True).run_replay_step(run, step)
     report(replayed.to_json(), as_json=as_json)
     raise typer.Exit(1 if replayed.differences else 0)

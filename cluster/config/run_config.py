@@ -10,7 +10,14 @@ import tomli_w
 from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
 from cluster.config.collect_config import CollectSection
-from cluster.config.known_keys import LIKENESS, explain, said_of, stray_keys, unknown_key
+from cluster.config.known_keys import (
+    LIKENESS,
+    explain,
+    keys_meant_by,
+    said_of,
+    stray_keys,
+    unknown_key,
+)
 from cluster.config.study_config import StudySection, needed_models
 from envs.config import Section, ToolServerConfig
 from envs.errors import ConfigError, MissingError
@@ -29,22 +36,22 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class RunSection(Section):
-    """`[run]`: what to do, where to write it, and for how long."""
+    """`[run]`: name, place, seed and length of a run."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run; its directory is `dir/name`."""
     dir: str = "runs"
     """Folder of run directories."""
     models_dir: str = "models"
-    """Folder where built and converted models are kept between runs."""
+    """Folder for models that are built or converted here; later runs reuse them."""
     seed: int = Field(default=0, ge=0)
-    """Everything random is derived from it."""
+    """Random seed; every other seed is derived from it."""
     steps: int = Field(default=100, ge=0)
-    """Learner steps."""
+    """Number of learner steps."""
     checkpoint_every: int = Field(default=10, ge=1)
-    """Steps between checkpoints; a resumed run repeats at most so many."""
+    """Steps between checkpoints; a resumed run repeats at most this many."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     deterministic: bool = False
     """The same seed gives the same episodes, losses and weights, bit for bit, on one machine,
     whatever the number of workers; see docs/determinism.md for what it costs."""
@@ -54,34 +61,41 @@ class RolloutsSection(Section):
     """`[rollouts]`: the fleet of rollout workers and how groups are collected."""
 
     workers: int = Field(default=2, ge=1)
-    """Rollout workers, each with an engine of its own."""
+    """Number of rollout workers; each has its own engine."""
     episodes_per_worker: int = Field(default=128, ge=1)
-    """Episodes that a worker runs at once."""
+    """Maximum number of episodes that a worker runs concurrently."""
     groups_per_step: int = Field(default=8, ge=1)
-    """Groups that one learner step consumes."""
+    """Number of groups in one learner step."""
     group_size: int = Field(default=8, ge=2)
-    """Episodes of one group."""
+    """Number of episodes in one group (rollouts of the same task)."""
     max_staleness: int = Field(default=1, ge=0)
-    """Policy versions by which a token may lag behind the learner; 0 is strictly on-policy."""
+    """Maximum number of policy versions by which a token may lag behind the learner; 0 is strictly
+    on-policy.
+    """
     max_refills: int = Field(default=8, ge=0)
-    """Groups without variance that one step may replace by new ones; further ones are trained as
-    they are.
+    """Maximum number of groups without reward variance that one step replaces by new groups;
+    further ones go to the learner as they are.
     """
     max_attempts: int = Field(default=16, ge=1)
-    """Tries of one episode when the world fails it; the group then goes on without it. Where one
-    tool call in ten fails and an episode makes 8, 16 tries fill a group of 8 in 99.9 % of cases:
-    (1 - (1 - 0.9^8)^16)^8. They cost nothing while the world works; 10 calls would want 21.
+    """Maximum number of attempts at one episode after infrastructure failures; after the last, the
+    group continues without the episode. If one tool call in ten fails and an episode makes 8 calls,
+    16 attempts complete a group of 8 in 99.9 % of cases: (1 - (1 - 0.9^8)^16)^8. Attempts cost
+    nothing as long as nothing fails; 10 calls would need 21.
     """
     episode_timeout_s: float = Field(default=300.0, gt=0)
-    """Deadline for one episode, from lease to answer; over it the worker is replaced."""
+    """Deadline for one episode, from its assignment to its answer; a worker that exceeds it is
+    replaced.
+    """
     pool_timeout_s: float = Field(default=900.0, gt=0)
-    """How long a lease waits for a healthy worker before the run fails."""
+    """How long a scheduled episode waits for a healthy worker before the run fails."""
     ping_timeout_s: float = Field(default=60.0, gt=0)
-    """A worker that does not answer for so long is replaced."""
+    """A worker that does not answer health checks for this long is replaced."""
 
 
 class ClusterSection(Section):
-    """`[cluster]`: what Ray reserves for each actor."""
+    """`[cluster]`: resources that Ray reserves, the transport of weights, and the placement of tool
+    servers.
+    """
 
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs of a rollout worker."""
@@ -92,20 +106,21 @@ class ClusterSection(Section):
     gpus_per_rank: float = Field(default=0.0, ge=0)
     """GPUs of a learner rank; 0 trains on the CPU."""
     transport: Literal["shm", "cuda_ipc"] = "shm"
-    """How weights reach the engines: shared memory, which Ray's object store fills on other nodes
-    than the learner's, or CUDA IPC where learner and engine share a GPU."""
+    """How weights reach the engines. `shm`: shared memory; on nodes other than the learner's it is
+    filled through Ray's object store. `cuda_ipc`: CUDA IPC, if learner and engine share a GPU.
+    """
     shm_dir: str = "/dev/shm"
-    """Memory-backed folder of the `shm` transport, on every node; it holds two versions."""
+    """Memory-backed folder for the `shm` transport on every node; it holds two weight versions."""
     learner_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline for one learner step, push or checkpoint."""
     tool_placement: Literal["worker", "node", "cluster"] = "worker"
-    """Where tool servers run. `worker`: one beside every rollout worker; `node`: on every node, on
+    """Where tool servers run. `worker`: one next to every rollout worker; `node`: on every node, on
     UNIX sockets for the workers of that node; `cluster`: on every node, on TCP for all workers.
     """
     tool_servers_per_node: int = Field(default=1, ge=1)
-    """Tool servers of a node (`node`, `cluster`); one server process fills about one CPU."""
+    """Tool servers per node (`node`, `cluster`); one server process can use about one CPU."""
     tool_node_resource: str = ""
-    """`cluster`: only nodes with this Ray resource run tool servers; empty is every node."""
+    """`cluster`: only nodes with this Ray resource run tool servers; empty means every node."""
 
     @model_validator(mode="after")
     def _placement_has_its_keys(self) -> Self:
@@ -123,35 +138,35 @@ class ClusterSection(Section):
 
 
 class EvalSection(Section):
-    """`[eval]`: which tasks, how often."""
+    """`[eval]`: the tasks of an evaluation and how they are sampled."""
 
     split: Split | Literal["all"] = "heldout"
     """Tasks to evaluate on; `all` is every task of a file."""
     tasks: int = Field(default=128, ge=0)
-    """Number of tasks; 0 is all there are."""
+    """Number of tasks; 0 means all of them."""
     samples: int = Field(default=1, ge=1)
     """Episodes per task."""
     temperature: float = Field(default=0.0, ge=0, le=2)
     """Sampling temperature of evaluation, in place of the episode's; 0 is greedy."""
     seed: int = Field(default=0, ge=0)
-    """Draw of the tasks, mixed with the run's seed."""
+    """Random seed of the choice of tasks, combined with the run's seed."""
     by: tuple[str, ...] = ()
-    """Tags of the tasks to make tables by, such as `["depth", "novelty", "depth*novelty"]`; empty
-    is every tag that takes between 2 and 8 values.
+    """Task tags to break the results down by, such as `["depth", "novelty", "depth*novelty"]`;
+    empty means every tag that has between 2 and 8 values.
     """
 
 
 class TeacherSection(Section):
-    """`[teacher]`: scripted episodes for SFT."""
+    """`[teacher]`: demonstrations by the scripted teacher, for SFT."""
 
     episodes: int = Field(default=2000, ge=1)
-    """Episodes to play; only successes are kept."""
+    """Episodes to run; SFT uses only the successful ones."""
     concurrency: int = Field(default=64, ge=1)
-    """Episodes played at once."""
+    """Episodes that run concurrently."""
 
 
 class RunConfig(Section):
-    """Everything a run is made of; `config.toml` in its directory is this, resolved."""
+    """The complete configuration of a run; `config.toml` in its directory holds it, resolved."""
 
     run: RunSection = RunSection()
     model: ModelConfig = ModelConfig()
@@ -212,11 +227,13 @@ class RunConfig(Section):
         if not self.run.deterministic:
             return self
         if not self.episode.seeded:
-            raise ValueError("run.deterministic needs episode.seeded = true: nothing else is drawn")
+            raise ValueError(
+                "run.deterministic needs episode.seeded = true: otherwise the engine chooses seeds"
+            )
         if self.model.dtype != "float32" and not self.cluster.gpus_per_worker:
             raise ValueError(
                 "run.deterministic needs model.dtype = 'float32' on CPU workers: in "
-                f"{self.model.dtype} a token's logprob depends on what is computed beside it"
+                f"{self.model.dtype} a token's logprob depends on the other sequences of its batch"
             )
         return self
 
@@ -232,11 +249,11 @@ class RunConfig(Section):
         if self.episode.experience == "dropped":
             raise ConfigError(
                 "expected episode.experience = 'carried' for training, found 'dropped': the "
-                "learner would take execution for a continuation of trials that it did not see"
+                "learner would treat execution as a continuation of trials that it did not see"
             )
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(
-                "expected episode.seeded = true where run.seed is set: else the seed means nothing"
+                "expected episode.seeded = true with a run.seed: otherwise the seed has no effect"
             )
 
 
@@ -254,7 +271,7 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
 
-    A recipe's `[study]` is for `trialrun study`: it is checked and left aside. Raises ConfigError
+    A recipe's `[study]` is for `trialrun study`: it is checked and not returned. Raises ConfigError
     for broken TOML, an unknown key or an impossible value; MissingError when there is no such
     recipe.
     """
@@ -264,7 +281,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
-    """Return what a recipe says with overrides applied, unchecked. Raises as `load_config` does."""
+    """Return a recipe as a tree with overrides applied, unchecked. Raises as `load_config` does."""
     tree = _read(_locate(recipe))
     for override in overrides:
         _override(tree, override)
@@ -282,8 +299,8 @@ def checked_config(tree: Mapping[str, JsonValue], origin: str) -> RunConfig:
 def checked_study(described: JsonValue, origin: str, overrides: Sequence[str]) -> StudySection:
     """Return the study that `described` is; the recipe's keys in it are known ones too.
 
-    Raises ConfigError, which names `origin`; also where an override makes a model that no arm
-    plays, since its name is a misspelt one then.
+    Raises ConfigError, which names `origin`; also if an override adds a model that no arm uses,
+    since its name is then probably misspelt.
     """
     try:
         study = StudySection.model_validate(described)
@@ -300,7 +317,7 @@ def checked_study(described: JsonValue, origin: str, overrides: Sequence[str]) -
         if name in study.models and name not in played:
             near = get_close_matches(name, played, 1, LIKENESS)
             meant = f"; did you mean study.models.{near[0]}?" if near else ""
-            faults.append(f"study.models.{name}: no arm plays this model{meant}")
+            faults.append(f"study.models.{name}: no arm uses this model{meant}")
     if faults:
         raise ConfigError(said_of(f"recipe {origin}", faults))
     return study
@@ -323,7 +340,7 @@ def _locate(recipe: str) -> Path:
     if not shipped.is_file():
         raise MissingError(
             f"no recipe called {recipe!r}; shipped recipes are: {', '.join(recipe_names())}; "
-            "a file of your own ends in .toml"
+            "the name of your own file must end in .toml"
         )
     return shipped
 
@@ -339,18 +356,27 @@ def _override(tree: dict[str, JsonValue], override: str) -> None:
     key, found, text = override.partition("=")
     parts = key.strip().split(".")
     if not found or len(parts) < 2 or not all(parts):
-        raise ConfigError(f"--set {override!r}: expected section.key=value, for example run.seed=3")
+        raise ConfigError(_no_override(override, text if found else "..."))
     table = tree
     for part in parts[:-1]:
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {part} is a value, not a section")
+            raise ConfigError(f"{override!r}: {part} is a value, not a section")
         table = inner
     table[parts[-1]] = _value(text.strip())
 
 
+def _no_override(override: str, value: str) -> str:
+    """Return an error about an override that is not `section.key=value`."""
+    said = f"{override!r}: expected section.key=value, for example run.seed=3"
+    meant = keys_meant_by(override.partition("=")[0].strip(), RecipeKeys)
+    return (
+        f"{said}; did you mean {' or '.join(f'{key}={value}' for key in meant)}?" if meant else said
+    )
+
+
 def _value(text: str) -> JsonValue:
-    """Read `text` as a TOML value; what is none is a string as it stands."""
+    """Read `text` as a TOML value; text that is not TOML is taken as a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""The config section of a study: the models that it makes, and the arms that play them."""
+"""The config section of a study: the models that it trains, and the arms that use them."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, model_validator
 from envs.config import Section
 
 Changes = dict[str, JsonValue]
-"""Part of a recipe, as a tree: it replaces what the recipe says."""
+"""Part of a recipe, as a tree; it overrides the recipe."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*")
 """Names become folders."""
 
@@ -18,15 +18,15 @@ class ModelSection(Section):
     """`[study.models.NAME]`: a model that the study trains, once per seed, for every arm of it."""
 
     kind: Literal["sft", "grpo"] = "sft"
-    """Imitation of the teacher, or reinforcement."""
+    """`sft`: train on the teacher's demonstrations; `grpo`: train with RL."""
     parent: str = ""
     """The model it starts from: another of the study, or empty for the recipe's."""
     match: str = ""
-    """`sft`: imitate as many episodes as that `grpo` model played, and for as many tokens as it was
-    trained on, instead of what `teacher.episodes` and `sft.epochs` say.
+    """`sft`: train on as many episodes as that `grpo` model ran, and on as many tokens as it was
+    trained on, in place of `teacher.episodes` and `sft.epochs`.
     """
     changes: Changes = Field(default_factory=dict)
-    """What differs from the recipe while it is trained."""
+    """Overrides of the recipe while the model is trained."""
 
     @model_validator(mode="after")
     def _only_imitation_is_matched(self) -> Self:
@@ -36,39 +36,41 @@ class ModelSection(Section):
 
 
 class ArmSection(Section):
-    """`[study.arms.NAME]`: a row of the table: a model, and how it plays."""
+    """`[study.arms.NAME]`: a row of the table: a model, and how it acts."""
 
     title: str
-    """What the table calls it."""
+    """Name of the row in the table."""
     model: str
-    """The model of the study that plays."""
+    """The model of the study that acts."""
     against: tuple[str, ...] = ()
-    """Arms that it is compared with: the best of them, setting by setting."""
+    """Arms to compare with; in each setting, the best of them."""
     changes: Changes = Field(default_factory=dict)
-    """What differs from the recipe while it plays."""
+    """Overrides of the recipe while the arm is evaluated."""
 
 
 class StudySection(Section):
-    """`[study]`: what is compared, on what."""
+    """`[study]`: the models, arms and settings of a comparison."""
 
     slots: int = Field(default=2, ge=1)
-    """Models that are imitated into being at once; about one CPU each."""
+    """SFT stages that run concurrently; each uses about one CPU."""
     temperatures: dict[str, float] = Field(default_factory=lambda: {"greedy": 0.0, "T=1": 1.0})
-    """Sampling temperatures of the evaluation, by the name that the table calls them."""
+    """Sampling temperatures of the evaluation, by their names in the table."""
     models: dict[str, ModelSection] = Field(default_factory=dict)
+    """The models that the study trains, by name."""
     arms: dict[str, ArmSection] = Field(default_factory=dict)
+    """The rows of the table, by name."""
     settings: dict[str, Changes] = Field(default_factory=lambda: {"heldout": {}})
-    """What differs from the recipe in each column of the table."""
+    """Overrides of the recipe for each column of the table, by name."""
     ceilings: tuple[str, ...] = ()
-    """Settings for which to estimate what a policy that may not try can reach at best; the exact
-    search takes seconds a task at depth 1 and 2, and does not end at depth 3.
+    """Settings for which to estimate the best possible accuracy without trials; the exact search
+    takes seconds per task at depths 1 and 2, and does not finish at depth 3.
     """
     ceiling_tasks: int = Field(default=60, ge=2)
-    """Tasks of that estimate."""
+    """Number of tasks of that estimate."""
 
     @property
     def changes(self) -> dict[str, Changes]:
-        """Every part of a recipe in here, by where in the recipe it stands."""
+        """Every part of a recipe in this section, by its path."""
         return {
             **{f"study.models.{k}.changes": model.changes for k, model in self.models.items()},
             **{f"study.arms.{k}.changes": arm.changes for k, arm in self.arms.items()},

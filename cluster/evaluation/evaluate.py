@@ -20,7 +20,7 @@ from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.opening import find_model, new_run, next_free, recorded_in
 from cluster.lifecycle.resume_check import check_same
-from cluster.progress import Progress
+from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async
 from cluster.scheduling.player import Affinity, Player
 from envs.errors import ConfigError
@@ -78,28 +78,38 @@ def _drawn(config: RunConfig) -> Sequence[Task]:
 
 
 async def evaluate(
-    config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]
+    config: RunConfig,
+    pool: RolloutPool,
+    run: RunDirectory,
+    tasks: Sequence[Task],
+    progress: Progress = QUIET,
 ) -> EvalSummary:
     """Play `eval.samples` episodes of every task on the pool and report on them in `run`.
 
     Episodes that `run` holds already are not played again; none is trained on.
     """
-    await play(config, pool, run, tasks)
+    await play(config, pool, run, tasks, progress)
     return report_on(run.path).summary
 
 
 async def play(
-    config: RunConfig, pool: RolloutPool, run: RunDirectory, tasks: Sequence[Task]
+    config: RunConfig,
+    pool: RolloutPool,
+    run: RunDirectory,
+    tasks: Sequence[Task],
+    progress: Progress = QUIET,
 ) -> None:
     """Play and store what `run` does not hold yet; a group of one task runs on one worker."""
     episode = config.episode.model_copy(update={"temperature": config.eval.temperature})
     player = Player(pool, run, config.rollouts, episode)
     _end_finished(run, list(run.ledger.entries))
+    total, left = len(tasks) * config.eval.samples, still_to_play(config, run, tasks)
     missing = _leased(config, run, tasks)
-    async with asyncio.TaskGroup() as group:
-        for task in tasks:
-            if leases := missing.get(task.id):
-                group.create_task(_play_task(player, run, task, leases))
+    with progress.counter(total, "episodes", total - left) as counter:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                if leases := missing.get(task.id):
+                    group.create_task(_play_task(player, run, task, leases, counter))
     run.sync()
 
 
@@ -181,10 +191,15 @@ def _leases(config: RunConfig, run: RunDirectory, task: Task) -> list[Lease]:
 
 
 async def _play_task(
-    player: Player, run: RunDirectory, task: Task, leases: Sequence[Lease]
+    player: Player, run: RunDirectory, task: Task, leases: Sequence[Lease], counter: Counter
 ) -> None:
     near = Affinity()
-    await asyncio.gather(*(player.play(lease, task, near) for lease in leases))
+
+    async def play_one(lease: Lease) -> None:
+        await player.play(lease, task, near)
+        counter.advance()
+
+    await asyncio.gather(*map(play_one, leases))
     _end_finished(run, run.ledger.groups[task.id])
 
 
@@ -201,6 +216,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
     It is `path`, where an evaluation that is not complete goes on, or else a new one.
     """
     progress = Progress()
+    progress.phase("preparing model and tasks")
     tasks = eval_tasks(config)
     model = find_model(config)
     if path is None:
@@ -215,14 +231,17 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         )
         progress.say(f"after a stop, go on with: --run {path}")
         if missing:
+            progress.phase("starting Ray")
             with ray_session(config):
-                run_async(_play_on_a_pool(config, model, run, tasks))
+                run_async(_play_on_a_pool(config, model, run, tasks, progress))
     return path
 
 
 async def _play_on_a_pool(
-    config: RunConfig, model: Path, run: RunDirectory, tasks: Sequence[Task]
+    config: RunConfig, model: Path, run: RunDirectory, tasks: Sequence[Task], progress: Progress
 ) -> None:
+    progress.phase(f"starting {config.rollouts.workers} vLLM workers")
     async with open_pool(recorded_in(config, run.path), model) as pool:
         await pool.wait_healthy(config.rollouts.workers)
-        await play(config, pool, run, tasks)
+        progress.phase("evaluating")
+        await play(config, pool, run, tasks, progress)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cluster.evaluation.evaluate import report_on
+from cluster.metrics import CURVES, METRICS
 from envs.errors import MissingError
 from rollout.evaluation.compare import Comparison, PairRow
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
@@ -25,20 +26,6 @@ SERIES_VERSION = 1
 """Of `plot.json`."""
 _WIDTH_IN, _DPI = 10.0, 120
 _CURVES_PER_ROW = 3
-
-
-CURVES = {
-    "reward_mean": "reward",
-    "answer_mean": "right answers",
-    "trial_calls": "trial calls per episode",
-    "mismatch_kl": "KL of sampler and trainer",
-    "reference_kl": "KL to the reference",
-    "entropy": "entropy (nats per token)",
-    "loss": "loss",
-    "grad_norm": "gradient norm",
-    "staleness_mean": "staleness (versions)",
-}
-"""Metrics of training that are drawn, and what they are called; a run may lack some."""
 
 
 def draw_run(path: Path) -> Path:
@@ -56,7 +43,7 @@ def draw_run(path: Path) -> Path:
         }
         content = {"version": SERIES_VERSION, "run": reader.run.run, "series": told}
         replace_file(layout.plot_json, json.dumps(content).encode())
-        curves = {CURVES[name]: values for name, values in series.items()}
+        curves = {METRICS[name].heading: values for name, values in series.items()}
         plot_training(curves, path.resolve().name, layout.plot)
     elif reader.episodes():
         plot_report(report_on(path), path.resolve().name, layout.plot)

@@ -106,9 +106,11 @@ class StepReplay:
 
 
 def run_replay_step(run: Path, step: int) -> StepReplay:
-    """As `replay_step`, in a Ray session of its own."""
+    """As `replay_step`, with Ray for as long as it takes."""
+    progress = Progress()
+    progress.phase("starting Ray and the learner")
     with ray_session(load_config(str(RunReader(run).layout.config_toml))):
-        return run_async(replay_step(run, step, Progress()))
+        return run_async(replay_step(run, step, progress))
 
 
 async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cluster.progress import Progress
+from cluster.progress import Counter, Progress
 from cluster.scheduling.player import Affinity, Player
 from cluster.scheduling.task_stream import TaskStream
 from envs.errors import EngineError, InfraError, first_cause
@@ -17,8 +17,6 @@ from rollout.store.run_reader import RunReader
 
 _GIVE_UP = 8
 """Episodes that the world fails in a row before the collection takes it for broken."""
-_REPORTS = 10
-"""Lines about progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +58,14 @@ class Collection:
         """
         self._settle()
         todo = self._todo()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._extent.concurrency):
-                    group.create_task(self._work(todo, progress))
-        except BaseExceptionGroup as errors:
-            raise first_cause(errors) from None
+        total = self._extent.tasks * self._extent.samples
+        with progress.counter(total, "episodes", self._done) as counter:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._extent.concurrency):
+                        group.create_task(self._work(todo, counter))
+            except BaseExceptionGroup as errors:
+                raise first_cause(errors) from None
         self._run.sync()
 
     def _settle(self) -> None:
@@ -98,7 +98,7 @@ class Collection:
         name = f"{group}-{sample:02d}"
         return Lease(self._run.run.run, name, group, task.id, sample, 0, seed)
 
-    async def _work(self, todo: Iterator[tuple[Lease, Task]], progress: Progress) -> None:
+    async def _work(self, todo: Iterator[tuple[Lease, Task]], counter: Counter) -> None:
         while self._affordable() and (work := next(todo, None)) is not None:
             lease, task = work
             near = self._affinities.setdefault(lease.group, Affinity())
@@ -109,7 +109,7 @@ class Collection:
                     raise
                 return
             self._note(lease, failed=batch is None)
-            self._tell(progress)
+            counter.advance()
 
     def _note(self, lease: Lease, *, failed: bool) -> None:
         if not failed:
@@ -123,9 +123,3 @@ class Collection:
                 f"{self._failed_in_a_row} episodes in a row failed, the last: {error}. "
                 "What was finished is kept; go on with --resume"
             )
-
-    def _tell(self, progress: Progress) -> None:
-        total = self._extent.tasks * self._extent.samples
-        self._done += 1
-        if self._done * _REPORTS // total > (self._done - 1) * _REPORTS // total:
-            progress.say(f"{self._done} of {total} episodes played")

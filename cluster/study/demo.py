@@ -50,6 +50,7 @@ def run_demo(config: RunConfig) -> JsonObject:
         free = next_free(Path(config.run.dir), config.run.name)
         config = with_values(config, "run", name=free.name)
     progress = Progress()
+    progress.phase(f"starting Ray; everything goes to {config.path.resolve()}")
     with ray_session(config):
         results = run_async(_demonstrate(config, progress))
     console = Console(stderr=True)
@@ -68,9 +69,10 @@ Results = Mapping[tuple[Policy, str], EvalSummary]
 
 
 async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
+    progress.phase("building the model")
     base = find_model(config)
     progress.say(
-        "the teacher plays, and two copies of the model imitate it: one with trials, one without"
+        "SFT of two copies of the model on the teacher's demonstrations: with and without trials"
     )
     async with asyncio.TaskGroup() as group:  # the direct model is done later, and needed last
         direct = group.create_task(_taught(config, base, "direct", progress))
@@ -85,20 +87,21 @@ async def _reinforced(
     results: dict[tuple[Policy, str], EvalSummary] = {}
     training = with_values(config, "model", path=str(trial))
     training = with_values(training, "run", dir=str(config.path), name="train")
+    progress.phase(f"starting the learner and {training.rollouts.workers} vLLM workers")
     with open_run(training, progress, resume=False) as run:
         async with open_job(training, run) as job:
-            progress.say("held-out tools before reinforcement")
+            progress.phase("evaluating on held-out tools before RL")
             for policy in (BLOCKED, TRIAL):
-                results |= await _measure(config, job, policy)
+                results |= await _measure(config, job, policy, progress)
             progress.say(
                 f"{training.run.steps} steps of GRPO with {training.rollouts.workers} vLLM workers"
             )
             await reinforce(job, progress)
             await job.learner.export_model(run.layout.model)
-            progress.say("held-out tools after reinforcement")
-            results |= await _measure(config, job, REINFORCED)
+            progress.phase("evaluating on held-out tools after RL")
+            results |= await _measure(config, job, REINFORCED, progress)
             async with serving(config, job.pool, await direct, training.run.steps + 1):
-                results |= await _measure(config, job, DIRECT)
+                results |= await _measure(config, job, DIRECT, progress)
     return {
         key: results[key]
         for policy in (DIRECT, BLOCKED, TRIAL, REINFORCED)
@@ -114,13 +117,13 @@ async def _taught(config: RunConfig, base: Path, mode: str, progress: Progress) 
         config = with_values(config, "teacher", episodes=2 * config.teacher.episodes)
         config = with_values(config, "sft", epochs=2 * config.sft.epochs)
     path = config.path / f"sft-{mode}"
-    made = await taught(config, base, path)
+    made = await taught(config, base, path, progress.named(mode))
     progress.say(f"{mode}: {made.line}")
     return RunLayout(path).model
 
 
 async def _measure(
-    config: RunConfig, job: Job, policy: Policy
+    config: RunConfig, job: Job, policy: Policy, progress: Progress
 ) -> dict[tuple[Policy, str], EvalSummary]:
     """Evaluate what the pool serves on held-out tools, greedy and at temperature 1."""
     config = with_values(config, "episode", mode=policy.mode)
@@ -131,7 +134,8 @@ async def _measure(
     for how, temperature in ((GREEDY, 0.0), (SAMPLED, 1.0)):
         setting = with_values(config, "eval", temperature=temperature)
         path = _eval_path(config, policy, how)
-        found[policy, how] = await measured(setting, job.pool, path, tasks)
+        told = progress.named(f"{policy.name}, {how}")
+        found[policy, how] = await measured(setting, job.pool, path, tasks, told)
     return found
 
 

@@ -15,7 +15,7 @@ from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.weight_relay import place_here
 from cluster.lifecycle.opening import find_model, new_run, open_run
-from cluster.progress import Progress
+from cluster.progress import QUIET, Progress
 from cluster.study.graph import Results, Stage
 from cluster.study.recipe import Study, fingerprint
 from cluster.teachers.teach import Lesson, teach, teacher_folder
@@ -61,16 +61,19 @@ class Taught:
         )
 
 
-async def taught(config: RunConfig, model: Path, path: Path, tokens: int = 0) -> Taught:
+async def taught(
+    config: RunConfig, model: Path, path: Path, progress: Progress, tokens: int = 0
+) -> Taught:
     """Let `model` imitate the teacher of the recipe in the run directory `path`, going on where
     that was begun. With `tokens`, for as many epochs as it takes to see so many.
     """
     with open_sft(config, path, resume=True) as run:
-        lesson = await teach(config, model, teacher_folder(path))
+        progress.phase(f"teacher: running {config.teacher.episodes} episodes")
+        lesson = await teach(config, model, teacher_folder(path), progress)
         if tokens:
             epochs = max(1, ceil(tokens / tokens_of(lesson.table)))
             config = with_values(config, "sft", epochs=epochs)
-        return Taught(lesson, await imitate(config, model, lesson.table, run, Progress(quiet=True)))
+        return Taught(lesson, await imitate(config, model, lesson.table, run, progress))
 
 
 def tokens_of(table: pa.Table) -> int:
@@ -95,11 +98,15 @@ async def serving(
 
 
 async def measured(
-    config: RunConfig, pool: RolloutPool, path: Path, tasks: Sequence[Task]
+    config: RunConfig,
+    pool: RolloutPool,
+    path: Path,
+    tasks: Sequence[Task],
+    progress: Progress = QUIET,
 ) -> EvalSummary:
     """Evaluate what the pool serves in the run directory `path`, going on where one was begun."""
     with _evaluation(config, path, tasks) as run:
-        return await evaluate(config, pool, run, tasks)
+        return await evaluate(config, pool, run, tasks, progress)
 
 
 def _evaluation(config: RunConfig, path: Path, tasks: Sequence[Task]) -> RunDirectory:
@@ -146,7 +153,7 @@ def seed_stages(study: Study, root: Path, stand: Stand, progress: Progress) -> l
     keys = tuple(stage.key for stage in models)
     arms = sorted(study.section.arms, key=lambda arm: _model_rank(study, arm))
     return models + [
-        _evaluation_stage(study, root, stand, (arm, setting, temperature), keys)
+        _evaluation_stage(study, root, (stand, progress), (arm, setting, temperature), keys)
         for arm in arms
         for setting in study.section.settings
         for temperature in study.section.temperatures
@@ -199,12 +206,13 @@ def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Sta
             root / model_key(model.parent) / WEIGHTS if model.parent else find_model(study.config)
         )
         if model.kind == "grpo":
-            return await _reinforced(config, parent, folder, progress)
+            return await _reinforced(config, parent, folder, progress.named(name))
         if not model.match:
-            return await _imitated(config, parent, folder)
+            return await _imitated(config, parent, folder, progress.named(name))
         matched = results[model_key(model.match)]
         config_ = with_values(config, "teacher", episodes=int(str(matched["played_episodes"])))
-        return await _imitated(config_, parent, folder, int(str(matched["trained_tokens"])))
+        tokens = int(str(matched["trained_tokens"]))
+        return await _imitated(config_, parent, folder, progress.named(name), tokens)
 
     needs = tuple(model_key(other) for other in (model.parent, model.match) if other)
     inputs = {
@@ -216,11 +224,13 @@ def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Sta
     return Stage(model_key(name), needs, inputs, make, slots)
 
 
-async def _imitated(config: RunConfig, parent: Path, folder: Path, tokens: int = 0) -> JsonObject:
+async def _imitated(
+    config: RunConfig, parent: Path, folder: Path, progress: Progress, tokens: int = 0
+) -> JsonObject:
     """Imitate in the run directory `folder`, going on with a killed attempt where there is one."""
     if not begun_for(folder, config, "sft"):
         shutil.rmtree(folder)
-    made = await taught(config, parent, folder, tokens)
+    made = await taught(config, parent, folder, progress, tokens)
     table, metrics = made.lesson.table, made.metrics
     return {
         "played_episodes": made.lesson.played,
@@ -271,8 +281,13 @@ def _trained_tokens(rows: Sequence[dict[str, float]]) -> int:
 
 
 def _evaluation_stage(
-    study: Study, root: Path, stand: Stand, cell: tuple[str, str, str], models: tuple[str, ...]
+    study: Study,
+    root: Path,
+    shared: tuple[Stand, Progress],
+    cell: tuple[str, str, str],
+    models: tuple[str, ...],
 ) -> Stage:
+    stand, progress = shared
     arm = study.section.arms[cell[0]]
     config = study.playing(*cell)
     weights = root / model_key(arm.model) / WEIGHTS
@@ -281,7 +296,8 @@ def _evaluation_stage(
         del results
         at = with_values(config, "model", path=str(weights))
         pool = await stand.serve(weights)
-        summary = await measured(at, pool, folder / "run", eval_tasks(at))
+        told = progress.named("/".join(cell))
+        summary = await measured(at, pool, folder / "run", eval_tasks(at), told)
         return {"arm": cell[0], "setting": cell[1], "temperature": cell[2], **summary.to_json()}
 
     inputs = {"recipe": fingerprint(config, *_PLAYED, "eval")}

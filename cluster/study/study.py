@@ -44,6 +44,7 @@ def run_study(study: Study, seeds: Sequence[int], folder: Path) -> JsonObject:
         missing = sum(len(graph.unfinished) for graph in graphs)
         progress.say(f"{missing} stages to do in {folder}, for {len(seeds)} seeds")
         if missing:
+            progress.phase("starting Ray")
             with ray_session(study.config):
                 run_async(_work_off(list(studies.values()), study, folder, progress))
         report = collect(study, seeds, folder)

@@ -61,9 +61,11 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     section = config.collect
     whole = resume and _is_whole(config, out)
     if section.source == "endpoint" and not whole:
+        progress.phase("asking the endpoint")
         run_async(_check_endpoint(section.endpoint))
+    progress.phase("preparing the model")
     model = find_model(config)
-    progress.say(
+    progress.phase(
         f"{section.source}: {_tasks(config)} tasks x {section.samples} "
         f"in mode {config.episode.mode}, episodes in {out}"
     )

@@ -13,7 +13,7 @@ from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
 from cluster.fleet.balanced_tools import LocalTools
 from cluster.lifecycle.opening import new_run, recorded_in
-from cluster.progress import Progress
+from cluster.progress import QUIET, Progress
 from cluster.scheduling.collection import Collection, Extent
 from cluster.scheduling.player import Actors, Player
 from cluster.scheduling.task_stream import TaskStream
@@ -166,7 +166,9 @@ def teacher_folder(run: Path) -> Path:
     return run / _NAME
 
 
-async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
+async def teach(
+    config: RunConfig, model: Path, run_path: Path, progress: Progress = QUIET
+) -> Lesson:
     """Play `teacher.episodes` scripted episodes in the recipe's mode, and return the successes.
 
     What the run at `run_path` has already is not played again. Raises ConfigError where the
@@ -180,7 +182,7 @@ async def teach(config: RunConfig, model: Path, run_path: Path) -> Lesson:
             actors = _Remembering(scripted_actors(config, stage), _right_in(run))
             player = Player(actors, run, config.rollouts, config.episode)
             collection = Collection(run, teaching_stream(config), player, extent)
-            await collection.play_all(Progress(quiet=True))
+            await collection.play_all(progress)
     right = actors.right
     if not right:
         raise ConfigError(

@@ -80,15 +80,18 @@ async def _train(
     begun = newest_checkpoint(checkpoints, most=told[-1].step if told else 0)
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
+        progress.phase("starting the learner")
         await learner.start()
         done = await learner.load_checkpoint(begun) if begun else 0
         if done:
             progress.say(f"going on from the checkpoint of step {done}")
+        progress.phase(f"SFT on {table.num_rows} episodes, {config.sft.epochs} epochs")
         async for row in learner.sft(table, config.run.seed, checkpoints, done):
             progress.imitated(row)
             step = int(row.pop("step"))
             run.record_metrics(step, row)
             keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
+        progress.phase("exporting the model")
         await learner.export_model(run.layout.model)
     finally:
         await learner.close()
@@ -127,6 +130,7 @@ def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonO
     """
     progress = Progress()
     check_adapters(config.model.lora, config.sft)
+    progress.phase("preparing the model")
     model = find_model(config)
     chosen = [parse_source(source) for source in sources]
     template = ChatTemplate.load(model)
@@ -134,10 +138,11 @@ def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonO
         if chosen:
             table = lessons(chosen, template, config.run.seed)
         else:
-            progress.say(f"playing {config.teacher.episodes} teacher episodes")
-            lesson = run_async(teach(config, model, teacher_folder(run.path)))
+            progress.phase(f"teacher: running {config.teacher.episodes} episodes")
+            lesson = run_async(teach(config, model, teacher_folder(run.path), progress))
             table = lesson.table
             progress.say(f"{table.num_rows} of {lesson.played} succeeded")
+        progress.phase(f"starting Ray; the run directory is {run.path.resolve()}")
         with ray_session(config):
             metrics = run_async(imitate(config, model, table, run, progress))
     return {

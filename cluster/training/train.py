@@ -40,6 +40,7 @@ async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Pat
     """Train as the recipe says and export the policy; returns its Hugging Face folder."""
     async with open_job(config, run) as job:
         await reinforce(job, progress)
+        progress.phase("exporting the model")
         await job.learner.export_model(run.layout.model)
         return run.layout.model
 
@@ -47,9 +48,11 @@ async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Pat
 async def reinforce(job: Job, progress: Progress) -> None:
     """Run the remaining steps; the next groups are played while the learner works on these."""
     await job.begin()
+    steps = range(job.steps_done + 1, job.config.run.steps + 1)
+    progress.phase(f"RL: {len(steps)} steps of {job.config.rollouts.groups_per_step} groups")
     controls = Controls(job.run, job.pool, lambda: room_for_workers(job.config.cluster))
     async with controlled(controls, progress):
-        for step in progress.track(range(job.steps_done + 1, job.config.run.steps + 1)):
+        for step in progress.track(steps):
             await _step(job, step, progress)
     await job.rollouts.close()
     job.rollouts.abandon()
@@ -71,6 +74,8 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     await job.rollouts.load(manifest)
     watch.lap("push_s")
     metrics = step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
+    metrics["step_s"] = sum(watch.laps.values())
+    metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
     job.run.record_metrics(step, metrics)
     progress.step(step, job.config.run.steps, metrics)
 
@@ -94,11 +99,18 @@ def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -
         "answer_mean": _mean_of(table["reward_parts"], "answer"),
         "trial_calls": _mean_of(table["extra"], "trial_calls"),
         "episodes": float(table.num_rows),
+        "sampled_tokens": float(_true_in(table["loss_mask"])),
         "staleness_mean": float(staleness.mean()),
         "staleness_max": float(staleness.max()),
         "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
         "worker_losses": float(job.pool.losses),
     }
+
+
+def _true_in(masks: pa.ChunkedArray) -> int:
+    """Return how many elements of the lists of booleans are true."""
+    flat = (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in masks.chunks)
+    return sum(int(np.count_nonzero(mask)) for mask in flat)
 
 
 def _mean_of(maps: pa.ChunkedArray, key: str) -> float:
@@ -110,6 +122,10 @@ def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     """Train, or go on training; returns where the policy is."""
     config.check_trainable()
     progress = Progress()
-    with open_run(config, progress, resume=resume) as run, ray_session(config):
-        exported = run_async(train(config, run, progress))
+    progress.phase("preparing model and tasks")
+    with open_run(config, progress, resume=resume) as run:
+        progress.phase(f"starting Ray; the run directory is {run.path.resolve()}")
+        with ray_session(config):
+            progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
+            exported = run_async(train(config, run, progress))
     return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}

@@ -89,7 +89,7 @@ def test_a_bad_override_names_its_key(override: str, message: str) -> None:
         ),
         (
             "study.models.trail-grpo.changes.learner.lr=1",
-            "no arm plays this model; did you mean study.models.trial-grpo?",
+            "no arm uses this model; did you mean study.models.trial-grpo?",
         ),
     ],
 )

@@ -1,0 +1,121 @@
+"""Commands that train nothing: checks of machine, recipe and tools, and a server of tools."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.cli.arguments import (
+    Assignments,
+    RecipeArgument,
+    RecipeCommand,
+    SetOption,
+    read_config,
+)
+from cluster.cli.command_line import JsonOption, report, stack
+from cluster.cli.key_list import print_keys
+from cluster.cli.path_checks import check_tasks
+from cluster.progress import Progress
+from envs.tasks import Split
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: [bold]trialrun doctor --model models/my-model[/]")
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Check the chat template of this model folder too.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine and the installed packages, and say what is missing and how to fix it."""
+    raise typer.Exit(stack("checks.doctor").run_doctor(as_json, model))
+
+
+@app.command(epilog="Example: [bold]trialrun keys learner[/], or [bold]trialrun keys lr[/]")
+def keys(
+    pattern: Annotated[
+        str, typer.Argument(help="A section, or part of a key's name or description.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the configuration keys: type, default and meaning. docs/reference.md has the same."""
+    print_keys(pattern, as_json=as_json)
+
+
+@app.command(
+    cls=RecipeCommand, epilog="Example: [bold]trialrun audit toolhop env.path=ToolHop.json[/]"
+)
+def audit(
+    recipe: RecipeArgument,
+    assignments: Assignments = None,
+    calls: Annotated[int, typer.Option(min=1, help="Calls to make per tool.")] = 200,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Call every tool of a ToolHop file in the sandbox, and report which questions are solvable."""
+    config = read_config(recipe, assignments, overrides)
+    check_tasks(config)
+    progress = Progress()
+    progress.phase(f"calling every tool of the file, {calls} times each")
+    report(stack("evaluation.audit").run_audit(config, calls), as_json=as_json)
+
+
+@app.command(
+    cls=RecipeCommand,
+    epilog="Example: [bold]trialrun serve catalog --port 8000[/], or for other machines "
+    "[bold]trialrun serve toolhop --host 0.0.0.0 --port 8000 --token SECRET[/]",
+)
+def serve(
+    recipe: RecipeArgument = "catalog",
+    assignments: Assignments = None,
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Listen on this port; 0 takes a free one.")
+    ] = 0,
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="TRIALRUN_TOKEN",
+            help="Bearer token that clients must send; required if other machines can connect.",
+        ),
+    ] = "",
+    split: Annotated[Split, typer.Option(help="Split of the tasks.")] = "train",
+    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 12,
+    overrides: SetOption = None,
+) -> None:
+    """Serve the tools of an environment's tasks over HTTP, MCP and OpenEnv, until stopped."""
+    config = read_config(recipe, assignments, overrides, "catalog")
+    check_tasks(config)
+    serving = stack("cli.serve")
+    serving.run_serve(config, serving.Address(host, port, token), split, tasks)
+
+
+@app.command(
+    cls=RecipeCommand, epilog="Example: [bold]trialrun estimate qwen2.5-7b --gpu-memory-gib 80[/]"
+)
+def estimate(
+    recipe: RecipeArgument,
+    assignments: Assignments = None,
+    gpu_memory_gib: Annotated[
+        float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU, in GiB.")
+    ] = 80.0,
+    model_config: Annotated[
+        Path | None,
+        typer.Option("--model-config", help="config.json of a model that is not on this machine."),
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the memory that a recipe needs in every process; starts nothing.
+
+    Exit code 0 if it fits, 1 if it does not.
+    """
+    config = read_config(recipe, assignments, overrides)
+    found, result = stack("checks.estimate").run_estimate(config, gpu_memory_gib, model_config)
+    if as_json:
+        report(result, as_json=True)
+    else:
+        stack("checks.estimate_table").print_estimate(config, found, Console(highlight=False))
+    raise typer.Exit(1 if found.problems else 0)
