@@ -1,4 +1,4 @@
-"""A learner step run again from the episodes it was made of, and compared bit for bit."""
+"""A learner step replayed from its stored episodes, and compared bit for bit."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ import pyarrow as pa
 from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.opening import find_model
+from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.retention import whole_checkpoints
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -24,23 +24,23 @@ from rollout.episode_difference import Difference
 from rollout.store.run_reader import RunReader
 
 KERNELS = ("torch", "deepspeed", "transformers")
-"""Packages whose other versions may round otherwise."""
+"""Packages of which another version may round differently."""
 TIMINGS = frozenset({"seconds", "tokens_per_s"})
-"""Metrics of the learner that are no part of the comparison."""
+"""Metrics of the learner that are not compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a run directory says of one step."""
+    """What a run directory records of one step."""
 
     step: int
     table: pa.Table
-    """The episodes, in the order in which the learner was given them."""
+    """The episodes, in the order in which the learner received them."""
     annotations: pa.Table
     metrics: Mapping[str, float]
 
     def differences(self, report: StepReport) -> Iterator[Difference]:
-        """Yield where the step that was run again differs: first tensor, metric, annotation."""
+        """Yield where the replayed step differs: first tensor, metric, annotation."""
         assert report.annotations is not None
         yield from _first(
             "weights of", recorded_digests(self.annotations), recorded_digests(report.annotations)
@@ -53,9 +53,9 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class StepReplay:
-    """What came of running a step again, and with it all steps since `base`.
+    """Result of replaying a step, and with it all steps since `base`.
 
-    `step` is the last that was run: the first that differs, or the one that was asked for.
+    `step` is the last that was replayed: the first that differs, or the requested one.
     """
 
     step: int
@@ -79,19 +79,19 @@ class StepReplay:
 
 
 def run_replay_step(run: Path, step: int) -> StepReplay:
-    """As `replay_step`, with Ray for as long as it takes."""
+    """Do as `replay_step`, with Ray for that time."""
     with ray_session(load_config(str(RunReader(run).layout.config_toml))):
         return run_async(replay_step(run, step, Progress()))
 
 
 async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
-    """Run learner step `step` of a run again, from the nearest checkpoint before it.
+    """Replay learner step `step` of a run, from the nearest checkpoint before it.
 
-    Raises MissingError for a step, its episodes or its model that are not there; ConfigError where
-    another version of what computes is installed than the run began with.
+    Raises MissingError where the step, its episodes or its model are missing; ConfigError where
+    other versions of the numeric packages are installed than the run was started with.
     """
     reader = RunReader(run)
-    refuse_other_versions(reader.run.versions)
+    refuse_other_versions(reader.info.versions)
     base = nearest_checkpoint(reader, step)
     first = int(base.name) + 1 if base else 1
     config = load_config(str(recipe_of(reader, first, step)))
@@ -116,16 +116,16 @@ async def _replay(
                 return StepReplay(recorded.step, came_from, count, recorded.table.num_rows, found)
     finally:
         await learner.close()
-    raise AssertionError("a step is replayed from an earlier one")
+    raise AssertionError("expected at least one step to replay")
 
 
 def refuse_other_versions(recorded: Mapping[str, str]) -> None:
-    """Raise ConfigError where what computes is not what the run began with."""
+    """Raise ConfigError where numeric packages differ from those the run was started with."""
     for name in KERNELS:
         if name in recorded and version(name) != recorded[name]:
             raise ConfigError(
                 f"expected {name} {recorded[name]}, which the run was started with, found "
-                f"{version(name)}: another version may round otherwise; install the run's"
+                f"{version(name)}: another version may round differently; install the run's"
             )
 
 
@@ -134,8 +134,8 @@ def recipe_of(reader: RunReader, first: int, last: int) -> Path:
     recipe = reader.layout.config_of(last)
     if recipe != reader.layout.config_of(first):
         raise ConfigError(
-            f"the run went on with another recipe between the steps {first} and {last}, from a "
-            "checkpoint that is gone: raise run.keep_checkpoints to run such steps again"
+            f"the run was resumed with another recipe between the steps {first} and {last}, from a "
+            "checkpoint that is gone: raise run.keep_checkpoints to replay such steps"
         )
     return recipe
 
@@ -143,7 +143,7 @@ def recipe_of(reader: RunReader, first: int, last: int) -> Path:
 def nearest_checkpoint(reader: RunReader, step: int) -> Path | None:
     """Return the newest checkpoint before `step`; None is the initial model.
 
-    Raises MissingError for a step that cannot be.
+    Raises MissingError for a step below 1.
     """
     if step < 1:
         raise MissingError(f"expected a step, which count from 1, found {step}")
@@ -152,9 +152,9 @@ def nearest_checkpoint(reader: RunReader, step: int) -> Path | None:
 
 
 def recorded_step(reader: RunReader, step: int) -> Recorded:
-    """Return what the run says of `step`.
+    """Return what the run records of `step`.
 
-    Raises MissingError where it holds not all of it any more, or never did.
+    Raises MissingError where some of it is missing.
     """
     metrics = {row.step: row.values for row in reader.metrics()}
     if step not in metrics:
@@ -176,7 +176,7 @@ def recorded_step(reader: RunReader, step: int) -> Recorded:
         raise MissingError(
             f"expected the {len(wanted)} episodes of step {step} in {reader.layout.root}, "
             f"{len(lost)} are gone, such as {lost[0]}: were they cleaned up? Without them no step "
-            "from here to the next checkpoint can be run again"
+            "from here to the next checkpoint can be replayed"
         )
     table = pa.Table.from_batches([reader.batch([rows[key] for key in wanted])])
     return Recorded(step, table, annotations, metrics[step])

@@ -1,4 +1,4 @@
-"""What a policy that may not try can reach at best in the settings of a study."""
+"""The best accuracy that a policy without trials can reach in the settings of a study."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from envs.tools import JsonObject
 
 
 def ceiling_stages(study: Study) -> Sequence[Stage]:
-    """Return a stage for each setting whose ceiling is asked for.
+    """Return a stage for each setting in `study.ceilings`.
 
-    Raises ConfigError where the environment's is not known.
+    Raises ConfigError where the environment's ceiling is unknown.
     """
     return [_stage(study, setting) for setting in study.section.ceilings]
 
@@ -36,7 +36,7 @@ def _stage(study: Study, setting: str) -> Stage:
 
     async def estimate(folder: Path, results: Results) -> JsonObject:
         del folder, results
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # it searches for minutes
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # the search takes minutes
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(process, _ceiling, catalog, calls, tasks)
         return {"setting": setting, **cast(JsonObject, asdict(found))}

@@ -1,4 +1,4 @@
-"""What is asked of a job at work: it looks for requests, does what they say, and answers."""
+"""Requests to a running job: found in its run directory, carried out, and answered."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ from rollout.store.run_directory import RunDirectory
 logger = logging.getLogger("trialrun")
 
 MAX_WORKERS = 4_096
-"""More is a slip of the hand."""
+"""A higher number is taken for a typing mistake."""
 _DIGITS = 12
-"""More are not even read."""
-_LOOK_EVERY_S = 1.0
+"""Longer numbers are refused unread."""
+_POLL_S = 1.0
 
 
 class Resizable(Protocol):
-    """A pool as requests see it."""
+    """The part of a pool that requests use."""
 
     @property
     def desired(self) -> int: ...
@@ -37,55 +37,55 @@ class Controls:
     run: RunDirectory
     pool: Resizable
     room: Callable[[], int]
-    """How many further workers the cluster could hold now."""
+    """Number of further workers that the cluster has room for now."""
 
     def answer(self, progress: Progress) -> None:
-        """Do what was asked since the last time; every request gets an answer in the journal."""
+        """Carry out new requests; every request gets an answer in the journal."""
         for name, request in take_requests(self.run.layout):
-            asked = request or ControlEvent(at=0.0, actor="unknown", action="unknown")
+            event = request or ControlEvent(at=0.0, actor="unknown", action="unknown")
             refused, note = self._refusal(request), ""
             if not refused:
-                note = self._resize(int(asked.detail))
-            told = {"at": time.time(), "request": name, "refused": refused, "note": note}
-            self.run.record_control(asked.model_copy(update=told))
+                note = self._resize(int(event.detail))
+            answer = {"at": time.time(), "request": name, "refused": refused, "note": note}
+            self.run.record_control(event.model_copy(update=answer))
             outcome = f"refused: {refused}" if refused else note or "done"
-            progress.say(f"{asked.actor} asked: {asked.action} {asked.detail} ({outcome})")
+            progress.say(f"request of {event.actor}: {event.action} {event.detail} ({outcome})")
 
-    def _refusal(self, asked: ControlEvent | None) -> str:
-        if asked is None:
+    def _refusal(self, event: ControlEvent | None) -> str:
+        if event is None:
             return "expected a request, found another file"
-        if asked.action != SCALE:
-            return f"expected {SCALE}, found {asked.action!r}"
-        if not (asked.detail.isascii() and asked.detail.isdigit()):
-            return f"expected a number of workers, found {asked.detail[:40]!r}"
-        if len(asked.detail) > _DIGITS or not 1 <= int(asked.detail) <= MAX_WORKERS:
-            return f"expected 1 to {MAX_WORKERS} workers, found {asked.detail[:40]}"
+        if event.action != SCALE:
+            return f"expected {SCALE}, found {event.action!r}"
+        if not (event.detail.isascii() and event.detail.isdigit()):
+            return f"expected a number of workers, found {event.detail[:40]!r}"
+        if len(event.detail) > _DIGITS or not 1 <= int(event.detail) <= MAX_WORKERS:
+            return f"expected 1 to {MAX_WORKERS} workers, found {event.detail[:40]}"
         return ""
 
     def _resize(self, desired: int) -> str:
-        """Return what there is to say about it."""
+        """Resize the pool; return a note for the requester, or ''."""
         more, room = desired - self.pool.desired, self.room()
         self.pool.resize(desired)
         if more <= room:
             return ""
-        return f"the cluster has room for {room} of {more} more; the others wait for it"
+        return f"the cluster has room for {room} of {more} more; the others wait for room"
 
 
 @asynccontextmanager
 async def controlled(controls: Controls, progress: Progress) -> AsyncIterator[None]:
-    """Take requests to the job for as long as the block lasts."""
-    looking = asyncio.create_task(_keep_looking(controls, progress))
+    """Answer requests to the job while the block runs."""
+    polling = asyncio.create_task(_keep_polling(controls, progress))
     try:
         yield
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        polling.cancel()
+        await asyncio.gather(polling, return_exceptions=True)
 
 
-async def _keep_looking(controls: Controls, progress: Progress) -> None:
+async def _keep_polling(controls: Controls, progress: Progress) -> None:
     while True:
         try:
             controls.answer(progress)
-        except Exception as error:  # no request ends a run
+        except Exception as error:  # a bad request must not end the run
             logger.warning("a request could not be answered: %r", error)
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_POLL_S)

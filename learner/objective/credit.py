@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 from learner.credit_columns import CreditColumns
 from learner.reward_config import SoftOverlong, TrialCost
-
-SUCCESS = 0.5
-"""An answer worth more than this was right."""
+from rollout.episode import is_correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def trial_costs(
 ) -> NDArray[np.float64]:
     """Return what each episode pays for its trial calls; NaN answers are in no group and pay 0.
 
-    cost = min(per_call * charged calls, most) in groups whose share of right answers is at least
+    cost = min(per_call * charged calls, most) in groups whose share of correct answers is at least
     min_success_rate, else 0. `excess` compares with the fewest calls among the group's successes:
     the group's own best effort, so that a policy that needs trials is never pushed below it.
     """
@@ -70,14 +68,14 @@ def trial_costs(
     if rule.per_call == 0:
         return costs_B
     for indices in _groups(answers_B, groups_B):
-        right_G = answers_B[indices] > SUCCESS
+        correct_G = is_correct(answers_B[indices])
         calls_G = calls_B[indices].astype(np.float64)
-        if not right_G.any() or right_G.mean() < rule.min_success_rate:
+        if not correct_G.any() or correct_G.mean() < rule.min_success_rate:
             continue
         if rule.charge == "excess":
-            calls_G = np.maximum(calls_G - calls_G[right_G].min(), 0)
+            calls_G = np.maximum(calls_G - calls_G[correct_G].min(), 0)
         if rule.charge != "all":
-            calls_G = calls_G * right_G
+            calls_G = calls_G * correct_G
         costs_B[indices] = np.minimum(rule.per_call * calls_G, rule.most)
     return costs_B
 

@@ -77,12 +77,16 @@ class Ledger(LedgerState):
 
     def lease(self, leases: Sequence[Lease]) -> None:
         """Schedule a whole group. Raises StoreError for a group or an episode known before."""
-        groups = {(lease.run, lease.group, lease.task) for lease in leases}
+        groups = {
+            (lease.run, lease.kind, lease.group, lease.group_number, lease.task) for lease in leases
+        }
         if len(groups) != 1:
             raise StoreError(f"expected leases of one group of one task, found {sorted(groups)}")
-        run, group, task = groups.pop()
-        samples = [Sample.model_validate(lease, from_attributes=True) for lease in leases]
-        self._record(Leased(run=run, group=group, task=task, samples=tuple(samples)))
+        run, kind, group, number, task = groups.pop()
+        samples = tuple(Sample.model_validate(lease, from_attributes=True) for lease in leases)
+        self._record(
+            Leased(run=run, kind=kind, group=group, group_number=number, task=task, samples=samples)
+        )
 
     def re_lease(self, episode: str, why: str) -> Lease:
         """Schedule `episode` again and return its new lease: same seed, attempt one higher."""

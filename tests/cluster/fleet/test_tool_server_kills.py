@@ -23,7 +23,7 @@ from learner.pretrained.tiny_model import build_tiny_model
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -141,7 +141,17 @@ async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
             for i, episode in enumerate(sorted(group.episodes)):
                 task = stream[index]
                 seed = stable_hash(config.run.seed, group.name, task.id, i)
-                lease = Lease("unit", episode, group.name, task.id, i, 0, seed)
+                lease = Lease(
+                    run="unit",
+                    episode=episode,
+                    kind=RolloutKind.TRAIN,
+                    group=group.name,
+                    group_number=0,
+                    task=task.id,
+                    sample_index=i,
+                    attempt=0,
+                    seed=seed,
+                )
                 batch = await worker.run(lease, task, config.episode)
                 again[episode] = batch["reward"][0].as_py()
                 served_by = batch["tool_server"][0].as_py()

@@ -55,12 +55,12 @@ def test_requests_are_done_in_order_and_written_down(
     ]
     assert list(run.layout.requests.iterdir()) == []
     assert [row["note"] for row in rows] == [
-        "the cluster has room for 2 of 3 more; the others wait for it",
+        "the cluster has room for 2 of 3 more; the others wait for room",
         "",
     ]
     told = " ".join(capsys.readouterr().err.split())
-    assert "ada asked: scale 5 (the cluster has room for 2 of 3 more;" in told
-    assert "ada asked: scale 1 (done)" in told
+    assert "request of ada: scale 5 (the cluster has room for 2 of 3 more;" in told
+    assert "request of ada: scale 1 (done)" in told
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_cannot_be_done_is_refused(
 async def test_a_job_answers_while_the_block_lasts(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "_POLL_S", 0.01)
     pool = Pool()
     wish = ControlEvent(at=1.0, actor="ada", action="scale", detail="7")
     async with controlled(Controls(run, pool, lambda: 9), Progress(quiet=True)):
@@ -104,7 +104,7 @@ async def test_a_job_answers_while_the_block_lasts(
 async def test_a_request_that_cannot_be_done_ends_nothing(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(control, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "_POLL_S", 0.01)
     rooms = iter([9])
 
     def room() -> int:

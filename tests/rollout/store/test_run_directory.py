@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from envs.errors import MissingError, StoreError
-from rollout.episode import Episode, Lease, Outcome
+from rollout.episode import Episode, Lease, Outcome, RolloutKind
 from rollout.episode_schema import EPISODE_SCHEMA, VERSION_KEY, from_batch, to_batch
 from rollout.store.control import ControlEvent
 from rollout.store.ledger_state import DropReason
@@ -36,7 +36,17 @@ def ids(reader: RunReader, wanted: EpisodeFilter | None = None) -> list[str]:
 
 
 def lease(group: str, index: int, attempt: int = 0) -> Lease:
-    return Lease("run-1", f"{group}.{index}", group, f"task-{group}", index, attempt, 5)
+    return Lease(
+        run="run-1",
+        episode=f"{group}.{index}",
+        kind=RolloutKind.TRAIN,
+        group=group,
+        group_number=0,
+        task=f"task-{group}",
+        sample_index=index,
+        attempt=attempt,
+        seed=5,
+    )
 
 
 def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) -> None:
@@ -51,7 +61,7 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         directory.annotate(3, pa.table({"episode": ["e1"], "advantage": [0.5]}))
         directory.record_control(ControlEvent(at=2.0, actor="cli", action="scale", detail="4"))
     reader = RunReader(path)
-    assert (reader.run, reader.config_toml) == (RUN, "[env]\n")
+    assert (reader.info, reader.config_toml) == (RUN, "[env]\n")
     rows = reader.episodes()
     assert [(row.episode, row.tokens, row.row) for row in rows] == [
         (f"e{i}", 8 + i, i % 8 if i < 16 else i - 16 if i < 17 else i - 17) for i in range(20)
