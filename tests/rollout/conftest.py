@@ -146,3 +146,18 @@ def make_episode(
 @pytest.fixture(scope="session")
 def episode_with() -> Callable[..., Episode]:
     return make_episode
+
+
+def lease_in(group: str, index: int, attempt: int = 0) -> Lease:
+    """A training lease of the run `run-1`."""
+    return Lease(
+        run="run-1",
+        episode=f"{group}.{index}",
+        kind=RolloutKind.TRAIN,
+        group=group,
+        group_number=0,
+        task=f"task-{group}",
+        sample_index=index,
+        attempt=attempt,
+        seed=5,
+    )

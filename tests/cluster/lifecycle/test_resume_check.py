@@ -146,3 +146,19 @@ def test_a_run_that_moved_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "a").rename(tmp_path / "b")
     resumed(recipe(tmp_path / "b")).close()
     assert "resuming" not in capsys.readouterr().err
+
+
+def test_a_collection_is_resumed_under_the_settings_that_made_it() -> None:
+    before = load_config("catalog", ["collect.source=endpoint", "collect.endpoint.model=a"])
+    for change in ("collect.tasks=900", "collect.filter.min_trials=0", "collect.concurrency=2"):
+        settings = ["collect.source=endpoint", "collect.endpoint.model=a", change]
+        check_unchanged(RunKind.COLLECT, "it", before, load_config("catalog", settings), "x")
+    for change, name in (
+        ("collect.samples=2", "collect.samples"),
+        ("collect.endpoint.model=b", "collect.endpoint.model"),
+        ("episode.mode=direct", r"episode\.mode"),
+        ("run.seed=9", "run.seed"),
+    ):
+        settings = ["collect.source=endpoint", "collect.endpoint.model=a", change]
+        with pytest.raises(ConfigError, match=rf"other settings \({name} was"):
+            check_unchanged(RunKind.COLLECT, "it", before, load_config("catalog", settings), "x")

@@ -135,3 +135,12 @@ def test_a_killed_attempt_goes_on_where_it_ends_in_the_same_model(
 def test_tokens_are_those_of_all_episodes() -> None:
     table = pa.table({"token_ids": pa.array([[1, 2, 3], [4], []])})
     assert tokens_of(table) == 4
+
+
+def test_replay_finds_what_the_evaluation_pool_recorded(tmp_path: Path) -> None:
+    config = load_config("study", ["tools.record=true"])
+    pool = EvalPool(config, tmp_path / "pool")
+    folder = (tmp_path / "pool" / "tool_traffic").resolve()
+    assert pool.recording(config).tools.record_dir == str(folder)
+    silent = load_config("study")
+    assert pool.recording(silent) == silent
