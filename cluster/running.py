@@ -1,6 +1,4 @@
-"""What the commands do once their configuration stands; imports the whole stack, so the CLI loads
-it late.
-"""
+"""Running a command's coroutine to its end, also under SIGTERM."""
 
 import asyncio
 import signal
@@ -27,6 +25,6 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
         raise first_cause(errors) from errors
     except asyncio.CancelledError:
         raise TrialrunError(
-            "stopped by SIGTERM; what was finished is kept: the same command goes on "
+            "stopped by SIGTERM; finished work is stored: the same command resumes it "
             "(train, sft and collect with --resume, eval with --run)"
         ) from None

@@ -48,7 +48,9 @@ async def main(folder: Path) -> None:
         client = ToolClient(server.address, tools)
         engine = ScriptedEngine(lambda messages, seed: next(TURNS), template)
         runner = EpisodeRunner(engine, client, template, Identity(worker="example"))
-        lease = Lease("example", "e0", "g0", task.id, sample_index=0, attempt=0, seed=7)
+        ids = {"run": "example", "episode": "e0", "group": "g0", "task": task.id}
+        numbers = {"group_number": 0, "sample_index": 0, "attempt": 0, "seed": 7}
+        lease = Lease(kind=RolloutKind.TRAIN, **ids, **numbers)
         episode = await runner.run_episode(lease, task, EpisodeConfig(prompt="compact"))
         await client.close()
     print(*(f"{message.role}: {message.content}" for message in episode.messages), sep="\n")

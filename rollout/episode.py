@@ -1,14 +1,25 @@
 """The episode: one attempt of the policy at one task. Every part of the system uses this record."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from envs.errors import EpisodeError
 from envs.messages import Message
 from envs.tasks import Mode
 from envs.tools import AnswerStatus, SessionPurpose
 from rollout.engine import VersionSpan
+
+ANSWER_PART = "answer"
+"""Part of the reward that the scorer gives for the answer, in [0, 1]."""
+CORRECT_ABOVE = 0.5
+"""An answer is correct where its part of the reward is above this."""
+_NUMBERED_GROUP = re.compile(r"(?P<letter>[gt])(?P<number>\d{6,})")
 
 
 class Phase(IntEnum):
@@ -93,20 +104,59 @@ class Sampling:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+class RolloutKind(StrEnum):
+    """What a scheduled episode is for."""
+
+    TRAIN = "train"
+    COLLECT = "collect"
+    """Demonstrations: of a scripted teacher, of an endpoint, or of the policy itself."""
+    EVAL = "eval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The order to run one episode: which task, in which group, and which attempt it is."""
+    """A scheduled episode: which task, in which group, and which attempt it is."""
 
     run: str
     episode: str
+    kind: RolloutKind
     group: str
+    """Name of the group; unique in its run."""
+    group_number: int
+    """Position of the group's task in the sequence of tasks of its kind, from 0; -1 is unknown."""
     task: str
     sample_index: int
     attempt: int
     seed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def kind_and_number(group: str) -> tuple[RolloutKind, int]:
+    """Return the kind and number of a group that was stored by its name alone.
+
+    Ledgers and episodes of older run directories have no other record of them. Evaluations name
+    their groups by task: their number is -1.
+    """
+    found = _NUMBERED_GROUP.fullmatch(group)
+    if found is None:
+        return RolloutKind.EVAL, -1
+    kind = RolloutKind.TRAIN if found["letter"] == "g" else RolloutKind.COLLECT
+    return kind, int(found["number"])
+
+
+@overload
+def is_correct(answer: float) -> bool: ...
+@overload
+def is_correct(answer: NDArray[np.float64]) -> NDArray[np.bool_]: ...
+def is_correct(answer: float | NDArray[np.float64]) -> bool | NDArray[np.bool_]:
+    """Whether an episode is correct, given the `answer` part of its reward (`ANSWER_PART`).
+
+    That part is the scorer's, in [0, 1]. Penalties and costs, which are other parts of the reward,
+    do not make an answer wrong. NaN, the answer of an episode without a reward, is not correct.
+    """
+    return answer > CORRECT_ABOVE
+
+
+@dataclass(frozen=True, slots=True)
 class Episode:
     """A finished episode. Token arrays have one length T and were only ever appended to.
 

@@ -21,12 +21,26 @@ from envs.errors import StoreError
 from envs.messages import Message
 from envs.tools import AnswerStatus
 from rollout.engine import VersionSpan
-from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings, Turn
+from rollout.episode import (
+    CallRecord,
+    Episode,
+    Lease,
+    Outcome,
+    Phase,
+    RolloutKind,
+    Sampling,
+    Timings,
+    Turn,
+    kind_and_number,
+)
 
-EPISODE_VERSION = 1
+EPISODE_VERSION = 2
 VERSION_KEY = b"trialrun.episode_version"
 
-_LEASE = ("run", "episode", "group", "task", "sample_index", "attempt", "seed")
+_LEASE = (
+    *("run", "episode", "kind", "group", "group_number"),
+    *("task", "sample_index", "attempt", "seed"),
+)
 _PLAIN = ("environment", "split", "mode", "outcome", "error", "answer", "question")
 _SOURCE = ("source", "worker", "tool_server", "isolation")
 _SAMPLING = ("temperature", "top_p", "top_k")
@@ -57,7 +71,9 @@ EPISODE_SCHEMA = pa.schema(
     {
         "run": _TEXT,
         "episode": _TEXT,
+        "kind": _TEXT,
         "group": _TEXT,
+        "group_number": pa.int64(),
         "task": _TEXT,
         "sample_index": _INT,
         "attempt": _INT,
@@ -100,8 +116,25 @@ EPISODE_SCHEMA = pa.schema(
 
 _TYPES = {field.name: field.type for field in EPISODE_SCHEMA}
 _SAMPLED_P = np.array([phase.sampled for phase in Phase])
-_MIGRATIONS: dict[int, Callable[[pa.RecordBatch], pa.RecordBatch]] = {}
-"""Conversion from version v to v + 1, by v; empty, because version 1 is the first."""
+
+
+def _with_group_numbers(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Bring version 1 to version 2, which stores the kind and number of an episode's group."""
+    found = [kind_and_number(group) for group in batch["group"].to_pylist()]
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {
+        "kind": pa.array([kind for kind, _ in found], _TYPES["kind"]),
+        "group_number": pa.array([number for _, number in found], _TYPES["group_number"]),
+    }
+    names = [name for name in EPISODE_SCHEMA.names if name in columns]
+    strays = [name for name in columns if name not in names]
+    schema = pa.schema(
+        [pa.field(name, columns[name].type) for name in (*names, *strays)], {VERSION_KEY: b"2"}
+    )
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+_MIGRATIONS: dict[int, Callable[[pa.RecordBatch], pa.RecordBatch]] = {1: _with_group_numbers}
+"""From version v to v + 1, by v."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +257,7 @@ def _episode(
     logprobs_T: tuple[float, ...],
 ) -> Episode:
     return Episode(
-        lease=Lease(*(row[name] for name in _LEASE)),
+        lease=_lease(row),
         **{name: row[name] for name in _PLAIN if name != "outcome"},
         outcome=Outcome(row["outcome"]),
         reward=row["reward"],
@@ -241,6 +274,11 @@ def _episode(
         **{name: row[name] for name in _SOURCE},
         extra=dict(row["extra"]),
     )
+
+
+def _lease(row: dict[str, Any]) -> Lease:
+    values = {name: row[name] for name in _LEASE if name != "kind"}
+    return Lease(kind=RolloutKind(row["kind"]), **values)
 
 
 def _turn(turn: dict[str, Any]) -> Turn:

@@ -1,6 +1,6 @@
 """Evaluation: every task a number of times on the pool, each episode recorded, one report.
 
-An evaluation that was killed goes on in its run directory: what is stored is not played again.
+A killed evaluation is resumed in its run directory: stored episodes are not run again.
 """
 
 import asyncio
@@ -12,34 +12,31 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from cluster.config.environments import make_environment
-from cluster.config.run_config import RunConfig, load_config
+from cluster.config.run_config import RunConfig
 from cluster.evaluation.eval_tables import evaluation_markdown
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.opening import find_model, new_run, next_free, recorded_in
-from cluster.lifecycle.resume_check import check_same
+from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async
-from cluster.scheduling.player import Affinity, Player
+from cluster.scheduling.dispatcher import Affinity, Dispatcher
+from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
+from cluster.scheduling.task_sources import eval_tasks
 from envs.errors import ConfigError
-from envs.seeds import stable_hash
 from envs.tasks import Task
 from envs.tools import JsonObject
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.evaluation.reader import read_rows
-from rollout.evaluation.report import EvalReport, check_tags, evaluation_report
+from rollout.evaluation.report import EvalReport, evaluation_report
 from rollout.evaluation.summary import EvalSummary
 from rollout.store.journal import replace_file
-from rollout.store.ledger_state import DropReason, State
+from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunLayout, existing_run
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 
-_NO_CHECKPOINT = -1
-_SAME = ("model", "env", "tools", "episode", "eval", "run.seed")
-"""What must be as before where an evaluation goes on."""
 _SETTING = {
     "model": ("model", "path"),
     "environment": ("env", "name"),
@@ -50,31 +47,7 @@ _SETTING = {
     "temperature": ("eval", "temperature"),
     "seed": ("run", "seed"),
 }
-"""What a report says of the recipe, and where it stands there."""
-
-
-def eval_tasks(config: RunConfig) -> Sequence[Task]:
-    """Return the tasks that `[eval]` names. Raises ConfigError where the environment has no such
-    set, or where none of them carries a tag of `eval.by`.
-    """
-    tasks = _drawn(config)
-    check_tags([task.tags for task in tasks], config.eval.by)
-    return tasks
-
-
-def _drawn(config: RunConfig) -> Sequence[Task]:
-    section = config.eval
-    environment = make_environment(config.env)
-    if section.split == "all":
-        if environment.endless:
-            raise ConfigError(
-                f"eval.split = 'all' needs a file of tasks; "
-                f"{environment.name} makes them: name a split"
-            )
-        tasks = environment.all_tasks()
-        return tasks[: section.tasks] if section.tasks else tasks
-    seed = stable_hash(config.run.seed, "eval", section.seed)
-    return environment.tasks(section.split, seed, section.tasks or None)
+"""Values of the recipe that a report quotes, by their name in the report."""
 
 
 async def evaluate(
@@ -84,67 +57,62 @@ async def evaluate(
     tasks: Sequence[Task],
     progress: Progress = QUIET,
 ) -> EvalSummary:
-    """Play `eval.samples` episodes of every task on the pool and report on them in `run`.
+    """Run `eval.samples` episodes of every task on the pool and report on them in `run`.
 
-    Episodes that `run` holds already are not played again; none is trained on.
+    Episodes that `run` holds already are not run again; none is trained on.
     """
-    await play(config, pool, run, tasks, progress)
+    await run_episodes(config, pool, run, tasks, progress)
     return report_on(run.path).summary
 
 
-async def play(
+async def run_episodes(
     config: RunConfig,
     pool: RolloutPool,
     run: RunDirectory,
     tasks: Sequence[Task],
     progress: Progress = QUIET,
 ) -> None:
-    """Play and store what `run` does not hold yet; a group of one task runs on one worker."""
+    """Run and store the episodes that `run` lacks; those of one task share a worker."""
     episode = config.episode.model_copy(update={"temperature": config.eval.temperature})
-    player = Player(pool, run, config.rollouts, episode)
+    dispatcher = Dispatcher(pool, run, config.rollouts, episode)
     _end_finished(run, list(run.ledger.entries))
-    total, left = len(tasks) * config.eval.samples, still_to_play(config, run, tasks)
-    missing = _leased(config, run, tasks)
-    with progress.counter(total, "episodes", total - left) as counter:
+    plan = GroupPlan(kind=RolloutKind.EVAL, seed=config.run.seed, samples=config.eval.samples)
+    schedule = Schedule(run, tasks, plan)
+    unscheduled = [n for n in range(len(tasks)) if not schedule.is_scheduled(n)]
+    total, missing = len(tasks) * plan.samples, missing_episodes(config, run.ledger, tasks)
+    with progress.counter(total, "episodes", total - missing) as counter:
         async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                if leases := missing.get(task.id):
-                    group.create_task(_play_task(player, run, task, leases, counter))
+            for scheduled in (*schedule.resume(), *map(schedule.schedule, unscheduled)):
+                group.create_task(_run_group(dispatcher, run, scheduled, counter))
     run.sync()
 
 
-def still_to_play(config: RunConfig, run: RunDirectory, tasks: Sequence[Task]) -> int:
-    """Return how many episodes of the evaluation have not ended in `run`."""
-    ended = sum(entry.state is not State.LEASED for entry in run.ledger.entries.values())
+def missing_episodes(config: RunConfig, ledger: LedgerState, tasks: Sequence[Task]) -> int:
+    """Return how many episodes of the evaluation have not ended."""
+    ended = sum(entry.state is not State.LEASED for entry in ledger.entries.values())
     return len(tasks) * config.eval.samples - ended
 
 
-def reopened(path: Path, config: RunConfig, tasks: Sequence[Task]) -> RunDirectory:
-    """Open the evaluation at `path` to go on with it.
+def check_evaluation(config: RunConfig, path: Path, tasks: Sequence[Task]) -> Opening:
+    """Check that an evaluation of `tasks` may start, or be resumed, at `path`; writes nothing.
 
-    Raises MissingError where there is none, StoreError where another process writes it, and
-    ConfigError where it is not of these tasks with these settings.
+    Raises as `check_run` does, and ConfigError where the run holds episodes of other tasks.
     """
-    layout = existing_run(path)
-    before = load_config(str(layout.config_toml))
-    what, instead = f"the evaluation in {path}", "name another folder"
-    check_same(what, before, config, _SAME, but=("eval.by",), instead=instead)
-    run = RunDirectory.open(path)
-    foreign = run.ledger.groups.keys() - {task.id for task in tasks}
-    if foreign:
-        run.close()
-        raise ConfigError(
-            f"{path} holds episodes that are not of this evaluation ({min(foreign)}, ...): "
-            "name another folder"
-        )
-    run.recover(_NO_CHECKPOINT)
-    return run
+    opening = check_run(RunKind.EVAL, path, config, Resume.IF_PRESENT)
+    if opening.resumes:
+        foreign = RunReader(path).ledger().groups.keys() - {task.id for task in tasks}
+        if foreign:
+            raise ConfigError(
+                f"{path} holds episodes that are not of this evaluation ({min(foreign)}, ...): "
+                "name another folder"
+            )
+    return opening
 
 
 def report_on(path: Path) -> EvalReport:
-    """Report on the episodes at `path`, and leave the report there as JSON and as Markdown.
+    """Report on the episodes at `path`, and write the report there as JSON and as Markdown.
 
-    The recipe in the run is only quoted: one that this version would refuse is no hindrance.
+    The recipe in the run is only quoted, so one that this version would refuse is no obstacle.
     """
     reader = RunReader(path)
     recipe = tomllib.loads(reader.config_toml)
@@ -159,7 +127,7 @@ def report_on(path: Path) -> EvalReport:
 
 
 def _setting(recipe: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Return what a reader of the figures asks first; what the recipe does not say is left out."""
+    """Return the main settings of an evaluation; those that the recipe lacks are left out."""
     return {
         name: recipe[section][key]
         for name, (section, key) in _SETTING.items()
@@ -167,40 +135,17 @@ def _setting(recipe: Mapping[str, Any]) -> dict[str, JsonValue]:
     }
 
 
-def _leased(
-    config: RunConfig, run: RunDirectory, tasks: Sequence[Task]
-) -> Mapping[str, list[Lease]]:
-    """Return what is to be played, by task: leases that a kill left open, and new ones."""
-    missing: dict[str, list[Lease]] = {}
-    for lease in run.ledger.open_leases():
-        again = run.ledger.re_lease(lease.episode, "the evaluation goes on")
-        missing.setdefault(lease.task, []).append(again)
-    for task in tasks:
-        if task.id not in run.ledger.groups:
-            missing[task.id] = _leases(config, run, task)
-            run.ledger.lease(missing[task.id])
-    return missing
-
-
-def _leases(config: RunConfig, run: RunDirectory, task: Task) -> list[Lease]:
-    seeds = [stable_hash(config.run.seed, "eval", task.id, i) for i in range(config.eval.samples)]
-    return [
-        Lease(run.run.run, f"{task.id}-{i:02d}", task.id, task.id, i, 0, seed)
-        for i, seed in enumerate(seeds)
-    ]
-
-
-async def _play_task(
-    player: Player, run: RunDirectory, task: Task, leases: Sequence[Lease], counter: Counter
+async def _run_group(
+    dispatcher: Dispatcher, run: RunDirectory, scheduled: ScheduledGroup, counter: Counter
 ) -> None:
     near = Affinity()
 
-    async def play_one(lease: Lease) -> None:
-        await player.play(lease, task, near)
+    async def run_one(lease: Lease) -> None:
+        await dispatcher.run_episode(lease, scheduled.task, near)
         counter.advance()
 
-    await asyncio.gather(*map(play_one, leases))
-    _end_finished(run, run.ledger.groups[task.id])
+    await asyncio.gather(*map(run_one, scheduled.leases))
+    _end_finished(run, run.ledger.groups[scheduled.name])
 
 
 def _end_finished(run: RunDirectory, episodes: Sequence[str]) -> None:
@@ -213,35 +158,36 @@ def _end_finished(run: RunDirectory, episodes: Sequence[str]) -> None:
 def run_eval(config: RunConfig, path: Path | None) -> Path:
     """Evaluate the recipe's model on the recipe's tasks and return the run directory.
 
-    It is `path`, where an evaluation that is not complete goes on, or else a new one.
+    It is `path`, where an incomplete evaluation is resumed, or else a new one.
     """
     progress = Progress()
     progress.phase("preparing model and tasks")
-    tasks = eval_tasks(config)
-    model = find_model(config)
     if path is None:
         path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
-    begun = RunLayout(path).run_json.exists()
-    run = reopened(path, config, tasks) if begun else new_run(path, config)
-    with run:
-        missing = still_to_play(config, run, tasks)
-        progress.say(
-            f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, "
-            f"{missing} episodes to play"
-        )
-        progress.say(f"after a stop, go on with: --run {path}")
-        if missing:
-            progress.phase("starting Ray")
-            with ray_session(config):
-                run_async(_play_on_a_pool(config, model, run, tasks, progress))
+    inputs = resolve_inputs(config)
+    tasks = eval_tasks(config, inputs.environment)
+    opening = check_evaluation(config, path, tasks)
+    ledger = RunReader(path).ledger() if opening.resumes else LedgerState()
+    missing = missing_episodes(config, ledger, tasks)
+    progress.say(
+        f"{len(tasks)} tasks x {config.eval.samples} in mode {config.episode.mode}, "
+        f"{missing} episodes to run"
+    )
+    if not missing:
+        opening.open(progress).close()
+        return path
+    progress.say(f"if interrupted, resume with: --run {path}")
+    progress.phase("starting Ray")
+    with ray_session(config), opening.open(progress) as run:
+        run_async(_run_on_a_pool(inputs, run, tasks, progress))
     return path
 
 
-async def _play_on_a_pool(
-    config: RunConfig, model: Path, run: RunDirectory, tasks: Sequence[Task], progress: Progress
+async def _run_on_a_pool(
+    inputs: RunInputs, run: RunDirectory, tasks: Sequence[Task], progress: Progress
 ) -> None:
-    progress.phase(f"starting {config.rollouts.workers} vLLM workers")
-    async with open_pool(recorded_in(config, run.path), model) as pool:
-        await pool.wait_healthy(config.rollouts.workers)
+    progress.phase(f"starting {inputs.config.rollouts.workers} vLLM workers")
+    async with open_pool(inputs.config, inputs.model, run.path) as pool:
+        await pool.wait_healthy(inputs.config.rollouts.workers)
         progress.phase("evaluating")
-        await play(config, pool, run, tasks, progress)
+        await run_episodes(inputs.config, pool, run, tasks, progress)

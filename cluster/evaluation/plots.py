@@ -18,6 +18,7 @@ from rollout.evaluation.compare import Comparison, PairRow
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
 from rollout.evaluation.statistics import ClusteredEstimate
 from rollout.store.journal import replace_file
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import MetricsRow, RunReader
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -29,26 +30,30 @@ _CURVES_PER_ROW = 3
 
 
 def draw_run(path: Path) -> Path:
-    """Draw the training of a run, or its evaluation; returns the PNG, beside which lies the JSON.
+    """Draw the metrics of training, or the accuracy of any other run's episodes; returns the PNG,
+    next to which lies the JSON.
 
-    Raises MissingError where it has neither metrics nor episodes.
+    Raises MissingError where there is nothing to draw yet.
     """
     reader = RunReader(path)
-    layout, metrics = reader.layout, reader.metrics()
-    if metrics:
+    layout = reader.layout
+    if reader.kind in (RunKind.TRAIN, RunKind.SFT):
+        metrics = reader.metrics()
+        if not metrics:
+            raise MissingError(f"expected metrics to draw, found none in {path}: no step has ended")
         series = training_series(metrics)
-        told = {
+        drawn = {
             name: {"steps": list(values), "values": list(values.values())}
             for name, values in series.items()
         }
-        content = {"version": SERIES_VERSION, "run": reader.run.run, "series": told}
+        content = {"version": SERIES_VERSION, "run": reader.info.run, "series": drawn}
         replace_file(layout.plot_json, json.dumps(content).encode())
         curves = {METRICS[name].heading: values for name, values in series.items()}
         plot_training(curves, path.resolve().name, layout.plot)
     elif reader.episodes():
         plot_report(report_on(path), path.resolve().name, layout.plot)
     else:
-        raise MissingError(f"expected metrics or episodes to draw, found none in {path}")
+        raise MissingError(f"expected episodes to draw, found none in {path}")
     return layout.plot
 
 

@@ -11,11 +11,16 @@ from cluster.fleet.rollout_actor import RayWorker, Share
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
+from cluster.lifecycle.inputs import with_recording
 
 
 @asynccontextmanager
-async def open_pool(config: RunConfig, model: Path) -> AsyncIterator[RolloutPool]:
-    """Start the tool servers of the nodes, and begin to start the workers that serve `model`."""
+async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[RolloutPool]:
+    """Start the tool servers of the nodes, and begin to start the workers that serve `model`.
+
+    With `tools.record`, calls and answers are recorded in the run directory `run`.
+    """
+    config = with_recording(config, run)
     fleet = ToolFleet(config)
     relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)
     pool = _make_pool(config, model, fleet, relays)

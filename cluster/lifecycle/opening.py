@@ -1,99 +1,146 @@
-"""The life of a run directory: created, opened, refused or resumed."""
+"""The life of a run directory, for every kind of run: checked, then created or resumed.
+
+`check_run` answers every question that needs no cluster and writes nothing, so that a start that
+fails leaves no directory which would block the corrected command. `Opening.open` then creates the
+directory, or opens it where it was left.
+"""
 
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig, load_config, to_toml
-from cluster.lifecycle.resume_check import check_same, differences
+from cluster.lifecycle.resume_check import differences
+from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.progress import Progress
-from learner.pretrained.resolve import check_folder_context, resolve_model
-from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunInfo, RunLayout
-from rollout.template import ChatTemplate
+from envs.errors import MissingError, StoreError
+from rollout.store.run_directory import RunDirectory, check_new_folder
+from rollout.store.run_kind import is_blank, kind_of
+from rollout.store.run_layout import RunInfo, RunKind, RunLayout
+from rollout.store.run_lock import is_written
 
-_SAME = (
-    *("model", "env", "episode", "run.seed", "run.deterministic", "rollouts.group_size"),
-    *("learner.ranks", "learner.zero_stage", "learner.optimizer"),
-    *("learner.betas", "learner.weight_decay"),
-)
-"""What must be as before where a run goes on: its tasks, its episodes, its optimizer's state."""
-
-
-_PLACES = ("run.dir", "run.name", "run.models_dir")
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
+"""Packages whose versions `run.json` records."""
+_PLACES = ("run.dir", "run.name", "run.models_dir")
+_NO_CHECKPOINT = -1
+_CHOOSE_NAME = "choose another run.name"
+_INSTEAD = {
+    RunKind.COLLECT: "choose another --out",
+    RunKind.EVAL: "name another folder with --run",
+}
 
 
-def new_run(path: Path, config: RunConfig) -> RunDirectory:
-    """Create the run directory at `path`. Raises StoreError where one is already."""
-    info = RunInfo(
-        run=config.run.name,
-        seed=config.run.seed,
-        created_at=time.time(),
-        command=shlex.join(sys.argv),
-        versions={name: version(name) for name in STACK},
-    )
-    return RunDirectory.create(path, to_toml(config), info)
+class Resume(StrEnum):
+    """What to do where a run exists already."""
+
+    NO = "no"
+    """Refuse: only a new run is wanted."""
+    REQUIRED = "required"
+    """Resume it, and refuse where there is none: `--resume`."""
+    IF_PRESENT = "if_present"
+    """Resume it, or else start a new one."""
+
+    @classmethod
+    def flag(cls, *, resume: bool) -> "Resume":
+        """Return what the option `--resume` of a command means."""
+        return cls.REQUIRED if resume else cls.NO
 
 
-def recorded_in(config: RunConfig, path: Path) -> RunConfig:
-    """Return `config` such that its tool servers record, where that is asked: in the folder that it
-    names, or else in the run at `path`.
+class _Found(StrEnum):
+    NOTHING = "nothing"
+    BLANK = "blank"
+    RUN = "run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A run that may be created or resumed: every check has passed, nothing is written yet."""
+
+    kind: RunKind
+    path: Path
+    config: RunConfig
+    found: _Found
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a run with recorded work is resumed."""
+        return self.found is _Found.RUN
+
+    def open(self, progress: Progress) -> RunDirectory:
+        """Create the run directory, or open it at its newest checkpoint; its lock is taken.
+
+        Settings that changed are logged and recorded. Raises StoreError where another process
+        writes to it.
+        """
+        if self.found is _Found.NOTHING:
+            return new_run(self.path, self.config, self.kind)
+        run = RunDirectory.open(self.path)
+        try:
+            if self.found is _Found.BLANK:
+                run.restart(to_toml(self.config), _info(self.config, self.kind))
+            else:
+                self._resume(run, progress)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _resume(self, run: RunDirectory, progress: Progress) -> None:
+        training = self.kind is RunKind.TRAIN
+        checkpoint = newest_checkpoint(run.layout.checkpoints) if training else None
+        step = int(checkpoint.name) if checkpoint else 0
+        before = load_config(str(run.layout.config_toml))
+        changed = differences(before, self.config, but=_PLACES)
+        if changed:
+            after = f" after step {step}" if training else ""
+            progress.say(f"resuming{after} with other settings: {'; '.join(changed)}")
+            run.reconfigure(to_toml(self.config), step)
+        if self.kind is not RunKind.SFT:  # it schedules no episodes
+            run.recover(step if training else _NO_CHECKPOINT)
+
+
+def check_run(kind: RunKind, path: Path, config: RunConfig, resume: Resume) -> Opening:
+    """Check that a run of `kind` may start, or be resumed, at `path`; writes nothing.
+
+    A run that has recorded nothing counts as none: it starts over under any settings. Raises
+    StoreError where the folder holds something else, a run of another kind, one that another
+    process writes, or one that is not to be resumed; MissingError where there is none to resume;
+    ConfigError where `config` would make another experiment of it (`resume_rules`).
     """
-    if not config.tools.record:
-        return config
-    folder = Path(config.tools.record_dir or RunLayout(path).tool_traffic).resolve()
-    tools = config.tools.model_copy(update={"record_dir": str(folder)})
-    return config.model_copy(update={"tools": tools})
+    layout = RunLayout(path)
+    if not layout.run_json.exists():
+        if resume is Resume.REQUIRED:
+            raise MissingError(
+                f"expected {kind.words} to resume in {path}, found none: check the name, or leave "
+                "out --resume to start it"
+            )
+        check_new_folder(path)
+        return Opening(kind=kind, path=path, config=config, found=_Found.NOTHING)
+    if is_written(layout):
+        raise StoreError(
+            f"another process is writing to the run in {path}: wait for its end or stop it first"
+        )
+    if is_blank(layout):
+        return Opening(kind=kind, path=path, config=config, found=_Found.BLANK)
+    _check_resumable(kind, layout, config, resume)
+    return Opening(kind=kind, path=path, config=config, found=_Found.RUN)
 
 
-def find_model(config: RunConfig) -> Path:
-    """Return the folder of the model that the recipe names, building it if need be; refuses a bad
-    template.
-    """
-    path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
-    check_folder_context(path, config.model.max_model_len)
-    ChatTemplate.load(path)
-    return path.resolve()
+def open_run(
+    kind: RunKind, path: Path, config: RunConfig, resume: Resume, progress: Progress
+) -> RunDirectory:
+    """Check and open a run in one go. Raises as `check_run` and `Opening.open` do."""
+    return check_run(kind, path, config, resume).open(progress)
 
 
-def goes_on(run: RunDirectory, config: RunConfig, step: int, progress: Progress) -> None:
-    """Let `run` go on after `step` as `config` says, and tell and record what is new in it.
-
-    Raises ConfigError where that would make another experiment of it.
-    """
-    before = load_config(str(run.layout.config_toml))
-    check_same(f"the run in {run.path}", before, config, _SAME)
-    new = differences(before, config, but=_PLACES)
-    if new:
-        progress.say(f"going on after step {step} with other settings: {'; '.join(new)}")
-        run.reconfigure(to_toml(config), step)
-
-
-@contextmanager
-def open_run(config: RunConfig, progress: Progress, *, resume: bool) -> Iterator[RunDirectory]:
-    """Create the run directory of a training run, or open it to go on from its newest checkpoint.
-
-    Starts nothing. Raises StoreError where the run exists and `resume` is not set, MissingError
-    where it does not and is, or where the model or the tasks are not there, and ConfigError where
-    the run cannot go on as `config` says.
-    """
-    find_model(config)
-    make_environment(config.env)
-    run = RunDirectory.open(config.path) if resume else new_run(config.path, config)
-    with run:
-        if resume:
-            checkpoint = newest_checkpoint(run.layout.checkpoints)
-            step = int(checkpoint.name) if checkpoint else 0
-            goes_on(run, config, step, progress)
-            run.recover(step)
-        yield run
+def new_run(path: Path, config: RunConfig, kind: RunKind) -> RunDirectory:
+    """Create the run directory at `path`. Raises StoreError where there is one already."""
+    return RunDirectory.create(path, to_toml(config), _info(config, kind))
 
 
 def next_free(folder: Path, name: str) -> Path:
@@ -102,3 +149,31 @@ def next_free(folder: Path, name: str) -> Path:
     while (path := folder / f"{name}-{number:03d}").exists():
         number += 1
     return path
+
+
+def _check_resumable(kind: RunKind, layout: RunLayout, config: RunConfig, resume: Resume) -> None:
+    path, found = layout.root, kind_of(layout)
+    instead = _INSTEAD.get(kind, _CHOOSE_NAME)
+    if found not in (kind, RunKind.UNKNOWN):
+        raise StoreError(
+            f"expected {kind.words} or nothing in {path}, found {found.words}: {instead}"
+            + (f", such as --set run.name={path.name}-{kind}" if kind not in _INSTEAD else "")
+        )
+    if resume is Resume.NO:
+        raise StoreError(
+            f"there is {found.words} in {path} already: resume it with --resume, or {instead}"
+        )
+    what = f"{kind.words.partition(' ')[2]} in {path}"
+    before = load_config(str(layout.config_toml))
+    check_unchanged(kind, f"the {what}", before, config, instead)
+
+
+def _info(config: RunConfig, kind: RunKind) -> RunInfo:
+    return RunInfo(
+        run=config.run.name,
+        kind=kind,
+        seed=config.run.seed,
+        created_at=time.time(),
+        command=shlex.join(sys.argv),
+        versions={name: version(name) for name in STACK},
+    )

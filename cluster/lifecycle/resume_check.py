@@ -1,31 +1,12 @@
-"""What a run was begun with against what it goes on with."""
+"""Differences between the recipe that a run was started with and the one that resumes it."""
 
 from collections.abc import Collection, Iterator, Mapping
 
 from pydantic import JsonValue
 
 from cluster.config.run_config import RunConfig
-from envs.errors import ConfigError
 
 _UNSET = "unset"
-
-
-def check_same(
-    what: str,
-    before: RunConfig,
-    now: RunConfig,
-    under: Collection[str],
-    *,
-    but: Collection[str] = (),
-    instead: str = "choose another run.name",
-) -> None:
-    """Raise ConfigError, which lists the differences, where `what` would go on with others."""
-    found = differences(before, now, under, but)
-    if found:
-        raise ConfigError(
-            f"{what} was begun with other settings ({'; '.join(found)}): "
-            f"go on with the same ones, or {instead}"
-        )
 
 
 def differences(
@@ -38,15 +19,15 @@ def differences(
     """
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, now))
     return [
-        f"{key} was {_said(old, key)}, is {_said(new, key)}"
+        f"{key} was {_shown(old, key)}, is {_shown(new, key)}"
         for key in {**old, **new}
-        if _said(old, key) != _said(new, key)
-        and (not under or _is_of(key, under))
-        and not _is_of(key, but)
+        if _shown(old, key) != _shown(new, key)
+        and (not under or _is_below(key, under))
+        and not _is_below(key, but)
     ]
 
 
-def _is_of(key: str, names: Collection[str]) -> bool:
+def _is_below(key: str, names: Collection[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
@@ -58,5 +39,5 @@ def _leaves(tree: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[s
             yield prefix + name, value
 
 
-def _said(leaves: Mapping[str, JsonValue], key: str) -> str:
+def _shown(leaves: Mapping[str, JsonValue], key: str) -> str:
     return repr(leaves[key]) if key in leaves else _UNSET

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, and which stay on disk."""
+"""Which checkpoints exist, and which stay on disk."""
 
 import math
 import shutil
@@ -11,20 +11,20 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def keep_newest(folder: Path, count: int, most: float = math.inf) -> None:
-    """Remove all but the `count` newest whole checkpoints of `folder` up to step `most`; those of
-    later steps and unfinished ones are left alone.
+    """Remove all but the `count` newest complete checkpoints of `folder` up to step `most`; those
+    of later steps and incomplete ones stay.
     """
     for path in whole_checkpoints(folder, most)[:-count]:
         shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path, most: float = math.inf) -> Path | None:
-    """Return the whole checkpoint of the highest step in `folder`, up to step `most`."""
+    """Return the complete checkpoint of the highest step in `folder`, up to step `most`."""
     return max(whole_checkpoints(folder, most), default=None)
 
 
 def whole_checkpoints(folder: Path, most: float = math.inf) -> list[Path]:
-    """Return the checkpoints of `folder` that were written to their end, oldest first."""
+    """Return the complete checkpoints of `folder`, oldest first."""
     return sorted(
         path
         for path in folder.iterdir()

@@ -1,7 +1,6 @@
-"""Episodes played again: recorded tokens and recorded tool answers through the real runner."""
+"""Episodes replayed: recorded tokens and recorded tool answers through the real runner."""
 
 import asyncio
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -9,13 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig, load_config
-from cluster.evaluation.evaluate import eval_tasks
-from cluster.lifecycle.opening import find_model
-from cluster.scheduling.task_stream import TaskStream
+from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.scheduling.schedule import task_of
+from cluster.scheduling.task_sources import TaskSource, task_source
 from envs.errors import EngineError, MissingError, StoreError
-from envs.seeds import stable_hash
 from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.server.traffic import RecordedSession, TrafficReader
@@ -24,11 +21,12 @@ from envs.tasks import Task
 from envs.tools import JsonObject, ToolService
 from rollout.config import EpisodeConfig
 from rollout.engines.recorded_engine import RecordedEngine
-from rollout.episode import Episode
+from rollout.episode import Episode, RolloutKind
 from rollout.episode_difference import EpisodeDifference, first_difference
 from rollout.episode_schema import from_batch, to_batch
 from rollout.phase_tools import attempt_id
 from rollout.runner import EpisodeRunner, Identity
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
 from rollout.template import ChatTemplate
@@ -43,13 +41,11 @@ _RESUME_S = 1.0
 longer than this to resume, so sessions opened earlier than this before the episode's start are not
 its own.
 """
-_TRAINED = re.compile(r"g(\d{6})")
-_TAUGHT = re.compile(r"t(\d{6})")
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What came of playing one episode again; `difference` None is equality."""
+    """Result of replaying one episode; `difference` None is equality."""
 
     episode: str
     difference: EpisodeDifference | None
@@ -57,14 +53,14 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What came of a run's episodes; those whose world failed are `left_out`."""
+    """Results of a run's episodes; those lost to infrastructure failures are `left_out`."""
 
     replays: Sequence[Replay]
     left_out: int
 
     @property
     def different(self) -> list[Replay]:
-        """Episodes that did not come out as recorded."""
+        """Episodes that differ from the record."""
         return [replay for replay in self.replays if replay.difference is not None]
 
     def to_json(self) -> JsonObject:
@@ -87,11 +83,11 @@ class ReplayReport:
 
 
 async def replay_run(run: Path, episode: str | None, traffic: Path | None = None) -> ReplayReport:
-    """Play the newest attempt of one episode, or of all, again, without model and tools.
+    """Replay the newest attempt of one episode, or of all, without model and tools.
 
     `traffic` is the record, where it is not in the run directory. Raises MissingError without a
     record, without such an episode, or where the model's tokenizer is gone; StoreError where the
-    recipe no longer draws the episode's task.
+    recipe no longer gives the episode's task.
     """
     reader = RunReader(run)
     config = load_config(str(_config_path(reader)))
@@ -100,34 +96,38 @@ async def replay_run(run: Path, episode: str | None, traffic: Path | None = None
     left_out = 0
     try:
         rows = _newest_attempts(reader, episode)
-        template = ChatTemplate.load(await asyncio.to_thread(find_model, config))
+        inputs = await asyncio.to_thread(resolve_inputs, config)
         for start in range(0, len(rows), _PER_SERVER):
             episodes = from_batch(reader.batch(rows[start : start + _PER_SERVER]))
-            counting = [played for played in episodes if played.outcome.counts]
+            counting = [ran for ran in episodes if ran.outcome.counts]
             left_out += len(episodes) - len(counting)
             with tempfile.TemporaryDirectory(prefix="trialrun-replay-") as folder:
                 record.copy(sessions_of(record, counting), Path(folder))
                 async with _replaying_tools(config, Path(folder)) as tools:
-                    stage = _Stage(config, template, tools)
-                    replays += await asyncio.gather(*map(stage.play, counting))
+                    replayer = _Replayer(inputs, reader.kind, tools)
+                    replays += await asyncio.gather(*map(replayer.replay, counting))
     finally:
         record.close()
     return ReplayReport(replays, left_out)
 
 
-class _Stage:
-    """Plays episodes a bounded number at a time."""
+class _Replayer:
+    """Replays episodes, a bounded number concurrently."""
 
-    def __init__(self, config: RunConfig, template: ChatTemplate, tools: ToolService) -> None:
-        self._config = config
-        self._template = template
+    def __init__(self, inputs: RunInputs, kind: RunKind, tools: ToolService) -> None:
+        self._config = inputs.config
+        self._template = ChatTemplate.load(inputs.model)
+        self._scripted = kind is RunKind.TEACHER or (
+            kind is RunKind.COLLECT and inputs.config.collect.source == "scripted"
+        )
+        self._environment = inputs.environment
         self._tools = tools
-        self._tasks = _TaskFinder(config)
+        self._tasks = _TaskFinder(inputs)
         self._room = asyncio.Semaphore(_AT_ONCE)
 
-    async def play(self, recorded: Episode) -> Replay:
+    async def replay(self, recorded: Episode) -> Replay:
         lease = recorded.lease
-        task = self._tasks.task_of(recorded)
+        task = self._tasks.find(recorded)
         identity = Identity(
             worker=recorded.worker,
             source=recorded.source,
@@ -149,48 +149,41 @@ class _Stage:
         return Replay(lease.episode, first_difference(recorded, stored))
 
     def _episode_config(self, recorded: Episode) -> EpisodeConfig:
+        """Return the recipe's section, with the budget that a scripted teacher sampled."""
         config = self._config.episode
-        if not _TAUGHT.fullmatch(recorded.lease.group):
+        if not self._scripted:
             return config
-        teacher = make_environment(self._config.env).teacher(config.mode)
+        teacher = self._environment.teacher(config.mode)
         calls = teacher.trial_calls(recorded.lease.seed, config.trial.calls)
         return config.model_copy(update={"trial": config.trial.model_copy(update={"calls": calls})})
 
 
 class _TaskFinder:
-    """Draws the tasks of a run again: those of training, of the teacher and of evaluation."""
+    """Finds the tasks of recorded episodes, from the recipe alone."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._streams: dict[int, TaskStream] = {}
-        self._evaluated: dict[str, Task] | None = None
+    def __init__(self, inputs: RunInputs) -> None:
+        self._inputs = inputs
+        self._sources: dict[RolloutKind, TaskSource] = {}
 
-    def task_of(self, episode: Episode) -> Task:
-        """Return the episode's task. Raises StoreError where another is drawn now."""
-        group, seed = episode.lease.group, self._config.run.seed
-        if found := _TRAINED.fullmatch(group):
-            task = self._stream(seed)[int(found[1])]
-        elif found := _TAUGHT.fullmatch(group):
-            task = self._stream(stable_hash(seed, "teacher"))[int(found[1])]
-        else:
-            task = self._evaluation().get(episode.lease.task)
-        if task is None or (task.id, task.question) != (episode.lease.task, episode.question):
+    def find(self, episode: Episode) -> Task:
+        """Return the episode's task. Raises StoreError where the recipe now gives another."""
+        lease = episode.lease
+        try:
+            task = task_of(lease, self._source(lease.kind))
+        except LookupError:
+            task = None
+        if task is None or (task.id, task.question) != (lease.task, episode.question):
             raise StoreError(
-                f"episode {episode.lease.episode}: expected task {episode.lease.task} from the "
-                f"run's recipe, found {task.id if task else 'none'}: the environment or its file "
-                "has changed since"
+                f"episode {lease.episode}: expected task {lease.task} from the run's recipe, found "
+                f"{task.id if task else 'none'}: the environment or its file has changed since"
             )
         return task
 
-    def _stream(self, seed: int) -> TaskStream:
-        if seed not in self._streams:
-            self._streams[seed] = TaskStream(make_environment(self._config.env), "train", seed)
-        return self._streams[seed]
-
-    def _evaluation(self) -> dict[str, Task]:
-        if self._evaluated is None:
-            self._evaluated = {task.id: task for task in eval_tasks(self._config)}
-        return self._evaluated
+    def _source(self, kind: RolloutKind) -> TaskSource:
+        if kind not in self._sources:
+            inputs = self._inputs
+            self._sources[kind] = task_source(kind, inputs.config, inputs.environment)
+        return self._sources[kind]
 
 
 @asynccontextmanager
@@ -210,7 +203,7 @@ async def _replaying_tools(config: RunConfig, folder: Path) -> AsyncIterator[Too
 
 
 async def _do_not_wait(seconds: float) -> None:
-    """Latency that was injected is in the recorded times; nobody waits for it twice."""
+    """Injected latency is part of the recorded times: it is not waited for again."""
     del seconds
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.opening import find_model
+from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.retention import whole_checkpoints
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -114,13 +114,13 @@ def run_replay_step(run: Path, step: int) -> StepReplay:
 
 
 async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
-    """Run learner step `step` of a run again, from the nearest checkpoint before it.
+    """Replay learner step `step` of a run, from the nearest checkpoint before it.
 
     Raises MissingError where the step, its episodes or its model are missing; ConfigError where a
     package that computes has another version than the run was started with.
     """
     reader = RunReader(run)
-    refuse_other_versions(reader.run.versions)
+    refuse_other_versions(reader.info.versions)
     base = nearest_checkpoint(reader, step)
     first = int(base.name) + 1 if base else 1
     config = load_config(str(recipe_of(reader, first, step)))
@@ -148,7 +148,7 @@ async def _replay(
                 return StepReplay(recorded.step, came_from, count, rows, compared, found)
     finally:
         await learner.close()
-    raise AssertionError("a step is replayed from an earlier one")
+    raise AssertionError("expected at least one step to replay")
 
 
 async def _repeat(learner: LearnerGroup, recorded: Recorded) -> StepReport:
@@ -166,7 +166,7 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
         if name in recorded and version(name) != recorded[name]:
             raise ConfigError(
                 f"expected {name} {recorded[name]}, which the run was started with, found "
-                f"{version(name)}: another version may round otherwise; install the run's"
+                f"{version(name)}: another version may round differently; install the run's"
             )
 
 

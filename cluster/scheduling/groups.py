@@ -1,26 +1,27 @@
-"""Groups of episodes: leased by number, played on the pool, put together as they were leased."""
+"""Training groups: run on the pool, and assembled in the order of their samples."""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
-from cluster.scheduling.player import Affinity, Player
-from cluster.scheduling.task_stream import TaskStream
+from cluster.scheduling.dispatcher import Affinity, Dispatcher
+from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
+from cluster.scheduling.task_sources import TaskSource
 from envs.errors import first_cause
-from envs.seeds import stable_hash
-from envs.tasks import Task
 from learner.batch import read_episodes
 from learner.config import LearnerConfig
 from learner.objective.selection import varies
-from rollout.episode import Lease
+from rollout.episode import RolloutKind
 from rollout.store.ledger import Ledger
 from rollout.store.ledger_state import DropReason, State
 from rollout.store.run_directory import RunDirectory
+from rollout.weights.manifest import WeightManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,72 +47,79 @@ class Group:
         """Oldest policy version of any sampled token."""
         return int(self.batch["oldest_version"].to_numpy().min())
 
-    def teaches(self, config: LearnerConfig) -> bool:
-        """Whether what the learner compares differs: without, no advantage is other than zero."""
+    def has_signal(self, config: LearnerConfig) -> bool:
+        """Whether the rewards that the learner compares differ; if not, every advantage is zero."""
         return varies(read_episodes(pa.Table.from_batches([self.batch])), config)
 
 
-class GroupPlayer:
-    """Leases and plays groups; the group of a number has the same task and seeds in every run."""
+class GroupSource(Protocol):
+    """What the training loop takes its groups from: `Rollouts`, or `Rounds` where a run must be
+    reproducible.
+    """
+
+    def start(self, version: int) -> None:
+        """Start rollouts with policy `version`, first those that a killed run left open."""
+        ...
+
+    async def collect(self, count: int) -> list[Group]:
+        """Return the `count` groups of the next step."""
+        ...
+
+    async def push_weights(self, manifest: WeightManifest) -> None:
+        """Push weights to the pool, and start the groups that the new version admits."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel what is in flight; its leases stay open in the ledger for a resumed run."""
+        ...
+
+    def abandon(self) -> None:
+        """End what no step will consume: open leases as cancelled, finished groups as surplus."""
+        ...
+
+
+class GroupDispatcher:
+    """Schedules training groups by number and runs them on the pool."""
 
     def __init__(
-        self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig
+        self, pool: RolloutPool, tasks: TaskSource, run: RunDirectory, config: RunConfig
     ) -> None:
-        self._player = Player(pool, run, config.rollouts, config.episode)
-        self._stream = stream
+        self._dispatcher = Dispatcher(pool, run, config.rollouts, config.episode)
         self._run = run
-        self._seed = config.run.seed
-        self._group_size = config.rollouts.group_size
+        self.schedule = Schedule(
+            run,
+            tasks,
+            GroupPlan(
+                kind=RolloutKind.TRAIN,
+                seed=config.run.seed,
+                samples=config.rollouts.group_size,
+            ),
+        )
 
-    def task(self, number: int) -> Task:
-        """Return the task of group `number`."""
-        return self._stream[number]
-
-    def lease(self, number: int) -> list[Lease]:
-        """Schedule group `number` in the ledger."""
-        run, group, task = self._run.run.run, group_name(number), self._stream[number]
-        leases = [
-            Lease(
-                run,
-                f"{group}-{i:02d}",
-                group,
-                task.id,
-                i,
-                0,
-                stable_hash(self._seed, group, task.id, i),
-            )
-            for i in range(self._group_size)
-        ]
-        self._run.ledger.lease(leases)
-        return leases
-
-    async def play(
-        self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch] = ()
+    async def run_group(
+        self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch] = ()
     ) -> Group | None:
-        """Play the leases of one group; the episodes come in the order of their samples.
+        """Run the leases of one group; the episodes come in the order of their samples.
 
-        Returns None, its episodes dropped, for a group that the world left fewer than two of.
+        Returns None, and drops its episodes, for a group of which infrastructure failures left
+        fewer than two.
         """
         near = Affinity()
         try:
             async with asyncio.TaskGroup() as group:
-                playing = [
-                    group.create_task(self._player.play(lease, task, near)) for lease in leases
+                running = [
+                    group.create_task(self._dispatcher.run_episode(lease, scheduled.task, near))
+                    for lease in scheduled.leases
                 ]
         except BaseExceptionGroup as errors:
             raise first_cause(errors) from None
-        played = [episode.result() for episode in playing]
-        batches = [*stored, *(batch for batch in played if batch is not None)]
+        ran = [episode.result() for episode in running]
+        batches = [*stored, *(batch for batch in ran if batch is not None)]
         if sum(batch.num_rows for batch in batches) < 2:
             episodes = [episode for batch in batches for episode in batch["episode"].to_pylist()]
             drop(self._run.ledger, episodes, DropReason.INFRA_FAILED)
             return None
-        return Group(leases[0].group, by_sample(batches))
-
-
-def group_name(number: int) -> str:
-    """Return the name of training group `number`."""
-    return f"g{number:06d}"
+        return Group(scheduled.name, by_sample(batches))
 
 
 def by_sample(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -124,12 +132,12 @@ def by_sample(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 def drop(
     ledger: Ledger, episodes: Sequence[str], reason: DropReason, step: int | None = None
 ) -> None:
-    """End episodes untrained, `step` being that whose learner left them out; those that were
+    """End episodes untrained; `step` is the step whose learner left them out. Episodes that were
     dropped before a resume stay as they are.
     """
-    left = [episode for episode in episodes if ledger.entries[episode].state is not State.DROPPED]
-    if left:
-        ledger.drop(left, reason, step)
+    remaining = [name for name in episodes if ledger.entries[name].state is not State.DROPPED]
+    if remaining:
+        ledger.drop(remaining, reason, step)
 
 
 def abandon(ledger: Ledger) -> None:

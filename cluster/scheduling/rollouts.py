@@ -1,6 +1,4 @@
-"""Groups of episodes for the learner: leased to the pool, bounded in staleness, recorded as they
-end.
-"""
+"""Training groups as they finish: run on the pool, bounded in staleness, recorded as they end."""
 
 import asyncio
 from collections import deque
@@ -10,11 +8,10 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
-from cluster.scheduling.groups import Group, GroupPlayer, abandon, drop
-from cluster.scheduling.task_stream import TaskStream
+from cluster.scheduling.groups import Group, GroupDispatcher, abandon, drop
+from cluster.scheduling.schedule import ScheduledGroup
+from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError
-from envs.tasks import Task
-from rollout.episode import Lease
 from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_reader import RunReader
@@ -25,26 +22,26 @@ class Rollouts:
     """Keeps the pool busy and hands out groups.
 
     A group may start while fewer than (version + 1 + max_staleness) * groups_per_step groups were
-    started, dropped ones not counted. So no more are under way than the next 1 + max_staleness
+    started, dropped ones not counted. So no more are in flight than the next 1 + max_staleness
     steps consume, and groups that arrive in the order in which they started are never too old;
-    max_staleness = 0 is strictly on-policy, for a step waits for all that is under way. Above 0
-    others may overtake a group: `collect` drops one that arrives too old as stale, and its place is
-    played anew. A group that a resumed run trains again at its step is exempt.
+    max_staleness = 0 is strictly on-policy, because a step waits for everything in flight. Above 0
+    other groups may overtake one: `collect` drops a group that arrives too old as stale, and starts
+    another in its place. A group that a resumed run trains again at its step is exempt.
     """
 
     def __init__(
-        self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig
+        self, pool: RolloutPool, tasks: TaskSource, run: RunDirectory, config: RunConfig
     ) -> None:
         self._pool = pool
-        self._groups = GroupPlayer(pool, stream, run, config)
+        self._groups = GroupDispatcher(pool, tasks, run, config)
         self._run = run
         self._section = config.rollouts
         self._learner = config.learner
         self._version = 0
-        self._playing: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()
         self._ready: deque[Group] = deque()
         self._started = 0
-        self._next_index = 0
+        self._next_number = 0
         self._arrived = asyncio.Event()
         self._restore()
 
@@ -60,21 +57,21 @@ class Rollouts:
                 groups.append(group)
             elif self._version - group.oldest_version > self._section.max_staleness:
                 self._drop(group.episodes, DropReason.STALE)
-            elif not group.teaches(self._learner) and refills < self._section.max_refills:
+            elif not group.has_signal(self._learner) and refills < self._section.max_refills:
                 refills += 1
                 self._drop(group.episodes, DropReason.ZERO_VARIANCE)
             else:
                 groups.append(group)
         return groups
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def push_weights(self, manifest: WeightManifest) -> None:
         """Push weights to the pool and admit the groups that the new version allows."""
         await self._pool.load(manifest)
         self._version = manifest.version
         self._admit()
 
     def start(self, version: int) -> None:
-        """Begin to play, the pool's policy being `version`, with what was in flight at a kill."""
+        """Start rollouts with policy `version`, first those that were in flight at a kill."""
         self._resume_open_leases()
         self._version = version
         self._started += version * self._section.groups_per_step
@@ -84,9 +81,9 @@ class Rollouts:
         """Cancel what is in flight; its leases stay open in the ledger for a resumed run, or end as
         cancelled.
         """
-        for playing in self._playing:
-            playing.cancel()
-        await asyncio.gather(*self._playing, return_exceptions=True)
+        for running in self._running:
+            running.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
     def abandon(self) -> None:
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
@@ -97,17 +94,15 @@ class Rollouts:
     def _admit(self) -> None:
         allowed = (self._version + 1 + self._section.max_staleness) * self._section.groups_per_step
         while self._started < allowed:
-            index = self._next_index
-            self._next_index += 1
-            self._launch(self._groups.lease(index), self._groups.task(index))
+            number = self._next_number
+            self._next_number += 1
+            self._launch(self._groups.schedule.schedule(number))
 
-    def _launch(
-        self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch] = ()
-    ) -> None:
+    def _launch(self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch] = ()) -> None:
         self._started += 1
-        playing = asyncio.create_task(self._play_group(leases, task, stored))
-        self._playing.add(playing)
-        playing.add_done_callback(lambda _: self._arrived.set())
+        running = asyncio.create_task(self._run_group(scheduled, stored))
+        self._running.add(running)
+        running.add_done_callback(lambda _: self._arrived.set())
 
     def _drop(self, episodes: Sequence[str], reason: DropReason) -> None:
         drop(self._run.ledger, episodes, reason)
@@ -117,22 +112,20 @@ class Rollouts:
     async def _next_group(self) -> Group:
         while not self._ready:
             self._arrived.clear()
-            for playing in [task for task in self._playing if task.done()]:
-                self._playing.discard(playing)
-                playing.result()
+            for running in [task for task in self._running if task.done()]:
+                self._running.discard(running)
+                running.result()
             if self._ready:
                 break
-            if not self._playing:
+            if not self._running:
                 raise InfraError(
                     "nothing is in flight and no group is ready: the admission bound is exhausted"
                 )
             await self._arrived.wait()
         return self._ready.popleft()
 
-    async def _play_group(
-        self, leases: Sequence[Lease], task: Task, stored: Sequence[pa.RecordBatch]
-    ) -> None:
-        group = await self._groups.play(leases, task, stored)
+    async def _run_group(self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch]) -> None:
+        group = await self._groups.run_group(scheduled, stored)
         if group is None:
             self._drop((), DropReason.INFRA_FAILED)
         else:
@@ -142,28 +135,21 @@ class Rollouts:
     # Resume
 
     def _restore(self) -> None:
-        """Take up what the ledger left: finished groups are ready, open leases are played again."""
+        """Take finished groups of an earlier process as ready, and number new ones after its."""
         ledger = self._run.ledger
         if not ledger.groups:
             return
-        self._next_index = 1 + max(int(group[1:]) for group in ledger.groups)
+        self._next_number = self._groups.schedule.next_number
         reader = RunReader(self._run.path)
         for ready in ledger.ready_groups():
             self._ready.append(Group(ready.group, reader.group(ready.group), ready.planned_step))
             self._started += 1
 
     def _resume_open_leases(self) -> None:
-        """Lease again what was in flight when the run was killed, keeping finished samples of its
-        groups.
-        """
+        """Launch again what was in flight at a kill; finished samples of its groups count."""
         ledger, reader = self._run.ledger, RunReader(self._run.path)
-        open_groups: dict[str, list[Lease]] = {}
-        for lease in ledger.open_leases():
-            open_groups.setdefault(lease.group, []).append(lease)
-        kept = {group: _finished(reader, ledger, group) for group in open_groups}
-        for group, leases in open_groups.items():
-            again = [ledger.re_lease(lease.episode, "the run was resumed") for lease in leases]
-            self._launch(again, self._groups.task(int(group[1:])), kept.get(group, []))
+        for scheduled in self._groups.schedule.resume():
+            self._launch(scheduled, _finished(reader, ledger, scheduled.name))
 
 
 def _finished(reader: RunReader, ledger: LedgerState, group: str) -> list[pa.RecordBatch]:

@@ -1,8 +1,8 @@
-"""Groups in rounds, for runs that must come out the same: nothing depends on what arrives first.
+"""Groups in rounds, for reproducible runs: nothing depends on the order of arrival.
 
 Round s is what step s trains. All its episodes are sampled with version s - 1 - max_staleness, 0
 where that is negative: weights are pushed only between rounds, when no episode is in flight. Within
-a round episodes run at once, in any order, on any worker.
+a round episodes run concurrently, in any order, on any worker.
 """
 
 import asyncio
@@ -12,31 +12,31 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
-from cluster.scheduling.groups import Group, GroupPlayer, abandon, drop, group_name
-from cluster.scheduling.task_stream import TaskStream
+from cluster.scheduling.groups import Group, GroupDispatcher, abandon, drop
+from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError, first_cause
 from rollout.store.ledger_state import DropReason, Entry, State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_reader import EpisodeFilter, RunReader
 from rollout.weights.manifest import WeightManifest
 
-_BY_THE_WORLD = {DropReason.INFRA_FAILED, DropReason.DEADLINE, DropReason.CANCELLED}
+_INFRASTRUCTURE = {DropReason.INFRA_FAILED, DropReason.DEADLINE, DropReason.CANCELLED}
 
 
 class Rounds:
-    """Plays rounds and hands them out whole; what `Rollouts` is for other runs.
+    """Runs rounds and hands out complete ones; reproducible runs have it in place of `Rollouts`.
 
-    A round begins with `groups_per_step` groups. Those without variance, and those that the world
-    ruined, are replaced once all of them are there, by number, and so on: which groups a step gets
-    follows from their rewards alone. A round has a range of group numbers of its own, so that what
-    one round replaces changes nothing in another.
+    A round starts with `groups_per_step` groups. Once all of them have arrived, groups without
+    variance and groups lost to infrastructure failures are replaced by the next numbers, and so on:
+    which groups a step gets depends on their rewards alone. Every round has its own range of group
+    numbers, so what one round replaces changes nothing in another.
     """
 
     def __init__(
-        self, pool: RolloutPool, stream: TaskStream, run: RunDirectory, config: RunConfig
+        self, pool: RolloutPool, tasks: TaskSource, run: RunDirectory, config: RunConfig
     ) -> None:
         self._pool = pool
-        self._groups = GroupPlayer(pool, stream, run, config)
+        self._groups = GroupDispatcher(pool, tasks, run, config)
         self._run = run
         self._section = config.rollouts
         self._learner = config.learner
@@ -45,14 +45,14 @@ class Rounds:
         self._version = 0
         self._admitted = 0
         self._consumed = 0
-        self._playing: dict[int, asyncio.Task[list[Group]]] = {}
+        self._running: dict[int, asyncio.Task[list[Group]]] = {}
 
     def start(self, version: int) -> None:
-        """Begin to play, the pool's policy being `version`; what was recorded is not played again.
+        """Start rollouts with policy `version`; episodes that are stored are not run again.
 
-        A resumed run finds the policies of rounds that began before its checkpoint gone: without
-        staleness there are none, else what is left of up to `max_staleness` rounds comes from
-        `version`.
+        A resumed run lacks the policies of rounds that started before its checkpoint. Without
+        staleness there are no such rounds; with it, the missing episodes of up to `max_staleness`
+        rounds are sampled with `version`.
         """
         self._version = self._consumed = self._admitted = version
         self._admit()
@@ -60,26 +60,26 @@ class Rounds:
     async def collect(self, count: int) -> list[Group]:
         """Return the `count` groups of the next step."""
         self._consumed += 1
-        groups = await self._playing[self._consumed]
-        del self._playing[self._consumed]
+        groups = await self._running[self._consumed]
+        del self._running[self._consumed]
         if len(groups) != count:
             raise InfraError(
                 f"expected {count} groups in round {self._consumed}, found {len(groups)}"
             )
         return groups
 
-    async def load(self, manifest: WeightManifest) -> None:
-        """Wait for the rounds in flight, push weights, and begin the round that they allow."""
-        await asyncio.gather(*self._playing.values())
+    async def push_weights(self, manifest: WeightManifest) -> None:
+        """Wait for the rounds in flight, push weights, and start the round that they admit."""
+        await asyncio.gather(*self._running.values())
         await self._pool.load(manifest)
         self._version = manifest.version
         self._admit()
 
     async def close(self) -> None:
         """Cancel what is in flight; its leases stay open in the ledger for a resumed run."""
-        for playing in self._playing.values():
-            playing.cancel()
-        await asyncio.gather(*self._playing.values(), return_exceptions=True)
+        for running in self._running.values():
+            running.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     def abandon(self) -> None:
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
@@ -88,12 +88,12 @@ class Rounds:
     def _admit(self) -> None:
         last = min(self._version + 1 + self._section.max_staleness, self._steps)
         for step in range(self._admitted + 1, last + 1):
-            self._playing[step] = asyncio.create_task(self._play_round(step), name=f"round-{step}")
+            self._running[step] = asyncio.create_task(self._run_round(step), name=f"round-{step}")
             self._admitted = step
 
     # One round
 
-    async def _play_round(self, step: int) -> list[Group]:
+    async def _run_round(self, step: int) -> list[Group]:
         size, refills = self._section.groups_per_step, self._section.max_refills
         stride = 2 * size + refills
         numbers = iter(range((step - 1) * stride, step * stride))
@@ -102,13 +102,13 @@ class Rounds:
             wave = [number for _, number in zip(range(size - len(groups)), numbers, strict=False)]
             if not wave:
                 raise InfraError(
-                    f"the world ruined more than {size} groups of round {step}: see the ledger for "
-                    "why, then resume"
+                    f"infrastructure failures ended more than {size} groups of round {step}: "
+                    "see the ledger for their causes, then resume"
                 )
             for group in await self._settle_all(wave):
                 if group is None:
                     continue
-                if not group.teaches(self._learner) and refills > 0:
+                if not group.has_signal(self._learner) and refills > 0:
                     refills -= 1
                     drop(self._run.ledger, group.episodes, DropReason.ZERO_VARIANCE)
                     continue
@@ -124,16 +124,14 @@ class Rounds:
         return [group.result() for group in settling]
 
     async def _settle(self, number: int) -> Group | None:
-        """Return group `number`: from the store as far as it is there, the rest played."""
-        ledger, name = self._run.ledger, group_name(number)
-        if name not in ledger.groups:
-            return await self._groups.play(self._groups.lease(number), self._groups.task(number))
-        entries = [ledger.entries[episode] for episode in ledger.groups[name]]
-        stored = self._stored(name, entries)
-        missing = [entry.lease.episode for entry in entries if entry.state is State.LEASED]
-        if missing:
-            again = [ledger.re_lease(episode, "the run was resumed") for episode in missing]
-            return await self._groups.play(again, self._groups.task(number), stored)
+        """Return group `number`: stored episodes where there are some, the others run now."""
+        ledger, schedule = self._run.ledger, self._groups.schedule
+        if not schedule.is_scheduled(number):
+            return await self._groups.run_group(schedule.schedule(number))
+        name = schedule.name(number)
+        stored = self._stored(name, [ledger.entries[episode] for episode in ledger.groups[name]])
+        if (scheduled := schedule.resume_group(name)) is not None:
+            return await self._groups.run_group(scheduled, stored)
         if sum(batch.num_rows for batch in stored) < 2:
             return None
         return Group(name, pa.concat_batches(stored))
@@ -143,7 +141,7 @@ class Rounds:
         wanted = {
             (entry.lease.episode, entry.lease.attempt)
             for entry in entries
-            if entry.state is not State.LEASED and entry.reason not in _BY_THE_WORLD
+            if entry.state is not State.LEASED and entry.reason not in _INFRASTRUCTURE
         }
         rows = [
             row

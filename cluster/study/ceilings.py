@@ -1,4 +1,4 @@
-"""The best score without trials (the ceiling) in the settings of a study."""
+"""The best accuracy that a policy without trials can reach in the settings of a study."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from envs.tools import JsonObject
 def ceiling_stages(study: Study) -> Sequence[Stage]:
     """Return a stage for each setting in `study.ceilings`.
 
-    Raises ConfigError where the environment knows no ceiling.
+    Raises ConfigError where the environment's ceiling is unknown.
     """
     return [_stage(study, setting) for setting in study.section.ceilings]
 
@@ -36,7 +36,7 @@ def _stage(study: Study, setting: str) -> Stage:
 
     async def estimate(folder: Path, results: Results) -> JsonObject:
         del folder, results
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # it searches for minutes
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # the search takes minutes
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(process, estimate_ceiling, calls, tasks)
         return {"setting": setting, **cast(JsonObject, asdict(found))}

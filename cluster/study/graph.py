@@ -1,4 +1,4 @@
-"""Stages that build on each other, with results on disk: what is finished is never repeated."""
+"""Stages that build on each other, with results on disk: a finished stage is never repeated."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ RESULT = "result.json"
 Results = Mapping[str, JsonObject]
 """Results of finished stages, by key."""
 Work = Callable[[Path, Results], Awaitable[JsonObject]]
-"""Fills the stage's folder, given the results of what it needs; may find there what a killed
-attempt left.
+"""Fills the stage's folder, given the results of the stages it needs; the folder may hold what a
+killed attempt left.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One piece of work; `inputs` is all that its result depends on, besides what it needs."""
+    """One piece of work; its result depends on `inputs` and on the stages in `needs` alone."""
 
     key: str
     """Its folder below the graph's root, such as `models/trial-sft`."""
@@ -33,9 +33,9 @@ class Stage:
     inputs: JsonValue
     work: Work
     slots: int = 1
-    """Share of the graph's slots that it takes while it works."""
+    """Slots of the graph that it takes while it runs."""
     after: tuple[str, ...] = ()
-    """Stages that come first for the sake of the machine: their results are not used."""
+    """Stages that run earlier to share the machine better; their results are not used."""
 
 
 class StageGraph:
@@ -51,7 +51,7 @@ class StageGraph:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """Hash, by key, of all that a stage's result depends on."""
+        """Hash, by key, of everything that a stage's result depends on."""
         return self._digests
 
     @property
@@ -66,10 +66,10 @@ class StageGraph:
         return results if len(results) == len(self._stages) else None
 
     async def run(self, finished: Callable[[str, JsonObject], None]) -> Results:
-        """Do what is unfinished, at most `slots` at once; returns every stage's result.
+        """Run unfinished stages, at most `slots` at once; returns every stage's result.
 
-        `finished` hears of each stage when it ends. The first failure cancels the others and is
-        raised. Raises ConfigError where a stored result was made from other inputs.
+        `finished` is called with each stage when it ends. The first failure cancels the others and
+        is raised. Raises ConfigError where a stored result was made from other inputs.
         """
         results = {key: stored for key in self._stages if (stored := self._stored(key)) is not None}
         done = {key: asyncio.Event() for key in self._stages}
@@ -100,7 +100,7 @@ class StageGraph:
         if missing:
             raise ConfigError(
                 f"stage {stage.key} needs {missing[0]}, which no earlier stage makes: "
-                "name what exists, without going in circles"
+                "name an existing one, without circles"
             )
         needed = [self._digests[need] for need in stage.needs]
         self._stages[stage.key] = stage
@@ -124,13 +124,13 @@ class StageGraph:
         if result.get("digest") != self._digests[key]:
             raise ConfigError(
                 f"{path.parent} was made from another recipe than this one: name another --dir, "
-                "or remove that folder to make it anew"
+                "or remove that folder to make it again"
             )
         return result
 
 
 class _Room:
-    """A number of slots, given out in the order they are asked for."""
+    """A number of slots, granted in the order of requests."""
 
     def __init__(self, slots: int) -> None:
         self._free = slots

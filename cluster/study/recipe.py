@@ -1,4 +1,4 @@
-"""`[study]`: the models that a study makes, the arms that play them, and the settings they meet."""
+"""`[study]`: the models that a study trains, the arms that use them, and the settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from envs.config import Section
 from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogConfig
 
-_OF_NO_CONSEQUENCE: dict[str, set[str]] = {
+_IRRELEVANT: dict[str, set[str]] = {
     "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
     "sft": {"checkpoint_every"},
 }
@@ -29,14 +29,14 @@ hashed, so that the folders of studies made at that time still match their recip
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A recipe with its `[study]`; every arm and setting of it is known to make a valid run."""
+    """A recipe with its `[study]`; every arm in every setting is checked to be a valid run."""
 
     config: RunConfig
     section: StudySection
 
     @property
     def digest(self) -> str:
-        """Short hash of all that the results depend on."""
+        """Short hash of everything that the results depend on."""
         return digest_of([fingerprint(self.config), self.section.model_dump(mode="json")])
 
     def training(self, model: str) -> RunConfig:
@@ -59,7 +59,7 @@ class Study:
     def only(self, arms: Sequence[str]) -> "Study":
         """Return the study of these arms, and of the models that they need.
 
-        Raises ConfigError for an arm that there is not.
+        Raises ConfigError for an unknown arm.
         """
         section = self.section
         for arm in arms:
@@ -99,7 +99,7 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
 
 
 def read_seeds(text: str, first: int) -> tuple[int, ...]:
-    """Return the seeds that `text` names: `3` is three from `first` on, `11,12` are these two.
+    """Return the seeds that `text` names: `3` is three seeds from `first` on, `11,12` these two.
 
     Raises ConfigError for anything else.
     """
@@ -126,14 +126,14 @@ def changed(config: RunConfig, origin: str, *changes: Mapping[str, JsonValue]) -
 
 
 def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
-    """Return what results depend on of `sections`, or of all without any.
+    """Return the part of `sections`, or of all sections, that results depend on.
 
-    Where things lie, and how often a run is saved, is left out; the seed never is.
+    Paths and how often a run is saved are left out; the seed never is.
     """
     tree: dict[str, JsonValue] = config.model_dump(mode="json", include=set(sections) or None)
     if "env" in tree:
         tree["env"] = {**_ENV_OF_EVERY_SET, **config.env.model_dump(mode="json")}
-    for name, ignored in _OF_NO_CONSEQUENCE.items():
+    for name, ignored in _IRRELEVANT.items():
         if name in tree:
             tree[name] = getattr(config, name).model_dump(mode="json", exclude=ignored)
     return {"run": {"seed": config.run.seed}, **tree}

@@ -8,13 +8,14 @@ from rich.console import Group
 from rich.table import Table
 
 from cluster.study.recipe import Study
+from cluster.study.results import ModelResult
 from cluster.study.statistics import Cell, Difference, Row, differences_of, rows_of
 from envs.tools import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """Wall seconds of one stage: of the attempt that finished it."""
+    """Wall seconds of one stage, of the attempt that finished it."""
 
     seed: int
     key: str
@@ -22,23 +23,40 @@ class StageTime:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A trained model of one seed, with the stored result of its stage."""
+
+    seed: int
+    model: str
+    stored: JsonObject
+
+    @property
+    def result(self) -> ModelResult:
+        """The stored result, checked."""
+        return ModelResult.model_validate(self.stored)
+
+    def to_json(self) -> JsonObject:
+        """Return everything that is stored of it."""
+        return {"seed": self.seed, "model": self.model, **self.stored}
+
+
+@dataclass(frozen=True, slots=True)
 class StudyReport:
-    """All that a study found so far."""
+    """Everything that a study found so far."""
 
     study: Study
     cells: Sequence[Cell]
     ceilings: Mapping[str, float]
-    """Share of right answers that no policy can exceed without trying, by setting."""
+    """Highest accuracy that a policy can reach without trials, by setting."""
     times: Sequence[StageTime]
-    models: Sequence[JsonObject]
-    """What each model took and reached, with its seed and name."""
+    models: Sequence[ModelRow]
     evaluations: Sequence[JsonObject]
     """Every number of every evaluation, with its seed."""
     versions: Mapping[str, str]
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds that are whole."""
+        """Seeds that are complete."""
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
     @property
@@ -51,7 +69,7 @@ class StudyReport:
         return differences_of(self.cells, {name: arm.against for name, arm in arms.items()})
 
     def to_json(self) -> JsonObject:
-        """Return everything, with the arms' own descriptions beside the numbers."""
+        """Return everything, including the descriptions of the arms."""
         content = {
             "recipe_digest": self.study.digest,
             "seeds": self.seeds,
@@ -64,7 +82,7 @@ class StudyReport:
                 {**asdict(found), "in_stderrs": found.accuracy.in_stderrs}
                 for found in self.differences
             ],
-            "models": list(self.models),
+            "models": [row.to_json() for row in self.models],
             "evaluations": list(self.evaluations),
             "stages": [asdict(time) for time in self.times],
             "wall_s": self.wall_s,
@@ -74,7 +92,7 @@ class StudyReport:
 
     @property
     def wall_s(self) -> float:
-        """Seconds of all stages added up; stages that ran at once count each."""
+        """Sum of the seconds of all stages, concurrent ones included."""
         return sum(time.seconds for time in self.times)
 
 
@@ -86,21 +104,20 @@ def to_markdown(report: StudyReport) -> str:
     lines = [
         "# Results of the study",
         "",
-        f"Share of right answers on held-out tools, {tasks} episodes per seed and cell. "
-        f"{_error_words(report)}",
+        f"Accuracy on held-out tools, {tasks} episodes per seed and cell. {_error_words(report)}",
     ]
     for temperature in study.section.temperatures:
         lines += ["", f"## {temperature}", "", *_markdown(_accuracy_grid(report, temperature))]
         lines += ["", "Trial calls per episode:", "", *_markdown(_trials_grid(report, temperature))]
         differences = _difference_grid(report, temperature)
         if len(differences) > 1:
-            lines += ["", "Against the best of the arms that each is compared with:", ""]
+            lines += ["", "Difference to the best of the arms that each is compared with:", ""]
             lines += _markdown(differences)
-    lines += ["", "## What made it", "", *_markdown(_model_grid(report)), ""]
+    lines += ["", "## Models", "", *_markdown(_model_grid(report)), ""]
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
     lines += [
         f"- seeds: {seeds}",
-        f"- recipe: `{study.digest}` (its whole text is in `study.json`)",
+        f"- recipe: `{study.digest}` (complete in `study.json`)",
         f"- wall time of all stages added up: {report.wall_s / 60:.0f} minutes",
         f"- versions: {versions}",
     ]
@@ -113,15 +130,15 @@ def to_terminal(report: StudyReport) -> Group:
     for temperature in report.study.section.temperatures:
         seeds = f"{len(report.seeds)} seeds"
         grids = (
-            (f"Right answers, {temperature}, {seeds}", _accuracy_grid(report, temperature)),
-            ("Against the best of its rivals", _difference_grid(report, temperature)),
+            (f"Accuracy, {temperature}, {seeds}", _accuracy_grid(report, temperature)),
+            ("Difference to the best rival", _difference_grid(report, temperature)),
         )
         tables += [_table(title, grid) for title, grid in grids if len(grid) > 1]
     return Group(*tables)
 
 
 Grid = list[list[str]]
-"""Rows of cells; the first row is the head."""
+"""Rows of cells; the first row is the header."""
 
 
 def _accuracy_grid(report: StudyReport, temperature: str) -> Grid:
@@ -130,7 +147,7 @@ def _accuracy_grid(report: StudyReport, temperature: str) -> Grid:
     grid = [["", *settings]]
     if report.ceilings:
         ceilings = [f"{report.ceilings[s]:.2f}" if s in report.ceilings else "-" for s in settings]
-        grid.append(["best possible without trying", *ceilings])
+        grid.append(["best possible without trials", *ceilings])
     for name, arm in report.study.section.arms.items():
         found = [rows.get((name, setting)) for setting in settings]
         grid.append([arm.title, *(_score(row) for row in found)])
@@ -167,12 +184,11 @@ def _difference_grid(report: StudyReport, temperature: str) -> Grid:
 
 
 def _model_grid(report: StudyReport) -> Grid:
-    grid = [["model", "seed", "episodes played", "tokens trained on", "optimizer steps", "minutes"]]
-    for model in report.models:
-        minutes = float(str(model["seconds"])) / 60
-        counts = [str(model[key]) for key in ("played_episodes", "trained_tokens")]
-        steps = str(model["optimizer_steps"])
-        grid.append([str(model["model"]), str(model["seed"]), *counts, steps, f"{minutes:.1f}"])
+    grid = [["model", "seed", "episodes", "tokens trained on", "optimizer steps", "minutes"]]
+    for row in report.models:
+        found = row.result
+        numbers = (row.seed, found.played_episodes, found.trained_tokens, found.optimizer_steps)
+        grid.append([row.model, *map(str, numbers), f"{found.seconds / 60:.1f}"])
     return grid
 
 
@@ -186,10 +202,10 @@ def _score(row: Row | None) -> str:
 def _error_words(report: StudyReport) -> str:
     if len(report.seeds) > 1:
         return (
-            f"Mean ± standard error over {len(report.seeds)} seeds; a seed draws the model, the "
-            "lessons and the tasks anew. Differences are taken seed by seed."
+            f"Mean ± standard error over {len(report.seeds)} seeds; each seed has its own model, "
+            "SFT data and tasks. Differences are taken seed by seed."
         )
-    return "One seed: ± is the standard error over tasks, which says nothing about other seeds."
+    return "One seed: ± is the standard error over tasks; it does not cover variation over seeds."
 
 
 def _markdown(grid: Grid) -> list[str]:

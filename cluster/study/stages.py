@@ -1,8 +1,7 @@
-"""The stages of a study on the real stack: imitate, reinforce, and evaluate on a shared pool."""
+"""The stages of a study on the real stack: SFT and RL models, then evaluations on a shared pool."""
 
 import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -10,70 +9,65 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig, load_config
-from cluster.evaluation.evaluate import eval_tasks, evaluate, reopened
-from cluster.fleet.open_pool import open_pool
-from cluster.fleet.pool import RolloutPool
-from cluster.fleet.weight_relay import place_here
-from cluster.lifecycle.opening import find_model, new_run, open_run
-from cluster.progress import QUIET, Progress
+from cluster.lifecycle.inputs import Environments, RunInputs, find_model
+from cluster.lifecycle.opening import Resume, open_run
+from cluster.progress import Progress
+from cluster.scheduling.task_sources import eval_tasks
+from cluster.study.eval_pool import EvalPool, measure
 from cluster.study.graph import Results, Stage
 from cluster.study.recipe import Study, fingerprint
-from cluster.teachers.teach import Lesson, teach, teacher_folder
+from cluster.study.results import ModelResult
+from cluster.teachers.teacher import Demonstrations, run_teacher
 from cluster.training.job import open_job
-from cluster.training.sft import imitate, open_sft
-from cluster.training.train import reinforce
+from cluster.training.sft import train_sft
+from cluster.training.train import train_steps
 from envs.seeds import stable_hash
-from envs.tasks import Task
 from envs.tools import JsonObject
-from learner.outputs.publish import SharedMemoryPublisher
-from learner.pretrained.folder import folder_weights
-from rollout.evaluation.summary import EvalSummary
-from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunLayout
+from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
-from rollout.weights.layout import checkpoint_layout
 
 WEIGHTS = "model"
-"""Folder of a model stage that holds what it made, in Hugging Face's layout."""
+"""Folder of a model stage that holds its model, in Hugging Face's layout."""
 
 _PLAYED = ("model", "env", "tools", "episode")
 _USED = {
     "sft": (*_PLAYED, "teacher", "sft"),
     "grpo": (*_PLAYED, "run", "rollouts", "learner"),
 }
-"""Sections of the recipe that a model's training depends on: another key makes no other model."""
+"""Sections of the recipe that a model's training depends on; other keys do not change the model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
-    """What came of an imitation."""
+class SftOutcome:
+    """What came of an SFT run on a scripted teacher's episodes."""
 
-    lesson: Lesson
+    data: Demonstrations
     metrics: Sequence[dict[str, float]]
 
     @property
     def line(self) -> str:
-        """It in words."""
+        """A summary in one line."""
         return (
-            f"imitated {self.lesson.table.num_rows} of {self.lesson.played} episodes in "
+            f"SFT on {self.data.table.num_rows} of {self.data.episodes} episodes in "
             f"{len(self.metrics)} steps, loss {self.metrics[0]['loss']:.2f} to "
             f"{self.metrics[-1]['loss']:.3f}"
         )
 
 
-async def taught(
-    config: RunConfig, model: Path, path: Path, progress: Progress, tokens: int = 0
-) -> Taught:
-    """Let `model` imitate the teacher of the recipe in the run directory `path`, going on where
-    that was begun. With `tokens`, for as many epochs as it takes to see so many.
+async def sft_from_teacher(
+    inputs: RunInputs, path: Path, progress: Progress, tokens: int = 0
+) -> SftOutcome:
+    """Train the model on episodes of the recipe's teacher in the run directory `path`, which is
+    resumed if it exists. With `tokens`, for as many epochs as it takes to see that many.
     """
-    with open_sft(config, path, resume=True) as run:
+    config = inputs.config
+    with open_run(RunKind.SFT, path, config, Resume.IF_PRESENT, progress) as run:
         progress.phase(f"teacher: running {config.teacher.episodes} episodes")
-        lesson = await teach(config, model, teacher_folder(path), progress)
+        data = await run_teacher(inputs, run.layout.teacher, progress)
         if tokens:
-            epochs = max(1, ceil(tokens / tokens_of(lesson.table)))
+            epochs = max(1, ceil(tokens / tokens_of(data.table)))
             config = with_values(config, "sft", epochs=epochs)
-        return Taught(lesson, await imitate(config, model, lesson.table, run, progress))
+        return SftOutcome(data, await train_sft(config, inputs.model, data.table, run, progress))
 
 
 def tokens_of(table: pa.Table) -> int:
@@ -81,79 +75,24 @@ def tokens_of(table: pa.Table) -> int:
     return sum(len(chunk.flatten()) for chunk in table["token_ids"].chunks)
 
 
-@asynccontextmanager
-async def serving(
-    config: RunConfig, pool: RolloutPool, model: Path, version: int
-) -> AsyncIterator[None]:
-    """Let the pool's engines serve the weights in folder `model`, as policy `version`."""
-    layout = checkpoint_layout(str(model), config.model.dtype)
-    publisher = SharedMemoryPublisher(Path(config.cluster.shm_dir), layout)
-    here = place_here(config.cluster.shm_dir)
-    try:
-        manifest = publisher.publish(version, folder_weights(model))
-        await pool.load(replace(manifest, place=here))
-        yield
-    finally:
-        publisher.close()
+@dataclass(frozen=True, slots=True)
+class SeedContext:
+    """What the stages of one seed share."""
+
+    root: Path
+    """Folder of the seed; every stage has its own below."""
+    pool: EvalPool
+    environments: Environments
+    progress: Progress
 
 
-async def measured(
-    config: RunConfig,
-    pool: RolloutPool,
-    path: Path,
-    tasks: Sequence[Task],
-    progress: Progress = QUIET,
-) -> EvalSummary:
-    """Evaluate what the pool serves in the run directory `path`, going on where one was begun."""
-    with _evaluation(config, path, tasks) as run:
-        return await evaluate(config, pool, run, tasks, progress)
-
-
-def _evaluation(config: RunConfig, path: Path, tasks: Sequence[Task]) -> RunDirectory:
-    if RunLayout(path).run_json.exists():
-        return reopened(path, config, tasks)
-    shutil.rmtree(path, ignore_errors=True)
-    return new_run(path, config)
-
-
-class Stand:
-    """One pool for all the models of a seed: it starts with the first one, the rest are pushed."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._open = AsyncExitStack()
-        self._shown = AsyncExitStack()
-        self._pool: RolloutPool | None = None
-        self._model: Path | None = None
-        self._pushes = 0
-
-    async def serve(self, model: Path) -> RolloutPool:
-        """Return a pool that serves the weights in folder `model`."""
-        config = self._config
-        if self._pool is None:
-            self._pool = await self._open.enter_async_context(open_pool(config, model))
-            await self._pool.wait_healthy(config.rollouts.workers)
-        elif self._model != model:
-            await self._shown.aclose()
-            self._pushes += 1
-            await self._shown.enter_async_context(serving(config, self._pool, model, self._pushes))
-        self._model = model
-        return self._pool
-
-    async def close(self) -> None:
-        """End the pool, where it was started."""
-        await self._shown.aclose()
-        await self._open.aclose()
-        self._pool = None
-
-
-def seed_stages(study: Study, root: Path, stand: Stand, progress: Progress) -> list[Stage]:
-    """Return every stage of one seed, whose folders lie below `root`: models, then evaluations."""
-    models = [_model_stage(study, root, name, progress) for name in _in_order(study)]
+def seed_stages(study: Study, seed: SeedContext) -> list[Stage]:
+    """Return every stage of one seed: models, then evaluations."""
+    models = [_model_stage(study, seed, name) for name in _in_order(study)]
     keys = tuple(stage.key for stage in models)
     arms = sorted(study.section.arms, key=lambda arm: _model_rank(study, arm))
     return models + [
-        _evaluation_stage(study, root, (stand, progress), (arm, setting, temperature), keys)
+        _evaluation_stage(study, seed, (arm, setting, temperature), keys)
         for arm in arms
         for setting in study.section.settings
         for temperature in study.section.temperatures
@@ -163,6 +102,11 @@ def seed_stages(study: Study, root: Path, stand: Stand, progress: Progress) -> l
 def evaluation_key(arm: str, setting: str, temperature: str) -> str:
     """Return the key of an evaluation's stage."""
     return f"evals/{arm}/{setting}/{temperature}"
+
+
+def is_evaluation(key: str) -> bool:
+    """Whether the stage of `key` is an evaluation."""
+    return key.startswith("evals/")
 
 
 def model_key(name: str) -> str:
@@ -176,43 +120,47 @@ def with_values(config: RunConfig, section: str, **values: object) -> RunConfig:
 
 
 def _in_order(study: Study) -> list[str]:
-    """Return the models such that each comes after what it builds on; imitation first."""
-    left, ordered = dict(study.section.models), list[str]()
-    while left:
+    """Return the models so that each comes after those it builds on; SFT models first."""
+    waiting, ordered = dict(study.section.models), list[str]()
+    while waiting:
         ready = [
             name
-            for name, model in left.items()
+            for name, model in waiting.items()
             if all(other in ordered for other in (model.parent, model.match) if other)
         ]
-        ready.sort(key=lambda name: left[name].kind != "sft")
+        ready.sort(key=lambda name: waiting[name].kind != "sft")
         ordered.append(ready[0])
-        del left[ready[0]]
+        del waiting[ready[0]]
     return ordered
 
 
 def _model_rank(study: Study, arm: str) -> int:
-    """Evaluations of one model come in a row, so that it is pushed once."""
+    """Sort key of arms: evaluations of one model follow each other, so that it is pushed once."""
     return _in_order(study).index(study.section.arms[arm].model)
 
 
-def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Stage:
+def _model_stage(study: Study, seed: SeedContext, name: str) -> Stage:
     model, config = study.section.models[name], study.training(name)
-    if model.parent:  # or its lessons would be those of its parent
-        seed = stable_hash("study", config.run.seed, name) if model.kind == "sft" else None
-        config = config if seed is None else with_values(config, "run", seed=seed)
+    progress = seed.progress.named(name)
+    if model.parent and model.kind == "sft":  # or it would train on its parent's data again
+        config = with_values(config, "run", seed=stable_hash("study", config.run.seed, name))
 
     async def make(folder: Path, results: Results) -> JsonObject:
         parent = (
-            root / model_key(model.parent) / WEIGHTS if model.parent else find_model(study.config)
+            seed.root / model_key(model.parent) / WEIGHTS
+            if model.parent
+            else find_model(study.config)
         )
+        inputs = RunInputs(config, parent, seed.environments.of(config.env))
         if model.kind == "grpo":
-            return await _reinforced(config, parent, folder, progress.named(name))
+            return (await _rl_model(inputs, folder, progress)).to_json()
         if not model.match:
-            return await _imitated(config, parent, folder, progress.named(name))
-        matched = results[model_key(model.match)]
-        config_ = with_values(config, "teacher", episodes=int(str(matched["played_episodes"])))
-        tokens = int(str(matched["trained_tokens"]))
-        return await _imitated(config_, parent, folder, progress.named(name), tokens)
+            return (await _sft_model(inputs, folder, progress)).to_json()
+        matched = ModelResult.model_validate(results[model_key(model.match)])
+        as_many = with_values(config, "teacher", episodes=matched.played_episodes)
+        inputs = replace(inputs, config=as_many)
+        made = await _sft_model(inputs, folder, progress, matched.trained_tokens)
+        return made.to_json()
 
     needs = tuple(model_key(other) for other in (model.parent, model.match) if other)
     inputs = {
@@ -224,50 +172,47 @@ def _model_stage(study: Study, root: Path, name: str, progress: Progress) -> Sta
     return Stage(model_key(name), needs, inputs, make, slots)
 
 
-async def _imitated(
-    config: RunConfig, parent: Path, folder: Path, progress: Progress, tokens: int = 0
-) -> JsonObject:
-    """Imitate in the run directory `folder`, going on with a killed attempt where there is one."""
-    if not begun_for(folder, config, "sft"):
+async def _sft_model(
+    inputs: RunInputs, folder: Path, progress: Progress, tokens: int = 0
+) -> ModelResult:
+    """Run SFT in the run directory `folder`, resuming a killed attempt if there is one."""
+    if not is_attempt(folder, inputs.config, "sft"):
         shutil.rmtree(folder)
-    made = await taught(config, parent, folder, progress, tokens)
-    table, metrics = made.lesson.table, made.metrics
-    return {
-        "played_episodes": made.lesson.played,
-        "kept_episodes": table.num_rows,
-        "trained_tokens": _trained_tokens(metrics),
-        "optimizer_steps": len(metrics),
-        "first_loss": metrics[0]["loss"],
-        "last_loss": metrics[-1]["loss"],
-    }
+    made = await sft_from_teacher(inputs, folder, progress, tokens)
+    return ModelResult(
+        played_episodes=made.data.episodes,
+        kept_episodes=made.data.table.num_rows,
+        trained_tokens=_trained_tokens(made.metrics),
+        optimizer_steps=len(made.metrics),
+        first_loss=made.metrics[0]["loss"],
+        last_loss=made.metrics[-1]["loss"],
+    )
 
 
-async def _reinforced(
-    config: RunConfig, parent: Path, folder: Path, progress: Progress
-) -> JsonObject:
-    """Reinforce, from the newest checkpoint of a killed attempt where there is one."""
-    config = with_values(config, "model", path=str(parent))
+async def _rl_model(inputs: RunInputs, folder: Path, progress: Progress) -> ModelResult:
+    """Train with RL, from the newest checkpoint of a killed attempt if there is one."""
+    config = with_values(inputs.config, "model", path=str(inputs.model))
     config = with_values(config, "run", dir=str(folder), name="run")
-    begun = begun_for(config.path, config, "grpo")
-    if not begun:
+    if not is_attempt(config.path, config, "grpo"):
         shutil.rmtree(config.path, ignore_errors=True)
-    with open_run(config, progress, resume=begun) as run:
-        async with open_job(config, run) as job:
-            await reinforce(job, progress)
+    inputs = replace(inputs, config=config, model=find_model(config))
+    with open_run(RunKind.TRAIN, config.path, config, Resume.IF_PRESENT, progress) as run:
+        async with open_job(inputs, run) as job:
+            await train_steps(job, progress)
             await job.learner.export_model(folder / WEIGHTS)
     reader = RunReader(config.path)
     rows = [row.values for row in reader.metrics()]
-    return {
-        "played_episodes": len(reader.episodes()),
-        "trained_tokens": _trained_tokens(rows),
-        "optimizer_steps": int(sum(row.get("optimizer_steps", 0.0) for row in rows)),
-        "first_answers": rows[0]["answer_mean"],
-        "last_answers": rows[-1]["answer_mean"],
-    }
+    return ModelResult(
+        played_episodes=len(reader.episodes()),
+        trained_tokens=_trained_tokens(rows),
+        optimizer_steps=int(sum(row.get("optimizer_steps", 0.0) for row in rows)),
+        first_answers=rows[0]["answer_mean"],
+        last_answers=rows[-1]["answer_mean"],
+    )
 
 
-def begun_for(path: Path, config: RunConfig, kind: str) -> bool:
-    """Whether there is a killed attempt at `path` that ends in what `config` asks for."""
+def is_attempt(path: Path, config: RunConfig, kind: str) -> bool:
+    """Whether `path` holds a killed attempt that, once resumed, makes the model of `config`."""
     layout = RunLayout(path)
     if not layout.run_json.exists():
         return False
@@ -276,30 +221,27 @@ def begun_for(path: Path, config: RunConfig, kind: str) -> bool:
 
 
 def _trained_tokens(rows: Sequence[dict[str, float]]) -> int:
-    """Tokens that went through the model in training, prompts and observations included."""
     return int(sum(row["sequence_tokens"] for row in rows))
 
 
 def _evaluation_stage(
-    study: Study,
-    root: Path,
-    shared: tuple[Stand, Progress],
-    cell: tuple[str, str, str],
-    models: tuple[str, ...],
+    study: Study, seed: SeedContext, cell: tuple[str, str, str], models: tuple[str, ...]
 ) -> Stage:
-    stand, progress = shared
     arm = study.section.arms[cell[0]]
     config = study.playing(*cell)
-    weights = root / model_key(arm.model) / WEIGHTS
+    weights = seed.root / model_key(arm.model) / WEIGHTS
 
-    async def play(folder: Path, results: Results) -> JsonObject:
+    async def run(folder: Path, results: Results) -> JsonObject:
         del results
-        at = with_values(config, "model", path=str(weights))
-        pool = await stand.serve(weights)
-        told = progress.named("/".join(cell))
-        summary = await measured(at, pool, folder / "run", eval_tasks(at), told)
+        at = seed.pool.recording(with_values(config, "model", path=str(weights)))
+        tasks = eval_tasks(at, seed.environments.of(at.env))
+        path = folder / "run"
+        if not RunLayout(path).run_json.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        pool = await seed.pool.serve(weights)
+        summary = await measure(at, pool, path, tasks, seed.progress.named("/".join(cell)))
         return {"arm": cell[0], "setting": cell[1], "temperature": cell[2], **summary.to_json()}
 
     inputs = {"recipe": fingerprint(config, *_PLAYED, "eval")}
     key, slots = evaluation_key(*cell), study.section.slots
-    return Stage(key, (model_key(arm.model),), inputs, play, slots, models)
+    return Stage(key, (model_key(arm.model),), inputs, run, slots, models)

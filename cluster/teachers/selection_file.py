@@ -1,13 +1,13 @@
-"""`kept.json` in a run directory: which of its episodes are to be imitated, and why not the others.
+"""`selection.json` in a run directory: which of its episodes SFT trains on, and why not the others.
 
-It is made from the stored episodes and replaced as a whole, so filtering again loses nothing.
+It is computed from the stored episodes and replaced completely, so filtering again loses nothing.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from envs.errors import StoreError
 from envs.tools import JsonObject
@@ -23,6 +23,7 @@ from rollout.evaluation.teacher_filter import (
     select,
 )
 from rollout.store.journal import replace_file
+from rollout.store.run_layout import RunLayout
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
 
@@ -30,48 +31,46 @@ _AT_ONCE = 64
 _SHOWN = 200
 """Characters of an error that the report shows."""
 _MOST_VALUES = 12
-"""A tag with more values than this is no row of a table."""
+"""A tag with more values than this is left out of the report."""
 
 
-class KeptFile(BaseModel):
-    """The content of `kept.json`."""
+class SelectionFile(BaseModel):
+    """The content of `selection.json`; in older run directories, of `kept.json`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     rules: FilterConfig
     report: dict[str, JsonValue]
-    kept: tuple[str, ...]
+    selected: tuple[str, ...] = Field(validation_alias=AliasChoices("selected", "kept"))
     dropped: dict[str, Reason]
 
 
-def kept_path(run: Path) -> Path:
-    """Return where the selection of the run at `run` lies."""
-    return run / "kept.json"
-
-
-def keep(run: Path, rules: FilterConfig, given: FilterContext) -> KeptFile:
-    """Filter the episodes stored in `run` and write the selection down."""
+def select_episodes(run: Path, rules: FilterConfig, given: FilterContext) -> SelectionFile:
+    """Filter the episodes stored in `run` and write the selection."""
     candidates = [examine(episode, rules, given) for episode in stored_episodes(RunReader(run))]
     selection = select(candidates, rules)
-    kept = KeptFile(
+    file = SelectionFile(
         rules=rules,
         report=describe(candidates, selection),
-        kept=selection.selected,
+        selected=selection.selected,
         dropped=dict(selection.dropped),
     )
-    replace_file(kept_path(run), kept.model_dump_json(indent=1).encode())
-    return kept
+    replace_file(RunLayout(run).selection, file.model_dump_json(indent=1).encode())
+    return file
 
 
-def read_kept(run: Path) -> KeptFile | None:
+def read_selection(run: Path) -> SelectionFile | None:
     """Return the selection of `run`, None where it was never filtered. Raises StoreError."""
-    path = kept_path(run)
-    if not path.exists():
-        return None
-    try:
-        return KeptFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise StoreError(f"{path}: expected a selection of episodes, found {error}") from error
+    layout = RunLayout(run)
+    for path in (layout.selection, layout.older_selection):
+        if path.exists():
+            try:
+                return SelectionFile.model_validate_json(path.read_bytes())
+            except ValidationError as error:
+                raise StoreError(
+                    f"{path}: expected a selection of episodes, found {error}"
+                ) from error
+    return None
 
 
 def stored_episodes(reader: RunReader) -> Iterator[Episode]:
@@ -86,7 +85,7 @@ def episodes_of(reader: RunReader, rows: Sequence[EpisodeRow]) -> Iterator[Episo
 
 
 def describe(candidates: Sequence[Candidate], selection: TeacherSelection) -> JsonObject:
-    """Return the numbers of a selection: kept and dropped by reason, by source, by tag."""
+    """Return the numbers of a selection: selected, dropped by reason, by source, by tag."""
     kept = [c for c in candidates if c.episode not in selection.dropped]
     reasons = Counter(selection.dropped.values())
     corrected = sum(c.corrections > 0 for c in kept)

@@ -1,4 +1,4 @@
-"""What is asked of a job at work: it looks for requests, does what they say, and answers."""
+"""Requests to a running job: found in its run directory, carried out, and answered."""
 
 import asyncio
 import logging
@@ -14,11 +14,11 @@ from rollout.store.run_directory import RunDirectory
 
 logger = logging.getLogger("trialrun")
 
-_LOOK_EVERY_S = 1.0
+_POLL_S = 1.0
 
 
 class Resizable(Protocol):
-    """A pool as requests see it."""
+    """The part of a pool that requests use."""
 
     @property
     def desired(self) -> int: ...
@@ -33,7 +33,7 @@ class Controls:
     run: RunDirectory
     pool: Resizable
     room: Callable[[], int]
-    """How many further workers the cluster could hold now."""
+    """Number of further workers that the cluster has room for now."""
 
     def answer(self, progress: Progress) -> None:
         """Do what was asked since the last time; every request gets an answer in the journal."""
@@ -63,24 +63,24 @@ class Controls:
         self.pool.resize(desired)
         if more <= room:
             return ""
-        return f"the cluster has room for {room} of {more} more; the others wait for it"
+        return f"the cluster has room for {room} of {more} more; the others wait for room"
 
 
 @asynccontextmanager
 async def controlled(controls: Controls, progress: Progress) -> AsyncIterator[None]:
-    """Take requests to the job for as long as the block lasts."""
-    looking = asyncio.create_task(_keep_looking(controls, progress))
+    """Answer requests to the job while the block runs."""
+    polling = asyncio.create_task(_keep_polling(controls, progress))
     try:
         yield
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        polling.cancel()
+        await asyncio.gather(polling, return_exceptions=True)
 
 
-async def _keep_looking(controls: Controls, progress: Progress) -> None:
+async def _keep_polling(controls: Controls, progress: Progress) -> None:
     while True:
         try:
             controls.answer(progress)
-        except Exception as error:  # no request ends a run
+        except Exception as error:  # a bad request must not end the run
             logger.warning("a request could not be answered: %r", error)
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_POLL_S)

@@ -1,6 +1,4 @@
-"""A training job while it runs: run directory, learner, pool and rollouts, opened and closed
-together.
-"""
+"""A running training job: run directory, learner, pool and rollouts, opened and closed together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,17 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
-from cluster.lifecycle.opening import find_model, recorded_in
+from cluster.lifecycle.inputs import RunInputs
 from cluster.lifecycle.retention import checkpoint_path, newest_checkpoint
-from cluster.scheduling.groups import Group, drop
+from cluster.scheduling.groups import Group, GroupSource, drop
 from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.rounds import Rounds
-from cluster.scheduling.task_stream import TaskStream
+from cluster.scheduling.task_sources import training_tasks
 from learner.report import StepReport
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
@@ -28,23 +25,23 @@ from rollout.store.run_directory import RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the loop works with."""
+    """Everything that the training loop uses."""
 
     config: RunConfig
     run: RunDirectory
     pool: RolloutPool
-    rollouts: Rollouts | Rounds
+    rollouts: GroupSource
     learner: LearnerGroup
     resumed_from: Path | None
-    """Checkpoint that the run goes on from; None begins with the model as it is."""
+    """Checkpoint that the run resumes from; None starts from the recipe's model."""
 
     @property
     def steps_done(self) -> int:
         """Steps count from 1; step s makes policy version s."""
         return int(self.resumed_from.name) if self.resumed_from else 0
 
-    async def begin(self) -> None:
-        """Bring learner and pool to where the run stands and start to play."""
+    async def start(self) -> None:
+        """Load the checkpoint into learner and pool, if there is one, and start rollouts."""
         if self.resumed_from is not None:
             await self.learner.load_checkpoint(self.resumed_from)
             await self.pool.load(await self.learner.publish_weights(self.steps_done))
@@ -54,8 +51,8 @@ class Job:
         """Folder of the checkpoint of `step`."""
         return checkpoint_path(self.run.layout.checkpoints, step)
 
-    def trained(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
-        """Record what became of every episode of `step`; comes before its checkpoint."""
+    def record_step(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
+        """Record the outcome of every episode of `step`; called before its checkpoint."""
         dropped = {episode: DropReason(reason) for episode, reason in report.dropped}
         for reason in sorted(set(dropped.values())):
             drop(self.run.ledger, [e for e in dropped if dropped[e] is reason], reason, step)
@@ -72,17 +69,17 @@ def table_of(groups: Sequence[Group]) -> pa.Table:
 
 
 @asynccontextmanager
-async def open_job(config: RunConfig, run: RunDirectory) -> AsyncIterator[Job]:
+async def open_job(inputs: RunInputs, run: RunDirectory) -> AsyncIterator[Job]:
     """Start everything that the training of `run` needs."""
-    model = find_model(config)
-    stream = TaskStream(make_environment(config.env), "train", config.run.seed)
+    config = inputs.config
+    tasks = training_tasks(config, inputs.environment)
     checkpoint = newest_checkpoint(run.layout.checkpoints)
-    async with open_pool(recorded_in(config, run.path), model) as pool:
-        learner = LearnerGroup(LearnerPlan(config, str(model)))
+    async with open_pool(config, inputs.model, run.path) as pool:
+        learner = LearnerGroup(LearnerPlan(config, str(inputs.model)))
         try:
             await asyncio.gather(learner.start(), pool.wait_healthy())
             source = Rounds if config.run.deterministic else Rollouts
-            rollouts = source(pool, stream, run, config)
+            rollouts = source(pool, tasks, run, config)
             try:
                 yield Job(config, run, pool, rollouts, learner, checkpoint)
             finally:

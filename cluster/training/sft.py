@@ -1,71 +1,43 @@
-"""SFT: the policy imitates episodes that succeeded; once stopped, it goes on."""
+"""SFT: training on the policy turns of correct episodes, resumable."""
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config.run_config import RunConfig, load_config
+from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.opening import find_model, new_run
-from cluster.lifecycle.resume_check import check_same
+from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
+from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
-from cluster.teachers.teach import teach, teacher_folder
-from cluster.training.sft_data import lessons, parse_source
-from envs.errors import ConfigError, StoreError
+from cluster.teachers.teacher import check_teacher, run_teacher
+from cluster.training.sft_data import parse_source, sft_table
+from envs.errors import ConfigError
 from envs.tools import JsonObject
 from learner.config import check_adapters
 from rollout.store.journal import replace_file
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunLayout
+from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
 from rollout.template import ChatTemplate
 
-_MADE_FROM = "lessons.json"
-"""In the run directory: what is imitated, by its digest."""
-_SAME = ("model", "env", "episode", "teacher", "sft", "run.seed", "learner.ranks")
-"""What must be as before where an SFT goes on."""
 
-
-@contextmanager
-def open_sft(config: RunConfig, path: Path, *, resume: bool) -> Iterator[RunDirectory]:
-    """Create the run directory of an SFT, or open it to go on where there is one.
-
-    Raises StoreError where there is one and `resume` is not set, ConfigError where it was begun
-    under other settings.
-    """
-    layout = RunLayout(path)
-    if not layout.run_json.exists():
-        run = new_run(path, config)
-    elif resume:
-        before = load_config(str(layout.config_toml))
-        check_same(f"the SFT in {path}", before, config, _SAME, but=("sft.checkpoint_every",))
-        run = RunDirectory.open(path)
-    else:
-        raise StoreError(
-            f"there is a run in {path} already: go on with --resume, or choose another run.name"
-        )
-    with run:
-        yield run
-
-
-async def imitate(
+async def train_sft(
     config: RunConfig, model: Path, table: pa.Table, run: RunDirectory, progress: Progress
 ) -> list[dict[str, float]]:
     """Train the model on the policy turns of `table`, export it to the run's folder `model`, and
     return the metrics per step.
 
-    Goes on from the newest checkpoint of `run`, bit for bit as without the stop, and repeats
-    nothing that is finished. Raises ConfigError where that was begun with other episodes.
+    Resumes from the newest checkpoint of `run`, bit for bit as if it had not been stopped, and
+    repeats nothing that is finished. Raises ConfigError where the run started with other episodes.
     """
-    _check_lessons(run.path, table)
+    _check_data(run.layout, table)
     if not run.layout.model.exists():
         await _train(config, model, table, run, progress)
     return [row.values for row in RunReader(run.path).metrics()]
@@ -75,16 +47,16 @@ async def _train(
     config: RunConfig, model: Path, table: pa.Table, run: RunDirectory, progress: Progress
 ) -> None:
     checkpoints = run.layout.checkpoints
-    told = RunReader(run.path).metrics()
-    # ranks are ahead of what they told: a checkpoint may be of steps whose metrics a kill took
-    begun = newest_checkpoint(checkpoints, most=told[-1].step if told else 0)
+    recorded = RunReader(run.path).metrics()
+    # Ranks save before the driver records: a checkpoint may hold steps whose metrics a kill took.
+    newest = newest_checkpoint(checkpoints, most=recorded[-1].step if recorded else 0)
     learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
     try:
         progress.phase("starting the learner")
         await learner.start()
-        done = await learner.load_checkpoint(begun) if begun else 0
+        done = await learner.load_checkpoint(newest) if newest else 0
         if done:
-            progress.say(f"going on from the checkpoint of step {done}")
+            progress.say(f"resuming from the checkpoint of step {done}")
         progress.phase(f"SFT on {table.num_rows} episodes, {config.sft.epochs} epochs")
         async for row in learner.sft(table, config.run.seed, checkpoints, done):
             progress.imitated(row)
@@ -96,22 +68,22 @@ async def _train(
     finally:
         await learner.close()
     run.sync()
-    for left in checkpoints.iterdir():  # nothing goes on from them: the model is whole
-        shutil.rmtree(left)
+    for checkpoint in checkpoints.iterdir():  # not needed: the exported model is complete
+        shutil.rmtree(checkpoint)
 
 
-def _check_lessons(run: Path, table: pa.Table) -> None:
-    """Note what is imitated; raise ConfigError where the run was begun with something else."""
+def _check_data(layout: RunLayout, table: pa.Table) -> None:
+    """Record the digest of the SFT data. Raises ConfigError where the run started with others."""
     described: JsonObject = {"episodes": table.num_rows, "digest": _digest_of(table)}
-    path = run / _MADE_FROM
-    if not path.exists():
-        replace_file(path, json.dumps(described).encode())
+    stored = next((p for p in (layout.sft_data, layout.older_sft_data) if p.exists()), None)
+    if stored is None:
+        replace_file(layout.sft_data, json.dumps(described).encode())
         return
-    before = json.loads(path.read_bytes())
+    before = json.loads(stored.read_bytes())
     if before != described:
         raise ConfigError(
-            f"the SFT in {run} was begun with {before['episodes']} other episodes than these "
-            f"{table.num_rows}: go on with the same --from, or choose another run.name"
+            f"the SFT run in {layout.root} was started with {before['episodes']} other episodes "
+            f"than these {table.num_rows}: resume with the same --from, or choose another run.name"
         )
 
 
@@ -125,26 +97,18 @@ def _digest_of(table: pa.Table) -> str:
 
 
 def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonObject:
-    """Imitate what run directories (`DIR` or `DIR=WEIGHT`) hold, or the environment's scripted
-    teacher where there are none; `resume` goes on with an SFT that was stopped.
+    """Train on the episodes of run directories (`DIR` or `DIR=WEIGHT`), or on those of the
+    environment's scripted teacher where there are none; `resume` resumes a run that was stopped.
     """
     progress = Progress()
     check_adapters(config.model.lora, config.sft)
     progress.phase("preparing the model")
-    model = find_model(config)
-    chosen = [parse_source(source) for source in sources]
-    template = ChatTemplate.load(model)
-    with open_sft(config, config.path, resume=resume) as run:
-        if chosen:
-            table = lessons(chosen, template, config.run.seed)
-        else:
-            progress.phase(f"teacher: running {config.teacher.episodes} episodes")
-            lesson = run_async(teach(config, model, teacher_folder(run.path), progress))
-            table = lesson.table
-            progress.say(f"{table.num_rows} of {lesson.played} succeeded")
-        progress.phase(f"starting Ray; the run directory is {run.path.resolve()}")
-        with ray_session(config):
-            metrics = run_async(imitate(config, model, table, run, progress))
+    opening = check_run(RunKind.SFT, config.path, config, Resume.flag(resume=resume))
+    model, table_for = _data_of(config, sources, progress)
+    progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
+    with ray_session(config), opening.open(progress) as run:
+        table = table_for(run)
+        metrics = run_async(train_sft(config, model, table, run, progress))
     return {
         "model": str(run.layout.model),
         "episodes": table.num_rows,
@@ -152,3 +116,27 @@ def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonO
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
     }
+
+
+def _data_of(
+    config: RunConfig, sources: Sequence[str], progress: Progress
+) -> tuple[Path, Callable[[RunDirectory], pa.Table]]:
+    """Return the model's folder, and what gives the SFT data of a run once that is open.
+
+    Raises ConfigError where sources have no data, or the environment has no scripted teacher.
+    """
+    if sources:
+        model = find_model(config)
+        chosen = [parse_source(source) for source in sources]
+        table = sft_table(chosen, ChatTemplate.load(model), config.run.seed)
+        return model, lambda run: table
+    inputs = resolve_inputs(config)
+    check_teacher(inputs)
+    return inputs.model, lambda run: run_async(_demonstrated(inputs, run, progress))
+
+
+async def _demonstrated(inputs: RunInputs, run: RunDirectory, progress: Progress) -> pa.Table:
+    progress.phase(f"teacher: running {inputs.config.teacher.episodes} episodes")
+    found = await run_teacher(inputs, run.layout.teacher, progress)
+    progress.say(f"{found.table.num_rows} of {found.episodes} are correct")
+    return found.table

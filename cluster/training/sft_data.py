@@ -1,4 +1,4 @@
-"""What is imitated: the right or kept episodes of run directories, mixed by weight."""
+"""SFT data: the correct or selected episodes of run directories, mixed by weight."""
 
 import math
 from collections.abc import Sequence
@@ -7,28 +7,31 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.teachers.selection_file import read_kept
+from cluster.teachers.selection_file import read_selection
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
+from rollout.episode import ANSWER_PART, is_correct
 from rollout.episode_schema import from_batch
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
 from rollout.template import ChatTemplate
 
+_AT_ONCE = 256
+"""Episodes in memory while the correct ones are chosen."""
 _CHECKED = 8
-"""Episodes of a set whose tokens are read back."""
+"""Episodes of a source whose tokens are decoded, to compare the tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A run directory to imitate, and how often each of its episodes is seen in an epoch."""
+    """A run directory to train on, and how often each of its episodes is seen in an epoch."""
 
     run: Path
     weight: float = 1.0
 
 
 def parse_source(text: str) -> Source:
-    """Read `DIR` or `DIR=WEIGHT`. Raises ConfigError for a weight that is none."""
+    """Read `DIR` or `DIR=WEIGHT`. Raises ConfigError for an impossible weight."""
     if Path(text).exists() or "=" not in text:
         return Source(Path(text))
     path, _, weight = text.rpartition("=")
@@ -44,44 +47,52 @@ def parse_source(text: str) -> Source:
     return Source(Path(path), number)
 
 
-def lessons(sources: Sequence[Source], template: ChatTemplate, seed: int) -> pa.Table:
+def sft_table(sources: Sequence[Source], template: ChatTemplate, seed: int) -> pa.Table:
     """Return the episodes of all sources, each as often as its weight says.
 
-    A weight of 2.5 gives every episode twice and half of them, drawn by `seed`, once more. Raises
-    ConfigError where a source has nothing to imitate, or was collected for another tokenizer.
+    A weight of 2.5 gives every episode twice and half of them, sampled with `seed`, once more.
+    Raises ConfigError where a source has no episode to train on, or has another tokenizer's tokens.
     """
     tables: list[pa.Table] = []
     for source in sources:
-        table = kept_of(source.run)
+        table = selected_of(source.run)
         _check_tokens(table, template, source.run)
         tables += _weighted(table, source, seed)
     if not tables:
-        raise ConfigError("the weights leave no episode to imitate: raise them")
+        raise ConfigError("the weights leave no episode to train on: raise them")
     return pa.concat_tables(tables)
 
 
-def kept_of(run: Path) -> pa.Table:
-    """Return what was kept of a collection, else a run's right answers, ordered by id.
+def selected_of(run: Path) -> pa.Table:
+    """Return the selected episodes of a collection, else a run's correct ones, ordered by id.
 
     Raises ConfigError for none.
     """
-    kept = read_kept(run)
-    if kept is None:
-        return successes_of(run)
-    reader, wanted = RunReader(run), set(kept.kept)
+    selection = read_selection(run)
+    if selection is None:
+        return correct_of(run)
+    reader, wanted = RunReader(run), set(selection.selected)
     rows = [row for row in reader.last_attempts() if row.episode in wanted]
     if not rows:
-        raise ConfigError(f"nothing was kept of the {len(kept.dropped)} episodes in {run}")
+        raise ConfigError(f"none of the {len(selection.dropped)} episodes in {run} was selected")
     return _table(reader, rows)
 
 
-def successes_of(run: Path) -> pa.Table:
-    """Return the episodes of a run whose answer was right. Raises ConfigError for none."""
+def correct_of(run: Path) -> pa.Table:
+    """Return the episodes of a run whose answer is correct. Raises ConfigError for none."""
     reader = RunReader(run)
-    rows = [row for row in reader.episodes() if row.reward is not None and row.reward > 0.5]
-    if not rows:
-        raise ConfigError(f"no episode in {run} has a reward above 0.5: nothing to imitate")
-    return _table(reader, rows)
+    counted = [row for row in reader.episodes() if row.reward is not None]
+    parts = [counted[start : start + _AT_ONCE] for start in range(0, len(counted), _AT_ONCE)]
+    found = [correct_rows(_table(reader, rows)) for rows in parts]
+    if not any(part.num_rows for part in found):
+        raise ConfigError(f"no episode in {run} has a correct answer: nothing to train on")
+    return pa.concat_tables(found)
+
+
+def correct_rows(table: pa.Table) -> pa.Table:
+    """Return the rows of episodes whose answer is correct."""
+    answers = [dict(parts).get(ANSWER_PART, 0.0) for parts in table["reward_parts"].to_pylist()]
+    return table.filter(pa.array([is_correct(answer) for answer in answers]))
 
 
 def _table(reader: RunReader, rows: list[EpisodeRow]) -> pa.Table:
@@ -94,8 +105,8 @@ def _weighted(table: pa.Table, source: Source, seed: int) -> list[pa.Table]:
     order = sorted(
         range(len(names)), key=lambda row: stable_hash(seed, "mix", str(source.run), names[row])
     )
-    drawn = sorted(order[: round(part * len(names))])
-    return [table] * int(whole) + ([table.take(drawn)] if drawn else [])
+    sampled = sorted(order[: round(part * len(names))])
+    return [table] * int(whole) + ([table.take(sampled)] if sampled else [])
 
 
 def _check_tokens(table: pa.Table, template: ChatTemplate, run: Path) -> None:

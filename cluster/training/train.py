@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.ray_session import ray_session, room_for_workers
-from cluster.lifecycle.opening import open_run
+from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -19,7 +20,9 @@ from cluster.training.job import Job, open_job, table_of
 from envs.tools import JsonObject
 from learner.outputs.digest import push_metrics
 from learner.report import StepReport
+from rollout.episode import ANSWER_PART
 from rollout.store.run_directory import RunDirectory
+from rollout.store.run_layout import RunKind
 
 
 class Stopwatch:
@@ -36,18 +39,18 @@ class Stopwatch:
         self._last = now
 
 
-async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Path:
-    """Train as the recipe says and export the policy; returns its Hugging Face folder."""
-    async with open_job(config, run) as job:
-        await reinforce(job, progress)
+async def train(inputs: RunInputs, run: RunDirectory, progress: Progress) -> Path:
+    """Train as the recipe describes and export the policy; returns its Hugging Face folder."""
+    async with open_job(inputs, run) as job:
+        await train_steps(job, progress)
         progress.phase("exporting the model")
         await job.learner.export_model(run.layout.model)
         return run.layout.model
 
 
-async def reinforce(job: Job, progress: Progress) -> None:
-    """Run the remaining steps; the next groups are played while the learner works on these."""
-    await job.begin()
+async def train_steps(job: Job, progress: Progress) -> None:
+    """Run the remaining steps; rollouts of the next groups continue while the learner works."""
+    await job.start()
     steps = range(job.steps_done + 1, job.config.run.steps + 1)
     progress.phase(f"RL: {len(steps)} steps of {job.config.rollouts.groups_per_step} groups")
     controls = Controls(job.run, job.pool, lambda: room_for_workers(job.config.cluster))
@@ -66,12 +69,12 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     report = await job.learner.rl_step(
         table_of(groups), digest_weights=saves or job.config.run.deterministic
     )
-    job.trained(step, groups, report)
+    job.record_step(step, groups, report)
     if saves:
         await _checkpoint(job, step)
     watch.lap("learn_s")
     manifest = await job.learner.publish_weights(step)
-    await job.rollouts.load(manifest)
+    await job.rollouts.push_weights(manifest)
     watch.lap("push_s")
     metrics = step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
     metrics["step_s"] = sum(watch.laps.values())
@@ -91,12 +94,12 @@ async def _checkpoint(job: Job, step: int) -> None:
 
 
 def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -> dict[str, float]:
-    """Return the metrics of one step: the learner's, and what the episodes and the pool say."""
+    """Return the metrics of one step: of the learner, the episodes and the pool."""
     table = table_of(groups)
     staleness = np.maximum(step - 1 - table["oldest_version"].to_numpy(), 0)
     return {
         **report.metrics,
-        "answer_mean": _mean_of(table["reward_parts"], "answer"),
+        "answer_mean": _mean_of(table["reward_parts"], ANSWER_PART),
         "trial_calls": _mean_of(table["extra"], "trial_calls"),
         "episodes": float(table.num_rows),
         "sampled_tokens": float(_true_in(table["loss_mask"])),
@@ -119,13 +122,14 @@ def _mean_of(maps: pa.ChunkedArray, key: str) -> float:
 
 
 def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
-    """Train, or go on training; returns where the policy is."""
+    """Train, or resume training; returns where the policy is."""
     config.check_trainable()
     progress = Progress()
     progress.phase("preparing model and tasks")
-    with open_run(config, progress, resume=resume) as run:
-        progress.phase(f"starting Ray; the run directory is {run.path.resolve()}")
-        with ray_session(config):
-            progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
-            exported = run_async(train(config, run, progress))
+    opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
+    inputs = resolve_inputs(config)
+    progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
+    with ray_session(config), opening.open(progress) as run:
+        progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
+        exported = run_async(train(inputs, run, progress))
     return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}

@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 from learner.config import SoftOverlong, TrialCost
 from learner.credit_columns import CreditColumns
-
-SUCCESS = 0.5
-"""An answer worth more than this is correct."""
+from rollout.episode import is_correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def trial_costs(
     if rule.per_call == 0:
         return costs_B
     for indices in _groups(answers_B, groups_B):
-        correct_G = answers_B[indices] > SUCCESS
+        correct_G = is_correct(answers_B[indices])
         calls_G = calls_B[indices].astype(np.float64)
         if not correct_G.any() or correct_G.mean() < rule.min_success_rate:
             continue

@@ -76,13 +76,17 @@ class Ledger(LedgerState):
         LedgerReader(path, self).refresh()
 
     def lease(self, leases: Sequence[Lease]) -> None:
-        """Schedule a complete group. Raises StoreError for a known group or episode."""
-        groups = {(lease.run, lease.group, lease.task) for lease in leases}
+        """Schedule a whole group. Raises StoreError for a group or an episode known before."""
+        groups = {
+            (lease.run, lease.kind, lease.group, lease.group_number, lease.task) for lease in leases
+        }
         if len(groups) != 1:
-            raise StoreError(f"expected leases of one group and one task, found {sorted(groups)}")
-        run, group, task = groups.pop()
-        samples = [Sample.model_validate(lease, from_attributes=True) for lease in leases]
-        self._record(Leased(run=run, group=group, task=task, samples=tuple(samples)))
+            raise StoreError(f"expected leases of one group of one task, found {sorted(groups)}")
+        run, kind, group, number, task = groups.pop()
+        samples = tuple(Sample.model_validate(lease, from_attributes=True) for lease in leases)
+        self._record(
+            Leased(run=run, kind=kind, group=group, group_number=number, task=task, samples=samples)
+        )
 
     def re_lease(self, episode: str, why: str) -> Lease:
         """Schedule `episode` again: the new lease has the same seed and the next attempt."""

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from envs.errors import StoreError
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind, kind_and_number
 
 
 class DropReason(StrEnum):
@@ -77,6 +78,9 @@ class Leased(_Event):
     event: Literal["leased"] = "leased"
     run: str
     group: str
+    kind: RolloutKind | None = None
+    """None in ledgers that have only the group's name: it is derived from that."""
+    group_number: int | None = None
     task: str
     samples: tuple[Sample, ...] = Field(min_length=1)
 
@@ -280,12 +284,17 @@ class LedgerState:
             raise StoreError(
                 f"expected new episodes in group {event.group}, found known {known[:4]}"
             )
+        kind, number = kind_and_number(event.group)
+        lease = partial(
+            Lease,
+            run=event.run,
+            kind=kind if event.kind is None else event.kind,
+            group=event.group,
+            group_number=number if event.group_number is None else event.group_number,
+            task=event.task,
+        )
         return [
-            Entry(
-                Lease(run=event.run, group=event.group, task=event.task, **sample.model_dump()),
-                State.LEASED,
-                order,
-            )
+            Entry(lease(**sample.model_dump()), State.LEASED, order)
             for order, sample in enumerate(event.samples, start=self._order)
         ]
 

@@ -46,7 +46,7 @@ class RunDirectory(Closing):
         self.layout = layout
         self._lock = lock
         self._segment_bytes = segment_bytes
-        self.run = read_run_info(layout)
+        self.info = read_run_info(layout)
         self.ledger = Ledger(layout.ledger)
         self._manifest = Journal(layout.manifest)
         self._metrics = Journal(layout.metrics)
@@ -68,17 +68,8 @@ class RunDirectory(Closing):
                 f"expected a new folder, found the run {read_run_info(layout).run} in {path}: "
                 "resume it, or choose another folder"
             )
+        check_new_folder(path)
         make_folder(path)
-        ours = {folder.name for folder in (*layout.folders, layout.tool_traffic)} | {"config.toml"}
-        foreign = sorted(
-            item.name
-            for item in path.iterdir()
-            if item.name not in ours
-            and not item.name.startswith(".")
-            and not RunLayout(item).run_json.exists()
-        )
-        if foreign:
-            raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
         with ExitStack() as undo:
             lock = take_lock(layout)
             undo.callback(os.close, lock)
@@ -162,6 +153,15 @@ class RunDirectory(Closing):
         replace_file(self.layout.config_toml, config_toml.encode())
         self._note({"event": "reconfigured", "step": step})
 
+    def restart(self, config_toml: str, run: RunInfo) -> None:
+        """Start over with another recipe: for a run that has recorded nothing (`is_blank`)."""
+        replace_file(self.layout.config_toml, config_toml.encode())
+        replace_file(self.layout.run_json, run.model_dump_json(indent=2).encode())
+        for digest in (self.layout.sft_data, self.layout.older_sft_data):
+            digest.unlink(missing_ok=True)
+        self.info = run
+        self._note({"event": "restarted"})
+
     def sync(self) -> None:
         """Force everything to the disk: at the end of a step, before its checkpoint."""
         if self._segment is not None:
@@ -190,3 +190,22 @@ class RunDirectory(Closing):
 
     def _note(self, event: Mapping[str, str | int]) -> None:
         self._manifest.append([one_line(event)], f"the note {event}")
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise StoreError unless a run can start at `path`: a new or empty folder, apart from other
+    runs in folders of their own, and from what a failed start left.
+    """
+    if not path.exists():
+        return
+    layout = RunLayout(path)
+    ours = {folder.name for folder in (*layout.folders, layout.tool_traffic)} | {"config.toml"}
+    foreign = sorted(
+        item.name
+        for item in path.iterdir()
+        if item.name not in ours
+        and not item.name.startswith(".")
+        and not RunLayout(item).run_json.exists()
+    )
+    if foreign:
+        raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")

@@ -1,6 +1,7 @@
 """Paths of a run directory, and the content of its `run.json`."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,18 +11,47 @@ from envs.errors import MissingError, StoreError
 LAYOUT_VERSION = 1
 
 
+class RunKind(StrEnum):
+    """What a run directory is the record of."""
+
+    TRAIN = "train"
+    SFT = "sft"
+    COLLECT = "collect"
+    EVAL = "eval"
+    TEACHER = "teacher"
+    """The demonstrations of an SFT run, in its folder `teacher`."""
+    UNKNOWN = "unknown"
+    """Not stated in `run.json`; `run_kind.kind_of` infers it from the directory's content."""
+
+    @property
+    def words(self) -> str:
+        """The kind in a sentence, with its article."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    RunKind.TRAIN: "a training run",
+    RunKind.SFT: "an SFT run",
+    RunKind.COLLECT: "a collection",
+    RunKind.EVAL: "an evaluation",
+    RunKind.TEACHER: "a teacher's run",
+    RunKind.UNKNOWN: "a run",
+}
+
+
 class RunInfo(BaseModel):
-    """`run.json`: what a run is; written once."""
+    """`run.json`: what a run is; written when the run starts."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     run: str
     """Id of the run, as in every episode's lease."""
+    kind: RunKind = RunKind.UNKNOWN
     seed: int
     created_at: float
     """Unix seconds."""
     command: str = ""
-    """What was typed."""
+    """Command line that started it."""
     versions: dict[str, str] = {}
     """Package versions that the run was started with."""
     layout_version: int = LAYOUT_VERSION
@@ -97,6 +127,31 @@ class RunLayout:
     def tool_traffic(self) -> Path:
         """Recorded tool calls and answers; exists only if the run records them."""
         return self.root / "tool_traffic"
+
+    @property
+    def teacher(self) -> Path:
+        """Run directory of an SFT run's scripted teacher."""
+        return self.root / "teacher"
+
+    @property
+    def selection(self) -> Path:
+        """Which episodes of a collection SFT trains on."""
+        return self.root / "selection.json"
+
+    @property
+    def older_selection(self) -> Path:
+        """The same in older run directories."""
+        return self.root / "kept.json"
+
+    @property
+    def sft_data(self) -> Path:
+        """Digest of the episodes that an SFT run trains on."""
+        return self.root / "sft_data.json"
+
+    @property
+    def older_sft_data(self) -> Path:
+        """The same in older run directories."""
+        return self.root / "lessons.json"
 
     @property
     def eval_json(self) -> Path:

@@ -12,7 +12,8 @@ from rollout.episode_schema import from_batch
 from rollout.store.journal import read_objects
 from rollout.store.ledger import LedgerReader
 from rollout.store.ledger_state import LedgerState, State
-from rollout.store.run_layout import RunInfo, existing_run, read_run_info
+from rollout.store.run_kind import kind_of
+from rollout.store.run_layout import RunInfo, RunKind, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
 
 
@@ -52,9 +53,14 @@ class RunReader:
         self._ledger = LedgerReader(self.layout.ledger)
 
     @property
-    def run(self) -> RunInfo:
+    def info(self) -> RunInfo:
         """Content of `run.json`. Raises StoreError."""
         return read_run_info(self.layout)
+
+    @property
+    def kind(self) -> RunKind:
+        """What the run is: of `run.json`, or inferred from the directory's content."""
+        return kind_of(self.layout)
 
     @property
     def config_toml(self) -> str:

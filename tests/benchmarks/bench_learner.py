@@ -42,7 +42,7 @@ from learner.trainer import Trainer
 from learner.trainer_setup import TrainerSetup
 from rollout.config import ModelConfig
 from rollout.engine import VersionSpan
-from rollout.episode import Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind, Sampling, Timings
 from rollout.episode_schema import to_batch
 
 EPISODES = Path(__file__).with_name("learner_episodes.jsonl")
@@ -99,7 +99,17 @@ def table_of(rows: list[dict[str, Any]], *, apart: bool, logprobs: list[Any] | N
         group = str(row["group"])
         episodes.append(
             Episode(
-                lease=Lease("bench", f"e{index}", group, f"task-{group}", index, 0, index),
+                lease=Lease(
+                    run="bench",
+                    episode=f"e{index}",
+                    kind=RolloutKind.TRAIN,
+                    group=group,
+                    group_number=0,
+                    task=f"task-{group}",
+                    sample_index=index,
+                    attempt=0,
+                    seed=index,
+                ),
                 environment="catalog",
                 split="train",
                 mode="trial",

@@ -37,7 +37,7 @@ from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.engines.vllm_engine import VllmEngine, VllmSpec
 from rollout.engines.vllm_environment import engine_environment
-from rollout.episode import Episode, Lease
+from rollout.episode import Episode, Lease, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 
@@ -78,7 +78,17 @@ async def play(
     async def one(index: int, task: Task) -> Episode:
         async with room:
             name = f"e{index}"
-            lease = Lease("bench", name, name, task.id, 0, 0, stable_hash("bench", index))
+            lease = Lease(
+                run="bench",
+                episode=name,
+                kind=RolloutKind.TRAIN,
+                group=name,
+                group_number=0,
+                task=task.id,
+                sample_index=0,
+                attempt=0,
+                seed=stable_hash("bench", index),
+            )
             return await runner.run_episode(lease, task, config)
 
     start = time.perf_counter()

@@ -32,7 +32,17 @@ from pydantic_episode import PydanticEpisode
 from envs.messages import Message
 from envs.tools import AnswerStatus
 from rollout.engine import VersionSpan
-from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings, Turn
+from rollout.episode import (
+    CallRecord,
+    Episode,
+    Lease,
+    Outcome,
+    Phase,
+    RolloutKind,
+    Sampling,
+    Timings,
+    Turn,
+)
 from rollout.episode_schema import Ragged, from_wire, ragged, to_batch, to_wire
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +67,17 @@ def make_episode(number: int, tokens: int) -> Episode:
         purpose="execution",
     )
     return Episode(
-        lease=Lease("run", f"e{number:06d}", f"g{number // 8}", "task", number % 8, 0, number),
+        lease=Lease(
+            run="run",
+            episode=f"e{number:06d}",
+            kind=RolloutKind.TRAIN,
+            group=f"g{number // 8}",
+            group_number=0,
+            task="task",
+            sample_index=number % 8,
+            attempt=0,
+            seed=number,
+        ),
         environment="catalog",
         split="train",
         mode="trial",

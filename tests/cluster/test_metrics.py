@@ -17,7 +17,7 @@ from learner.config import LearnerConfig
 from learner.objective import advantages, selection
 from learner.objective.selection import select
 from learner.report import Scores, StepReport, step_metrics
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,20 @@ def _text(key: ast.expr | None) -> str:
 @pytest.fixture
 def groups(fleet: Any, numbered: Any) -> list[Group]:
     task = numbered.tasks("train", 0, 1)[0]
-    leases = [Lease("unit", f"g0-{i}", "g0", task.id, i, 0, i) for i in range(2)]
+    leases = [
+        Lease(
+            run="unit",
+            episode=f"g0-{i}",
+            kind=RolloutKind.TRAIN,
+            group="g0",
+            group_number=0,
+            task=task.id,
+            sample_index=i,
+            attempt=0,
+            seed=i,
+        )
+        for i in range(2)
+    ]
     return [Group("g0", to_batch([fleet.play(lease, task, 0, "w") for lease in leases]))]
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.opening import find_model
+from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.opening import Resume, open_run
 from cluster.progress import Progress
-from cluster.teachers.teach import teach, teacher_folder
-from cluster.training.sft import imitate, open_sft
+from cluster.teachers.teacher import run_teacher
+from cluster.training.sft import train_sft
+from rollout.store.run_layout import RunKind
 
 _RECIPE = (
     "rollouts.groups_per_step=4",
@@ -55,13 +57,14 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
     folder = tmp_path_factory.mktemp("e2e")
     config = recipe(folder)
     with ray_session(config):
-        base = find_model(config)
-        taught = asyncio.run(_teach(config, base, folder / "taught"))
-        yield Lessons(folder, base, taught)
+        inputs = resolve_inputs(config)
+        taught = asyncio.run(_teach(inputs, folder / "taught"))
+        yield Lessons(folder, inputs.model, taught)
 
 
-async def _teach(config: RunConfig, base: Path, path: Path) -> Path:
-    with open_sft(config, path, resume=False) as run:
-        lesson = await teach(config, base, teacher_folder(path))
-        await imitate(config, base, lesson.table, run, Progress(quiet=True))
+async def _teach(inputs: RunInputs, path: Path) -> Path:
+    config, quiet = inputs.config, Progress(quiet=True)
+    with open_run(RunKind.SFT, path, config, Resume.NO, quiet) as run:
+        data = await run_teacher(inputs, run.layout.teacher)
+        await train_sft(config, inputs.model, data.table, run, quiet)
         return run.layout.model

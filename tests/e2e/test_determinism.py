@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from cluster.lifecycle.opening import open_run
+from cluster.lifecycle.inputs import resolve_inputs
+from cluster.lifecycle.opening import Resume, open_run
 from cluster.progress import Progress
 from cluster.replay.replay_step import TIMINGS, StepReplay, replay_step
 from cluster.training.train import train
 from rollout.episode import Episode, Timings
 from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -36,8 +38,8 @@ def runs(lessons: Any) -> tuple[Path, Path]:
     one = lessons.config("one", *shared)
     other = lessons.config("other", *shared, "rollouts.workers=1", "rollouts.episodes_per_worker=5")
     for config in (one, other):
-        with open_run(config, Progress(quiet=True), resume=False) as run:
-            asyncio.run(train(config, run, Progress(quiet=True)))
+        with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress(quiet=True)) as run:
+            asyncio.run(train(resolve_inputs(config), run, Progress(quiet=True)))
     return one.path, other.path
 
 

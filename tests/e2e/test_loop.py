@@ -14,17 +14,20 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
-from cluster.evaluation.evaluate import eval_tasks, evaluate
-from cluster.lifecycle.opening import new_run, open_run
+from cluster.evaluation.evaluate import evaluate
+from cluster.lifecycle.inputs import resolve_inputs
+from cluster.lifecycle.opening import Resume, new_run, open_run
 from cluster.progress import Progress
+from cluster.scheduling.task_sources import eval_tasks
 from cluster.training.job import Job, open_job
-from cluster.training.train import reinforce
+from cluster.training.train import train_steps
 from envs.seeds import stable_hash
-from rollout.episode import Episode, Lease
+from rollout.episode import Episode, Lease, RolloutKind
 from rollout.episode_schema import from_batch
 from rollout.evaluation.summary import EvalSummary
 from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -55,14 +58,14 @@ def played(lessons: Any) -> Played:
         "rollouts.max_refills=2",
         "eval.tasks=8",
     )
-    with open_run(config, Progress(quiet=True), resume=False) as run:
+    with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress(quiet=True)) as run:
         return asyncio.run(play(config, run))
 
 
 async def play(config: RunConfig, run: RunDirectory) -> Played:
-    async with open_job(config, run) as job:
+    async with open_job(resolve_inputs(config), run) as job:
         await job.pool.wait_healthy(2)
-        running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
+        running = asyncio.create_task(train_steps(job, Progress(quiet=True)))
         victims = await kill_a_worker(job)
         await running
         await job.learner.export_model(config.path / "model")
@@ -96,15 +99,26 @@ async def kill_a_worker(job: Job) -> list[int]:
 async def measure(config: RunConfig, job: Job, mode: str) -> EvalSummary:
     episode = config.episode.model_copy(update={"mode": mode})
     setting = config.model_copy(update={"episode": episode})
-    with new_run(config.path.parent / f"eval-{mode}", setting) as run:
-        return await evaluate(setting, job.pool, run, eval_tasks(setting))
+    with new_run(config.path.parent / f"eval-{mode}", setting, RunKind.EVAL) as run:
+        tasks = eval_tasks(setting, make_environment(setting.env))
+        return await evaluate(setting, job.pool, run, tasks)
 
 
 async def play_greedy(config: RunConfig, client: Any) -> list[Episode]:
     tasks = make_environment(config.env).tasks("validation", 5, 4)
     episode = config.episode.model_copy(update={"temperature": 0.0})
     leases = [
-        Lease("parity", f"p{i}", f"p{i}", task.id, 0, 0, stable_hash(i))
+        Lease(
+            run="parity",
+            episode=f"p{i}",
+            kind=RolloutKind.TRAIN,
+            group=f"p{i}",
+            group_number=0,
+            task=task.id,
+            sample_index=0,
+            attempt=0,
+            seed=stable_hash(i),
+        )
         for i, task in enumerate(tasks)
     ]
     batches = await asyncio.gather(

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.config.run_config import RunConfig
-from cluster.lifecycle.opening import open_run
+from cluster.lifecycle.inputs import resolve_inputs
+from cluster.lifecycle.opening import Resume, open_run
 from cluster.progress import Progress
 from cluster.training.train import train
 from rollout.store.journal import read_objects
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 from tests.e2e.conftest import Lessons
 
@@ -35,8 +37,8 @@ def has_played(run: Path, worker: str) -> bool:
 
 
 async def scaled_up_and_down(config: RunConfig) -> None:
-    with open_run(config, Progress(quiet=True), resume=False) as run:
-        training = asyncio.create_task(train(config, run, Progress(quiet=True)))
+    with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress(quiet=True)) as run:
+        training = asyncio.create_task(train(resolve_inputs(config), run, Progress(quiet=True)))
 
         async def until(holds: Callable[[], bool]) -> None:
             async with asyncio.timeout(240):

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from envs.messages import Message
 from rollout.engine import VersionSpan
-from rollout.episode import Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind, Sampling, Timings
 from rollout.episode_schema import to_batch
 
 VOCABULARY = 64
@@ -61,7 +61,17 @@ def make_episode() -> MakeEpisode:
             for phase, value in zip(phases, generator.normal(-4.2, 0.3, length), strict=True)
         ]
         return Episode(
-            lease=Lease("run", f"e{index}", group, f"task-{group}", index, 0, index),
+            lease=Lease(
+                run="run",
+                episode=f"e{index}",
+                kind=RolloutKind.TRAIN,
+                group=group,
+                group_number=0,
+                task=f"task-{group}",
+                sample_index=index,
+                attempt=0,
+                seed=index,
+            ),
             environment="catalog",
             split="train",
             mode="trial",

@@ -12,7 +12,17 @@ from envs.messages import Message
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 from rollout.engine import VersionSpan
-from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings, Turn
+from rollout.episode import (
+    CallRecord,
+    Episode,
+    Lease,
+    Outcome,
+    Phase,
+    RolloutKind,
+    Sampling,
+    Timings,
+    Turn,
+)
 from rollout.template import ChatTemplate
 
 CHATML = (
@@ -125,7 +135,18 @@ def make_episode(
     )
     phases = (0, 0, 0, 0, 1, 4, 2, *(3,) * (tokens - 7))
     return Episode(
-        lease=lease or Lease("run-1", episode, "g0", "task-1", 0, 0, 7),
+        lease=lease
+        or Lease(
+            run="run-1",
+            episode=episode,
+            kind=RolloutKind.TRAIN,
+            group="g0",
+            group_number=0,
+            task="task-1",
+            sample_index=0,
+            attempt=0,
+            seed=7,
+        ),
         environment="unit",
         split="train",
         mode="trial",
@@ -157,3 +178,18 @@ def make_episode(
 @pytest.fixture(scope="session")
 def episode_with() -> Callable[..., Episode]:
     return make_episode
+
+
+def lease_in(group: str, index: int, attempt: int = 0) -> Lease:
+    """A training lease of the run `run-1`."""
+    return Lease(
+        run="run-1",
+        episode=f"{group}.{index}",
+        kind=RolloutKind.TRAIN,
+        group=group,
+        group_number=0,
+        task=f"task-{group}",
+        sample_index=index,
+        attempt=attempt,
+        seed=5,
+    )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,18 @@ from hypothesis import strategies as st
 from envs.errors import StoreError
 from envs.messages import Message
 from envs.tools import AnswerStatus
-from rollout import episode_schema
 from rollout.engine import VersionSpan
-from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings, Turn
+from rollout.episode import (
+    CallRecord,
+    Episode,
+    Lease,
+    Outcome,
+    Phase,
+    RolloutKind,
+    Sampling,
+    Timings,
+    Turn,
+)
 from rollout.episode_schema import (
     EPISODE_SCHEMA,
     VERSION_KEY,
@@ -55,6 +65,19 @@ TURNS = st.builds(
     calls=st.lists(CALLS, max_size=2).map(tuple),
 )
 
+LEASES = st.builds(
+    Lease,
+    run=TEXT,
+    episode=TEXT,
+    kind=st.sampled_from(RolloutKind),
+    group=TEXT,
+    group_number=INT64,
+    task=TEXT,
+    sample_index=INT32,
+    attempt=INT32,
+    seed=INT64,
+)
+
 
 @st.composite
 def episodes(draw: st.DrawFn) -> Episode:
@@ -65,7 +88,7 @@ def episodes(draw: st.DrawFn) -> Episode:
         return tuple(draw(st.lists(values, min_size=length, max_size=length)))
 
     return Episode(
-        lease=draw(st.builds(Lease, TEXT, TEXT, TEXT, TEXT, INT32, INT32, INT64)),
+        lease=draw(LEASES),
         environment=draw(TEXT),
         split=draw(TEXT),
         mode=draw(st.sampled_from(["direct", "trial", "free"])),
@@ -147,18 +170,21 @@ def test_a_newer_version_is_refused(episode_with: Callable[..., Episode]) -> Non
         from_batch(batch)
 
 
-def test_an_older_version_is_upgraded(
-    monkeypatch: pytest.MonkeyPatch, episode_with: Callable[..., Episode]
+@pytest.mark.parametrize(
+    ("group", "kind", "number"),
+    [
+        ("g000012", RolloutKind.TRAIN, 12),
+        ("t1234567", RolloutKind.COLLECT, 1_234_567),
+        ("toolhop-7", RolloutKind.EVAL, -1),
+    ],
+)
+def test_version_1_has_its_groups_by_name_alone(
+    episode_with: Callable[..., Episode], group: str, kind: RolloutKind, number: int
 ) -> None:
-    def rename(batch: pa.RecordBatch) -> pa.RecordBatch:
-        names = ["worker" if name == "actor" else name for name in batch.schema.names]
-        return with_version("1", batch.rename_columns(names))
-
-    monkeypatch.setitem(episode_schema._MIGRATIONS, 0, rename)
-    new = to_batch([episode_with()])
-    old = with_version(
-        "0", new.rename_columns([n.replace("worker", "actor") for n in new.schema.names])
-    )
+    episode = episode_with()
+    lease = replace(episode.lease, kind=kind, group=group, group_number=number)
+    new = to_batch([replace(episode, lease=lease)])
+    old = with_version("1", new.drop_columns(["kind", "group_number"]))
     assert upgrade(old).schema.equals(EPISODE_SCHEMA, check_metadata=True)
     assert repr(from_batch(old)) == repr(from_batch(new))
 

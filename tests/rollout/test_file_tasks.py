@@ -14,7 +14,7 @@ from envs.tasksets.file.config import FileEnvConfig
 from envs.tools import AnswerStatus, ToolAnswer
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Lease, Outcome
+from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 
@@ -45,7 +45,17 @@ async def test_a_trial_on_a_foreign_server_leaves_execution_clean(
     tools = ToolRouter(nothing, ToolServerConfig(), {})
     identity = Identity(worker="unit", max_model_len=16_384)
     runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
-    lease = Lease("run", "e1", "g1", task.id, 0, 0, 7)
+    lease = Lease(
+        run="run",
+        episode="e1",
+        kind=RolloutKind.TRAIN,
+        group="g1",
+        group_number=1,
+        task=task.id,
+        sample_index=0,
+        attempt=0,
+        seed=7,
+    )
     episode = await runner.run_episode(lease, task, EpisodeConfig())
 
     assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)

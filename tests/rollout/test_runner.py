@@ -13,13 +13,23 @@ from envs.tools import AnswerStatus, ToolAnswer, ToolCall
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Episode, Lease, Outcome, Phase
+from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 
 UNIT = Identity(worker="unit", max_model_len=8_192)
 LONG = PhaseBudget(tokens=20_000)
-LEASE = Lease("run", "e1", "g1", "task-1", 0, 0, 7)
+LEASE = Lease(
+    run="run",
+    episode="e1",
+    kind=RolloutKind.TRAIN,
+    group="g1",
+    group_number=1,
+    task="task-1",
+    sample_index=0,
+    attempt=0,
+    seed=7,
+)
 
 
 def call(name: str, x: int) -> str:
@@ -305,7 +315,20 @@ async def test_hundreds_of_episodes_share_one_loop(template: ChatTemplate, task:
         script(call("double", 1), "<experience>-</experience>", "<answer>42</answer>"), template
     )
     runner = EpisodeRunner(engine, tools, template, UNIT)
-    leases = [Lease("run", f"e{i}", "g", "task-1", i, 0, i) for i in range(200)]
+    leases = [
+        Lease(
+            run="run",
+            episode=f"e{i}",
+            kind=RolloutKind.TRAIN,
+            group="g",
+            group_number=0,
+            task="task-1",
+            sample_index=i,
+            attempt=0,
+            seed=i,
+        )
+        for i in range(200)
+    ]
     episodes = await asyncio.gather(
         *(runner.run_episode(lease, task, EpisodeConfig()) for lease in leases)
     )

@@ -15,7 +15,7 @@ from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Lease, Outcome
+from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 
@@ -117,7 +117,19 @@ def play(template: ChatTemplate, task: Task, turns: list[str], mode: str) -> Non
         )
         while left:
             episode = await runner.run_episode(
-                Lease("run", "e", "g", task.id, 0, 0, 1), task, config
+                Lease(
+                    run="run",
+                    episode="e",
+                    kind=RolloutKind.TRAIN,
+                    group="g",
+                    group_number=0,
+                    task=task.id,
+                    sample_index=0,
+                    attempt=0,
+                    seed=1,
+                ),
+                task,
+                config,
             )
             over = episode.error == "ToolServerError: the script is over"
             assert episode.outcome.counts or (over and episode.outcome is Outcome.INFRA_FAILED), (

@@ -30,7 +30,7 @@ from envs.tools import (
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Episode, Lease, Outcome
+from rollout.episode import Episode, Lease, Outcome, RolloutKind
 from rollout.prompts import make_prompts
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
@@ -38,7 +38,17 @@ from rollout.template import ChatTemplate
 CONFIG = ToolServerConfig(
     call_timeout_s=0.5, isolation=IsolationConfig(profile="files", required="landlock")
 )
-LEASE = Lease("run", "e1", "g1", "task-1", 0, 0, 7)
+LEASE = Lease(
+    run="run",
+    episode="e1",
+    kind=RolloutKind.TRAIN,
+    group="g1",
+    group_number=1,
+    task="task-1",
+    sample_index=0,
+    attempt=0,
+    seed=7,
+)
 EXPERIENCE, BACK, DONE = "<experience>-</experience>", "<trial/>", "<answer>42</answer>"
 LONG = PhaseBudget(calls=12, turns=20)
 IN_MEMORY = """

@@ -10,7 +10,7 @@ import pytest
 from cluster.cli.episode_views import check_step, episode_json
 from cluster.cli.main import main
 from envs.errors import MissingError
-from rollout.episode import Lease, Outcome
+from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -20,7 +20,17 @@ from rollout.store.run_layout import RunInfo
 def run(tmp_path: Path, fleet: Any, numbered: Any) -> Path:
     """A run with one episode, `g000000-00`, and metrics of steps 1 and 2."""
     task = numbered.tasks("train", 0, 1)[0]
-    lease = Lease("unit", "g000000-00", "g000000", task.id, 0, 0, 3)
+    lease = Lease(
+        run="unit",
+        episode="g000000-00",
+        kind=RolloutKind.TRAIN,
+        group="g000000",
+        group_number=0,
+        task=task.id,
+        sample_index=0,
+        attempt=0,
+        seed=3,
+    )
     episode = replace(fleet.play(lease, task, 0, "w"), tags={"depth": "1"})
     with RunDirectory.create(tmp_path / "run", "", RunInfo(run="unit", seed=0, created_at=0)) as it:
         it.append(to_batch([episode]))
@@ -58,7 +68,17 @@ def test_without_the_option_it_is_a_transcript(
 
 def test_an_episode_without_a_reward_has_null(fleet: Any, numbered: Any) -> None:
     task = numbered.tasks("train", 0, 1)[0]
-    lease = Lease("unit", "g-0", "g", task.id, 0, 0, 3)
+    lease = Lease(
+        run="unit",
+        episode="g-0",
+        kind=RolloutKind.TRAIN,
+        group="g",
+        group_number=0,
+        task=task.id,
+        sample_index=0,
+        attempt=0,
+        seed=3,
+    )
     failed = replace(fleet.play(lease, task, 0, "w"), outcome=Outcome.INFRA_FAILED, reward=None)
     assert episode_json(failed)["reward"] is None
     json.dumps(episode_json(failed), allow_nan=False)

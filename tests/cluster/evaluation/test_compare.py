@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.cli.main import main
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -45,7 +45,17 @@ def make_run(tmp_path: Path, fleet: Any, numbered: Any) -> MakeRun:
         tasks = numbered.tasks("heldout", 0, 8)[: len(scores)]
         episodes = []
         for i, (task, score) in enumerate(zip(tasks, scores, strict=True)):
-            lease = Lease("unit", f"{task.id}-00", task.id, task.id, 0, 0, i)
+            lease = Lease(
+                run="unit",
+                episode=f"{task.id}-00",
+                kind=RolloutKind.TRAIN,
+                group=task.id,
+                group_number=0,
+                task=task.id,
+                sample_index=0,
+                attempt=0,
+                seed=i,
+            )
             depth = str(1 + i // (len(scores) // 2))
             episode = fleet.play(lease, task, 0, "w")
             parts = {"answer": score}

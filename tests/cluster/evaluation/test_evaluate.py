@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 
 from cluster.config.run_config import RunConfig, to_toml
-from cluster.evaluation.evaluate import play, reopened, report_on, still_to_play
-from envs.errors import ConfigError, MissingError
+from cluster.evaluation.evaluate import (
+    check_evaluation,
+    missing_episodes,
+    report_on,
+    run_episodes,
+)
+from cluster.progress import Progress
+from envs.errors import ConfigError
 from envs.tasks import Task
 from rollout.episode import Episode, Lease
 from rollout.evaluation.reader import read_rows
 from rollout.store.ledger_state import DropReason, State
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunInfo
+from rollout.store.run_layout import RunInfo, RunKind
 from rollout.store.run_reader import RunReader
 
 SAMPLES = 4
@@ -32,8 +38,12 @@ def make_config(path: Path, **sections: Any) -> RunConfig:
 
 
 def new_run(config: RunConfig) -> RunDirectory:
-    info = RunInfo(run="unit", seed=5, created_at=0.0)
+    info = RunInfo(run="unit", kind=RunKind.EVAL, seed=5, created_at=0.0)
     return RunDirectory.create(config.path, to_toml(config), info)
+
+
+def reopened(path: Path, config: RunConfig, tasks: list[Task]) -> RunDirectory:
+    return check_evaluation(config, path, tasks).open(Progress(quiet=True))
 
 
 @dataclass
@@ -44,10 +54,10 @@ class Evaluation:
     tasks: list[Task]
     fleet: Any
 
-    async def play_in(self, run: RunDirectory) -> None:
+    async def run_in(self, run: RunDirectory) -> None:
         pool = self.fleet.pool()
         pool.resize(1)
-        await play(self.config, pool, run, self.tasks)
+        await run_episodes(self.config, pool, run, self.tasks)
         await pool.close()
 
     async def kill_after(self, run: RunDirectory, episodes: int) -> None:
@@ -63,7 +73,7 @@ class Evaluation:
             return canned(lease, *rest)
 
         self.fleet.play = until_then
-        playing = asyncio.create_task(self.play_in(run))
+        playing = asyncio.create_task(self.run_in(run))
         while stored <= episodes:
             await asyncio.sleep(0)
         playing.cancel()
@@ -100,9 +110,9 @@ async def test_a_killed_evaluation_goes_on_and_repeats_nothing(
     evaluation.fleet.started.clear()
 
     with reopened(path, evaluation.config, evaluation.tasks) as run:
-        assert still_to_play(evaluation.config, run, evaluation.tasks) == 24 - episodes
-        await evaluation.play_in(run)
-        assert still_to_play(evaluation.config, run, evaluation.tasks) == 0
+        assert missing_episodes(evaluation.config, run.ledger, evaluation.tasks) == 24 - episodes
+        await evaluation.run_in(run)
+        assert missing_episodes(evaluation.config, run.ledger, evaluation.tasks) == 0
         assert run.ledger.audit().violations == ()
         assert run.ledger.audit().reasons == {DropReason.EVALUATED: 24}
     again = [lease for _, lease in evaluation.fleet.started]
@@ -136,7 +146,7 @@ async def test_a_stored_episode_that_the_ledger_missed_is_not_played_again(
 
     evaluation.fleet.started.clear()
     with reopened(path, config, evaluation.tasks) as run:
-        await evaluation.play_in(run)
+        await evaluation.run_in(run)
         assert {entry.state for entry in run.ledger.entries.values()} == {State.DROPPED}
     assert stored.isdisjoint(lease.episode for _, lease in evaluation.fleet.started)
     assert len(evaluation.fleet.started) == 16
@@ -147,7 +157,7 @@ async def test_what_the_world_failed_is_told_and_not_counted(
 ) -> None:
     evaluation.fleet.play = failing_first
     with new_run(evaluation.config) as run:
-        await evaluation.play_in(run)
+        await evaluation.run_in(run)
     assert len(RunReader(run.path).episodes()) == 36
     rows = read_rows(run.path)
     assert len(rows) == 24 and all(row.counts for row in rows), "the last attempt is what counts"
@@ -155,7 +165,7 @@ async def test_what_the_world_failed_is_told_and_not_counted(
 
 async def test_the_report_is_left_in_the_run_directory(evaluation: Evaluation) -> None:
     with new_run(evaluation.config) as run:
-        await evaluation.play_in(run)
+        await evaluation.run_in(run)
         report_on(run.path)
     told = json.loads((run.path / "eval.json").read_text())
     assert (told["version"], told["accuracy"], told["samples"]) == (1, 0.5, SAMPLES)
@@ -180,24 +190,27 @@ async def test_the_report_is_left_in_the_run_directory(evaluation: Evaluation) -
         ({"eval": {"samples": 8, "temperature": 1.0}}, "eval.samples was 4, is 8"),
         ({"episode": {"mode": "direct"}}, "episode.mode was 'trial', is 'direct'"),
         ({"run": {"name": "unit", "seed": 6}}, "run.seed was 5, is 6"),
+        ({"tools": {"call_timeout_s": 9.0}}, "tools.call_timeout_s was 5.0, is 9.0: what tools"),
+        ({"tools": {"isolation": {"profile": "files"}}}, "tools.isolation.profile was 'compute'"),
     ],
 )
-async def test_other_settings_do_not_go_on(
+async def test_other_settings_are_refused(
     evaluation: Evaluation, change: dict[str, Any], message: str
 ) -> None:
     path = evaluation.config.path
-    new_run(evaluation.config).close()
+    await evaluation.kill_after(new_run(evaluation.config), 3)
     with pytest.raises(ConfigError, match=message):
         reopened(path, make_config(path.parent, **change), evaluation.tasks)
-    elsewhere = {"run": {"name": "other", "seed": 5}, "rollouts": {"workers": 1}}
+    elsewhere = {
+        "run": {"name": "other", "seed": 5},
+        "rollouts": {"workers": 1},
+        "tools": {"max_sessions": 300, "record": True, "isolation": {"required": "seccomp"}},
+    }
     reopened(path, make_config(path, **elsewhere), evaluation.tasks).close()
 
 
-async def test_a_folder_of_something_else_is_refused(evaluation: Evaluation) -> None:
+async def test_episodes_of_other_tasks_are_refused(evaluation: Evaluation) -> None:
     path = evaluation.config.path
-    with pytest.raises(MissingError, match="run directory"):
-        reopened(path, evaluation.config, evaluation.tasks)
-    with new_run(evaluation.config) as run:
-        run.ledger.lease([Lease("unit", "g000000-00", "g000000", "task", 0, 0, 1)])
+    await evaluation.kill_after(new_run(evaluation.config), 23)
     with pytest.raises(ConfigError, match="not of this evaluation"):
-        reopened(path, evaluation.config, evaluation.tasks)
+        check_evaluation(evaluation.config, path, evaluation.tasks[:3])

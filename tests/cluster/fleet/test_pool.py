@@ -8,11 +8,21 @@ from cluster.fleet.pool import RolloutPool, WorkerLost, WorkerState
 from envs.errors import DeadlineError, InfraError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.weights.manifest import WeightManifest
 
 ManifestOf = Callable[[int], WeightManifest]
-LEASE = Lease("run", "e0", "g0", "t", 0, 0, 1)
+LEASE = Lease(
+    run="run",
+    episode="e0",
+    kind=RolloutKind.TRAIN,
+    group="g0",
+    group_number=0,
+    task="t",
+    sample_index=0,
+    attempt=0,
+    seed=1,
+)
 
 
 @pytest.fixture

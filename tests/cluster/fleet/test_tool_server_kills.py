@@ -16,14 +16,14 @@ from cluster.fleet.pool import PoolTiming, RolloutPool
 from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
 from cluster.fleet.server_supervisor import ServersPlan, ServerSupervisor, SupervisorTiming
 from cluster.scheduling.rollouts import Group, Rollouts
+from cluster.scheduling.schedule import GroupPlan
 from cluster.scheduling.task_stream import TaskStream
-from envs.seeds import stable_hash
 from envs.tasks import Task
 from learner.pretrained.tiny_model import build_tiny_model
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -137,13 +137,12 @@ async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
         assert {row.reward for row in lost} == {None}
 
         again: dict[str, float] = {}
-        for index, group in enumerate(sorted(groups, key=lambda group: group.name)):
-            for i, episode in enumerate(sorted(group.episodes)):
-                task = stream[index]
-                seed = stable_hash(config.run.seed, group.name, task.id, i)
-                lease = Lease("unit", episode, group.name, task.id, i, 0, seed)
+        plan = GroupPlan(kind=RolloutKind.TRAIN, seed=config.run.seed, samples=GROUP_SIZE)
+        for number in range(GROUPS):
+            task = stream[number]
+            for lease in plan.leases("unit", number, task.id):
                 batch = await worker.run(lease, task, config.episode)
-                again[episode] = batch["reward"][0].as_py()
+                again[lease.episode] = batch["reward"][0].as_py()
                 served_by = batch["tool_server"][0].as_py()
                 assert served_by.startswith("node/")
                 assert not any(served_by.endswith(f".{pid}") for pid in killed)

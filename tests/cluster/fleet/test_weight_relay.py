@@ -22,7 +22,7 @@ from cluster.fleet.rollout_actor import RayWorker, Share
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolAccess
 from cluster.fleet.weight_relay import WeightRelays, place_here
-from cluster.lifecycle.opening import find_model
+from cluster.lifecycle.inputs import find_model
 from envs.errors import WeightSyncError
 from learner.outputs.publish import SharedMemoryPublisher
 from rollout.weights.manifest import Place, WeightLayout, WeightManifest, checksum

@@ -9,9 +9,10 @@ import pytest
 
 from cluster.cli.main import main
 from cluster.config.run_config import RunConfig
+from cluster.lifecycle.inputs import resolve_inputs
 from cluster.lifecycle.opening import new_run
 from cluster.replay.replay_episodes import replay_run, sessions_of
-from cluster.teachers.teach import teach
+from cluster.teachers.teacher import run_teacher
 from envs.config import IsolationConfig, ToolServerConfig
 from envs.server.traffic import TrafficReader, TrafficRecorder
 from envs.server.traffic_file import SUFFIX
@@ -24,6 +25,7 @@ from rollout.episode import CallRecord, Episode, Outcome
 from rollout.episode_difference import first_difference
 from rollout.episode_schema import from_batch, to_batch
 from rollout.phase_tools import attempt_id
+from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 
 EPISODES = 6
@@ -48,7 +50,7 @@ def configuration(model: Path, *, record: bool = True) -> RunConfig:
 def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Teacher episodes, as `trialrun sft` plays them, with their tool traffic; the run is over."""
     path = tmp_path_factory.mktemp("runs") / "teacher"
-    asyncio.run(teach(configuration(model), model, path))
+    asyncio.run(run_teacher(resolve_inputs(configuration(model)), path))
     return path
 
 
@@ -125,7 +127,7 @@ async def test_differences_are_told_where_they_are(
     other = next(episode for episode in episodes if episode not in (old, unrecorded))
     lost = replace(other, outcome=Outcome.INFRA_FAILED, reward=None)
     path = tmp_path / "forged"
-    with new_run(path, configuration(model)) as directory:
+    with new_run(path, configuration(model), RunKind.TEACHER) as directory:
         directory.append(to_batch([forged, unrecorded, lost]))
     record = TrafficReader(run / "tool_traffic")
     known = [session for session in record.sessions if session.seed != unrecorded.lease.seed]
@@ -151,7 +153,7 @@ def test_a_run_without_a_record_says_how_to_record(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "silent"
-    with new_run(path, configuration(model, record=False)) as directory:
+    with new_run(path, configuration(model, record=False), RunKind.TEACHER) as directory:
         directory.append(to_batch(episodes))
     assert command(monkeypatch, "episodes", "replay", str(path)) == 3
     assert "tools.record = true" in capsys.readouterr().err

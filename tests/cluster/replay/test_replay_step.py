@@ -29,7 +29,7 @@ from learner.outputs.digest import (
 )
 from learner.outputs.publish import SharedMemoryPublisher
 from learner.report import StepReport
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -53,7 +53,20 @@ def report_of(
 def run(tmp_path: Path, fleet: Any, numbered: Any) -> Path:
     """One trained step of two episodes; the second was tried twice."""
     task = numbered.tasks("train", 0, 1)[0]
-    leases = [Lease("unit", f"g000001-{i:02d}", "g000001", task.id, i, 0, i) for i in range(2)]
+    leases = [
+        Lease(
+            run="unit",
+            episode=f"g000001-{i:02d}",
+            kind=RolloutKind.TRAIN,
+            group="g000001",
+            group_number=1,
+            task=task.id,
+            sample_index=i,
+            attempt=0,
+            seed=i,
+        )
+        for i in range(2)
+    ]
     path, report = tmp_path / "unit", report_of(WEIGHTS)
     with RunDirectory.create(
         path, to_toml(RunConfig()), RunInfo(run="unit", seed=0, created_at=0.0)

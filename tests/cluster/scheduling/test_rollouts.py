@@ -63,7 +63,7 @@ async def test_on_policy_plays_no_more_than_the_version_allows(
             await asyncio.sleep(0.02)
             assert len(fleet.started) == 8 * step, "nothing of the next version yet"
             run.ledger.train(step, [episode for group in groups for episode in group.episodes])
-            await rollouts.load(manifest_of(step))
+            await rollouts.push_weights(manifest_of(step))
         await rollouts.close()
         rollouts.abandon()
         assert run.ledger.audit().violations == ()
@@ -98,7 +98,7 @@ async def test_a_group_that_others_overtook_is_dropped_as_stale(
                 fleet.gates["g000000"].set()
                 while any(e.state is State.LEASED for e in first_group(run)):
                     await asyncio.sleep(0)
-            await rollouts.load(manifest_of(step))
+            await rollouts.push_weights(manifest_of(step))
         assert "g000000" not in seen
         assert {entry.reason for entry in first_group(run)} == {DropReason.STALE}
         assert len(run.ledger.groups) == 2 * (3 + 2) + 1, "its place is played anew"
@@ -128,7 +128,7 @@ async def test_groups_without_variance_are_replaced_within_the_bound(
     with new_run(config) as run:
         rollouts = await started(fleet, numbered, run, config)
         groups = await rollouts.collect(2)
-        assert not any(group.teaches(config.learner) for group in groups), (
+        assert not any(group.has_signal(config.learner) for group in groups), (
             "the bound is reached, the run goes on"
         )
         assert run.ledger.audit().reasons == {DropReason.ZERO_VARIANCE: 12}
@@ -206,7 +206,7 @@ async def test_a_resumed_run_trains_every_finished_group_once(
     while run.ledger.open_leases():
         await asyncio.sleep(0.005)
     fleet.gate.clear()
-    await rollouts.load(manifest_of(1))
+    await rollouts.push_weights(manifest_of(1))
     while len(fleet.started) < 24:
         await asyncio.sleep(0)
     await rollouts.close()
@@ -224,7 +224,7 @@ async def test_a_resumed_run_trains_every_finished_group_once(
                 seen.append(group.name)
                 assert group.batch.num_rows == 4
                 again.ledger.train(step, group.episodes)
-            await resumed.load(manifest_of(step))
+            await resumed.push_weights(manifest_of(step))
         assert sorted(seen) == [f"g{i:06d}" for i in range(6)], "each group once, none lost"
         assert seen[:2] == [group.name for group in groups], "in their old order"
         assert left_open <= {
@@ -243,7 +243,7 @@ async def test_what_the_learner_leaves_out_is_dropped_and_compared_again_after_a
         rollouts = await started(fleet, numbered, run, config)
         nothing: Any = None
         job = Job(config, run, nothing, rollouts, nothing, None)
-        job.trained(1, await rollouts.collect(2), report)
+        job.record_step(1, await rollouts.collect(2), report)
         audit = run.ledger.audit()
         assert audit.violations == ()
         assert audit.states[State.TRAINED] == 6
@@ -256,6 +256,6 @@ async def test_what_the_learner_leaves_out_is_dropped_and_compared_again_after_a
         assert [group.batch.num_rows for group in groups] == [4, 4], "the baseline is as it was"
         assert [group.planned_step for group in groups] == [1, 1]
         job = Job(config, again, nothing, resumed, nothing, None)
-        job.trained(1, groups, report)
+        job.record_step(1, groups, report)
         assert again.ledger.audit() == audit
         await resumed.close()

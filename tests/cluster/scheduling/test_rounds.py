@@ -82,7 +82,7 @@ async def train(
         groups = await rounds.collect(GROUPS)
         trained.append([episode for group in groups for episode in group.episodes])
         run.ledger.train(step, trained[-1])
-        await rounds.load(manifest_of(step))
+        await rounds.push_weights(manifest_of(step))
     return trained
 
 
@@ -128,7 +128,7 @@ async def test_no_weights_are_pushed_while_an_episode_is_in_flight(
     with new_run(config) as run:
         rounds = await stage.rounds(run, config)
         stage.fleet.gate.clear()
-        pushing = asyncio.create_task(rounds.load(manifest_of(1)))
+        pushing = asyncio.create_task(rounds.push_weights(manifest_of(1)))
         while not any(worker.running for worker in stage.pool.workers):
             await asyncio.sleep(0)
         assert [worker.version for worker in stage.fleet.workers] == [0, 0]
@@ -180,8 +180,8 @@ async def test_a_ruined_group_is_replaced_and_a_ruined_world_ends_the_run(
         assert "g000001" not in names
         assert names == sorted(names)
         assert run.ledger.audit().reasons[DropReason.INFRA_FAILED] == 2
-        await rounds.load(manifest_of(1))
-        with pytest.raises(InfraError, match="ruined more than 3 groups of round 2"):
+        await rounds.push_weights(manifest_of(1))
+        with pytest.raises(InfraError, match="ended more than 3 groups of round 2"):
             await rounds.collect(GROUPS)
         await rounds.close()
     await stage.pool.close()

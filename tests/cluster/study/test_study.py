@@ -12,7 +12,7 @@ import pytest
 from cluster.config.run_config import load_config
 from cluster.study.graph import Results, Stage, StageGraph
 from cluster.study.recipe import Study, load_study, read_seeds
-from cluster.study.report import StageTime, StudyReport, to_markdown
+from cluster.study.report import ModelRow, StageTime, StudyReport, to_markdown
 from cluster.study.statistics import Cell, differences_of, rows_of
 from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogEnvConfig
@@ -282,10 +282,11 @@ class TestStatistics:
 
 
 def report_of(study: Study, played: Sequence[Cell]) -> StudyReport:
-    model: JsonObject = {
-        **{"model": "trial-sft", "seed": 1, "seconds": 90.0},
+    stored: JsonObject = {
+        **{"digest": "d", "seconds": 90.0},
         **{"played_episodes": 7, "trained_tokens": 8, "optimizer_steps": 9},
     }
+    model = ModelRow(1, "trial-sft", stored)
     times = [StageTime(1, "models/trial-sft", 90.0), StageTime(1, "evals/x", 30.0)]
     ceilings = {"depth1-names": 0.375}
     return StudyReport(study, played, ceilings, times, [model], [], {"torch": "2"})
@@ -299,7 +300,7 @@ def test_the_page_holds_every_number_a_reader_asks_for() -> None:
     ]
     page = to_markdown(report_of(study, played))
     settings = len(study.section.settings)
-    assert f"| best possible without trying | 0.38 |{' - |' * (settings - 1)}" in page
+    assert f"| best possible without trials | 0.38 |{' - |' * (settings - 1)}" in page
     assert f"| trial SFT | 0.700 ± 0.115 |{' - |' * (settings - 1)}" in page
     assert (
         "| trial SFT | depth1-names | trial SFT, trials blocked | +0.500 ± 0.058 | +8.7 |" in page

@@ -7,19 +7,24 @@ import pyarrow as pa
 import pytest
 
 from cluster.config.run_config import load_config
+from cluster.lifecycle.inputs import Environments
 from cluster.lifecycle.opening import new_run
 from cluster.progress import Progress
+from cluster.study.eval_pool import EvalPool
 from cluster.study.graph import Stage, StageGraph
 from cluster.study.recipe import Study, load_study
-from cluster.study.stages import Stand, begun_for, seed_stages, tokens_of
+from cluster.study.stages import SeedContext, is_attempt, seed_stages, tokens_of
 from cluster.study.study import collect, run_study
 from envs.errors import ConfigError
+from rollout.store.run_layout import RunKind
 
 MODELS = ("direct", "direct-copy", "trial-sft", "trial-grpo", "grpo-no-trial-tokens")
 
 
 def stages_of(study: Study, root: Path) -> dict[str, Stage]:
-    stages = seed_stages(study, root, Stand(study.config), Progress(quiet=True))
+    pool = EvalPool(study.config, root / "pool")
+    seed = SeedContext(root, pool, Environments(), Progress(quiet=True))
+    stages = seed_stages(study, seed)
     return {stage.key: stage for stage in stages}
 
 
@@ -121,12 +126,21 @@ def test_a_killed_attempt_goes_on_where_it_ends_in_the_same_model(
     tmp_path: Path, kind: str, change: str, *, goes_on: bool
 ) -> None:
     path = tmp_path / "attempt"
-    assert not begun_for(path, load_config("catalog"), kind)
-    new_run(path, load_config("catalog")).close()
-    assert begun_for(path, load_config("catalog"), kind)
-    assert begun_for(path, load_config("catalog", [change]), kind) is goes_on
+    assert not is_attempt(path, load_config("catalog"), kind)
+    new_run(path, load_config("catalog"), RunKind.TRAIN).close()
+    assert is_attempt(path, load_config("catalog"), kind)
+    assert is_attempt(path, load_config("catalog", [change]), kind) is goes_on
 
 
 def test_tokens_are_those_of_all_episodes() -> None:
     table = pa.table({"token_ids": pa.array([[1, 2, 3], [4], []])})
     assert tokens_of(table) == 4
+
+
+def test_replay_finds_what_the_evaluation_pool_recorded(tmp_path: Path) -> None:
+    config = load_config("study", ["tools.record=true"])
+    pool = EvalPool(config, tmp_path / "pool")
+    folder = (tmp_path / "pool" / "tool_traffic").resolve()
+    assert pool.recording(config).tools.record_dir == str(folder)
+    silent = load_config("study")
+    assert pool.recording(silent) == silent

@@ -13,20 +13,20 @@ import pytest
 from cluster.cli.main import main
 from cluster.config.run_config import RolloutsSection, RunConfig, load_config, to_toml
 from cluster.progress import Progress
-from cluster.scheduling.collection import Collection, Extent
-from cluster.scheduling.player import Actors, Player
+from cluster.scheduling.collection import Collection, CollectionSize
+from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
 from cluster.scheduling.task_stream import TaskStream
-from cluster.teachers.collect import check_goes_on, endpoint_key, playing_section, run_collect
-from cluster.teachers.selection_file import keep, read_kept
-from cluster.teachers.teach import EndpointActors, Stage
-from cluster.training.sft_data import Source, kept_of, lessons, parse_source
+from cluster.teachers.collect import endpoint_key, retry_section, run_collect
+from cluster.teachers.selection_file import read_selection, select_episodes
+from cluster.teachers.teacher import EndpointTeacher, TeacherHost
+from cluster.training.sft_data import Source, correct_of, parse_source, selected_of, sft_table
 from envs.errors import ConfigError, EngineError, InfraError, StoreError
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer
 from rollout.config import EpisodeConfig
 from rollout.engines.openai_config import EndpointConfig
-from rollout.episode import Episode, Lease, Outcome, Phase, Turn
+from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind, Turn
 from rollout.episode_schema import from_batch, to_batch
 from rollout.evaluation.teacher_filter import FilterConfig, FilterContext
 from rollout.store.ledger_state import DropReason, State
@@ -39,7 +39,7 @@ from tests.rollout.conftest import make_tokenizer
 from tests.rollout.engines.fake_endpoint import KEY, PROMPT, FakeEndpoint, call, fails, says
 
 RULES = FilterConfig(min_trials=0, leakage=False, produced=False)
-EXTENT = Extent(tasks=4, samples=2, seed=5, concurrency=3)
+SIZE = CollectionSize(tasks=4, samples=2, seed=5, concurrency=3)
 QUIET = Progress(quiet=True)
 
 
@@ -64,11 +64,11 @@ def new_run(path: Path) -> RunDirectory:
 
 
 async def play(
-    run: RunDirectory, actors: Actors, affordable: Callable[[], bool] = lambda: True
+    run: RunDirectory, workers: EpisodeWorkers, affordable: Callable[[], bool] = lambda: True
 ) -> None:
-    player = Player(actors, run, RolloutsSection(), EpisodeConfig())
+    dispatcher = Dispatcher(workers, run, RolloutsSection(), EpisodeConfig())
     stream = TaskStream(Numbered(), "train", 5)
-    await Collection(run, stream, player, EXTENT, affordable).play_all(QUIET)
+    await Collection(run, stream, dispatcher, SIZE, affordable).run_all(QUIET)
 
 
 def stored(path: Path) -> Counter[str]:
@@ -109,7 +109,17 @@ async def test_a_killed_collection_plays_only_what_is_missing(tmp_path: Path) ->
 async def test_what_a_kill_left_finished_is_not_played_again(tmp_path: Path) -> None:
     path, teacher = tmp_path / "run", Teacher()
     with new_run(path) as run:
-        lease = Lease("unit", "t000000-00", "t000000", "train-0", 0, 0, 1)
+        lease = Lease(
+            run="unit",
+            episode="t000000-00",
+            kind=RolloutKind.COLLECT,
+            group="t000000",
+            group_number=0,
+            task="train-0",
+            sample_index=0,
+            attempt=0,
+            seed=1,
+        )
         other = replace(lease, episode="t000000-01", sample_index=1)
         run.ledger.lease([lease, other])
         task = Numbered().tasks("train", 5, 1)[0]
@@ -145,7 +155,9 @@ async def test_one_failure_of_the_world_is_tried_again(tmp_path: Path) -> None:
     with new_run(tmp_path / "run") as run:
         await play(run, teacher)
         assert run.ledger.audit().reasons == {DropReason.COLLECTED: len(EVERY)}
-    assert keep(tmp_path / "run", RULES, FilterContext()).report["episodes"] == len(EVERY)
+    assert select_episodes(tmp_path / "run", RULES, FilterContext()).report["episodes"] == len(
+        EVERY
+    )
 
 
 @pytest.mark.parametrize(("source", "tries"), [("scripted", 7), ("policy", 7), ("endpoint", 2)])
@@ -154,7 +166,7 @@ def test_at_an_endpoint_tries_are_paid_for_and_fewer(source: str, tries: int) ->
     config = load_config(
         "catalog", [f"collect.source={source}", "rollouts.max_attempts=7", endpoint]
     )
-    assert playing_section(config).max_attempts == tries
+    assert retry_section(config).max_attempts == tries
 
 
 async def test_a_world_that_fails_every_episode_ends_it_with_the_last_error(
@@ -172,9 +184,9 @@ async def test_the_policys_pool_plays_too(tmp_path: Path, fleet: Any) -> None:
         await play(run, pool)
         await pool.close()
     assert stored(tmp_path / "run") == EVERY
-    assert read_kept(tmp_path / "run") is None
-    kept = keep(tmp_path / "run", RULES, FilterContext())
-    assert kept.kept == tuple(f"t{task:06d}-01" for task in range(4)), "right ones only"
+    assert read_selection(tmp_path / "run") is None
+    selection = select_episodes(tmp_path / "run", RULES, FilterContext())
+    assert selection.selected == tuple(f"t{task:06d}-01" for task in range(4)), "right ones only"
 
 
 # What is kept, and what SFT reads
@@ -188,15 +200,15 @@ async def collected(path: Path) -> Path:
 
 async def test_the_selection_says_why_and_can_be_made_again(tmp_path: Path) -> None:
     run = await collected(tmp_path / "run")
-    report = keep(run, RULES, FilterContext()).report
+    report = select_episodes(run, RULES, FilterContext()).report
     assert (report["episodes"], report["kept"], report["dropped"]) == (8, 4, {"wrong": 4})
     assert report["by_source"] == {"policy": {"played": 8, "kept": 4}}
-    assert kept_of(run)["episode"].to_pylist() == [f"t{task:06d}-01" for task in range(4)]
-    again = keep(run, RULES.model_copy(update={"min_answer": 0.0}), FilterContext())
+    assert selected_of(run)["episode"].to_pylist() == [f"t{task:06d}-01" for task in range(4)]
+    again = select_episodes(run, RULES.model_copy(update={"min_answer": 0.0}), FilterContext())
     assert again.report["dropped"] == {"duplicate": 4}, "wrong ones rank behind right ones"
-    keep(run, FilterConfig(), FilterContext())
-    with pytest.raises(ConfigError, match="nothing was kept of the 8 episodes"):
-        kept_of(run)
+    select_episodes(run, FilterConfig(), FilterContext())
+    with pytest.raises(ConfigError, match="none of the 8 episodes"):
+        selected_of(run)
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +220,14 @@ async def test_weights_say_how_often_an_episode_is_seen(
     tmp_path: Path, template: ChatTemplate
 ) -> None:
     one, two = await collected(tmp_path / "one"), await collected(tmp_path / "two")
-    mixed = lessons([Source(one, 2.5), Source(two, 0.25)], template, 1)
+    mixed = sft_table([Source(one, 2.5), Source(two, 0.25)], template, 1)
     counts = Counter(mixed["episode"].to_pylist()[: 4 * 2 + 2])
     assert sorted(counts.values()) == [2, 2, 3, 3]
     assert mixed.num_rows == 10 + 1
-    drawn = [lessons([Source(one, 0.5)], template, 1)["episode"].to_pylist() for _ in range(2)]
+    drawn = [sft_table([Source(one, 0.5)], template, 1)["episode"].to_pylist() for _ in range(2)]
     assert drawn[0] == drawn[1]
     with pytest.raises(ConfigError, match="leave no episode"):
-        lessons([Source(one, 0.01)], template, 1)
+        sft_table([Source(one, 0.01)], template, 1)
 
 
 def test_a_source_is_a_folder_and_perhaps_a_weight(tmp_path: Path) -> None:
@@ -245,7 +257,7 @@ async def test_episodes_of_another_tokenizer_are_refused(
     with new_run(tmp_path / "run") as run:
         await play(run, Teacher(spoken))
     with pytest.raises(ConfigError, match="collected for another tokenizer"):
-        lessons([Source(tmp_path / "run")], template, 0)
+        sft_table([Source(tmp_path / "run")], template, 0)
 
 
 # Endpoints
@@ -266,19 +278,20 @@ async def test_an_endpoints_key_is_nowhere_in_the_run_directory(
             status=AnswerStatus.OK, text=str(2 * int(str(made.arguments["x"]))), seconds=0.0
         )
     )
-    stage = Stage(tools, template, 16_000)
-    actors = EndpointActors(stage, endpoint.client(PROMPT), PROMPT)
+    host = TeacherHost(tools, template, 16_000)
+    teacher = EndpointTeacher(host, endpoint.client(PROMPT), PROMPT)
     path = tmp_path / "run"
     with new_run(path) as run:
-        player = Player(actors, run, RolloutsSection(max_attempts=3), EpisodeConfig())
-        extent = Extent(2, 1, 5, 1)
-        await Collection(run, TaskStream(Numbers(), "train", 5), player, extent).play_all(QUIET)
+        dispatcher = Dispatcher(teacher, run, RolloutsSection(max_attempts=3), EpisodeConfig())
+        size = CollectionSize(tasks=2, samples=1, seed=5, concurrency=1)
+        tasks = TaskStream(Numbers(), "train", 5)
+        await Collection(run, tasks, dispatcher, size).run_all(QUIET)
     reader = RunReader(path)
     played = from_batch(reader.batch(reader.episodes()))
     assert played[0].source == "m"
     requests = [episode.extra["teacher_requests"] for episode in played]
     assert (played[0].outcome, requests) == (Outcome.ANSWERED, [5.0, *[1.0] * 3])
-    failures = keep(path, RULES, FilterContext()).report["failures"]
+    failures = select_episodes(path, RULES, FilterContext()).report["failures"]
     assert isinstance(failures, dict) and [*failures.values()] == [1]
     assert played[1].error.endswith("bad ***")
     assert endpoint.keys[0].endswith(KEY)
@@ -328,22 +341,6 @@ def test_the_key_comes_from_the_variable_that_is_named() -> None:
     assert endpoint_key(endpoint.model_copy(update={"key_variable": ""}), {"A": KEY}) == ""
 
 
-def test_a_collection_goes_on_under_the_settings_that_made_it() -> None:
-    before = load_config("catalog", ["collect.source=endpoint", "collect.endpoint.model=a"])
-    for change in ("collect.tasks=900", "collect.filter.min_trials=0", "collect.concurrency=2"):
-        settings = ["collect.source=endpoint", "collect.endpoint.model=a", change]
-        check_goes_on(load_config("catalog", settings), before)
-    for change, name in (
-        ("collect.samples=2", "collect.samples"),
-        ("collect.endpoint.model=b", "collect.endpoint.model"),
-        ("episode.mode=direct", r"episode\.mode"),
-        ("run.seed=9", "run.seed"),
-    ):
-        settings = ["collect.source=endpoint", "collect.endpoint.model=a", change]
-        with pytest.raises(ConfigError, match=rf"other settings \({name} was"):
-            check_goes_on(load_config("catalog", settings), before)
-
-
 # The command
 
 
@@ -364,7 +361,33 @@ def test_options_become_settings_and_a_dry_run_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_is_there_is_not_played_into_without_resume(tmp_path: Path) -> None:
-    new_run(tmp_path / "run").close()
-    with pytest.raises(StoreError, match="go on with --resume"):
+async def test_an_existing_collection_needs_resume(tmp_path: Path) -> None:
+    with new_run(tmp_path / "run") as run:
+        await play(run, Teacher())
+    with pytest.raises(StoreError, match=r"there is a collection .* --resume, or choose another"):
         run_collect(load_config("catalog"), tmp_path / "run", resume=False)
+
+
+async def test_an_older_selection_is_read(tmp_path: Path) -> None:
+    run = await collected(tmp_path / "run")
+    selection = select_episodes(run, RULES, FilterContext())
+    new = run / "selection.json"
+    older = new.read_text().replace('"selected"', '"kept"')
+    new.unlink()
+    assert read_selection(run) is None
+    (run / "kept.json").write_text(older)
+    assert read_selection(run) == selection
+
+
+async def test_a_penalty_does_not_make_an_answer_wrong(tmp_path: Path) -> None:
+    """Only the `answer` part of the reward decides what SFT trains on."""
+
+    def penalised(lease: Lease) -> Episode:
+        episode = canned(lease, Numbered().tasks("train", 5, 1)[0], 0, "")
+        assert episode.reward is not None
+        return replace(episode, reward=episode.reward - 0.75)
+
+    with new_run(tmp_path / "run") as run:
+        await play(run, Teacher(penalised))
+    names = correct_of(tmp_path / "run")["episode"].to_pylist()
+    assert sorted(names) == [f"t{task:06d}-01" for task in range(4)]

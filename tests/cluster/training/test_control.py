@@ -60,7 +60,7 @@ def test_requests_are_done_in_order_and_written_down(
     ]
     assert list(run.layout.requests.iterdir()) == []
     assert [row["note"] for row in rows] == [
-        "the cluster has room for 2 of 3 more; the others wait for it",
+        "the cluster has room for 2 of 3 more; the others wait for room",
         "",
     ]
     told = " ".join(capsys.readouterr().err.split())
@@ -114,7 +114,7 @@ def test_a_request_of_an_older_client_is_carried_out(run: RunDirectory) -> None:
 async def test_a_job_answers_while_the_block_lasts(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "_POLL_S", 0.01)
     pool = Pool()
     event = ControlEvent(at=1.0, actor="ada", request=ScaleRequest(workers=7))
     async with controlled(Controls(run, pool, lambda: 9), Progress(quiet=True)):
@@ -125,7 +125,7 @@ async def test_a_job_answers_while_the_block_lasts(
 async def test_a_request_that_cannot_be_done_ends_nothing(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(control, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "_POLL_S", 0.01)
     rooms = iter([9])
 
     def room() -> int:

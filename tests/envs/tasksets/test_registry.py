@@ -18,7 +18,7 @@ from envs.tools import ToolSet
 from learner.pretrained.tiny_model import build_tokenizer
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Lease, Outcome
+from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 from tests.envs.tasksets.toy_set import WITH_TOY, ToyEnvConfig
@@ -78,7 +78,17 @@ async def test_its_teacher_runs_episodes_on_its_tools() -> None:
         runner = EpisodeRunner(
             engine, client, template, Identity(worker="unit", max_model_len=8_192)
         )
-        lease = Lease("run", "e0", "g0", task.id, 0, 0, 7)
+        lease = Lease(
+            run="run",
+            episode="e0",
+            kind=RolloutKind.TRAIN,
+            group="g0",
+            group_number=0,
+            task=task.id,
+            sample_index=0,
+            attempt=0,
+            seed=7,
+        )
         episode = await runner.run_episode(lease, task, EpisodeConfig(mode="direct"))
         await client.close()
     assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)

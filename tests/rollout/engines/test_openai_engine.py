@@ -17,7 +17,7 @@ from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_engine import OpenAIEngine, TeacherTask
 from rollout.engines.openai_prompt import TeacherNotes
 from rollout.engines.openai_wire import ChatReply, native_messages, read_reply
-from rollout.episode import Episode, Lease, Outcome, Phase
+from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind
 from rollout.prompts import make_prompts
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
@@ -33,7 +33,17 @@ from tests.rollout.engines.fake_endpoint import (
     says,
 )
 
-LEASE = Lease("run", "e1", "g1", "task-1", 0, 0, 7)
+LEASE = Lease(
+    run="run",
+    episode="e1",
+    kind=RolloutKind.TRAIN,
+    group="g1",
+    group_number=1,
+    task="task-1",
+    sample_index=0,
+    attempt=0,
+    seed=7,
+)
 
 
 def double(made: ToolCall, before: list[ToolCall]) -> ToolAnswer:

@@ -14,6 +14,7 @@ from rollout.episode import (
     Lease,
     Outcome,
     Phase,
+    RolloutKind,
     Sampling,
     Timings,
     Turn,
@@ -185,7 +186,17 @@ def test_row_of_an_episode() -> None:
     )
     phases = (0, 0, 1, 1, 4, 1, 3)
     episode = Episode(
-        lease=Lease("run", "episode", "group", "toolhop-7", 0, 0, 1),
+        lease=Lease(
+            run="run",
+            episode="episode",
+            kind=RolloutKind.TRAIN,
+            group="group",
+            group_number=0,
+            task="toolhop-7",
+            sample_index=0,
+            attempt=0,
+            seed=1,
+        ),
         environment="toolhop",
         split="heldout",
         mode="trial",

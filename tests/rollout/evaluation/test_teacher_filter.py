@@ -8,7 +8,7 @@ import pytest
 
 from envs.messages import Message
 from envs.tools import AnswerStatus
-from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Turn
+from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, RolloutKind, Turn
 from rollout.evaluation.teacher_filter import (
     Candidate,
     FilterConfig,
@@ -72,7 +72,19 @@ def make(episode_with: Make) -> Make:
         right: float = 1.0,
         **changes: Any,
     ) -> Episode:
-        played = episode_with(lease=Lease("run", episode, "g", task, 0, 0, 7))
+        played = episode_with(
+            lease=Lease(
+                run="run",
+                episode=episode,
+                kind=RolloutKind.TRAIN,
+                group="g",
+                group_number=0,
+                task=task,
+                sample_index=0,
+                attempt=0,
+                seed=7,
+            )
+        )
         question = "Reverse hello."
         fields = {
             "question": question,

@@ -6,14 +6,25 @@ from pathlib import Path
 import pytest
 
 from envs.errors import StoreError
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.store.ledger import Ledger, LedgerReader
 from rollout.store.ledger_state import DropReason, State
 
 
 def leases(group: str, size: int = 2) -> list[Lease]:
     return [
-        Lease("run-1", f"{group}.{i}", group, f"task-{group}", i, 0, 100 + i) for i in range(size)
+        Lease(
+            run="run-1",
+            episode=f"{group}.{i}",
+            kind=RolloutKind.TRAIN,
+            group=group,
+            group_number=0,
+            task=f"task-{group}",
+            sample_index=i,
+            attempt=0,
+            seed=100 + i,
+        )
+        for i in range(size)
     ]
 
 
@@ -39,7 +50,17 @@ def test_the_way_of_an_episode_is_recorded(ledger: Ledger, path: Path) -> None:
     first, second, third = leases("g", 3)
     ledger.lease([first, second, third])
     again = ledger.re_lease(second.episode, "its worker died")
-    assert again == Lease("run-1", "g.1", "g", "task-g", 1, 1, 101)
+    assert again == Lease(
+        run="run-1",
+        episode="g.1",
+        kind=RolloutKind.TRAIN,
+        group="g",
+        group_number=0,
+        task="task-g",
+        sample_index=1,
+        attempt=1,
+        seed=101,
+    )
     ledger.finish(first)
     ledger.finish(again)
     ledger.drop([third.episode], DropReason.INFRA_FAILED)

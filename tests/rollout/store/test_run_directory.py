@@ -14,13 +14,14 @@ import pyarrow as pa
 import pytest
 
 from envs.errors import MissingError, StoreError
-from rollout.episode import Episode, Lease, Outcome
+from rollout.episode import Episode, Outcome
 from rollout.episode_schema import EPISODE_SCHEMA, VERSION_KEY, from_batch, to_batch
 from rollout.store.control import ControlEvent, ScaleRequest
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.store.run_reader import EpisodeFilter, RunReader
+from tests.rollout.conftest import lease_in
 
 RUN = RunInfo(run="run-1", seed=7, created_at=1.5, command="trialrun train", versions={"ray": "2"})
 MakeEpisode = Callable[..., Episode]
@@ -35,10 +36,6 @@ def ids(reader: RunReader, wanted: EpisodeFilter | None = None) -> list[str]:
     return [row.episode for row in reader.episodes(wanted)]
 
 
-def lease(group: str, index: int, attempt: int = 0) -> Lease:
-    return Lease("run-1", f"{group}.{index}", group, f"task-{group}", index, attempt, 5)
-
-
 def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) -> None:
     episodes = [episode_with(f"e{i}", tokens=8 + i) for i in range(20)]
     with RunDirectory.create(path, "[env]\n", RUN) as directory:
@@ -51,7 +48,7 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         directory.annotate(3, pa.table({"episode": ["e1"], "advantage": [0.5]}))
         directory.record_control(ControlEvent(at=2.0, actor="cli", request=ScaleRequest(workers=4)))
     reader = RunReader(path)
-    assert (reader.run, reader.config_toml) == (RUN, "[env]\n")
+    assert (reader.info, reader.config_toml) == (RUN, "[env]\n")
     rows = reader.episodes()
     assert [(row.episode, row.tokens, row.row) for row in rows] == [
         (f"e{i}", 8 + i, i % 8 if i < 16 else i - 16 if i < 17 else i - 17) for i in range(20)
@@ -93,7 +90,7 @@ def test_an_episode_is_found_by_a_unique_prefix(path: Path, episode_with: MakeEp
 def test_the_last_attempt_of_each_episode_is_listed_by_id(
     path: Path, episode_with: MakeEpisode
 ) -> None:
-    attempts = [lease("g", 1, 2), lease("g", 0), lease("g", 1, 1), lease("g", 1)]
+    attempts = [lease_in("g", 1, 2), lease_in("g", 0), lease_in("g", 1, 1), lease_in("g", 1)]
     with RunDirectory.create(path, "", RUN) as directory:
         for attempt in attempts:
             directory.append(to_batch([episode_with(lease=attempt)]))
@@ -102,7 +99,7 @@ def test_the_last_attempt_of_each_episode_is_listed_by_id(
 
 
 def test_rows_are_filtered(path: Path, episode_with: MakeEpisode) -> None:
-    members = [lease("g", 0), lease("g", 1), lease("h", 0)]
+    members = [lease_in("g", 0), lease_in("g", 1), lease_in("h", 0)]
     with RunDirectory.create(path, "", RUN) as directory:
         directory.ledger.lease(members[:2])
         directory.append(to_batch([episode_with(lease=member) for member in members]))
@@ -157,7 +154,7 @@ def test_the_index_is_only_a_cache(path: Path, episode_with: MakeEpisode) -> Non
 def test_a_cut_at_any_point_costs_only_what_lay_behind_it(
     path: Path, tmp_path: Path, episode_with: MakeEpisode
 ) -> None:
-    members = [lease(f"g{i}", 0) for i in range(12)]
+    members = [lease_in(f"g{i}", 0) for i in range(12)]
     with RunDirectory.create(path, "[env]\n", RUN, segment_bytes=20_000) as directory:
         for i, member in enumerate(members):
             directory.ledger.lease([member])
@@ -267,6 +264,7 @@ def test_there_is_one_writer_at_a_time(path: Path) -> None:
 
 FULL_DISK = """
 import sys, resource
+from tests.rollout.conftest import lease_in
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 """
 
@@ -306,7 +304,7 @@ def test_after_a_failed_write_the_segment_can_be_written_on(
 
 
 def test_a_group_is_what_the_ledger_counts(path: Path, episode_with: MakeEpisode) -> None:
-    first, second, third = (lease("g", i) for i in range(3))
+    first, second, third = (lease_in("g", i) for i in range(3))
     with RunDirectory.create(path, "", RUN) as directory:
         directory.ledger.lease([first, second, third])
         directory.append(to_batch([episode_with(lease=second)]))
@@ -332,22 +330,24 @@ def test_recovering_rolls_back_and_squares_the_ledger_with_the_store(
 ) -> None:
     with RunDirectory.create(path, "", RUN) as directory:
         for name in "abcd":
-            directory.ledger.lease([lease(name, 0), lease(name, 1)])
-        directory.append(to_batch([episode_with(lease=lease(n, i)) for n in "abc" for i in (0, 1)]))
+            directory.ledger.lease([lease_in(name, 0), lease_in(name, 1)])
         directory.append(
-            to_batch([episode_with(lease=lease("d", 0), outcome=Outcome.INFRA_FAILED)])
+            to_batch([episode_with(lease=lease_in(n, i)) for n in "abc" for i in (0, 1)])
+        )
+        directory.append(
+            to_batch([episode_with(lease=lease_in("d", 0), outcome=Outcome.INFRA_FAILED)])
         )
         for name in "ab":
             for index in (0, 1):
-                directory.ledger.finish(lease(name, index))
+                directory.ledger.finish(lease_in(name, index))
         directory.ledger.train(0, ["b.0", "b.1"])
         directory.ledger.train(1, ["a.0", "a.1"])
-        directory.ledger.finish(lease("c", 0))
+        directory.ledger.finish(lease_in("c", 0))
     with RunDirectory.open(path) as directory:
         directory.recover(0)
         ready = directory.ledger.ready_groups()
         assert [(group.group, group.planned_step) for group in ready] == [("a", 1), ("c", None)]
-        assert directory.ledger.open_leases() == [lease("d", 0), lease("d", 1)]
+        assert directory.ledger.open_leases() == [lease_in("d", 0), lease_in("d", 1)]
         assert all(len(RunReader(path).group(group.group)) == 2 for group in ready)
 
 
@@ -355,16 +355,16 @@ def test_a_finished_episode_that_did_not_reach_the_disk_is_leased_again(
     path: Path, episode_with: MakeEpisode
 ) -> None:
     with RunDirectory.create(path, "", RUN) as directory:
-        directory.ledger.lease([lease("a", 0), lease("a", 1)])
-        directory.append(to_batch([episode_with(lease=lease("a", i)) for i in (0, 1)]))
+        directory.ledger.lease([lease_in("a", 0), lease_in("a", 1)])
+        directory.append(to_batch([episode_with(lease=lease_in("a", i)) for i in (0, 1)]))
         for index in (0, 1):
-            directory.ledger.finish(lease("a", index))
+            directory.ledger.finish(lease_in("a", index))
     (path / "episodes" / "000001.arrows").write_bytes(b"")
     with pytest.raises(StoreError, match="2 are missing"):
         RunReader(path).group("a")
     with RunDirectory.open(path) as directory:
         directory.recover(-1)
-        assert directory.ledger.open_leases() == [lease("a", 0, 1), lease("a", 1, 1)]
+        assert directory.ledger.open_leases() == [lease_in("a", 0, 1), lease_in("a", 1, 1)]
 
 
 def test_wrong_folders_are_refused(path: Path, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_newer_runs_and_segments_are_refused(path: Path, episode_with: MakeEpiso
         RunReader(path).episodes()
     (path / "run.json").write_text(RUN.model_copy(update={"layout_version": 99}).model_dump_json())
     with pytest.raises(StoreError, match="a newer trialrun wrote it"):
-        _ = RunReader(path).run
+        _ = RunReader(path).info
     (path / "run.json").write_text("{")
     with pytest.raises(StoreError, match=r"run\.json: expected a run's description"):
-        _ = RunReader(path).run
+        _ = RunReader(path).info

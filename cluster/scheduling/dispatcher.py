@@ -1,4 +1,6 @@
-"""One leased episode, from the pool to the run directory, tried again when the world fails it."""
+"""One scheduled episode, from the workers to the run directory, retried after infrastructure
+failures.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,49 +17,56 @@ from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 
 MAX_LOSSES = 20
-"""Workers that one episode may outlive before it is taken for what kills them."""
+"""Lost workers after which an episode is taken for the cause of their loss."""
 
 _REASONS = {Outcome.INFRA_FAILED: DropReason.INFRA_FAILED, Outcome.DEADLINE: DropReason.DEADLINE}
 
 
 @dataclass(slots=True)
 class Affinity:
-    """The worker that a group's episodes share, for the sake of its prefix cache."""
+    """The worker that the episodes of a group prefer: its prefix cache holds their prompt."""
 
     worker: str = ""
 
 
-class Actors(Protocol):
-    """Who plays episodes: a RolloutPool, or a teacher in this process."""
+class EpisodeWorkers(Protocol):
+    """What runs episodes: a RolloutPool, or a teacher in this process."""
 
     async def run(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
-        """Return the episode (one row) and who played it. Raises WorkerLost, EngineError."""
+        """Return the episode (one row) and its worker. Raises WorkerLost, EngineError."""
         ...
 
 
-class Player:
-    """Plays leases and records what became of them."""
+class Dispatcher:
+    """Sends scheduled episodes to workers and records their outcomes."""
 
     def __init__(
-        self, pool: Actors, run: RunDirectory, section: RolloutsSection, episode: EpisodeConfig
+        self,
+        workers: EpisodeWorkers,
+        run: RunDirectory,
+        section: RolloutsSection,
+        episode: EpisodeConfig,
     ) -> None:
-        self._pool = pool
+        self._workers = workers
         self._run = run
         self._section = section
         self._episode = episode
 
-    async def play(self, lease: Lease, task: Task, near: Affinity) -> pa.RecordBatch | None:
-        """Return the stored episode (one row) that counts; None when the world failed it too often.
+    async def run_episode(self, lease: Lease, task: Task, near: Affinity) -> pa.RecordBatch | None:
+        """Return the stored episode (one row) that counts; None after too many infrastructure
+        failures.
 
-        Every attempt that ended is stored. A lost worker is no attempt of the episode's own.
+        Every attempt that ended is stored. The loss of a worker does not use up an attempt. Raises
+        InfraError after MAX_LOSSES lost workers.
         """
         ledger = self._run.ledger
         losses, failures = 0, 0
         while True:
             try:
-                batch, near.worker = await self._pool.run(lease, task, self._episode, near.worker)
+                ran = await self._workers.run(lease, task, self._episode, near.worker)
+                batch, near.worker = ran
             except WorkerLost as error:
                 losses += 1
                 if losses > MAX_LOSSES:

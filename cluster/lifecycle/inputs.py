@@ -1,0 +1,68 @@
+"""What a recipe resolves to before anything starts: its model's folder and its environment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config.environments import make_environment
+from cluster.config.run_config import RunConfig
+from envs.config import EnvConfig
+from envs.tasks import Environment
+from learner.pretrained.resolve import check_folder_context, resolve_model
+from rollout.store.run_layout import RunLayout
+from rollout.template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """A recipe with its model and environment; made once per command and passed down."""
+
+    config: RunConfig
+    model: Path
+    environment: Environment
+
+
+def resolve_inputs(config: RunConfig) -> RunInputs:
+    """Find or build the model of a recipe, and make its environment.
+
+    An environment may ask servers for their tools. Raises MissingError, ConfigError,
+    DataFileError, and InfraError where a server does not answer.
+    """
+    return RunInputs(config, find_model(config), make_environment(config.env))
+
+
+def find_model(config: RunConfig) -> Path:
+    """Return the folder of the recipe's model, which is built if need be.
+
+    Raises MissingError, and ConfigError for a context or a chat template that does not fit.
+    """
+    path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
+    check_folder_context(path, config.model.max_model_len)
+    ChatTemplate.load(path)
+    return path.resolve()
+
+
+class Environments:
+    """Environments of several recipes of one command; equal `[env]` sections share one."""
+
+    def __init__(self, make: Callable[[EnvConfig], Environment] = make_environment) -> None:
+        self._make = make
+        self._made: dict[str, Environment] = {}
+
+    def of(self, section: EnvConfig) -> Environment:
+        """Return the environment of `section`. Raises as `make_environment` does."""
+        key = section.model_dump_json()
+        if key not in self._made:
+            self._made[key] = self._make(section)
+        return self._made[key]
+
+
+def with_recording(config: RunConfig, run: Path) -> RunConfig:
+    """Return `config` with the folder of its tool record filled in, where `tools.record` is set:
+    the one that it names, or else `tool_traffic` in the run directory `run`.
+    """
+    if not config.tools.record:
+        return config
+    folder = Path(config.tools.record_dir or RunLayout(run).tool_traffic).resolve()
+    tools = config.tools.model_copy(update={"record_dir": str(folder)})
+    return config.model_copy(update={"tools": tools})
