@@ -11,7 +11,6 @@ from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.weight_transfer.base import (
-    WeightTransferInitRequest,
     WeightTransferUpdateRequest,
 )
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -28,12 +27,11 @@ from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
 from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, REFUSED, WorkerExtension
 from rollout.weights.layout import push_layout
-from rollout.weights.manifest import WeightLayout, WeightManifest
+from rollout.weights.manifest import Transport, WeightLayout, WeightManifest
 
 Device = Literal["cpu", "cuda"]
-Transport = Literal["shm", "nccl", "cuda_ipc"]
 
-_BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "nccl": "nccl", "cuda_ipc": "ipc"}
+_BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "cuda_ipc": "ipc"}
 _FINISH: Mapping[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _CLOSE_TIMEOUT_S = 10.0
 _ROW_INVARIANT = "rollout.engines.vllm_row_invariant.RowInvariantExtension"
@@ -169,10 +167,6 @@ class VllmEngine:
                     f"expected version {manifest.version} to be loaded within {deadline_s:g} s, "
                     "found it still loading"
                 ) from error
-
-    async def connect(self, init_info: dict[str, Any]) -> None:
-        """Meet the learner's device transport; vLLM's trainer side hands out `init_info`."""
-        await self._live().init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def pause(self) -> None:
         await self._live().pause_generation(mode="keep", clear_cache=False)

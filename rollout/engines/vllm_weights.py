@@ -1,8 +1,8 @@
-"""Weight pushes in vLLM's terms: a transfer engine for shared memory, and the sender for NCCL."""
+"""Weight pushes in vLLM's terms: a transfer engine that reads shared memory."""
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -10,17 +10,11 @@ from typing import Any, Protocol, cast
 import torch
 from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import (
-    WeightTransferEngineFactory,
-    WeightTransferTrainerFactory,
-)
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -29,7 +23,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from rollout.weights.manifest import TensorSlot, WeightLayout, checksum
+from rollout.weights.manifest import TensorSlot, checksum
 
 BACKEND = "trialrun_shm"
 REFUSED = "weights refused"
@@ -196,80 +190,6 @@ class WorkerExtension:
         manager.remove_adapter(ADAPTER_ID)
         manager.add_adapter(adapter)
         manager.activate_adapter(ADAPTER_ID)
-
-
-@dataclass(frozen=True, slots=True)
-class NcclGroup:
-    """Where the sender (rank 0) and all vLLM workers meet; `world_size` counts them together."""
-
-    address: str
-    port: int
-    world_size: int
-
-
-class NcclSender:
-    """The learner's end of vLLM's NCCL backend: broadcasts while engines load their manifests.
-
-    `connect` gets the workers' side of the rendezvous and must pass it to `VllmEngine.connect` of
-    every engine, `rank_offset` raised by the workers of the engines before it. The group is fixed:
-    an engine that joins or dies needs a new one. Not exercised without two GPUs.
-    """
-
-    def __init__(
-        self, group: NcclGroup, layout: WeightLayout, connect: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self._source = _StagedWeights(layout)
-        self._trainer = WeightTransferTrainerFactory.trainer_init(
-            NCCLTrainerInitInfo(
-                rank=0,
-                master_address=group.address,
-                master_port=group.port,
-                world_size=group.world_size,
-            ),
-            client=_ConnectOnly(connect),
-            source=self._source,
-        )
-
-    def send(self, weights: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Broadcast `weights`, in the layout's order; returns once every engine has them."""
-        self._source.weights = weights
-        self._trainer.send_weights()
-
-    def close(self) -> None:
-        self._trainer.shutdown()
-
-
-class _StagedWeights(WeightSource):
-    """The tensors of the version that is being sent."""
-
-    def __init__(self, layout: WeightLayout) -> None:
-        self._layout = layout
-        self.weights: Sequence[tuple[str, torch.Tensor]] = ()
-
-    def metadata(self) -> list[ParamMeta]:
-        return [
-            ParamMeta(slot.name, getattr(torch, slot.dtype), slot.shape)
-            for slot in self._layout.slots
-        ]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.weights)
-
-
-class _ConnectOnly:
-    """vLLM's control plane as the sender sees it: engines pause, load and resume by themselves."""
-
-    def __init__(self, connect: Callable[[dict[str, Any]], None]) -> None:
-        self._connect = connect
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._connect(init_info)
-
-    def start_weight_update(self) -> None: ...
-
-    def update_weights(self, update_info: object) -> None: ...
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
 class _TakesCheckpoint(Protocol):

@@ -288,7 +288,7 @@ async def test_refused_manifests_leave_the_old_weights_live(rig: Rig) -> None:
         (replace(good, checksum="0" * 16), "checksum"),
         (replace(good, layout=fewer), good.layout.slots[-1].name),
         (replace(good, path=f"{good.path}.gone"), "cannot map"),
-        (replace(good, transport="nccl"), "transport"),
+        (replace(good, transport="cuda_ipc"), "transport"),
         (replace(good, version=version - 1), "at least"),
     ):
         with pytest.raises(WeightSyncError, match=complaint):
