@@ -80,7 +80,7 @@ class Engine(Protocol):
         """Continue `prompt`. Raises EngineError when the engine cannot go on."""
         ...
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         """Take the weights of `manifest`; requests in flight continue with them. Raises
         WeightSyncError.
         """

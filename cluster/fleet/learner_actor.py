@@ -1,4 +1,4 @@
-"""The Ray actor of one learner rank: a thin shell around Trainer."""
+"""Ray actor of one learner rank, a thin shell around Trainer."""
 
 import socket
 from collections.abc import Iterator
@@ -20,26 +20,26 @@ from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPub
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.weights.layout import push_layout
-from rollout.weights.manifest import WeightManifest
+from rollout.weights.manifest import Transport, WeightManifest
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
 
 TRAINER = "learner.trainer:Trainer"
-"""Imported where a rank runs: DeepSpeed takes many seconds, and the driver can do without."""
+"""Imported only where a rank runs: importing DeepSpeed takes many seconds."""
 
 
 class LearnerActor:
-    """Shell of one learner rank and, on rank 0, of the publisher."""
+    """One learner rank and, on rank 0, the publisher of its weights."""
 
-    def __init__(self, transport: str, shm_dir: str) -> None:
+    def __init__(self, transport: Transport, shm_dir: str) -> None:
         self._transport = transport
         self._shm_dir = Path(shm_dir)
         self._trainer: Trainer | None = None
         self._publisher: Publisher | None = None
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return an address and a free port of this node, where all ranks can meet."""
+        """Return the address and a free port of this node, for all ranks to connect to."""
         address = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((address, 0))
@@ -50,20 +50,18 @@ class LearnerActor:
         self._trainer = resolve_name(TRAINER)(setup)
 
     def rl_step(self, table: pa.Table) -> StepReport:
-        """Make one step; what rank 0 reports says which weights it ended in."""
+        """Make one step; rank 0's report carries the digests of the resulting weights."""
         report, named = self._live.rl_step(table), self._live.named_weights()
         if self._live.setup.rank == 0:
             return sealed(report, tensor_digests(named))
-        for _ in named:  # every rank takes part in gathering them
+        for _ in named:  # gathering them is collective
             pass
         return report
 
     def sft(
         self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
     ) -> Iterator[dict[str, float]]:
-        """Train what is left of an SFT; yields the metrics of every optimizer step, once it is
-        saved where it is one to be saved.
-        """
+        """Run the remaining steps of an SFT; yield the metrics of each, after its checkpoint."""
         setup, saved = self._live.setup, steps_done
         assert setup.sft is not None, "Trainer.sft refuses it"
         for metrics in self._live.sft(table, seed, steps_done):
@@ -76,8 +74,8 @@ class LearnerActor:
     def logprobs(self, table: pa.Table) -> list[NDArray[np.float32]]:
         return self._live.logprobs(table)
 
-    def publish(self, version: int) -> WeightManifest | None:
-        """Publish the weights as `version`; every rank takes part, rank 0 returns the manifest."""
+    def publish_weights(self, version: int) -> WeightManifest | None:
+        """Publish the weights as `version`; collective, and only rank 0 returns the manifest."""
         named = self._live.pushed_weights()
         if self._live.setup.rank != 0:
             for _ in named:
@@ -88,13 +86,13 @@ class LearnerActor:
         manifest = self._publisher.publish(version, named)
         return replace(manifest, place=place_here(str(self._shm_dir)))
 
-    def save(self, path: str, step: int) -> None:
+    def save_checkpoint(self, path: str, step: int) -> None:
         self._live.save(path, step)
 
-    def load(self, path: str) -> int:
+    def load_checkpoint(self, path: str) -> int:
         return self._live.load(path)
 
-    def export(self, path: str) -> None:
+    def export_model(self, path: str) -> None:
         self._live.export(path)
 
     def close(self) -> None:

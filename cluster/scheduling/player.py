@@ -30,7 +30,7 @@ class Affinity:
 class Actors(Protocol):
     """Who plays episodes: a RolloutPool, or a teacher in this process."""
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         """Return the episode (one row) and who played it. Raises WorkerLost, EngineError."""
@@ -57,7 +57,9 @@ class Player:
         losses, failures = 0, 0
         while True:
             try:
-                batch, near.worker = await self._pool.run(lease, task, self._episode, near.worker)
+                batch, near.worker = await self._pool.run_episode(
+                    lease, task, self._episode, near.worker
+                )
             except WorkerLost as error:
                 losses += 1
                 if losses > MAX_LOSSES:

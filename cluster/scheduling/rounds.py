@@ -71,7 +71,7 @@ class Rounds:
     async def load(self, manifest: WeightManifest) -> None:
         """Wait for the rounds in flight, push weights, and begin the round that they allow."""
         await asyncio.gather(*self._playing.values())
-        await self._pool.load(manifest)
+        await self._pool.load_weights(manifest)
         self._version = manifest.version
         self._admit()
 

@@ -94,7 +94,7 @@ async def _reinforced(
                 f"{training.run.steps} steps of GRPO with {training.rollouts.workers} vLLM workers"
             )
             await reinforce(job, progress)
-            await job.learner.export(run.layout.model)
+            await job.learner.export_model(run.layout.model)
             progress.say("held-out tools after reinforcement")
             results |= await _measure(config, job, REINFORCED)
             async with serving(config, job.pool, await direct, training.run.steps + 1):

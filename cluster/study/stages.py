@@ -88,7 +88,7 @@ async def serving(
     here = place_here(config.cluster.shm_dir)
     try:
         manifest = publisher.publish(version, folder_weights(model))
-        await pool.load(replace(manifest, place=here))
+        await pool.load_weights(replace(manifest, place=here))
         yield
     finally:
         publisher.close()
@@ -244,7 +244,7 @@ async def _reinforced(
     with open_run(config, progress, resume=begun) as run:
         async with open_job(config, run) as job:
             await reinforce(job, progress)
-            await job.learner.export(folder / WEIGHTS)
+            await job.learner.export_model(folder / WEIGHTS)
     reader = RunReader(config.path)
     rows = [row.values for row in reader.metrics()]
     return {

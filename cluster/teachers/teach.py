@@ -81,7 +81,7 @@ class ScriptedActors:
         self._runner = EpisodeRunner(engine, stage.tools, stage.template, stage.identity(_NAME))
         self._trial_calls = trial_calls
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         calls = self._trial_calls(lease.seed, config.trial.calls)
@@ -98,7 +98,7 @@ class EndpointActors:
         self._client = client
         self._config = config
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         stage = self._stage
@@ -145,10 +145,10 @@ class _Remembering:
         self._actors = actors
         self._right = dict(right)
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
-        batch, worker = await self._actors.run(lease, task, config, prefer)
+        batch, worker = await self._actors.run_episode(lease, task, config, prefer)
         self._right.pop(lease.episode, None)
         if _is_right(batch):
             self._right[lease.episode] = batch

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
-from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.lifecycle.opening import find_model, recorded_in
@@ -46,8 +46,8 @@ class Job:
     async def begin(self) -> None:
         """Bring learner and pool to where the run stands and start to play."""
         if self.resumed_from is not None:
-            await self.learner.load(self.resumed_from)
-            await self.pool.load(await self.learner.publish(self.steps_done))
+            await self.learner.load_checkpoint(self.resumed_from)
+            await self.pool.load_weights(await self.learner.publish_weights(self.steps_done))
         self.rollouts.start(self.steps_done)
 
     def checkpoint(self, step: int) -> Path:
@@ -78,7 +78,7 @@ async def open_job(config: RunConfig, run: RunDirectory) -> AsyncIterator[Job]:
     stream = TaskStream(make_environment(config.env), "train", config.run.seed)
     checkpoint = newest_checkpoint(run.layout.checkpoints)
     async with open_pool(recorded_in(config, run.path), model) as pool:
-        learner = LearnerGroup(LearnerPlan(config, str(model)))
+        learner = LearnerGroup(config, str(model))
         try:
             await asyncio.gather(learner.start(), pool.wait_healthy())
             source = Rounds if config.run.deterministic else Rollouts

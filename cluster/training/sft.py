@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig, load_config
-from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.opening import find_model, new_run
 from cluster.lifecycle.resume_check import check_same
@@ -78,10 +78,10 @@ async def _train(
     told = RunReader(run.path).metrics()
     # ranks are ahead of what they told: a checkpoint may be of steps whose metrics a kill took
     begun = newest_checkpoint(checkpoints, most=told[-1].step if told else 0)
-    learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
+    learner = LearnerGroup(config, str(model), config.sft)
     try:
         await learner.start()
-        done = await learner.load(begun) if begun else 0
+        done = await learner.load_checkpoint(begun) if begun else 0
         if done:
             progress.say(f"going on from the checkpoint of step {done}")
         async for row in learner.sft(table, config.run.seed, checkpoints, done):
@@ -89,7 +89,7 @@ async def _train(
             step = int(row.pop("step"))
             run.record_metrics(step, row)
             keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
-        await learner.export(run.layout.model)
+        await learner.export_model(run.layout.model)
     finally:
         await learner.close()
     run.sync()

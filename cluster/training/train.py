@@ -39,7 +39,7 @@ async def train(config: RunConfig, run: RunDirectory, progress: Progress) -> Pat
     """Train as the recipe says and export the policy; returns its Hugging Face folder."""
     async with open_job(config, run) as job:
         await reinforce(job, progress)
-        await job.learner.export(run.layout.model)
+        await job.learner.export_model(run.layout.model)
         return run.layout.model
 
 
@@ -58,11 +58,11 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     watch = Stopwatch()
     groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
     watch.lap("collect_s")
-    report = await job.learner.step(table_of(groups))
+    report = await job.learner.rl_step(table_of(groups))
     job.trained(step, groups, report)
     await _checkpoint(job, step)
     watch.lap("learn_s")
-    await job.rollouts.load(await job.learner.publish(step))
+    await job.rollouts.load(await job.learner.publish_weights(step))
     watch.lap("push_s")
     metrics = step_row(job, step, groups, report) | watch.laps
     job.run.record_metrics(step, metrics)
@@ -72,7 +72,7 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
 async def _checkpoint(job: Job, step: int) -> None:
     section = job.config.run
     if step % section.checkpoint_every == 0 or step == section.steps:
-        await job.learner.save(job.checkpoint(step), step)
+        await job.learner.save_checkpoint(job.checkpoint(step), step)
         keep_newest(job.run.layout.checkpoints, section.keep_checkpoints)
 
 

@@ -95,7 +95,7 @@ class OpenAIEngine:
             return self._completion(said, params.max_tokens)
         return await asyncio.to_thread(self._completion, said, params.max_tokens)
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         raise EngineError(f"an endpoint takes no weights, found version {manifest.version}")
 
     async def pause(self) -> None: ...

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, astuple
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
@@ -23,13 +23,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from envs.errors import EngineError, EpisodeError, WeightSyncError
-from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, REFUSED, WorkerExtension
 from rollout.weights.layout import push_layout
 from rollout.weights.manifest import Transport, WeightLayout, WeightManifest
-
-Device = Literal["cpu", "cuda"]
 
 _BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "cuda_ipc": "ipc"}
 _FINISH: Mapping[str | None, FinishReason] = {"stop": "stop", "length": "length"}
@@ -39,35 +37,25 @@ _ROW_INVARIANT = "rollout.engines.vllm_row_invariant.RowInvariantExtension"
 _CHECK = "row_variant_layers"
 
 
-@dataclass(frozen=True, slots=True)
-class VllmSpec:
-    """What one engine starts from; `model_path` is a Hugging Face folder, its weights version 0."""
-
-    model_path: str
-    model: ModelConfig
-    engine: EngineConfig
-    stop_token_ids: tuple[int, ...]
-    seed: int
-    device: Device = "cpu"
-    transport: Transport = "shm"
-    clear_cache_on_load: bool = True
-    """Drop prefix-cache blocks at a load and recompute what is in flight; the version salt alone
-    already keeps a new-version request from being served old blocks."""
-    deterministic: bool = False
-    """A request's tokens and logprobs do not depend on what else is computed at the time; on CPU
-    vLLM's linear layers are replaced for it, on a GPU set `VLLM_BATCH_INVARIANT`."""
-
-
 class VllmEngine:
     """An Engine on vLLM's AsyncLLM, whose core and worker run in a process of their own.
 
-    Requests salt the prefix cache with the policy version that they started under. A request that
-    straddles a load keeps the tokens it has and continues with the new weights; with
-    `clear_cache_on_load` its keys and values are recomputed under them too.
+    Every request salts the prefix cache with the policy version that it started under, so it is
+    never served blocks of an older version. A request that is running during a load keeps its
+    tokens and continues with the new weights.
     """
 
-    def __init__(self, spec: VllmSpec) -> None:
+    def __init__(
+        self, spec: EngineSpec, *, stop_token_ids: Sequence[int], clear_cache_on_load: bool = True
+    ) -> None:
+        """A turn stops at any of `stop_token_ids`.
+
+        `clear_cache_on_load` drops the prefix cache at a load, so that running requests recompute
+        their keys and values under the new weights too.
+        """
         self._spec = spec
+        self._stop_token_ids = list(stop_token_ids)
+        self._clear_cache_on_load = clear_cache_on_load
         self._llm: AsyncLLM | None = None
         self._version = 0
         self._paused = False
@@ -149,7 +137,7 @@ class VllmEngine:
             ) from error
         return _completion(outputs[-1], started - arrived)
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         """Swap the weights between two scheduler steps; requests in flight continue with them.
 
         Raises WeightSyncError. Where the manifest was refused the old weights stay live; where the
@@ -212,7 +200,7 @@ class VllmEngine:
             flat_logprobs=True,
             detokenize=False,
             ignore_eos=True,  # `stop_token_ids` alone decides, not the model folder
-            stop_token_ids=list(self._spec.stop_token_ids),
+            stop_token_ids=self._stop_token_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -237,7 +225,7 @@ class VllmEngine:
         llm = self._live()
         try:
             # what `pause_generation` calls, without the 20 ms that it then sleeps
-            await llm.engine_core.pause_scheduler_async("keep", self._spec.clear_cache_on_load)
+            await llm.engine_core.pause_scheduler_async("keep", self._clear_cache_on_load)
             yield
         except WeightSyncError:
             await self._resume_unless_paused(llm)
@@ -289,11 +277,11 @@ class VllmEngine:
         await llm.collective_rpc("load_adapter", args=(peft, shapes, update))
 
 
-def _replaces_linear(spec: VllmSpec) -> bool:
+def _replaces_linear(spec: EngineSpec) -> bool:
     return spec.deterministic and spec.device == "cpu"
 
 
-def _engine_args(spec: VllmSpec) -> AsyncEngineArgs:
+def _engine_args(spec: EngineSpec) -> AsyncEngineArgs:
     on_cpu = spec.device == "cpu"
     return AsyncEngineArgs(
         model=spec.model_path,

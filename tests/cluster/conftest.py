@@ -89,7 +89,7 @@ class FakeWorker:
         if self.fleet.start_error is not None:
             raise self.fleet.start_error
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         self.fleet.started.append((self.name, lease))
         version = self.version
         for _ in range(self.fleet.delays.randrange(self.fleet.delay + 1)):
@@ -105,7 +105,7 @@ class FakeWorker:
             raise WorkerLost(f"{self.name} died")
         return to_batch([self.fleet.play(lease, task, version, self.name)])
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         if self.refuse_loads:
             self.refuse_loads -= 1
             raise WeightSyncError("checksum")

@@ -65,7 +65,7 @@ async def play(config: RunConfig, run: RunDirectory) -> Played:
         running = asyncio.create_task(reinforce(job, Progress(quiet=True)))
         victims = await kill_a_worker(job)
         await running
-        await job.learner.export(config.path / "model")
+        await job.learner.export_model(config.path / "model")
         await job.pool.wait_healthy(2)
         summaries = {name: await measure(config, job, name) for name in ("trial", "direct")}
         greedy = {
@@ -108,7 +108,10 @@ async def play_greedy(config: RunConfig, client: Any) -> list[Episode]:
         for i, task in enumerate(tasks)
     ]
     batches = await asyncio.gather(
-        *(client.run(lease, task, episode) for lease, task in zip(leases, tasks, strict=True))
+        *(
+            client.run_episode(lease, task, episode)
+            for lease, task in zip(leases, tasks, strict=True)
+        )
     )
     return [from_batch(batch)[0] for batch in batches]
 

@@ -11,7 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Prompt, SamplingParams
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_environment import engine_environment
+from rollout.weights.manifest import Transport
 
 pytestmark = [pytest.mark.real, pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -44,19 +46,19 @@ def greedy_reference(model: LlamaForCausalLM) -> list[int]:
     return ids[len(PROMPT) :]
 
 
-async def start_engine(folder: Path, transport: str) -> Any:
+async def start_engine(folder: Path, transport: Transport) -> Any:
     vllm_engine = importlib.import_module("rollout.engines.vllm_engine")
     tiny_llama(0).save_pretrained(folder)
     engine = vllm_engine.VllmEngine(
-        vllm_engine.VllmSpec(
+        EngineSpec(
             model_path=str(folder),
             model=ModelConfig.model_validate({"max_model_len": 256}),
             engine=EngineConfig.model_validate({"gpu_memory_utilization": 0.2}),
-            stop_token_ids=(),
             seed=1,
             device="cuda",
             transport=transport,
-        )
+        ),
+        stop_token_ids=(),
     )
     await engine.start()
     return engine
@@ -66,7 +68,7 @@ async def push_and_compare(engine: Any, publisher: Publisher) -> None:
     for version in (1, 2, 3):
         trained = tiny_llama(seed=version)
         manifest = publisher.publish(version, trained.named_parameters())
-        await engine.load(manifest)
+        await engine.load_weights(manifest)
         sampled = await engine.sample(
             Prompt("greedy", PROMPT, ()), SamplingParams(max_tokens=TOKENS, temperature=0.0)
         )
