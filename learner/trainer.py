@@ -42,7 +42,11 @@ class Trainer:
         check_adapters(setup.model.lora, self._optimizer)
         self._backend: Backend = DeepSpeedBackend(
             RankPlace(
-                setup.rank, setup.world_size, setup.master_addr, setup.master_port, setup.device
+                rank=setup.rank,
+                world_size=setup.world_size,
+                master_addr=setup.master_addr,
+                master_port=setup.master_port,
+                device=setup.device,
             ),
             setup.model_path,
             setup.model.dtype,

@@ -46,7 +46,7 @@ class Outcome(StrEnum):
         return self in (Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.POLICY_ERROR)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
     """One tool call as it happened; `arguments` is JSON text."""
 
@@ -73,7 +73,7 @@ class Turn:
     calls: tuple[CallRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Seconds spent, and the wall clock at the start (Unix seconds)."""
 
@@ -107,7 +107,7 @@ class Lease:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """A finished episode. Token arrays share one length T; they only ever grew at the end.
 

@@ -237,7 +237,7 @@ def _episode(
         turns=tuple(_turn(turn) for turn in row["turns"]),
         messages=tuple(Message(**message) for message in row["messages"]),
         sampling=Sampling(*(row[name] for name in _SAMPLING), seed=row["sample_seed"]),
-        timings=Timings(*(row[name] for name in _TIMINGS)),
+        timings=Timings(**{name: row[name] for name in _TIMINGS}),
         **{name: row[name] for name in _SOURCE},
         extra=dict(row["extra"]),
     )

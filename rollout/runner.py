@@ -265,13 +265,13 @@ class _Run:
     ) -> list[CallRecord]:
         return [
             CallRecord(
-                call.name,
-                arguments_text(call.arguments),
-                answer.status,
-                answer.text,
-                answer.seconds,
-                answer.cpu_seconds,
-                self._stage,
+                name=call.name,
+                arguments=arguments_text(call.arguments),
+                status=answer.status,
+                result=answer.text,
+                seconds=answer.seconds,
+                cpu_seconds=answer.cpu_seconds,
+                purpose=self._stage,
             )
             for call, answer in zip(calls, answers, strict=True)
         ]
@@ -368,7 +368,11 @@ class _Run:
             messages=tuple(trajectory.messages),
             sampling=Sampling(config.temperature, config.top_p, config.top_k, self._lease.seed),
             timings=Timings(
-                started_at, wall_s, trajectory.queue_s, trajectory.generate_s, trajectory.tool_s
+                started_at=started_at,
+                wall_s=wall_s,
+                queue_s=trajectory.queue_s,
+                generate_s=trajectory.generate_s,
+                tool_s=trajectory.tool_s,
             ),
             source=self._identity.source,
             worker=self._identity.worker,

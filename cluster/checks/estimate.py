@@ -42,7 +42,7 @@ _REMEDIES = (
 """Tried one after the other, each on top of those before, where a rank does not fit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankMemory:
     """Bytes of one learner rank in its longest micro-batch of `tokens`."""
 
@@ -171,12 +171,12 @@ def _rank(
     penalised = section is config.learner and config.learner.kl_coef > 0
     copied = penalised and not config.model.lora.rank
     return RankMemory(
-        tokens,
-        model_states(shape, TrainingPlan(section, config.learner.ranks, item, trainable)),
-        item * shape.parameters if copied else 0,
-        activations(shape, item, tokens, checkpointing=chosen),
-        activations(shape, item, tokens, checkpointing=not chosen),
-        logits_chunk(shape, item, tokens, CHUNK_LOGITS),
+        tokens=tokens,
+        states=model_states(shape, TrainingPlan(section, config.learner.ranks, item, trainable)),
+        reference=item * shape.parameters if copied else 0,
+        activations=activations(shape, item, tokens, checkpointing=chosen),
+        other_activations=activations(shape, item, tokens, checkpointing=not chosen),
+        logits=logits_chunk(shape, item, tokens, CHUNK_LOGITS),
     )
 
 
@@ -189,7 +189,13 @@ def _engine(config: RunConfig, shape: ModelShape, gpu: int) -> EngineMemory:
     bare = engine_memory(shape, item, 0, length)
     cache = section.kv_cache_mib << 20
     sequences = cache / (bare.cache_per_token * length)
-    return EngineMemory(bare.weights, bare.activations, cache, bare.cache_per_token, sequences)
+    return EngineMemory(
+        weights=bare.weights,
+        activations=bare.activations,
+        cache=cache,
+        cache_per_token=bare.cache_per_token,
+        sequences=sequences,
+    )
 
 
 def _rank_problems(

@@ -42,7 +42,7 @@ class Kernel:
     namespaces_refusal: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Facts, without judgement. Sizes in GiB; `taken_ports` are those that something listens on."""
 

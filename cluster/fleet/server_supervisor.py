@@ -27,7 +27,7 @@ POLL_S = 20.0
 """Longest wait for a change of a directory; after it the unchanged one is returned."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
     """How to reach a running tool server."""
 
@@ -213,7 +213,9 @@ class ServerSupervisor:
         assert process.pid is not None, "the server was started"
         name = f"{self._spec.node}/{slot}.{process.pid}"
         self._pids[slot] = process.pid
-        self._living[slot] = ServerAddress(name, process.address, self._spec.token)
+        self._living[slot] = ServerAddress(
+            name=name, address=process.address, token=self._spec.token
+        )
         await self._notify()
 
     async def _unlist(self, slot: int, reason: str) -> None:

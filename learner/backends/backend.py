@@ -10,7 +10,7 @@ from torch import Tensor
 from learner.packed.packing import Pack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlace:
     """Which rank this is and where rank 0 listens; `device` is `cpu` or `cuda`."""
 

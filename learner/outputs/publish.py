@@ -46,7 +46,13 @@ class SharedMemoryPublisher:
         _fill(self._views[file.path], named_weights)
         self._files.turn()
         found = checksum(memoryview(file.map))
-        return WeightManifest(version, self._layout, "shm", str(file.path), found)
+        return WeightManifest(
+            version=version,
+            layout=self._layout,
+            transport="shm",
+            path=str(file.path),
+            checksum=found,
+        )
 
     def close(self) -> None:
         """Remove the files; engines that still map one keep its memory until they let go."""
@@ -82,7 +88,14 @@ class CudaIpcPublisher:
         handles = [{gpu: reduce_tensor(view)[1]} for _, view in views]
         self._next = 1 - self._next
         pickled = base64.b64encode(pickle.dumps(handles)).decode()
-        return WeightManifest(version, self._layout, "cuda_ipc", "", "", pickled)
+        return WeightManifest(
+            version=version,
+            layout=self._layout,
+            transport="cuda_ipc",
+            path="",
+            checksum="",
+            handles=pickled,
+        )
 
     def close(self) -> None:
         """Free the buffers once no engine maps them."""

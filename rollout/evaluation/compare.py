@@ -38,7 +38,7 @@ class SideScore:
     score: Estimate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
     """Second side minus first, overall or for one value of a tag."""
 
@@ -142,9 +142,18 @@ def _pair_rows(sides: Sequence[Side], of: tuple[str, str], keys: set[TaskKey]) -
     for first, second in combinations(sides, 2):
         a, b = _values(first, keys), _values(second, keys)
         difference = paired([y - x for x, y in zip(a, b, strict=True)])
-        means = (sum(a) / len(a), sum(b) / len(b))
-        tasks = sum(len(keys & set(map(_key, seed))) for seed in first.seeds)
-        rows.append(PairRow(*of, first.name, second.name, tasks, *means, difference, difference.p))
+        row = PairRow(
+            by=of[0],
+            value=of[1],
+            first=first.name,
+            second=second.name,
+            tasks=sum(len(keys & set(map(_key, seed))) for seed in first.seeds),
+            first_score=sum(a) / len(a),
+            second_score=sum(b) / len(b),
+            difference=difference,
+            p_holm=difference.p,
+        )
+        rows.append(row)
     adjusted = holm([row.difference.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 

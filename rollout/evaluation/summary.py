@@ -15,7 +15,7 @@ ANSWER_PART = "answer"
 """Reward part that says whether the answer was right, penalties and costs left out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRow:
     """What a summary needs of one episode; small, so that episodes need not be kept."""
 

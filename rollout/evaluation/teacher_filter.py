@@ -94,7 +94,7 @@ class Given:
     control_tokens: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What the filter needs of one episode, so that episodes need not be kept."""
 

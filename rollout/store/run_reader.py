@@ -16,7 +16,7 @@ from rollout.store.run_layout import RunInfo, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeFilter:
     """Which episodes to list; None and the empty string let all through."""
 

@@ -42,7 +42,7 @@ _COPIED = (
 _TORN = (pa.ArrowException, OSError, EOFError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeRow:
     """The narrow row of an episode: what tables show and filters ask, and where the rest lies."""
 

@@ -80,7 +80,7 @@ class Place:
         return cls(node, f"{_BOOT_ID.read_text().strip()} {status.st_dev} {status.st_ino}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
     """A published policy version: where its bytes lie and how to check them.
 

@@ -116,7 +116,9 @@ def table_of(rows: list[dict[str, Any]], *, apart: bool, logprobs: list[Any] | N
                 turns=(),
                 messages=(Message("user", "?"),),
                 sampling=Sampling(1.0 + 1e-6 * index * apart, 1.0, 0, index),
-                timings=Timings(0.0, 0.0, 0.0, 0.0, 0.0),
+                timings=Timings(
+                    started_at=0.0, wall_s=0.0, queue_s=0.0, generate_s=0.0, tool_s=0.0
+                ),
                 source="policy",
                 worker="w0",
                 tool_server="s0",

@@ -47,7 +47,15 @@ def make_episode(number: int, tokens: int) -> Episode:
     bounds = np.linspace(0, tokens, turns + 1).astype(int).tolist()
     phases = np.repeat([Phase.OBSERVATION, Phase.EXECUTION], [tokens // 2, tokens - tokens // 2])
     logprobs = np.where(phases == Phase.EXECUTION, -rng.exponential(size=tokens), math.nan)
-    call = CallRecord("lookup", '{"key": "a"}', AnswerStatus.OK, "17", 1e-3, 1e-4, "execution")
+    call = CallRecord(
+        name="lookup",
+        arguments='{"key": "a"}',
+        status=AnswerStatus.OK,
+        result="17",
+        seconds=1e-3,
+        cpu_seconds=1e-4,
+        purpose="execution",
+    )
     return Episode(
         lease=Lease("run", f"e{number:06d}", f"g{number // 8}", "task", number % 8, 0, number),
         environment="catalog",
@@ -70,7 +78,7 @@ def make_episode(number: int, tokens: int) -> Episode:
         ),
         messages=tuple(Message("assistant", "I look it up.") for _ in range(turns)),
         sampling=Sampling(1.0, 1.0, 0, number),
-        timings=Timings(1.7e9, 2.0, 0.1, 1.5, 0.4),
+        timings=Timings(started_at=1.7e9, wall_s=2.0, queue_s=0.1, generate_s=1.5, tool_s=0.4),
         source="policy",
         worker="worker-0",
         tool_server="tools-0",

@@ -61,7 +61,7 @@ def canned(lease: Lease, task: Task, version: int, worker: str) -> Episode:
         turns=(),
         messages=(),
         sampling=Sampling(1.0, 1.0, 0, lease.seed),
-        timings=Timings(0.0, 0.0, 0.0, 0.0, 0.0),
+        timings=Timings(started_at=0.0, wall_s=0.0, queue_s=0.0, generate_s=0.0, tool_s=0.0),
         source="policy",
         worker=worker,
         tool_server="",
@@ -170,7 +170,9 @@ async def fleet_of() -> Callable[[int], Fleet]:
 
 
 def manifest(version: int) -> WeightManifest:
-    return WeightManifest(version, WeightLayout(()), "shm", "", "")
+    return WeightManifest(
+        version=version, layout=WeightLayout(()), transport="shm", path="", checksum=""
+    )
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def comparable(episode: Episode) -> Episode:
         lease=replace(episode.lease, run=""),
         turns=turns,
         logprobs_T=tuple(1.0 if math.isnan(lp) else lp for lp in episode.logprobs_T),
-        timings=Timings(0, 0, 0, 0, 0),
+        timings=Timings(started_at=0, wall_s=0, queue_s=0, generate_s=0, tool_s=0),
         worker="",
         tool_server="",
     )

@@ -79,7 +79,7 @@ def make_episode() -> MakeEpisode:
             turns=(),
             messages=(Message("user", "?"),),
             sampling=Sampling(temperature, 1.0, 0, index),
-            timings=Timings(0.0, 0.0, 0.0, 0.0, 0.0),
+            timings=Timings(started_at=0.0, wall_s=0.0, queue_s=0.0, generate_s=0.0, tool_s=0.0),
             source="policy",
             worker="w0",
             tool_server="s0",

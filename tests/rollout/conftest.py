@@ -83,7 +83,15 @@ def make_episode(
     source: str = "policy",
 ) -> Episode:
     """An episode with a trial, an experience and an answer; `tokens` is at least 8."""
-    call = CallRecord("double", '{"x": 3}', AnswerStatus.OK, "6", 0.25, 0.125, "trial")
+    call = CallRecord(
+        name="double",
+        arguments='{"x": 3}',
+        status=AnswerStatus.OK,
+        result="6",
+        seconds=0.25,
+        cpu_seconds=0.125,
+        purpose="trial",
+    )
     turns = (
         Turn(Phase.TRIAL, 4, 5, "<tool_call>{...}</tool_call>", "stop", "", (call,)),
         Turn(Phase.EXPERIENCE, 6, 7, "<experience>doubles</experience>", "stop", ""),
@@ -113,7 +121,9 @@ def make_episode(
         turns=turns,
         messages=messages,
         sampling=Sampling(1.0, 1.0, 0, 11),
-        timings=Timings(1_700_000_000.25, 1.5, 0.25, 1.0, 0.25),
+        timings=Timings(
+            started_at=1_700_000_000.25, wall_s=1.5, queue_s=0.25, generate_s=1.0, tool_s=0.25
+        ),
         source=source,
         worker="worker-0",
         tool_server="tools-0",

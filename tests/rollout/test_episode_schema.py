@@ -85,7 +85,13 @@ def episodes(draw: st.DrawFn) -> Episode:
             draw(st.lists(st.builds(Message, st.sampled_from(["user", "tool"]), TEXT), max_size=3))
         ),
         sampling=Sampling(draw(FLOAT32), draw(FLOAT32), draw(INT32), draw(INT64)),
-        timings=Timings(draw(SECONDS), *(draw(FLOAT32) for _ in range(4))),
+        timings=Timings(
+            started_at=draw(SECONDS),
+            wall_s=draw(FLOAT32),
+            queue_s=draw(FLOAT32),
+            generate_s=draw(FLOAT32),
+            tool_s=draw(FLOAT32),
+        ),
         source=draw(TEXT),
         worker=draw(TEXT),
         tool_server=draw(TEXT),

@@ -52,7 +52,15 @@ Question
 
 
 def call(status: AnswerStatus, result: str) -> CallRecord:
-    return CallRecord("double", '{"x": "a"}', status, result, 0.001, 0.0, "trial")
+    return CallRecord(
+        name="double",
+        arguments='{"x": "a"}',
+        status=status,
+        result=result,
+        seconds=0.001,
+        cpu_seconds=0.0,
+        purpose="trial",
+    )
 
 
 @pytest.fixture

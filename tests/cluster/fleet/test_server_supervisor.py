@@ -124,7 +124,7 @@ async def test_opening_moves_on_to_a_server_that_lives(servers: ServerSupervisor
             if known != -1:
                 await asyncio.Event().wait()
             living = (await servers.directory(-1)).servers
-            gone = ServerAddress("gone", "unix:/nowhere/at/all", "")
+            gone = ServerAddress(name="gone", address="unix:/nowhere/at/all", token="")
             return Directory(7, (gone, living[0]))
 
     tools = BalancedTools([Stale()], CONFIG)
@@ -161,7 +161,9 @@ async def test_servers_on_tcp_ask_for_the_token() -> None:
         arguments = Path(f"/proc/{servers.pids[0]}/cmdline").read_bytes()
         assert b"secret" not in arguments
         for token, works in (("secret", True), ("guess", False)):
-            named = Directory(1, (ServerAddress(server.name, server.address, token),))
+            named = Directory(
+                1, (ServerAddress(name=server.name, address=server.address, token=token),)
+            )
             tools = BalancedTools([_Fixed(named)], CONFIG)
             await tools.start()
             if works:

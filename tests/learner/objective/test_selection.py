@@ -115,7 +115,15 @@ def test_length_is_punished_before_the_limit(make_episode, make_table) -> None:
 
 def trials(count: int) -> tuple[Turn, ...]:
     calls = tuple(
-        CallRecord("probe", f'{{"x": {x}}}', AnswerStatus.OK, "", 0.0, 0.0, "trial")
+        CallRecord(
+            name="probe",
+            arguments=f'{{"x": {x}}}',
+            status=AnswerStatus.OK,
+            result="",
+            seconds=0.0,
+            cpu_seconds=0.0,
+            purpose="trial",
+        )
         for x in range(count)
     )
     return (Turn(Phase.TRIAL, 0, 1, "", "stop", "", calls),)

@@ -143,7 +143,15 @@ def test_json_is_plain() -> None:
 
 def call(status: AnswerStatus, purpose: str) -> CallRecord:
     assert purpose in ("trial", "execution")
-    return CallRecord("find", "{}", status, "", 0.1, 0.1, purpose)
+    return CallRecord(
+        name="find",
+        arguments="{}",
+        status=status,
+        result="",
+        seconds=0.1,
+        cpu_seconds=0.1,
+        purpose=purpose,
+    )
 
 
 def test_row_of_an_episode() -> None:
@@ -180,7 +188,7 @@ def test_row_of_an_episode() -> None:
         turns=turns,
         messages=(),
         sampling=Sampling(0.0, 1.0, 0, 1),
-        timings=Timings(50.0, 2.5, 0.0, 2.0, 0.5),
+        timings=Timings(started_at=50.0, wall_s=2.5, queue_s=0.0, generate_s=2.0, tool_s=0.5),
         source="policy",
         worker="w0",
         tool_server="t0",

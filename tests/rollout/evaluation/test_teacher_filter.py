@@ -32,7 +32,15 @@ def called(
     purpose: Any = "execution",
     status: AnswerStatus = AnswerStatus.OK,
 ) -> CallRecord:
-    return CallRecord(name, f'{{"x": "{value}"}}', status, result, 0.0, 0.0, purpose)
+    return CallRecord(
+        name=name,
+        arguments=f'{{"x": "{value}"}}',
+        status=status,
+        result=result,
+        seconds=0.0,
+        cpu_seconds=0.0,
+        purpose=purpose,
+    )
 
 
 def turn(phase: Phase, text: str, *calls: CallRecord, policy_error: str = "") -> Turn:
