@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample one turn. `seed` None lets the engine draw; temperature 0 is greedy."""
+    """How to sample one turn. With `seed` None the engine chooses one; temperature 0 is greedy."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -24,7 +24,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a turn continues: `token_ids` is the truth; `messages` is for engines that read text."""
+    """What a turn continues, as tokens; `messages` is the same for engines that read text."""
 
     request_id: str
     token_ids: Sequence[int]
@@ -65,24 +65,25 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Something that continues prompts with a versioned policy."""
+    """Continues prompts with a versioned policy."""
 
     @property
     def version(self) -> int:
-        """Policy version of the weights that the next token is sampled with."""
+        """Policy version that samples the next token."""
         ...
 
     async def start(self) -> None:
-        """Make ready to sample. Raises EngineError."""
+        """Prepare for sampling. Raises EngineError."""
         ...
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
-        """Continue `prompt`. Raises EngineError when the engine cannot go on."""
+        """Continue `prompt`. Raises EngineError if the engine must be replaced."""
         ...
 
     async def load_weights(self, manifest: WeightManifest) -> None:
-        """Take the weights of `manifest`; requests in flight continue with them. Raises
-        WeightSyncError.
+        """Load the weights of `manifest`; running requests continue with them.
+
+        Raises WeightSyncError.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""`trialrun estimate`: what a recipe takes, from its model's architecture; nothing is started."""
+"""`trialrun estimate`: memory that a recipe needs, from its model's architecture alone."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ _REMEDIES = (
     ("offload_optimizer", "cpu"),
     ("offload_params", "cpu"),
 )
-"""Tried one after the other, each on top of those before, where a rank does not fit."""
+"""Tried in this order, each in addition to the ones before, if a rank does not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class RankMemory:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a recipe takes; sizes in bytes."""
+    """Memory that a recipe needs, in bytes."""
 
     shape: ModelShape
     trainable: int
@@ -120,7 +120,7 @@ def _architecture(config: RunConfig, given: Path | None) -> Mapping[str, Any]:
 
 
 def _parameters(architecture: Mapping[str, Any]) -> int:
-    """Count by building the model without memory: on the meta device."""
+    """Count parameters by building the model on the meta device, without memory."""
     options = {key: value for key, value in architecture.items() if key != "model_type"}
     try:
         described = AutoConfig.for_model(architecture["model_type"], **options)
@@ -213,7 +213,7 @@ def _rank_problems(
         room = gpu - taken
         if rank.device <= room:
             continue
-        what = f" beside an engine that takes {taken / GIB:.1f}" if taken else ""
+        what = f" next to an engine that uses {taken / GIB:.1f}" if taken else ""
         problems.append(
             f"[{name}] a rank needs {rank.device / GIB:.1f} GiB, the GPU has "
             f"{gpu / GIB:.0f}{what}: {_remedy(config, name, shape, room)}"
@@ -222,7 +222,7 @@ def _rank_problems(
 
 
 def _remedy(config: RunConfig, name: str, shape: ModelShape, room: int) -> str:
-    """Say which changes bring a rank into `room`, the cheapest first."""
+    """Return advice: the changes that make a rank fit into `room`, the cheapest first."""
     section: OptimizerSection = getattr(config, name)
     lora = config.model.lora
     trainable = (

@@ -286,7 +286,7 @@ class RolloutPool:
         except (TimeoutError, InfraError) as error:
             self._fail(worker, f"did not load the weights: {str(error) or 'deadline'}")
         else:
-            # It may have failed, or been told to drain, while it loaded.
+            # It may have failed, or started to drain, while it loaded.
             if not worker.stopping.is_set():
                 worker.state = WorkerState.HEALTHY
 

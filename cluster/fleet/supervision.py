@@ -23,7 +23,7 @@ class Action(StrEnum):
     """Start a new process after `Decision.wait_s`."""
     GIVE_UP = "give up"
     """Fail callers that wait for the slot: too few others can still serve them. The supervisor
-    itself goes on as for `WAIT`, since a lost node may come back.
+    itself continues as for `WAIT`, since a lost node may come back.
     """
 
 

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible chat endpoint: deadlines, tries, waits, and a budget."""
+"""Client of an OpenAI-compatible chat endpoint: retries, deadlines, and a budget."""
 
 import asyncio
 import json
@@ -19,28 +19,28 @@ from rollout.engines.openai_wire import ChatReply, ModelList, WireUsage
 MAX_REPLY_BYTES = 16 * 2**20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 _REFUSED = frozenset({401, 402, 403, 404})
-"""No other request would fare better."""
+"""HTTP statuses after which every other request would be refused too."""
 _LISTED = 8
 _CHARACTERS_PER_TOKEN = 3
-"""For endpoints that do not say what a request used; a low guess, so that a budget errs early."""
+"""For endpoints that report no usage. A low guess, so that a budget ends early, not late."""
 
 
 @dataclass(slots=True)
 class Spending:
-    """What was asked of an endpoint so far."""
+    """Requests made to an endpoint so far, and the tokens that they used."""
 
     requests: int = 0
-    """Every try counts."""
+    """Retries included."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and replies together."""
+        """Tokens of prompts and replies."""
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, other: "Spending") -> None:
-        """Count `other` too."""
+        """Add the counts of `other`."""
         self.requests += other.requests
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
@@ -48,17 +48,17 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """Why a try brought nothing, and how long the endpoint asked to wait (seconds)."""
+    """Why a try failed, and the wait that the endpoint demanded, in seconds."""
 
     text: str
     retry_after_s: float | None = None
 
 
 class ChatClient:
-    """One endpoint, asked by any number of episodes at once.
+    """Client of one endpoint, shared by all episodes.
 
-    When the endpoint names a time to wait, all requests wait, not only the one that was refused.
-    `key` is never part of a message or of anything that is stored.
+    If the endpoint demands a wait, all requests wait, not only the refused one. `key` appears in
+    no message and in nothing that is stored.
     """
 
     def __init__(self, http: httpx.AsyncClient, config: EndpointConfig, key: str) -> None:
@@ -72,7 +72,7 @@ class ChatClient:
 
     @property
     def budget_left(self) -> bool:
-        """Whether another request may be made."""
+        """Whether the budget allows another request."""
         config, spent = self._config, self.spent
         return not (
             (config.max_requests and spent.requests >= config.max_requests)
@@ -80,10 +80,10 @@ class ChatClient:
         )
 
     async def check(self) -> None:
-        """Ask for the list of models.
+        """Request the list of models.
 
-        Raises MissingError (not reachable) or ConfigError (key refused, model not offered). An
-        endpoint without such a list passes.
+        Raises MissingError (not reachable) or ConfigError (key refused, model not listed). An
+        endpoint without a list of models passes.
         """
         try:
             async with asyncio.timeout(self._config.attempt_timeout_s):
@@ -109,10 +109,10 @@ class ChatClient:
             )
 
     async def complete(self, body: JsonObject, label: str, took: Spending) -> ChatReply:
-        """Return the endpoint's reply to `body`; `label` varies the waits.
+        """Return the endpoint's reply to `body`; `label` seeds the jitter of the waits.
 
-        What it takes is added to `took`, where it fails too. Raises TeacherError (this request
-        failed) or EngineError (none can succeed: the key, the model or the budget).
+        Adds what was used to `took`, also on failure. Raises TeacherError (this request failed) or
+        EngineError (no request can succeed: wrong key or model, or no budget).
         """
         config, loop = self._config, asyncio.get_running_loop()
         deadline = loop.time() + config.deadline_s
@@ -198,7 +198,7 @@ class ChatClient:
         )
 
     def _excerpt(self, content: bytes) -> str:
-        """Return the beginning of a body; some endpoints repeat the key in it."""
+        """Return the beginning of a body, without the key, which some endpoints repeat."""
         text = " ".join(content.decode(errors="replace").split())
         return (text.replace(self._key, "***") if self._key else text)[:200] or "(empty)"
 
@@ -208,7 +208,7 @@ def _named(error: Exception) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that a Retry-After header asks for, which may give a number or a date."""
+    """Return the seconds of a Retry-After header, which holds a number or a date."""
     text = response.headers.get("retry-after", "").strip()
     if not text:
         return None

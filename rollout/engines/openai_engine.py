@@ -1,4 +1,4 @@
-"""An engine whose turns come from a chat endpoint: teachers that are asked over HTTP."""
+"""An engine whose turns come from a chat endpoint, for teachers behind HTTP."""
 
 import asyncio
 import math
@@ -24,21 +24,21 @@ from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 _EMPTY_TRIES = 3
-"""Requests for one turn while the endpoint says nothing at all; then the empty turn stands."""
+"""Requests for one turn while the replies are empty; then the empty turn is used."""
 _LONG_TEXT = 4_000
-"""Characters from which a text is tokenised off the event loop."""
+"""Texts of at least so many characters are tokenised off the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the endpoint plays: one task under one episode configuration."""
+    """What the endpoint acts in: one task under one episode configuration."""
 
     task: Task
     episode: EpisodeConfig
 
 
 class OpenAIEngine:
-    """Engine for one episode; what the endpoint writes is tokenised as the student would write it.
+    """Engine for one episode; the endpoint's text is tokenised with the student's template.
 
     Nothing is sampled here, so logprobs are NaN. The instruction that the endpoint gets beyond the
     student's messages is in no token and no message of the episode. Tokens that steer the
@@ -54,14 +54,14 @@ class OpenAIEngine:
         self._part = part
         self._instruction = TeacherNotes(part.episode, config.tool_format).text()
         self.spent = Spending()
-        """What this episode took."""
+        """Requests and tokens that this episode used."""
 
     @property
     def version(self) -> int:
         return 0
 
     async def start(self) -> None:
-        """Check that the tools can be offered. Raises ConfigError."""
+        """Check that the endpoint accepts the tools' names. Raises ConfigError."""
         tools = self._part.task.tool_set.tools
         name = unfit_name(tools) if self._config.tool_format == "native" else None
         if name is not None:
@@ -71,10 +71,10 @@ class OpenAIEngine:
             )
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
-        """Ask for the next turn.
+        """Request the next turn.
 
-        Raises TeacherError where this turn failed or was refused, and EngineError where no request
-        can succeed.
+        Raises TeacherError if this turn failed or was refused, EngineError if no request can
+        succeed.
         """
         said = Said("", "", False)
         for attempt in range(_EMPTY_TRIES):
@@ -88,7 +88,7 @@ class OpenAIEngine:
                 break
             if said.cut:
                 raise TeacherError(
-                    f"{self._config.max_tokens} tokens were spent before anything was said: "
+                    f"the reply used its {self._config.max_tokens} tokens before any text: "
                     "raise collect.endpoint.max_tokens"
                 )
         if len(said.text) < _LONG_TEXT:
@@ -96,7 +96,7 @@ class OpenAIEngine:
         return await asyncio.to_thread(self._completion, said, params.max_tokens)
 
     async def load_weights(self, manifest: WeightManifest) -> None:
-        raise EngineError(f"an endpoint takes no weights, found version {manifest.version}")
+        raise EngineError(f"an endpoint cannot load weights, found version {manifest.version}")
 
     async def pause(self) -> None: ...
 
@@ -141,7 +141,7 @@ class OpenAIEngine:
 
 
 def _after_opening(prompt: Prompt) -> list[Message]:
-    """Return what was said since the student's opening, which ends where its first turn begins."""
+    """Return the messages from the student's first turn on."""
     roles = [message.role for message in prompt.messages]
     first = roles.index("assistant") if "assistant" in roles else len(roles)
     return list(prompt.messages[first:])
@@ -152,7 +152,7 @@ def _reseeded(params: SamplingParams, attempt: int) -> SamplingParams:
 
 
 def _without(text: str, tokens: tuple[str, ...]) -> str:
-    """Take `tokens` out of `text`, until none is left or newly made by what was taken out."""
+    """Remove `tokens` from `text`, also those that a removal creates."""
     while any(token in text for token in tokens):
         for token in tokens:
             text = text.replace(token, "")

@@ -1,4 +1,4 @@
-"""What an endpoint is told beyond the student's prompt: to try, to learn from errors, to execute.
+"""The endpoint's extra instruction: try the tools, learn from errors, then execute.
 
 None of it is stored: an episode keeps the prompt that the student would have seen.
 """
@@ -46,7 +46,7 @@ _CALL_TEXT = """a call, as a JSON object inside tags:
 
 @dataclass(frozen=True, slots=True)
 class TeacherNotes:
-    """What stands in an instruction: the mode, the budgets, and how calls are made."""
+    """The contents of an instruction: the mode, the budgets, and the format of calls."""
 
     episode: EpisodeConfig
     tool_format: ToolFormat
@@ -68,7 +68,7 @@ class TeacherNotes:
 
 
 def unfit_name(tools: tuple[ToolSpec, ...]) -> str | None:
-    """Return the first tool name that the native `tools` parameter does not take."""
+    """Return the first tool name that the native `tools` parameter does not accept."""
     for tool in tools:
         letters = tool.name.replace("-", "_").replace("_", "a")
         if not (letters.isascii() and letters.isalnum() and len(tool.name) <= 64):

@@ -31,7 +31,7 @@ class ContentPart(_Wire):
 
 
 class WireFunction(_Wire):
-    """A call as the endpoint writes it; arguments are JSON text, or an object from some servers."""
+    """A call in the endpoint's format; arguments are JSON text, or an object from some servers."""
 
     name: str = ""
     arguments: str | JsonObject | None = None
@@ -60,7 +60,7 @@ class WireUsage(_Wire):
 
 
 class ChatReply(_Wire):
-    """The body of a chat completion, as far as it is read."""
+    """The body of a chat completion, as far as it is used."""
 
     choices: tuple[WireChoice, ...] = Field(min_length=1)
     usage: WireUsage | None = None
@@ -82,13 +82,13 @@ class Said:
 
     text: str
     refusal: str
-    """Why the endpoint would not answer; empty where it did."""
+    """Why the endpoint refused to answer; empty if it answered."""
     cut: bool
-    """Whether it ran into its token limit."""
+    """Whether it reached its token limit."""
 
 
 def read_reply(reply: ChatReply, thinking: Thinking) -> Said:
-    """Return what the reply says, its native calls written as the student writes them."""
+    """Return the reply's text, with native calls rewritten in the student's format."""
     choice = reply.choices[0]
     message = choice.message
     content = message.content or ""
@@ -112,7 +112,7 @@ def read_reply(reply: ChatReply, thinking: Thinking) -> Said:
 
 
 def _without_thoughts(content: str) -> tuple[str, list[str]]:
-    """Split think blocks off; one may have been opened by the endpoint's template, or never end."""
+    """Split off think blocks; the template may have opened one, and one may lack its end."""
     before, closed, after = content.partition("</think>")
     if closed and "<think>" not in before:
         spoken, thoughts = _without_thoughts(after)
@@ -121,12 +121,12 @@ def _without_thoughts(content: str) -> tuple[str, list[str]]:
 
 
 def _harmless(thought: str) -> str:
-    """Return a thought whose tags cannot be taken for actions."""
+    """Return a thought without tags that could be parsed as actions."""
     return _TAG.sub(r"\1\2\3", thought)
 
 
 def _call_text(function: WireFunction) -> str:
-    """Write a native call in the student's format; arguments that are no JSON stay as they are."""
+    """Write a native call in the student's format; arguments that are not JSON stay unchanged."""
     arguments = function.arguments
     if isinstance(arguments, str) and arguments.strip():
         try:
@@ -156,8 +156,8 @@ def prompt_messages(messages: Sequence[Message], instruction: str) -> list[JsonV
 def native_messages(messages: Sequence[Message], instruction: str) -> list[JsonValue]:
     """Return the conversation with `tool_calls` and `tool` messages in place of text.
 
-    The system message is `instruction` alone. A turn whose calls cannot be read stays text, and
-    what it was told comes from the user.
+    The system message is `instruction` alone. A turn whose calls cannot be parsed stays text, and
+    the answers to it become user messages.
     """
     rows: list[JsonValue] = [{"role": "system", "content": instruction}]
     rows += _paired(message for message in messages if message.role != "system")
@@ -175,7 +175,7 @@ def _plain(messages: Iterable[Message]) -> Iterator[tuple[str, str]]:
 
 
 def _instructed(rows: Iterable[tuple[str, str]], instruction: str) -> list[JsonValue]:
-    """Merge neighbours of one role, which some templates refuse, behind the instruction."""
+    """Merge adjacent messages of one role, which some templates refuse; prepend `instruction`."""
     merged: list[tuple[str, str]] = []
     for role, content in rows:
         if merged and merged[-1][0] == role:
@@ -218,7 +218,7 @@ def _paired(messages: Iterable[Message]) -> Iterator[JsonValue]:
 
 
 def _native_calls(text: str, turn: int) -> dict[str, JsonValue]:
-    """Return a turn's calls by id (nine digits: some servers insist); none if one is broken."""
+    """Return a turn's calls by id (nine digits, as some servers require); none if one is broken."""
     calls: dict[str, JsonValue] = {}
     for index, block in enumerate(_CALL.findall(text)):
         try:

@@ -1,4 +1,4 @@
-"""An engine that says again what the policy of a recorded episode said, token for token."""
+"""An engine that repeats the turns of a recorded episode, token for token."""
 
 from typing import cast
 
@@ -11,12 +11,12 @@ from rollout.weights.manifest import WeightManifest
 class RecordedEngine:
     """Engine for one episode; its n-th completion is the episode's n-th turn, whatever the prompt.
 
-    Raises EngineError where more turns are asked for than there were.
+    Raises EngineError if more turns are requested than were recorded.
     """
 
     def __init__(self, episode: Episode) -> None:
         self._episode = episode
-        self._said = 0
+        self._completed = 0
 
     @property
     def version(self) -> int:
@@ -28,10 +28,12 @@ class RecordedEngine:
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
         del prompt, params
         turns = self._episode.turns
-        if self._said == len(turns):
-            raise EngineError(f"the episode had {len(turns)} turns, and another is asked for")
-        turn = turns[self._said]
-        self._said += 1
+        if self._completed == len(turns):
+            raise EngineError(
+                f"the recorded episode has {len(turns)} turns, and another one was requested"
+            )
+        turn = turns[self._completed]
+        self._completed += 1
         return Completion(
             self._episode.token_ids_T[turn.start : turn.end],
             self._episode.logprobs_T[turn.start : turn.end],
@@ -40,7 +42,9 @@ class RecordedEngine:
         )
 
     async def load_weights(self, manifest: WeightManifest) -> None:
-        raise EngineError(f"a recorded episode takes no weights, found version {manifest.version}")
+        raise EngineError(
+            f"a recorded episode cannot load weights, found version {manifest.version}"
+        )
 
     async def pause(self) -> None: ...
 

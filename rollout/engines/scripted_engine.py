@@ -1,4 +1,4 @@
-"""An engine that says what a function tells it to: teachers, unit tests, screenshots."""
+"""An engine whose turns a function writes: for teachers, unit tests and screenshots."""
 
 import math
 

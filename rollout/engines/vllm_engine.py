@@ -76,15 +76,15 @@ class VllmEngine:
 
     @cached_property
     def layout(self) -> WeightLayout:
-        """What `load` accepts: the tensors of the model's checkpoint, in the engine's dtype; with
-        adapters, these alone.
+        """Layout that `load_weights` accepts: the checkpoint's tensors in the engine's dtype, or
+        only the adapters if the model has any.
         """
         return push_layout(self._spec.model_path, self._spec.model)
 
     async def start(self) -> None:
         """Start vLLM. Raises EngineError when it fails or misses `start_timeout_s`.
 
-        Past the deadline a half-started engine cannot be called back: the process must end.
+        After the deadline the engine may still be starting, so the process must end.
         """
         deadline_s = self._spec.engine.start_timeout_s
         try:
@@ -116,7 +116,9 @@ class VllmEngine:
             )
         clock = asyncio.get_running_loop().time
         arrived = clock()
-        async with self._loading:  # a request must not carry the salt of a version that is going
+        async with (
+            self._loading
+        ):  # a request must not carry the salt of a version that is being replaced
             llm = self._live()
             started = clock()
             tokens = tokens_input(list(prompt.token_ids), cache_salt=f"policy-{self._version}")
@@ -140,7 +142,7 @@ class VllmEngine:
     async def load_weights(self, manifest: WeightManifest) -> None:
         """Swap the weights between two scheduler steps; requests in flight continue with them.
 
-        Raises WeightSyncError. Where the manifest was refused the old weights stay live; where the
+        Raises WeightSyncError. If the manifest was refused, the old weights stay in use. If the
         swap itself failed or missed `load_timeout_s`, every later call raises EngineError.
         """
         async with self._loading:
@@ -170,7 +172,7 @@ class VllmEngine:
         if llm is None:
             return
         if llm.output_handler is not None:
-            llm.output_handler.cancel()  # before the core goes, or it reports the core as dead
+            llm.output_handler.cancel()  # before the core ends, or it would report the core as dead
         await asyncio.to_thread(llm.shutdown, _CLOSE_TIMEOUT_S)
 
     async def _check_rows(self, llm: AsyncLLM) -> None:
@@ -178,8 +180,8 @@ class VllmEngine:
             varying = [name for found in await llm.collective_rpc(_CHECK) for name in found]
             if varying:
                 raise EngineError(
-                    "expected linear layers that compute a row alike whatever is beside it, found "
-                    f"others on this CPU: {', '.join(varying[:4])}; set run.deterministic = false"
+                    "expected linear layers whose rows do not depend on each other, found others "
+                    f"on this CPU: {', '.join(varying[:4])}; set run.deterministic = false"
                 )
 
     def _live(self) -> AsyncLLM:
@@ -221,7 +223,7 @@ class VllmEngine:
 
     @contextlib.asynccontextmanager
     async def _swap(self) -> AsyncIterator[None]:
-        """Hold the scheduler between two steps; any failure but a refusal breaks the engine."""
+        """Hold the scheduler between two steps; any failure except a refusal breaks the engine."""
         llm = self._live()
         try:
             # what `pause_generation` calls, without the 20 ms that it then sleeps
@@ -232,7 +234,9 @@ class VllmEngine:
             raise
         except BaseException as error:
             self._broken = f"a weight update stopped half-way: {error!r}"
-            llm.output_processor.propagate_error(EngineDeadError())  # or requests wait for ever
+            llm.output_processor.propagate_error(
+                EngineDeadError()
+            )  # or requests would wait for ever
             raise
         await self._resume_unless_paused(llm)
 

@@ -27,7 +27,7 @@ from rollout.weights.manifest import TensorSlot, checksum
 
 BACKEND = "trialrun_shm"
 REFUSED = "weights refused"
-"""Starts the message of an update that was turned down before any byte of it was used."""
+"""Start of the message of an update that was refused before any byte of it was used."""
 ADAPTER_ID = 1
 """vLLM's number of the one adapter; every request names it."""
 
@@ -36,7 +36,7 @@ _KEPT_MAPPINGS = 2
 
 @dataclass
 class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand: every update names its file."""
+    """Empty: every update names its file, so there is nothing to agree on beforehand."""
 
 
 @dataclass
@@ -52,8 +52,8 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
 class _PublishedFiles:
     """Versions in files of shared memory, verified before they are read.
 
-    Mappings are kept between updates, for the sender alternates two files and mapping fresh pages
-    costs more than copying them.
+    Mappings are kept between updates, because the sender alternates between two files and mapping
+    fresh pages costs more than copying them.
     """
 
     def __init__(self) -> None:
@@ -101,9 +101,9 @@ class _PublishedFiles:
 
 
 class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """Loads a whole policy version from a file that every worker of the node maps.
+    """Loads a policy version from a file that every worker of the node maps.
 
-    The sender must leave a file alone until the update has finished.
+    The sender must not change a file until the update has finished.
     """
 
     init_info_cls = SharedMemoryInitInfo
@@ -126,7 +126,7 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
         """Do nothing: layers are opened only once the update has been verified."""
 
     def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load one version; the base class would ask for an accelerator, which a CPU lacks."""
+        """Load one version; the base class would require an accelerator."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -134,7 +134,7 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         """Verify the file, then load every tensor through vLLM's layerwise reload.
 
-        Raises ValueError starting with `REFUSED` while the old weights are still whole.
+        Raises ValueError starting with `REFUSED` if it is refused; the old weights are intact then.
         """
         tensors = self._files.tensors(update_info)
         first = next(tensors)
@@ -151,12 +151,12 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
             _repack_tied_head(self.model)
 
     def shutdown(self) -> None:
-        """Forget the mappings; the files are the sender's."""
+        """Drop the mappings; the files belong to the sender."""
         self._files.clear()
 
 
 class WorkerExtension:
-    """Named in the engine's arguments: every vLLM worker imports this module, and can do this."""
+    """Extension of every vLLM worker; naming it makes each worker import this module."""
 
     model_runner: Any
     model_config: Any
@@ -165,10 +165,10 @@ class WorkerExtension:
     def load_adapter(
         self, peft: dict[str, Any], shapes: list[tuple[str, str, list[int]]], update: dict[str, Any]
     ) -> None:
-        """Put the adapter of `update` in the place of the last one, or zeros where it is empty.
+        """Replace the adapter by the one of `update`, or by zeros if `update` is empty.
 
         `peft` is PEFT's configuration; `shapes` are (name, dtype, shape) in its names. Raises
-        ValueError starting with `REFUSED` while the old adapter is whole.
+        ValueError starting with `REFUSED` if it is refused; the old adapter is intact then.
         """
         if update:
             self._files = self._files or _PublishedFiles()
