@@ -17,7 +17,7 @@ from envs.tasksets.file.config import FileEnvConfig
 from learner.pretrained.tiny_model import build_tokenizer
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.episode import Lease
+from rollout.episode import Lease, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 

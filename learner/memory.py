@@ -21,7 +21,7 @@ _BUCKET = 5 * 10**8  # elements that one reduction takes together (reduce_bucket
 _ENGINE_RESERVE = int(1.0 * GIB)  # CUDA context, NCCL, sampler
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """Sizes of a decoder that determine its memory."""
 
@@ -67,7 +67,7 @@ class TrainingPlan:
     """Number of weights with a gradient: all, or those of the adapters."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class States:
     """Bytes of one rank's model states, on its device and in host memory."""
 
@@ -113,7 +113,14 @@ def model_states(shape: ModelShape, plan: TrainingPlan) -> States:
     if plan.optimizer.offload_params == "cpu":
         host += weights
         weights = 0
-    return States(weights, gradients, master, moments, host, buffers)
+    return States(
+        weights=weights,
+        gradients=gradients,
+        master=master,
+        moments=moments,
+        host=host,
+        buffers=buffers,
+    )
 
 
 def layer_activations(shape: ModelShape, item: int) -> int:
@@ -167,7 +174,7 @@ def adapter_parameters(shape: ModelShape, rank: int, targets: tuple[str, ...]) -
     return shape.layers * rank * sum(sizes[name] for name in targets)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMemory:
     """Bytes of one GPU of an engine, and number of full-length sequences in its cache."""
 
@@ -192,4 +199,10 @@ def engine_memory(
     kv_heads = max(1, shape.kv_heads // tensor_parallel)
     per_token = 2 * shape.layers * kv_heads * shape.head_dim * item
     cache = max(0, budget - weights - passing - _ENGINE_RESERVE)
-    return EngineMemory(weights, passing, cache, per_token, cache / (per_token * length))
+    return EngineMemory(
+        weights=weights,
+        activations=passing,
+        cache=cache,
+        cache_per_token=per_token,
+        sequences=cache / (per_token * length),
+    )

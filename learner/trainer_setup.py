@@ -6,7 +6,7 @@ from learner.config import LearnerConfig, SftConfig
 from rollout.config import ModelConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSetup:
     """All that one rank needs; with `sft` it is a trainer for SFT, with that section's optimizer.
 

@@ -89,9 +89,10 @@ class Engine(Protocol):
         """Continue `prompt`. Raises EngineError if the engine can no longer sample."""
         ...
 
-    async def load(self, manifest: WeightManifest) -> None:
-        """Take the weights of `manifest`; requests in flight continue with them. Raises
-        WeightSyncError.
+    async def load_weights(self, manifest: WeightManifest) -> None:
+        """Load the weights of `manifest`; running requests continue with them.
+
+        Raises WeightSyncError.
         """
         ...
 

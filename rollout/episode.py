@@ -156,7 +156,7 @@ def is_correct(answer: float | NDArray[np.float64]) -> bool | NDArray[np.bool_]:
     return answer > CORRECT_ABOVE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """A finished episode. Token arrays have one length T and were only ever appended to.
 

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ MAX_FUNCTION_LINES = 60
 
 
 MAX_FOLDER_MODULES = 20
+
+
+MAX_ALIKE_FIELDS = 3
+SIMPLE_TYPES = frozenset({"str", "int", "float"})
+POSITIONAL_RECORDS = frozenset({"Lease", "Extent"})
+"""Records that break the rule about positional fields today; to be emptied, not extended."""
 
 
 def banned_module_names(path: str, tree: ast.Module) -> list[str]:
@@ -46,7 +53,45 @@ def too_long(path: str, tree: ast.Module) -> list[str]:
     ]
 
 
-RULES: tuple[Rule, ...] = (banned_module_names, package_markers, too_long)
+def positional_records(path: str, tree: ast.Module) -> list[str]:
+    """A dataclass with four adjacent fields of one simple type that is not `kw_only`.
+
+    The order of its positional arguments could be confused without any error.
+    """
+    if path.split("/")[0] not in ORDER:
+        return []
+    return [
+        f"{node.name} has {MAX_ALIKE_FIELDS + 1} adjacent fields of one type: make it kw_only"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and node.name not in POSITIONAL_RECORDS
+        and is_positional_dataclass(node)
+        and longest_alike(node) > MAX_ALIKE_FIELDS
+    ]
+
+
+def is_positional_dataclass(node: ast.ClassDef) -> bool:
+    """Whether `node` is decorated with `dataclass`, without `kw_only=True`."""
+    decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+    return any(
+        text.partition("(")[0] in ("dataclass", "dataclasses.dataclass")
+        and "kw_only=True" not in text
+        for text in decorators
+    )
+
+
+def longest_alike(node: ast.ClassDef) -> int:
+    """Return the largest number of adjacent fields of `node` with the same simple type."""
+    fields = [
+        ast.unparse(child.annotation) for child in node.body if isinstance(child, ast.AnnAssign)
+    ]
+    runs = [len(list(run)) for name, run in groupby(fields) if name in SIMPLE_TYPES]
+    return max(runs, default=0)
+
+
+RULES: tuple[Rule, ...] = (banned_module_names, package_markers, too_long, positional_records)
+
+ALIKE = "@dataclass\nclass Four:\n    a: str\n    b: str\n    c: str\n    d: str\n"
 
 # Spelt in pieces, or this file would be its own first finding.
 MACHINE_PATHS = re.compile(r"(?<![\w./~-])/(?:work|opt|root" + r"|home/\w+)/[\w.-]")
@@ -102,6 +147,8 @@ def test_nothing_names_the_machine_it_was_written_on(pattern: re.Pattern[str]) -
         (package_markers, "tests/envs/__init__.py", ""),
         (package_markers, "envs/__init__.py", "from envs.tools import Tool"),
         (too_long, "envs/tools.py", "def f():\n" + "    pass\n" * 60),
+        (positional_records, "envs/tools.py", ALIKE),
+        (positional_records, "envs/tools.py", ALIKE.replace("dataclass", "dataclass(slots=True)")),
     ],
 )
 def test_a_bad_module_is_caught(rule: Rule, path: str, source: str) -> None:
@@ -110,7 +157,14 @@ def test_a_bad_module_is_caught(rule: Rule, path: str, source: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "source"),
-    [("envs/__init__.py", ""), ("envs/tools.py", "def f():\n" + "    pass\n" * 59)],
+    [
+        ("envs/__init__.py", ""),
+        ("envs/tools.py", "def f():\n" + "    pass\n" * 59),
+        ("envs/tools.py", ALIKE.replace("dataclass", "dataclass(kw_only=True)")),
+        ("envs/tools.py", ALIKE.replace("c: str", "c: int")),
+        ("envs/tools.py", ALIKE.removeprefix("@dataclass\n")),
+        ("tests/envs/test_tools.py", ALIKE),
+    ],
 )
 def test_a_good_module_is_not(path: str, source: str) -> None:
     assert [violation for rule in RULES for violation in rule(path, ast.parse(source))] == []

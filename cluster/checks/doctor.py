@@ -1,4 +1,4 @@
-"""`trialrun doctor`: what this machine has, what is missing, and what to type."""
+"""`trialrun doctor`: what this machine has, what is missing, and which command repairs it."""
 
 import importlib
 import importlib.metadata
@@ -25,7 +25,7 @@ STACK = ("torch", "vllm", "deepspeed", "ray", "transformers", "pyarrow")
 RAY_PORTS: Mapping[int, str] = {6379: "Ray's head", 8265: "Ray's dashboard"}
 _CUDA_LINKED = ("torchvision", "torchaudio", "torchcodec")
 _FLASH_ATTN = Version("2.3.3")
-"""The first that transformers takes."""
+"""The first one that transformers accepts."""
 _ATTENTION: Mapping[str, str] = {
     PACKED_SDPA: "torch's SDPA, episode by episode",
     PACKED_VARLEN: "torch's own flash kernel",
@@ -34,7 +34,7 @@ _ATTENTION: Mapping[str, str] = {
 _COLOURS: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 MEMORY_GIB = 6.0
-"""Two vLLM workers, a learner rank and the head with the tiny model, and as much again."""
+"""Twice what two vLLM workers, a learner rank and the head use with the tiny model."""
 SHARED_MEMORY_GIB = 1.0
 """Two weight buffers of SmolLM2-135M and Ray's smallest object store."""
 DISK_GIB = 5.0
@@ -44,7 +44,7 @@ OPEN_FILES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `advice` says what to type, and is empty where all is well."""
+    """One result; `advice` is the command that repairs it, empty if nothing is wrong."""
 
     name: str
     status: Status
@@ -53,14 +53,14 @@ class Finding:
 
 
 def run_doctor(as_json: bool, model: str | None) -> int:
-    """Print what this machine has; return 1 where something is missing, else 0."""
+    """Print what this machine has; return 1 if something is missing, else 0."""
     findings = examine(model)
     write_findings(findings, as_json=as_json, stream=sys.stdout)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
 
 
 def examine(model: str | None = None) -> list[Finding]:
-    """Look at this machine, the installed stack and the chat template in folder `model`."""
+    """Check this machine, the installed packages and the chat template in folder `model`."""
     machine = read_machine(Path.cwd(), tuple(RAY_PORTS))
     versions = installed_versions()
     findings = [check_python(machine)]
@@ -109,7 +109,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def pinned_versions() -> dict[str, str]:
-    """Return the exact versions that the installed trialrun asks for; empty without trialrun."""
+    """Return the exact versions that the installed trialrun requires; empty without trialrun."""
     try:
         lines = importlib.metadata.requires("trialrun") or []
     except importlib.metadata.PackageNotFoundError:
@@ -133,7 +133,7 @@ def check_python(machine: Machine) -> Finding:
 
 
 def check_stack(pins: Mapping[str, str], versions: Mapping[str, str]) -> list[Finding]:
-    """The parts that are pinned to versions known to work together."""
+    """Packages that are pinned to versions known to work together."""
     if not pins:
         return [Finding("trialrun", "missing", "not installed", "make setup")]
     findings = []
@@ -165,7 +165,7 @@ def check_one_vllm(versions: Mapping[str, str]) -> Finding:
 
 
 def check_torch_build(machine: Machine, versions: Mapping[str, str]) -> Finding:
-    """A torch build for what the machine has, and on a CPU nothing beside it that wants CUDA."""
+    """A torch build that fits the machine, and on a CPU no package that needs CUDA."""
     torch = versions.get("torch")
     if torch is None:
         return Finding("torch build", "missing", "torch is not installed", "make setup")
@@ -196,7 +196,7 @@ def check_gpus(machine: Machine) -> Finding:
 
 
 def check_attention(machine: Machine, versions: Mapping[str, str]) -> Finding:
-    """The attention that a learner takes here; on a GPU it depends on the model's precision."""
+    """The attention that a learner uses here; on a GPU it depends on the model's precision."""
     if "torch" not in versions:
         return Finding("attention", "missing", "torch is not installed", "make setup")
     cuda = bool(machine.gpus) and not versions["torch"].endswith("+cpu")
@@ -232,7 +232,7 @@ def _size(name: str, free_gib: float, wanted_gib: float, advice: str) -> Finding
     found = f"{free_gib:.1f} GiB free"
     if free_gib >= wanted_gib:
         return Finding(name, "ok", found)
-    return Finding(name, "warn", f"{found}, {wanted_gib:.0f} GiB are wanted", advice)
+    return Finding(name, "warn", f"{found}, {wanted_gib:.0f} GiB are recommended", advice)
 
 
 def check_sandbox(machine: Machine) -> list[Finding]:
@@ -268,7 +268,7 @@ def _sandbox_profiles(kernel: Kernel) -> Finding:
 
 
 def check_open_files(machine: Machine) -> Finding:
-    """How many files and sockets one process may hold."""
+    """How many files and sockets one process may have open."""
     found = f"{machine.open_files} of at most {machine.open_files_limit}"
     if machine.open_files >= OPEN_FILES:
         return Finding("open files", "ok", found)

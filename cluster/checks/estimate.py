@@ -1,4 +1,4 @@
-"""`trialrun estimate`: what a recipe takes, from its model's architecture; nothing is started."""
+"""`trialrun estimate`: memory that a recipe needs, from its model's architecture alone."""
 
 import json
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ _REMEDIES = (
     ("offload_optimizer", "cpu"),
     ("offload_params", "cpu"),
 )
-"""Tried one after the other, each on top of those before, where a rank does not fit."""
+"""Tried in this order, each in addition to the ones before, if a rank does not fit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankMemory:
     """Bytes of one learner rank in its longest micro-batch of `tokens`."""
 
@@ -63,7 +63,7 @@ class RankMemory:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a recipe takes; sizes in bytes."""
+    """Memory that a recipe needs, in bytes."""
 
     shape: ModelShape
     trainable: int
@@ -120,7 +120,7 @@ def _architecture(config: RunConfig, given: Path | None) -> Mapping[str, Any]:
 
 
 def _parameters(architecture: Mapping[str, Any]) -> int:
-    """Count by building the model without memory: on the meta device."""
+    """Count parameters by building the model on the meta device, without memory."""
     options = {key: value for key, value in architecture.items() if key != "model_type"}
     try:
         described = AutoConfig.for_model(architecture["model_type"], **options)
@@ -171,12 +171,12 @@ def _rank(
     penalised = section is config.learner and config.learner.kl_coef > 0
     copied = penalised and not config.model.lora.rank
     return RankMemory(
-        tokens,
-        model_states(shape, TrainingPlan(section, config.learner.ranks, item, trainable)),
-        item * shape.parameters if copied else 0,
-        activations(shape, item, tokens, checkpointing=chosen),
-        activations(shape, item, tokens, checkpointing=not chosen),
-        logits_chunk(shape, item, tokens, CHUNK_LOGITS),
+        tokens=tokens,
+        states=model_states(shape, TrainingPlan(section, config.learner.ranks, item, trainable)),
+        reference=item * shape.parameters if copied else 0,
+        activations=activations(shape, item, tokens, checkpointing=chosen),
+        other_activations=activations(shape, item, tokens, checkpointing=not chosen),
+        logits=logits_chunk(shape, item, tokens, CHUNK_LOGITS),
     )
 
 
@@ -189,7 +189,13 @@ def _engine(config: RunConfig, shape: ModelShape, gpu: int) -> EngineMemory:
     bare = engine_memory(shape, item, 0, length)
     cache = section.kv_cache_mib << 20
     sequences = cache / (bare.cache_per_token * length)
-    return EngineMemory(bare.weights, bare.activations, cache, bare.cache_per_token, sequences)
+    return EngineMemory(
+        weights=bare.weights,
+        activations=bare.activations,
+        cache=cache,
+        cache_per_token=bare.cache_per_token,
+        sequences=sequences,
+    )
 
 
 def _rank_problems(
@@ -207,7 +213,7 @@ def _rank_problems(
         room = gpu - taken
         if rank.device <= room:
             continue
-        what = f" beside an engine that takes {taken / GIB:.1f}" if taken else ""
+        what = f" next to an engine that uses {taken / GIB:.1f}" if taken else ""
         problems.append(
             f"[{name}] a rank needs {rank.device / GIB:.1f} GiB, the GPU has "
             f"{gpu / GIB:.0f}{what}: {_remedy(config, name, shape, room)}"
@@ -216,7 +222,7 @@ def _rank_problems(
 
 
 def _remedy(config: RunConfig, name: str, shape: ModelShape, room: int) -> str:
-    """Say which changes bring a rank into `room`, the cheapest first."""
+    """Return advice: the changes that make a rank fit into `room`, the cheapest first."""
     section: OptimizerSection = getattr(config, name)
     lora = config.model.lora
     trainable = (

@@ -11,7 +11,7 @@ _CONTEXT_ROW = "context, fragments"
 
 
 def print_estimate(config: RunConfig, estimate: Estimate, console: Console) -> None:
-    """Write one table per kind of process, and what does not fit."""
+    """Write one table per kind of process, then the problems."""
     shape = estimate.shape
     console.print(
         f"{config.model.path}: {shape.parameters:,} parameters in {config.model.dtype}, "

@@ -33,7 +33,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What the kernel offers to the sandbox; `namespaces_refusal` is empty where it gives them."""
+    """Kernel features for the sandbox; `namespaces_refusal` is empty if namespaces work."""
 
     release: str
     platform_refusal: str
@@ -42,9 +42,9 @@ class Kernel:
     namespaces_refusal: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Facts, without judgement. Sizes in GiB; `taken_ports` are those that something listens on."""
+    """Facts about the machine. Sizes in GiB; `taken_ports` are ports that are in use."""
 
     python: tuple[int, int, int]
     cpus: int
@@ -61,7 +61,7 @@ class Machine:
 
 
 def read_machine(folder: Path, ports: Sequence[int]) -> Machine:
-    """Look at this machine; `folder` is where runs are written."""
+    """Examine this machine; `folder` is where runs are written."""
     memory = psutil.virtual_memory()
     limit = memory_limit(Path("/sys/fs/cgroup"))
     gpus, gpu_refusal = _gpus()
@@ -83,7 +83,7 @@ def read_machine(folder: Path, ports: Sequence[int]) -> Machine:
 
 
 def memory_limit(cgroup: Path) -> int:
-    """Return the bytes that this container may use (cgroup 2 or 1), huge without a limit."""
+    """Return the memory limit of this container in bytes (cgroup 2 or 1), huge without one."""
     for name in _CGROUP_LIMITS:
         try:
             text = (cgroup / name).read_text().strip()
@@ -103,7 +103,7 @@ def parse_gpus(table: str) -> tuple[Gpu, ...]:
 
 
 def _gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Return the GPUs, and why they cannot be seen where there is a device but no answer."""
+    """Return the GPUs, and the reason if a device exists that cannot be queried."""
     device = Path("/dev/nvidia0").exists()
     command = shutil.which("nvidia-smi")
     if command is None:
@@ -130,7 +130,7 @@ def _kernel() -> Kernel:
 
 
 def _namespaces_refusal() -> str:
-    """Try namespaces in a fresh interpreter: this process may have threads, and must not fork."""
+    """Try namespaces in a new interpreter: this process may have threads and must not fork."""
     code = "from envs.sandbox.confine import namespaces_refusal as f; print(f())"
     root = Path(__file__).resolve().parents[2]
     tried = subprocess.run(

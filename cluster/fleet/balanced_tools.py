@@ -1,4 +1,4 @@
-"""Tool sessions spread over many tool servers: each on the least loaded that lives."""
+"""A ToolService that opens each session on the least loaded running server."""
 
 import asyncio
 from collections.abc import Container, Sequence
@@ -9,7 +9,7 @@ from cluster.fleet.server_supervisor import (
     Directory,
     DirectorySource,
     ServerAddress,
-    ServersPlan,
+    ServersSpec,
     ServerSupervisor,
 )
 from envs.config import ToolServerConfig
@@ -26,40 +26,40 @@ _UNKNOWN = -1
 
 @dataclass(slots=True)
 class _Route:
-    """A living server, and the sessions that this service has on it or is opening."""
+    """A running server, and the number of sessions that are open on it or being opened."""
 
     client: ToolClient
     sessions: int = 0
 
 
 class BalancedTools:
-    """ToolService over the servers of any number of nodes.
+    """ToolService on the tool servers of any number of nodes.
 
-    A session stays on its server. One that its server took along raises ToolServerError from every
-    call, at the latest when the supervisor gives the server up; a call is never repeated. Opening
-    goes on to another server where one cannot be reached, until `request_timeout_s` are over.
+    A session stays on its server. If the server is lost, every call of the session raises
+    ToolServerError, at the latest when the supervisor drops the server; a call is never repeated.
+    Opening a session tries other servers if one cannot be reached, for `request_timeout_s`.
     """
 
     def __init__(
         self, sources: Sequence[DirectorySource], config: ToolServerConfig, first: int = 0
     ) -> None:
-        """`first` is where to begin among equally loaded servers: services differ in it."""
+        """`first` breaks ties between equally loaded servers; give each service another one."""
         self._sources = sources
         self._config = config
         self._first = first
         self._routes: list[dict[str, _Route]] = [{} for _ in sources]
-        self._failure = "none was ever named"
+        self._failure = "the directory never listed one"
         self._following: list[asyncio.Task[None]] = []
-        self._hanging_up: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
     @property
-    def load(self) -> dict[str, int]:
-        """Sessions of this service by the server's name."""
+    def session_counts(self) -> dict[str, int]:
+        """Number of sessions of this service, by name of the server."""
         return {name: r.sessions for routes in self._routes for name, r in routes.items()}
 
     async def start(self) -> None:
-        """Wait for a living server. Raises ToolServerError where none appears in time."""
+        """Wait for a running server. Raises ToolServerError if none appears in time."""
         self._following = [
             asyncio.create_task(self._follow(index)) for index in range(len(self._sources))
         ]
@@ -70,7 +70,7 @@ class BalancedTools:
     ) -> ToolSession:
         """Open a session in its initial state.
 
-        Raises ToolServerError (a living server refused, or none lived in time) or DeadlineError.
+        Raises ToolServerError (a running server refused, or none ran in time) or DeadlineError.
         """
         deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
         tried: dict[str, ToolServerError] = {}
@@ -92,13 +92,13 @@ class BalancedTools:
                 return _RoutedSession(session, route)
 
     async def close(self) -> None:
-        """Hang up on all servers; they go on."""
+        """Close the connections; the servers keep running."""
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
         for index in range(len(self._sources)):
             self._update(index, ())
-        await asyncio.gather(*self._hanging_up, return_exceptions=True)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     # Routes
 
@@ -111,7 +111,7 @@ class BalancedTools:
         return min(routes[start:] + routes[:start], key=lambda r: r.sessions, default=None)
 
     async def _wait_for_another(self, tried: dict[str, ToolServerError], deadline: float) -> None:
-        """Wait for a server that was not tried; from time to time, all may be tried again."""
+        """Wait for a server that was not tried; after `_TRY_AGAIN_S`, allow all of them again."""
         names = self._names()
         refusals = [
             error
@@ -122,7 +122,7 @@ class BalancedTools:
             raise refusals[0]
         left_s = deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
-            raise self._none_lives()
+            raise self._no_server()
         try:
             async with asyncio.timeout(min(left_s, _TRY_AGAIN_S)), self._changed:
                 await self._changed.wait_for(lambda: self._names() - tried.keys())
@@ -134,12 +134,12 @@ class BalancedTools:
             async with asyncio.timeout(self._config.request_timeout_s), self._changed:
                 await self._changed.wait_for(self._names)
         except TimeoutError:
-            raise self._none_lives() from None
+            raise self._no_server() from None
 
-    def _none_lives(self) -> ToolServerError:
+    def _no_server(self) -> ToolServerError:
         limit_s = self._config.request_timeout_s
         return ToolServerError(
-            f"no tool server lives, and none came within {limit_s:g} s: {self._failure}"
+            f"no tool server is running, and none started within {limit_s:g} s: {self._failure}"
         )
 
     async def _follow(self, index: int) -> None:
@@ -169,12 +169,12 @@ class BalancedTools:
         self._routes[index] = new
         for route in old.values():
             task = asyncio.create_task(route.client.close())
-            self._hanging_up.add(task)
-            task.add_done_callback(self._hanging_up.discard)
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
 
 class _RoutedSession(SessionWrapper):
-    """A session, counted on its server until it is closed."""
+    """A session that counts towards its server's load until it is closed."""
 
     def __init__(self, session: ToolSession, route: _Route) -> None:
         super().__init__(session)
@@ -182,7 +182,7 @@ class _RoutedSession(SessionWrapper):
         self._counted = True
 
     async def close(self) -> None:
-        """End the session; never raises for a session that is already gone."""
+        """End the session; does not raise if its server is gone."""
         if self._counted:
             self._counted = False
             self._route.sessions -= 1
@@ -191,10 +191,10 @@ class _RoutedSession(SessionWrapper):
 
 
 class LocalTools(BalancedTools):
-    """ToolService on servers of this process's own, started again when they die."""
+    """ToolService on servers that this process starts and supervises."""
 
     def __init__(self, name: str, config: ToolServerConfig, count: int = 1) -> None:
-        self._servers = ServerSupervisor(ServersPlan(name, count), config)
+        self._servers = ServerSupervisor(ServersSpec(node=name, count=count), config)
         super().__init__([self._servers], config)
 
     async def start(self) -> None:

@@ -20,7 +20,7 @@ from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPub
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.weights.layout import push_layout
-from rollout.weights.manifest import WeightManifest
+from rollout.weights.manifest import Transport, WeightManifest
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
@@ -33,7 +33,7 @@ BACKEND = "learner.backends.deepspeed_backend:DeepSpeedBackend"
 class LearnerActor:
     """One learner rank and, on rank 0, the publisher of its weights."""
 
-    def __init__(self, transport: str, shm_dir: str) -> None:
+    def __init__(self, transport: Transport, shm_dir: str) -> None:
         self._transport = transport
         self._shm_dir = Path(shm_dir)
         self._trainer: Trainer | None = None

@@ -1,19 +1,18 @@
-"""The learner as the loop sees it: its ranks as one, every wait with a deadline."""
+"""The ranks of the learner behind one object; every wait has a deadline."""
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError, RayTaskError
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_actor import LearnerActor
+from cluster.fleet.ray_errors import RemoteCall, answer_of
 from envs.errors import LearnerError, TrialrunError
 from learner.config import SftConfig
 from learner.report import StepReport
@@ -21,26 +20,24 @@ from learner.trainer_setup import TrainerSetup
 from rollout.weights.manifest import WeightManifest
 
 _CLOSE_S = 10.0
-"""A rank at work would close after it: an SFT may take hours. The next run removes what it left."""
+"""Time for the ranks to close. One that computes answers only after it, and an SFT may take hours;
+the next run removes the weight files that a killed rank leaves behind.
+"""
 
-
-@dataclass(frozen=True, slots=True)
-class LearnerPlan:
-    """What the ranks are started with; `sft` makes them imitate instead of reinforce."""
-
-    config: RunConfig
-    model_path: str
-    sft: SftConfig | None = None
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 
 class LearnerGroup:
-    """All ranks of the learner."""
+    """All ranks of the learner, called together."""
 
-    def __init__(self, plan: LearnerPlan) -> None:
-        section = plan.config.cluster
-        self._plan = plan
+    def __init__(self, config: RunConfig, model_path: str, sft: SftConfig | None = None) -> None:
+        """Reserve the ranks. With `sft` they train on demonstrations, else with RL."""
+        section = config.cluster
+        self._config = config
+        self._model_path = model_path
+        self._sft = sft
         self._gpu = section.gpus_per_rank > 0
-        self._timeout_s = section.learner_timeout_s
         remote: Any = ray.remote(LearnerActor)
         options = remote.options(
             num_cpus=section.cpus_per_rank,
@@ -48,119 +45,139 @@ class LearnerGroup:
             runtime_env={"env_vars": learner_environment(gpu=self._gpu)},
         )
         self._ranks: list[Any] = [
-            options.remote(section.transport, section.shm_dir)
-            for _ in range(plan.config.learner.ranks)
+            options.remote(section.transport, section.shm_dir) for _ in range(config.learner.ranks)
         ]
 
     async def start(self) -> None:
         """Load the model on every rank; they meet at rank 0's node. Raises LearnerError."""
-        address, port = (await self._each([self._ranks[0].rendezvous.remote()], "rendezvous"))[0]
-        setups = [self._setup(rank, address, port) for rank in range(len(self._ranks))]
-        pairs = zip(self._ranks, setups, strict=True)
-        await self._each([rank.start.remote(setup) for rank, setup in pairs], "start")
+        meeting = _call(self._ranks[0], LearnerActor.rendezvous)
+        ((address, port),) = await self._answers([meeting], "rendezvous")
+        starting = [
+            _call(rank, LearnerActor.start, self._setup(index, address, port))
+            for index, rank in enumerate(self._ranks)
+        ]
+        await self._answers(starting, "start")
 
     async def rl_step(self, table: pa.Table, *, digest_weights: bool = False) -> StepReport:
         """Make one RL step on the episodes of `table`. Raises LearnerError.
 
         With `digest_weights` the report has a digest of every weight of the whole model.
         """
-        return (await self._all("rl_step", _put(table), digest_weights=digest_weights))[0]
+        return (await self._all(LearnerActor.rl_step, _put(table), digest_weights=digest_weights))[
+            0
+        ]
 
     async def sft(
         self, table: pa.Table, seed: int, checkpoints: Path, steps_done: int = 0
     ) -> AsyncIterator[dict[str, float]]:
-        """Imitate the episodes of `table`; yields the metrics of each optimizer step.
+        """Train on the demonstrations in `table`; yield the metrics of each optimizer step.
 
-        Checkpoints go to the folder `checkpoints`; `steps_done` is the step of the one that was
-        loaded. A step, not the whole, has the learner's deadline. Raises LearnerError.
+        Checkpoints go to the folder `checkpoints`; `steps_done` is the step of the loaded one. The
+        learner's deadline is for one step. Raises LearnerError.
         """
-        asked = (_put(table), seed, steps_done, str(checkpoints))
-        told = [rank.sft.options(num_returns="streaming").remote(*asked) for rank in self._ranks]
-        while (metrics := (await self._each([_next(one) for one in told], "sft"))[0]) is not None:
+        arguments = (_put(table), seed, steps_done, str(checkpoints))
+        streams = [
+            rank.sft.options(num_returns="streaming").remote(*arguments) for rank in self._ranks
+        ]
+        while True:
+            metrics = (await self._answers([_next(stream) for stream in streams], "sft"))[0]
+            if metrics is None:
+                return
             yield metrics
 
     async def publish_weights(self, version: int) -> WeightManifest:
-        """Publish the current weights as `version`."""
-        return (await self._all("publish_weights", version))[0]
+        """Publish the current weights as `version`. Raises LearnerError, WeightSyncError."""
+        manifest = (await self._all(LearnerActor.publish_weights, version))[0]
+        assert manifest is not None, "rank 0 returns it"
+        return manifest
 
     async def save_checkpoint(self, path: Path, step: int) -> None:
-        await self._all("save_checkpoint", str(path), step)
+        await self._all(LearnerActor.save_checkpoint, str(path), step)
 
     async def load_checkpoint(self, path: Path) -> int:
         """Continue from a checkpoint; return its step."""
-        return (await self._all("load_checkpoint", str(path)))[0]
+        return (await self._all(LearnerActor.load_checkpoint, str(path)))[0]
 
     async def export_model(self, path: Path) -> None:
-        """Write the weights as a Hugging Face folder, in place of one of an earlier end."""
+        """Write the weights as a Hugging Face folder, replacing what an earlier run wrote."""
         shutil.rmtree(path, ignore_errors=True)
-        await self._all("export_model", str(path))
+        await self._all(LearnerActor.export_model, str(path))
 
     async def logprobs(self, table: pa.Table) -> list[Any]:
         """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
-        return (await self._all("logprobs", _put(table)))[0]
+        return (await self._all(LearnerActor.logprobs, _put(table)))[0]
 
     async def close(self) -> None:
-        """Let the ranks free what they hold, unless they are at work, then end them."""
+        """Let idle ranks release their resources, then end all."""
         with suppress(TrialrunError, TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
-                await self._all("close")
+                await self._all(LearnerActor.close)
         for rank in self._ranks:
             ray.kill(rank)
 
-    async def _all(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
-        return await self._each(
-            [getattr(rank, method).remote(*arguments, **named) for rank in self._ranks], method
-        )
+    async def _all(
+        self,
+        method: Callable[Concatenate[LearnerActor, Arguments], Answer],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> list[Answer]:
+        """Call `method` on every rank; return the answers in rank order."""
+        calls = [_call(rank, method, *arguments, **named) for rank in self._ranks]
+        return await self._answers(calls, method.__name__)
 
-    async def _each(self, answers: list[Any], method: str) -> list[Any]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return list(await asyncio.gather(*answers))
-        except TimeoutError:
-            raise LearnerError(
-                f"learner {method}: expected an end within {self._timeout_s:g} s, found none"
-            ) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, TrialrunError):
-                raise error.cause from None
-            raise LearnerError(f"learner {method}: {error.cause!r}") from error
-        except RayError as error:
-            raise LearnerError(
-                f"a learner rank died in {method}: {str(error).splitlines()[0]}; "
-                "continue with --resume"
-            ) from error
+    async def _answers(self, calls: Sequence[Awaitable[Answer]], method: str) -> list[Answer]:
+        call = RemoteCall(
+            name=f"learner {method}",
+            failure=LearnerError,
+            timeout_s=self._config.cluster.learner_timeout_s,
+            advice="continue with --resume",
+        )
+        return await answer_of(asyncio.gather(*calls), call)
 
     def _setup(self, rank: int, address: str, port: int) -> TrainerSetup:
-        config, world = self._plan.config, len(self._ranks)
+        config = self._config
         return TrainerSetup(
-            rank,
-            world,
-            address,
-            port,
-            self._plan.model_path,
-            config.model,
-            config.learner,
-            self._plan.sft,
-            "cuda" if self._gpu else "cpu",
-            config.run.deterministic,
+            rank=rank,
+            world_size=len(self._ranks),
+            master_addr=address,
+            master_port=port,
+            model_path=self._model_path,
+            model=config.model,
+            learner=config.learner,
+            sft=self._sft,
+            device="cuda" if self._gpu else "cpu",
+            deterministic=config.run.deterministic,
         )
 
 
 def learner_environment(*, gpu: bool) -> dict[str, str]:
-    """Return the variables of a learner rank's process."""
+    """Return the environment variables of a learner rank's process."""
     shared = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cuda" if gpu else "cpu"}
-    # cuBLAS gives the same sums again only with a workspace of its own
+    # cuBLAS sums in the same order every time only with a fixed workspace
     return shared | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if gpu else {"OMP_NUM_THREADS": "1"})
 
 
+def _call(
+    rank: Any,
+    method: Callable[Concatenate[LearnerActor, Arguments], Answer],
+    *arguments: Arguments.args,
+    **named: Arguments.kwargs,
+) -> Awaitable[Answer]:
+    """Call `method` of the actor `rank`; Ray's handles are untyped, the method's type is not."""
+    return getattr(rank, method.__name__).remote(*arguments, **named)
+
+
 def _put(table: pa.Table) -> Any:
-    """Hand `table` to Ray in one piece: it pickles chunk by chunk, some hundred buffers each."""
+    """Store `table` in Ray; a method that is called with the result gets the table itself.
+
+    It is stored as one chunk, because each chunk would be pickled as some hundred buffers.
+    """
     return ray.put(table.combine_chunks())
 
 
-async def _next(told: Any) -> dict[str, float] | None:
-    """Return what a rank tells next; None at its end. `told` is Ray's ObjectRefGenerator."""
+async def _next(stream: Any) -> dict[str, float] | None:
+    """Return the next item of a rank's stream (Ray's ObjectRefGenerator), None at its end."""
     try:
-        return await (await anext(told))
+        return await (await anext(stream))
     except StopAsyncIteration:
         return None

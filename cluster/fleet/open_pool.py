@@ -1,24 +1,28 @@
-"""A pool of rollout workers with its tool servers, opened and closed together."""
+"""A pool of rollout workers together with its tool servers and weight relays."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.engine_plan import EnginePlan
 from cluster.fleet.pool import PoolTiming, RolloutPool
-from cluster.fleet.rollout_actor import RayWorker, Share
+from cluster.fleet.rollout_actor import RayWorker
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
 from cluster.lifecycle.inputs import with_recording
+from rollout.engines.engine_spec import EngineSpec
+
+_SEED_BITS = 2**31 - 1
+"""vLLM takes seeds of 31 bits."""
 
 
 @asynccontextmanager
 async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[RolloutPool]:
-    """Start the tool servers of the nodes, and begin to start the workers that serve `model`.
+    """Yield a pool whose workers, which sample from `model`, are still starting.
 
-    With `tools.record`, calls and answers are recorded in the run directory `run`.
+    With `tools.record`, calls and answers are recorded in the run directory `run`. Raises
+    MissingError, and InfraError if no tool server starts.
     """
     config = with_recording(config, run)
     fleet = ToolFleet(config)
@@ -38,22 +42,22 @@ def _make_pool(
     config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays
 ) -> RolloutPool:
     section = config.cluster
-    spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
-    plan = EnginePlan(
-        str(model),
-        config.model,
-        config.engine,
-        config.run.seed & 0x7FFFFFFF,
-        section.gpus_per_worker > 0,
-        section.transport,
+    engine = EngineSpec(
+        model_path=str(model),
+        model=config.model,
+        engine=config.engine,
+        seed=config.run.seed & _SEED_BITS,
+        device="cuda" if section.gpus_per_worker else "cpu",
+        transport=section.transport,
         deterministic=config.run.deterministic,
     )
-    share = Share(section.cpus_per_worker, section.gpus_per_worker)
+    spec = WorkerSpec(engine=engine, tools=config.tools)
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
     )
 
     def spawn(name: str) -> RayWorker:
-        return RayWorker(name, spec, plan, fleet.access, share, relays)
+        # fleet.access is read for each worker: nodes join and leave while the pool runs
+        return RayWorker(name, spec, section, fleet.access, relays)
 
     return RolloutPool(spawn, config.rollouts, timing)

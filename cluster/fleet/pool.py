@@ -1,8 +1,8 @@
-"""The elastic pool of rollout workers: one supervised slot each, none waits for a dead one.
+"""An elastic pool of rollout workers that survives the loss of any of them.
 
-STARTING → STALE → HEALTHY → DRAINING or DEAD → STARTING. Only a HEALTHY worker, whose engine holds
-the
-pool's current weights, gets leases.
+A worker is STARTING, then STALE while it loads the newest weights, then HEALTHY. It ends as
+DRAINING (the pool shrank) or DEAD (it failed), and a DEAD one is replaced in its slot. Only HEALTHY
+workers, whose engines hold the newest weights, are given episodes.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from cluster.config.run_config import RolloutsSection
+from cluster.fleet.supervision import RestartPolicy, Supervision
 from envs.errors import DeadlineError, EngineError, InfraError, TrialrunError, WeightSyncError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
@@ -25,14 +26,9 @@ from rollout.weights.manifest import WeightManifest
 
 logger = logging.getLogger("trialrun")
 
-MAX_START_FAILURES = 3
-"""Failed starts in a row, of one slot, after which nobody waits for it: the fault is not a passing
-one. It goes on being started, for the day when a node comes back.
-"""
-
 
 class WorkerLost(InfraError):
-    """The worker that ran a lease is gone; the lease goes to another."""
+    """The worker that ran an episode is gone; the episode is to be run by another one."""
 
 
 class WorkerState(StrEnum):
@@ -44,15 +40,15 @@ class WorkerState(StrEnum):
 
 
 class WorkerClient(Protocol):
-    """A rollout worker as the pool sees it; a call that raises is the worker's end."""
+    """The pool's connection to one rollout worker. A call that raises ends the worker."""
 
     async def start(self) -> None: ...
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        """Play one episode; returns a batch of one row. Raises WorkerLost."""
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        """Run one episode and return it as a batch of one row. Raises WorkerLost."""
         ...
 
-    async def load(self, manifest: WeightManifest) -> None: ...
+    async def load_weights(self, manifest: WeightManifest) -> None: ...
 
     async def ping(self) -> None: ...
 
@@ -61,29 +57,33 @@ class WorkerClient(Protocol):
 
 @dataclass(slots=True)
 class Worker:
-    """One slot of the pool and who fills it now."""
+    """The worker that fills a slot of the pool."""
 
     name: str
     client: WorkerClient
     state: WorkerState = WorkerState.STARTING
     version: int = 0
+    """Policy version that its engine holds."""
     running: int = 0
-    failed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Episodes assigned to it now."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the worker must end, because it failed or because the pool shrank."""
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolTiming:
-    """Seconds between pings and before a slot starts again after its n-th failure in a row."""
+    """Intervals and deadlines of the supervision, in seconds."""
 
     ping_every_s: float = 5.0
     backoff_s: float = 1.0
+    """Wait before a lost worker is replaced; it doubles with every failed start in a row."""
     start_timeout_s: float = 600.0
     load_timeout_s: float = 120.0
 
 
 class RolloutPool:
-    """Runs leases on healthy workers and keeps as many of them as desired."""
+    """Runs episodes on healthy workers and keeps the target number of workers running."""
 
     def __init__(
         self, spawn: Callable[[str], WorkerClient], section: RolloutsSection, timing: PoolTiming
@@ -91,15 +91,15 @@ class RolloutPool:
         self._spawn = spawn
         self._section = section
         self._timing = timing
+        self._supervision = Supervision(RestartPolicy(backoff_s=timing.backoff_s))
         self._slots: dict[int, asyncio.Task[None]] = {}
+        """The task that supervises each wanted slot; a dismissed slot leaves at once."""
         self._workers: dict[int, Worker] = {}
         self._manifest: WeightManifest | None = None
         self._changed = asyncio.Condition()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._given_up: dict[int, str] = {}
-        """Slots that nobody waits for, and why they do not start."""
+        """Tasks of dismissed slots, which may still drain."""
         self._spawned = 0
-        self.losses = 0
 
     @property
     def workers(self) -> list[Worker]:
@@ -108,49 +108,60 @@ class RolloutPool:
 
     @property
     def desired(self) -> int:
-        """The number of workers that is asked for."""
+        """Target number of workers."""
         return len(self._slots)
 
+    @property
+    def losses(self) -> int:
+        """Workers lost so far; those that drained are not counted."""
+        return self._supervision.losses
+
     def resize(self, desired: int) -> None:
-        """Set the desired number of workers; surplus ones drain, missing ones start."""
+        """Set the target number of workers: surplus ones drain, missing ones start."""
         for slot in range(desired):
             if slot not in self._slots:
-                self._slots[slot] = asyncio.create_task(self._tend(slot), name=f"slot-{slot}")
+                self._supervision.add(slot)
+                self._slots[slot] = asyncio.create_task(self._supervise(slot), name=f"slot-{slot}")
         for slot in [slot for slot in self._slots if slot >= desired]:
             self._dismiss(slot)
 
     def _dismiss(self, slot: int) -> None:
         task, worker = self._slots.pop(slot), self._workers.get(slot)
-        self._given_up.pop(slot, None)
+        self._supervision.remove(slot)
+        # The slot no longer counts, but close() must still be able to end a worker that drains.
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
         if worker is not None and worker.state in (WorkerState.HEALTHY, WorkerState.STALE):
+            # DRAINING before the event: _watch reads the state to tell a drain from a failure.
             worker.state = WorkerState.DRAINING
-            worker.failed.set()
+            worker.stopping.set()
         else:
-            task.cancel()
+            task.cancel()  # it runs no episode yet
 
     async def wait_healthy(self, count: int = 1) -> None:
-        """Wait until `count` workers are healthy. Raises DeadlineError, or what keeps them from
-        starting.
+        """Wait until `count` workers are healthy.
+
+        Raises DeadlineError, or InfraError with the reasons if that many can no longer start.
         """
         await self._until(
             lambda: self._healthy_count() >= count, f"{count} healthy rollout workers", count
         )
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
-        """Run `lease` on a healthy worker, `prefer` if it has room; returns the episode and the
-        worker's name.
+        """Run an episode on a healthy worker; return it with the worker's name.
 
-        Raises WorkerLost when the worker died or overran the deadline.
+        The worker called `prefer` is taken if it has room. Raises WorkerLost if the worker died or
+        missed the deadline.
         """
         worker = await self._acquire(prefer)
+        # No await between the choice and this count, or concurrent callers would all choose the
+        # same least loaded worker.
         worker.running += 1
         try:
             async with asyncio.timeout(self._section.episode_timeout_s):
-                return await worker.client.run(lease, task, config), worker.name
+                return await worker.client.run_episode(lease, task, config), worker.name
         except TimeoutError:
             reason = (
                 f"{worker.name} overran {self._section.episode_timeout_s:g} s on {lease.episode}"
@@ -164,15 +175,14 @@ class RolloutPool:
             worker.running -= 1
             await self._notify()
 
-    async def load(self, manifest: WeightManifest) -> None:
-        """Push weights to every healthy worker; one that misses them is replaced, and the rest go
-        on.
-        """
+    async def load_weights(self, manifest: WeightManifest) -> None:
+        """Push weights to every healthy worker; one that cannot load them is replaced."""
+        # Set first: a worker that is starting reads it and loads these weights by itself.
         self._manifest = manifest
         healthy = [worker for worker in self.workers if worker.state is WorkerState.HEALTHY]
         async with asyncio.TaskGroup() as group:
             for worker in healthy:
-                worker.state = WorkerState.STALE
+                worker.state = WorkerState.STALE  # no new episodes under the old weights
                 group.create_task(self._load_or_fail(worker))
         await self._notify()
 
@@ -184,56 +194,62 @@ class RolloutPool:
             slot.cancel()
         await asyncio.gather(*slots, return_exceptions=True)
 
-    # One slot: spawn, start, catch up, watch, and again
+    # Supervision of one slot: spawn, start, load the newest weights, watch; then again
 
-    async def _tend(self, slot: int) -> None:
-        failures = 0
+    async def _supervise(self, slot: int) -> None:
+        # A slot that was dismissed and added again has a new task; the old one must not touch it.
         while self._slots.get(slot) is asyncio.current_task():
             self._spawned += 1
             name = f"worker-{self._spawned}"
             worker = Worker(name, self._spawn(name))
             self._workers[slot] = worker
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
-                await self._bring_up(worker)
-                failures = 0
-                self._given_up.pop(slot, None)
-                await self._watch(worker)
-            except TrialrunError as error:
-                worker.failure = str(error)
-            except Exception as error:
-                worker.failure = f"{type(error).__name__}: {error}"
-            finally:
-                healthy = worker.state in (WorkerState.HEALTHY, WorkerState.DRAINING)
+                was_healthy = await self._live(slot, worker)
+            finally:  # cancelled or not
                 worker.state = WorkerState.DEAD
                 worker.client.kill()
                 if self._slots.get(slot) is None and self._workers.get(slot) is worker:
                     del self._workers[slot]
             if self._slots.get(slot) is not asyncio.current_task():
                 break
-            self.losses += 1
-            failures += not healthy
-            logger.warning(
-                "%s lost after %.0f s: %s", name, time.monotonic() - began, worker.failure
-            )
-            if failures >= MAX_START_FAILURES:
-                self._given_up[slot] = worker.failure
+            decision = self._supervision.lost(slot, worker.failure, stable=was_healthy)
+            lived_s = time.monotonic() - started_at
+            logger.warning("%s lost after %.0f s: %s", name, lived_s, worker.failure)
             await self._notify()
-            await asyncio.sleep(min(self._timing.backoff_s * 2**failures, 30.0))
+            await asyncio.sleep(decision.wait_s)
+
+    async def _live(self, slot: int, worker: Worker) -> bool:
+        """Bring `worker` up and watch it until it ends; return whether it was healthy before."""
+        was_healthy = False
+        try:
+            await self._bring_up(worker)
+            was_healthy = True
+            self._supervision.serving(slot)
+            await self._watch(worker)
+        except TrialrunError as error:
+            worker.failure = str(error)
+        except Exception as error:  # a fault of one worker must not end the supervision
+            worker.failure = f"{type(error).__name__}: {error}"
+        return was_healthy
 
     async def _bring_up(self, worker: Worker) -> None:
         async with asyncio.timeout(self._timing.start_timeout_s):
             await worker.client.start()
+        worker.state = WorkerState.STALE
+        # A loop, because another push may arrive while this worker loads the one before.
         while self._manifest is not None and worker.version < self._manifest.version:
-            await self._take(worker)
-        worker.state = WorkerState.HEALTHY
+            await self._load(worker)
+        if not worker.stopping.is_set():  # else the pool shrank meanwhile
+            worker.state = WorkerState.HEALTHY
         await self._notify()
 
     async def _watch(self, worker: Worker) -> None:
-        while not worker.failed.is_set():
+        """Ping `worker` until it must end. Raises WorkerLost unless it drained."""
+        while not worker.stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timing.ping_every_s):
-                    await worker.failed.wait()
+                    await worker.stopping.wait()
                 break
             async with asyncio.timeout(self._section.ping_timeout_s):
                 await worker.client.ping()
@@ -243,36 +259,38 @@ class RolloutPool:
         raise WorkerLost(worker.failure)
 
     async def _drain(self, worker: Worker) -> None:
+        """Let the worker's episodes end; their own deadline bounds the wait."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._section.episode_timeout_s):
                 async with self._changed:
                     await self._changed.wait_for(lambda: worker.running == 0)
 
-    async def _take(self, worker: Worker, retries: int = 1) -> None:
+    async def _load(self, worker: Worker, retries: int = 1) -> None:
         """Let `worker` load the newest weights. Raises InfraError or TimeoutError."""
         manifest = self._manifest
         assert manifest is not None
-        worker.state = WorkerState.STALE
         try:
             async with asyncio.timeout(self._timing.load_timeout_s):
-                await worker.client.load(manifest)
+                await worker.client.load_weights(manifest)
         except WeightSyncError:
+            # The copy on the worker's node may have been damaged or removed; a retry copies again.
             if not retries:
                 raise
-            await self._take(worker, retries - 1)
+            await self._load(worker, retries - 1)
         else:
             worker.version = manifest.version
 
     async def _load_or_fail(self, worker: Worker) -> None:
         try:
-            await self._take(worker)
+            await self._load(worker)
         except (TimeoutError, InfraError) as error:
-            self._fail(worker, f"took no weights: {str(error) or 'deadline'}")
+            self._fail(worker, f"did not load the weights: {str(error) or 'deadline'}")
         else:
-            if not worker.failed.is_set():
+            # It may have failed, or started to drain, while it loaded.
+            if not worker.stopping.is_set():
                 worker.state = WorkerState.HEALTHY
 
-    # Waiting
+    # Waiting for workers
 
     async def _acquire(self, prefer: str) -> Worker:
         await self._until(lambda: self._free() != [], "a healthy rollout worker", 1)
@@ -296,17 +314,15 @@ class RolloutPool:
     async def _until(self, holds: Callable[[], bool], what: str, needed: int) -> None:
         """Wait until `holds`, which takes `needed` workers.
 
-        Raises DeadlineError, and InfraError where too few of them are left that may still start.
+        Raises DeadlineError, and InfraError if fewer than `needed` can still start.
         """
-
-        def is_hopeless() -> bool:
-            return bool(self._given_up) and len(self._slots) - len(self._given_up) < needed
-
         try:
             async with asyncio.timeout(self._section.pool_timeout_s), self._changed:
-                await self._changed.wait_for(lambda: holds() or is_hopeless())
+                await self._changed.wait_for(
+                    lambda: holds() or bool(self._supervision.hopeless(needed))
+                )
                 if not holds():
-                    causes = "; ".join(sorted(set(self._given_up.values())))
+                    causes = "; ".join(self._supervision.hopeless(needed))
                     raise InfraError(f"no rollout worker starts: {causes}")
         except TimeoutError:
             states = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
@@ -316,11 +332,12 @@ class RolloutPool:
             ) from None
 
     def _fail(self, worker: Worker, reason: str) -> None:
-        if not worker.failed.is_set():
+        # Only the first failure counts: all its episodes fail together, and later errors are
+        # consequences. The slot's task, woken by the event, kills and replaces the worker.
+        if not worker.stopping.is_set():
             worker.failure = reason
-            if worker.state is not WorkerState.DRAINING:
-                worker.state = WorkerState.DEAD
-            worker.failed.set()
+            worker.state = WorkerState.DEAD
+            worker.stopping.set()
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -1,4 +1,4 @@
-"""Ray for the time of one command: the cluster that a job was submitted to, or one of our own."""
+"""A Ray session for one command, on an existing cluster or on this machine."""
 
 import logging
 import os
@@ -13,15 +13,14 @@ from cluster.fleet.ray_environment import RAY_START_WAIT, RAY_START_WAIT_S
 from envs.errors import InfraError, MissingError
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Object store of a local Ray; trajectories pass through it, weights do not."""
+"""Size of a local Ray's object store. Trajectories pass through it, weights do not."""
 
 
 @contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
-    """Connect to the cluster in RAY_ADDRESS (set for submitted jobs), else start Ray on this
-    machine.
+    """Connect to the cluster in RAY_ADDRESS (Ray sets it for submitted jobs), or start Ray here.
 
-    Raises MissingError when RAY_ADDRESS leads nowhere, InfraError when Ray does not start here.
+    Raises MissingError if no cluster answers at RAY_ADDRESS, InfraError if Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS", "")
@@ -36,7 +35,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
 
 
 def room_for_workers(section: ClusterSection) -> int:
-    """Return how many rollout workers, at most, could start beside what runs on the cluster now."""
+    """Return how many more rollout workers the cluster has room for now."""
     free: Mapping[str, float] = ray.available_resources()
     shares = {"CPU": section.cpus_per_worker, "GPU": section.gpus_per_worker}
     return min(int(free.get(name, 0.0) // share) for name, share in shares.items() if share)
@@ -45,7 +44,7 @@ def room_for_workers(section: ClusterSection) -> int:
 def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False)
-    except Exception as error:  # Ray has no type of its own for this; some are plain Exceptions
+    except Exception as error:  # Ray raises several types for this, plain Exception among them
         raise MissingError(
             f"no Ray cluster at RAY_ADDRESS={address}: {_one_line(error)}; give HOST:PORT of a "
             "head that runs the same Ray and Python, or unset RAY_ADDRESS to start Ray here"
@@ -53,7 +52,7 @@ def _join(address: str) -> None:
 
 
 def _start(config: RunConfig) -> None:
-    """Start Ray, told of as many CPUs as the recipe reserves: its actors share two cores well."""
+    """Start Ray with at least as many CPUs as the recipe reserves; actors may share real cores."""
     section = config.cluster
     wanted = (
         config.rollouts.workers * section.cpus_per_worker
@@ -70,9 +69,9 @@ def _start(config: RunConfig) -> None:
     except Exception as error:  # a start that times out is a plain Exception
         waited = os.environ.get(RAY_START_WAIT, "30")
         raise InfraError(
-            f"Ray did not start on this machine: {_one_line(error)} Try again with less running "
-            f"beside it, or with more patience, {RAY_START_WAIT}={3 * RAY_START_WAIT_S} (now "
-            f"{waited} seconds). Ray's own account: raylet.err and gcs_server.err in "
+            f"Ray did not start on this machine: {_one_line(error)} Try again with fewer programs "
+            f"running, or allow more time with {RAY_START_WAIT}={3 * RAY_START_WAIT_S} (now "
+            f"{waited} seconds). Ray's own logs: raylet.err and gcs_server.err in "
             "/tmp/ray/session_latest/logs"
         ) from error
 

@@ -1,4 +1,4 @@
-"""A rollout worker: one engine, its way to the tools, and the episodes that run on them. No Ray."""
+"""A rollout worker: one engine, a connection to tool servers, and episodes on both. No Ray."""
 
 import asyncio
 import os
@@ -14,31 +14,37 @@ from envs.services.router import ToolRouter
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.engine import Engine
+from rollout.engines.engine_spec import EngineSpec
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
+VLLM = "cluster.fleet.vllm_factory:make_engine"
+"""Factory of vLLM engines, by name: only the worker's own process imports vLLM, which takes
+seconds.
+"""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What every rollout worker of a run is made from; `model_path` is a Hugging Face folder."""
+    """What every rollout worker of a run is made from."""
 
-    model_path: str
-    max_model_len: int
+    engine: EngineSpec
     tools: ToolServerConfig
+    engine_factory: str = VLLM
+    """`module:function` of a MakeEngine."""
+
+
+MakeEngine = Callable[[ChatTemplate, EngineSpec], Engine]
 
 
 class RolloutWorker:
-    """Runs leased episodes, any number at once, on one event loop."""
+    """Runs any number of episodes at once, on one event loop."""
 
     def __init__(
-        self,
-        name: str,
-        spec: WorkerSpec,
-        tools: BalancedTools,
-        make_engine: Callable[[ChatTemplate], Engine],
+        self, name: str, spec: WorkerSpec, tools: BalancedTools, make_engine: MakeEngine
     ) -> None:
         self._name = name
         self._spec = spec
@@ -50,25 +56,27 @@ class RolloutWorker:
 
     async def start(self) -> None:
         """Start tools and engine. Raises InfraError, IsolationError, TemplateError."""
-        template = await asyncio.to_thread(ChatTemplate.load, Path(self._spec.model_path))
+        spec = self._spec.engine
+        template = await asyncio.to_thread(ChatTemplate.load, Path(spec.model_path))
         await self._tools.start()
-        self._engine = self._make_engine(template)
+        self._engine = self._make_engine(template, spec)
         await self._engine.start()
-        identity = Identity(worker=self._name, max_model_len=self._spec.max_model_len)
+        identity = Identity(worker=self._name, max_model_len=spec.model.max_model_len)
         self._services = ToolRouter(self._tools, self._spec.tools, os.environ)
         self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        """Play one episode; one row in EPISODE_SCHEMA. Raises EngineError when this worker is
-        broken.
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        """Run one episode; return one row in EPISODE_SCHEMA.
+
+        Raises EngineError if this worker must be replaced.
         """
         assert self._runner is not None, "start comes first"
         return to_batch([await self._runner.run_episode(lease, task, config)])
 
-    async def load(self, manifest: WeightManifest) -> None:
-        """Take new weights. Raises WeightSyncError, EngineError."""
+    async def load_weights(self, manifest: WeightManifest) -> None:
+        """Load new weights. Raises WeightSyncError, EngineError."""
         assert self._engine is not None, "start comes first"
-        await self._engine.load(manifest)
+        await self._engine.load_weights(manifest)
 
     async def close(self) -> None:
         if self._engine is not None:

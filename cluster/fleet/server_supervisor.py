@@ -1,7 +1,7 @@
-"""The tool servers of one node: kept running, watched, and named to those who route to them.
+"""Supervision of one node's tool servers, and the directory that clients route by. No Ray.
 
-No Ray. A server that dies is noticed through its pidfd at once, one that does not answer after
-`max_misses` health checks; either leaves the directory first, and is then replaced.
+The death of a server is noticed at once through its pidfd, a hanging one by `max_misses` failed
+health checks. A lost server first leaves the directory and is then replaced.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Protocol
 
 import httpx
 
+from cluster.fleet.supervision import RestartPolicy, Supervision
 from envs.config import ToolServerConfig
 from envs.errors import InfraError, TrialrunError
 from envs.server.process import ToolServerProcess
@@ -23,103 +24,121 @@ from envs.server.process import ToolServerProcess
 logger = logging.getLogger("trialrun")
 
 POLL_S = 20.0
-"""Longest wait for news of a directory; then the old one is answered again."""
+"""Longest wait for a change of a directory; after it the unchanged one is returned."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """A living tool server: `unix:/path` or `http://host:port`, and the bearer token, if any."""
+    """How to reach a running tool server."""
 
     name: str
-    """`node/slot.pid`; another process has another name."""
+    """`node/slot.pid`, so a replacement has another name."""
     address: str
+    """`unix:/path` or `http://host:port`."""
     token: str
+    """Bearer token; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The servers to route to; `version` changes with them."""
+    """The servers to route to."""
 
     version: int
+    """Changes with every change of `servers`."""
     servers: tuple[ServerAddress, ...]
     failure: str = ""
-    """Why the server that was lost last was lost."""
+    """Why the most recently lost server was lost."""
 
 
 class DirectorySource(Protocol):
-    """Who knows the servers of a node: their supervisor, here or on the node."""
+    """Source of a node's directory: the supervisor in this process, or a proxy for a remote one."""
 
     async def directory(self, known: int) -> Directory:
-        """Return the directory, once it is another than version `known` or `POLL_S` are over.
+        """Return the directory once its version differs from `known`, or after `POLL_S`.
 
-        Raises InfraError where nobody answers.
+        Raises InfraError if the supervisor does not answer.
         """
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ServersPlan:
-    """How many servers a node runs and where they listen."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServersSpec:
+    """How many tool servers a node runs, and where they listen."""
 
     node: str
     """Name of the node in the names of its servers."""
     count: int = 1
     host: str = ""
-    """Address of the node to listen on by TCP; empty for UNIX sockets."""
+    """TCP address to listen on; empty for UNIX sockets."""
     token: str = ""
-    """Bearer token, needed off loopback."""
+    """Bearer token; required for addresses other than loopback."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorTiming:
-    """Seconds and counts of the supervision; the wait before the n-th restart in a row doubles."""
+    """Intervals and deadlines of the supervision, in seconds, and limits."""
 
     health_every_s: float = 2.0
     health_timeout_s: float = 3.0
     max_misses: int = 2
-    backoff_s: float = 0.5
+    """Failed health checks in a row after which a server is replaced."""
+    backoff_s: float = 0.25
+    """Wait before a lost server is replaced; it doubles with every failure in a row."""
     max_backoff_s: float = 30.0
     start_timeout_s: float = 60.0
     stable_after_s: float = 60.0
-    """A server that lived so long starts the count of its slot's failures anew."""
+    """After this lifetime the loss of a server is not counted as a failure of its slot."""
 
 
 class ServerSupervisor:
-    """Keeps `plan.count` tool servers running until it is closed; a DirectorySource."""
+    """Keeps `spec.count` tool servers running until it is closed; a DirectorySource."""
 
     def __init__(
-        self, plan: ServersPlan, config: ToolServerConfig, timing: SupervisorTiming | None = None
+        self, spec: ServersSpec, config: ToolServerConfig, timing: SupervisorTiming | None = None
     ) -> None:
-        self._plan = plan
+        self._spec = spec
         self._config = config
         self._timing = timing or SupervisorTiming()
+        self._supervision = Supervision(
+            RestartPolicy(
+                backoff_s=self._timing.backoff_s,
+                max_backoff_s=self._timing.max_backoff_s,
+                give_up_after=1,  # only `start` gives up, after the first try of every server
+            )
+        )
         self._living: dict[int, ServerAddress] = {}
         self._slots: list[asyncio.Task[None]] = []
         self._version = 0
         self._failure = ""
         self._changed = asyncio.Condition()
         self._pids: dict[int, int] = {}
-        self.losses = 0
+
+    @property
+    def losses(self) -> int:
+        """Servers lost so far, those that did not start included."""
+        return self._supervision.losses
 
     @property
     def pids(self) -> dict[int, int]:
-        """Process of the living server of each slot."""
+        """Process id of the running server of each slot."""
         return dict(self._pids)
 
     async def start(self) -> None:
-        """Start all servers and wait until each serves.
+        """Start all servers and wait for the first try of each.
 
-        Raises what kept a server from starting (IsolationError, ToolServerError, DeadlineError)
-        where none of them starts.
+        If none of them starts, raises the reason of the first: IsolationError, ToolServerError or
+        DeadlineError.
         """
         loop = asyncio.get_running_loop()
-        first = [loop.create_future() for _ in range(self._plan.count)]
-        self._slots = [
-            asyncio.create_task(self._tend(slot, started), name=f"tool-server-{slot}")
-            for slot, started in enumerate(first)
-        ]
-        failures = [failure for failure in await asyncio.gather(*first) if failure is not None]
-        if len(failures) == self._plan.count:
+        first_tries = [loop.create_future() for _ in range(self._spec.count)]
+        for slot, first_try in enumerate(first_tries):
+            self._supervision.add(slot)
+            self._slots.append(
+                asyncio.create_task(self._supervise(slot, first_try), name=f"tool-server-{slot}")
+            )
+        tries = await asyncio.gather(*first_tries)
+        failures = [failure for failure in tries if failure is not None]
+        if failures and self._supervision.hopeless(1):
             await self.close()
             raise failures[0]
 
@@ -132,69 +151,75 @@ class ServerSupervisor:
         return Directory(self._version, servers, self._failure)
 
     async def close(self) -> None:
-        """End all servers; what clients have open on them is lost."""
+        """End all servers, and with them the sessions that clients have open."""
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
         self._slots.clear()
 
-    # One slot: start, serve, watch, and again
+    # Supervision of one slot: start, list, watch; then again
 
-    async def _tend(self, slot: int, first: "asyncio.Future[TrialrunError | None]") -> None:
-        failures = 0
+    async def _supervise(
+        self, slot: int, first_try: "asyncio.Future[TrialrunError | None]"
+    ) -> None:
         while True:
-            began = time.monotonic()
+            started_at = time.monotonic()
+            failure: TrialrunError | None = None
             try:
                 async with self._running_server() as process:
-                    await self._enlist(slot, process)
-                    if not first.done():
-                        first.set_result(None)
+                    await self._list(slot, process)
+                    if not first_try.done():
+                        first_try.set_result(None)
                     reason = await self._watch(process)
-                    await self._strike(slot, reason)
+                    # Out of the directory before it is ended: clients then drop their sessions at
+                    # once instead of waiting for a server that hangs.
+                    await self._unlist(slot, reason)
                     _kill(process)
             except (TrialrunError, OSError) as error:
                 reason = f"{type(error).__name__}: {error}"
-                await self._strike(slot, reason)
-                if not first.done():
-                    first.set_result(_typed(error))
-            finally:
+                failure = error if isinstance(error, TrialrunError) else InfraError(repr(error))
+                await self._unlist(slot, reason)
+            finally:  # cancelled or not
                 self._living.pop(slot, None)
                 self._pids.pop(slot, None)
-            lived_s = time.monotonic() - began
-            failures = 1 if lived_s >= self._timing.stable_after_s else failures + 1
+            lived_s = time.monotonic() - started_at
+            stable = lived_s >= self._timing.stable_after_s
+            decision = self._supervision.lost(slot, reason, stable=stable)
             logger.warning(
-                "tool server %s/%d lost after %.1f s: %s", self._plan.node, slot, lived_s, reason
+                "tool server %s/%d lost after %.1f s: %s", self._spec.node, slot, lived_s, reason
             )
-            wait_s = self._timing.backoff_s * 2 ** min(failures - 1, 16)
-            await asyncio.sleep(min(wait_s, self._timing.max_backoff_s))
+            if not first_try.done():
+                first_try.set_result(failure)
+            await asyncio.sleep(decision.wait_s)
 
     @asynccontextmanager
     async def _running_server(self) -> AsyncIterator[ToolServerProcess]:
-        plan = self._plan
+        spec = self._spec
         process = ToolServerProcess(
-            self._config, self._timing.start_timeout_s, plan.host, plan.token
+            self._config, self._timing.start_timeout_s, spec.host, spec.token
         )
         starting = asyncio.ensure_future(asyncio.to_thread(process.start))
         try:
             try:
                 await asyncio.shield(starting)
-            except asyncio.CancelledError:  # the thread goes on, and so would its process
+            except asyncio.CancelledError:  # the thread cannot be cancelled: wait, then stop it
                 await asyncio.gather(starting, return_exceptions=True)
                 raise
             yield process
         finally:
             await asyncio.shield(asyncio.to_thread(process.stop))
 
-    async def _enlist(self, slot: int, process: ToolServerProcess) -> None:
-        assert process.pid is not None, "it was started"
-        name = f"{self._plan.node}/{slot}.{process.pid}"
+    async def _list(self, slot: int, process: ToolServerProcess) -> None:
+        assert process.pid is not None, "the server was started"
+        name = f"{self._spec.node}/{slot}.{process.pid}"
         self._pids[slot] = process.pid
-        self._living[slot] = ServerAddress(name, process.address, self._plan.token)
+        self._living[slot] = ServerAddress(
+            name=name, address=process.address, token=self._spec.token
+        )
         await self._notify()
 
-    async def _strike(self, slot: int, reason: str) -> None:
+    async def _unlist(self, slot: int, reason: str) -> None:
         """Take the server out of the directory."""
-        self.losses += 1
         self._failure = reason
         self._living.pop(slot, None)
         self._pids.pop(slot, None)
@@ -206,21 +231,21 @@ class ServerSupervisor:
             self._changed.notify_all()
 
     async def _watch(self, process: ToolServerProcess) -> str:
-        """Wait until the server is dead or fails its health checks; return what happened."""
+        """Wait until the server ends or fails its health checks; return what happened."""
         timing, misses = self._timing, 0
-        async with _death(process) as dead, _health_client(process, self._plan.token) as client:
+        async with _death(process) as dead, _health_client(process, self._spec.token) as client:
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(timing.health_every_s):
                         await dead.wait()
                     return f"its process {process.pid} ended: {process.stderr()[-500:]}"
-                trouble = await self._ask_health(client)
-                misses = misses + 1 if trouble else 0
+                problem = await self._check_health(client)
+                misses = misses + 1 if problem else 0
                 if misses >= timing.max_misses:
-                    return f"{misses} health checks in a row failed: {trouble}"
+                    return f"{misses} health checks in a row failed: {problem}"
 
-    async def _ask_health(self, client: httpx.AsyncClient) -> str:
-        """Return what is wrong, or nothing."""
+    async def _check_health(self, client: httpx.AsyncClient) -> str:
+        """Return what is wrong with the server, empty if nothing is."""
         try:
             async with asyncio.timeout(self._timing.health_timeout_s):
                 response = await client.get("/health")
@@ -233,8 +258,8 @@ class ServerSupervisor:
 
 @asynccontextmanager
 async def _death(process: ToolServerProcess) -> AsyncIterator[asyncio.Event]:
-    """An event that is set when the process ends."""
-    assert process.pid is not None, "it was started"
+    """Yield an event that is set when the process ends."""
+    assert process.pid is not None, "the server was started"
     loop, dead = asyncio.get_running_loop(), asyncio.Event()
     descriptor = os.pidfd_open(process.pid)
     loop.add_reader(descriptor, dead.set)
@@ -252,16 +277,12 @@ def _health_client(process: ToolServerProcess, token: str) -> httpx.AsyncClient:
         base_url="http://tool-server" if local else process.address,
         transport=httpx.AsyncHTTPTransport(uds=socket_path if local else None),
         headers={"authorization": f"Bearer {token}"} if token else {},
-        timeout=None,  # every check has its deadline
+        timeout=None,  # every check has a deadline
         trust_env=False,
     )
 
 
 def _kill(process: ToolServerProcess) -> None:
-    """End a server that does not answer without waiting for its goodwill."""
+    """End a server at once: one that hangs would not react to a request to stop."""
     if process.pid is not None and process.alive:
         os.kill(process.pid, signal.SIGKILL)
-
-
-def _typed(error: TrialrunError | OSError) -> TrialrunError:
-    return error if isinstance(error, TrialrunError) else InfraError(repr(error))

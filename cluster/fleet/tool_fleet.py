@@ -1,4 +1,4 @@
-"""Tool servers on the nodes of a Ray cluster: one supervising actor per node."""
+"""Tool servers on the nodes of a Ray cluster, under one supervising actor per node."""
 
 import asyncio
 import logging
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.balanced_tools import BalancedTools, LocalTools
-from cluster.fleet.server_supervisor import Directory, ServersPlan, ServerSupervisor
+from cluster.fleet.ray_errors import RemoteCall, answer_of
+from cluster.fleet.server_supervisor import Directory, ServersSpec, ServerSupervisor
 from envs.config import ToolServerConfig
 from envs.errors import InfraError, MissingError, TrialrunError
 from envs.seeds import stable_hash
@@ -20,18 +20,24 @@ from envs.seeds import stable_hash
 logger = logging.getLogger("trialrun")
 
 _MAX_CALLS = 4096
-"""Rollout workers that may wait for news of one node at once."""
+"""Rollout workers that may wait for changes of one node's directory at once."""
 _LOOK_EVERY_S = 5.0
-"""How often the fleet looks for nodes that joined."""
-_ASK_TIMEOUT_S = 120.0
-"""Deadline for an actor's answer; a whole start of its servers is in it."""
+"""Seconds between two looks for nodes that joined."""
+_DIRECTORY_CALL = RemoteCall(
+    name="the supervisor of a node's tool servers", failure=InfraError, timeout_s=120.0
+)
+"""The first answer includes the start of the node's servers."""
 
 
 class ToolServersActor:
-    """Shell of one node's ServerSupervisor; started at the first question, after a restart too."""
+    """Ray actor around one node's ServerSupervisor.
 
-    def __init__(self, plan: ServersPlan, config: ToolServerConfig) -> None:
-        self._servers = ServerSupervisor(plan, config)
+    The first call starts it. Ray restarts a dead actor without calling anything, so the same holds
+    after a restart.
+    """
+
+    def __init__(self, spec: ServersSpec, config: ToolServerConfig) -> None:
+        self._servers = ServerSupervisor(spec, config)
         self._starting: asyncio.Task[None] | None = None
 
     async def directory(self, known: int) -> Directory:
@@ -48,40 +54,34 @@ class ToolServersActor:
 
 
 class RayDirectory:
-    """DirectorySource behind the actor of one node."""
+    """DirectorySource that asks the actor of one node."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     async def directory(self, known: int) -> Directory:
-        """See DirectorySource; the servers of an actor that is gone are gone with it."""
+        """See DirectorySource. The servers of a dead actor are dead too."""
         try:
-            async with asyncio.timeout(_ASK_TIMEOUT_S):
-                return await self._actor.directory.remote(known)
-        except TimeoutError:
-            raise InfraError(
-                f"the supervisor of a node's tool servers did not answer in {_ASK_TIMEOUT_S:g} s"
-            ) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, TrialrunError):
-                raise InfraError(f"{type(error.cause).__name__}: {error.cause}") from error
-            raise InfraError(f"a tool server supervisor failed: {error.cause!r}") from error
-        except RayError as error:
-            raise InfraError(
-                f"a tool server supervisor died: {str(error).splitlines()[0]}"
-            ) from error
+            return await answer_of(self._actor.directory.remote(known), _DIRECTORY_CALL)
+        except InfraError:
+            raise
+        except TrialrunError as error:  # the caller retries infrastructure failures only
+            raise InfraError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class ToolAccess:
-    """How a rollout worker comes to its tools; made by the driver, used where the worker runs."""
+    """How a rollout worker reaches tool servers; made by the driver, used on the worker's node."""
 
     actors: dict[str, Any]
-    """The supervising actor by node id; empty where every worker has a server of its own."""
+    """Supervising actor by node id; empty if every worker runs its own server."""
     own_node_only: bool = False
 
     def tools_for(self, worker: str, config: ToolServerConfig) -> BalancedTools:
-        """Return the worker's tools, not started. Raises InfraError on a node without servers."""
+        """Return the worker's connection to tools, not started.
+
+        Raises InfraError on a node without servers.
+        """
         if not self.actors:
             return LocalTools(worker, config)
         return BalancedTools(self._sources(), config, first=stable_hash(worker))
@@ -91,15 +91,15 @@ class ToolAccess:
             return [RayDirectory(actor) for actor in self.actors.values()]
         node_id = ray.get_runtime_context().get_node_id()
         if node_id not in self.actors:
-            raise InfraError(f"node {node_id} joined a moment ago and has no tool servers yet")
+            raise InfraError(f"node {node_id} has just joined and has no tool servers yet")
         return [RayDirectory(self.actors[node_id])]
 
 
 class ToolFleet:
-    """Tool servers on every node that should have them, as `[cluster]` says; the driver's.
+    """Starts tool servers on the nodes that `[cluster]` names; lives in the driver.
 
-    With `tool_placement = "node"` servers listen on UNIX sockets for the workers of their node,
-    with `"cluster"` on TCP, behind a token drawn for the run, for workers anywhere.
+    With `tool_placement = "node"` servers listen on UNIX sockets for the workers of their node.
+    With `"cluster"` they listen on TCP for workers anywhere, behind a random token of this run.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -111,18 +111,21 @@ class ToolFleet:
 
     @property
     def access(self) -> ToolAccess:
-        """What a worker needs that is spawned now."""
+        """What a worker that is spawned now needs."""
         return ToolAccess(dict(self._actors), self._section.tool_placement == "node")
 
     async def start(self) -> None:
-        """Start servers on every node. Raises MissingError, and InfraError where none starts."""
+        """Start servers on every node.
+
+        Raises MissingError if no node may run them, InfraError if they do not start.
+        """
         if self._section.tool_placement == "worker":
             return
         self._look()
         if not self._actors:
             raise MissingError(
                 f"no node of the cluster has the resource {self._section.tool_node_resource!r}, "
-                "which cluster.tool_node_resource asks for"
+                "which cluster.tool_node_resource requires"
             )
         await asyncio.gather(
             *(RayDirectory(actor).directory(-1) for actor in self._actors.values())
@@ -153,7 +156,7 @@ class ToolFleet:
             if node["Alive"] and node["Resources"].get(resource, 0) > 0
         }
         for node_id in self._actors.keys() - nodes.keys():
-            logger.warning("the tool servers of node %s are gone with it", node_id)
+            logger.warning("node %s left the cluster, and its tool servers with it", node_id)
             del self._actors[node_id]
         for node_id in nodes.keys() - self._actors.keys():
             self._actors[node_id] = self._spawn(node_id, nodes[node_id])
@@ -161,9 +164,9 @@ class ToolFleet:
     def _spawn(self, node_id: str, address: str) -> Any:
         section = self._section
         everywhere = section.tool_placement == "cluster"
-        plan = ServersPlan(
-            address,
-            section.tool_servers_per_node,
+        spec = ServersSpec(
+            node=address,
+            count=section.tool_servers_per_node,
             host=address if everywhere else "",
             token=self._token if everywhere else "",
         )
@@ -173,4 +176,4 @@ class ToolFleet:
             max_restarts=-1,
             max_concurrency=_MAX_CALLS,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(plan, self._tools)
+        ).remote(spec, self._tools)

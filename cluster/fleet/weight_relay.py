@@ -1,8 +1,8 @@
-"""Published weights on other nodes than their publisher's, carried by Ray's object store.
+"""Copies of published weights on nodes other than the learner's, sent through Ray's object store.
 
-Within a node weights are files of shared memory that every engine maps. For workers that do not see
-these, an actor on their node keeps such files too: a version is copied to a place once, part by
-part, however many workers load it there. Nodes need no connection but Ray's own.
+Within a node, weights are files of shared memory that every engine maps. For workers on another
+node, an actor there writes the same files. A version is copied to each place once, in parts,
+however many workers load it there. Nodes need no connection other than Ray's own.
 """
 
 import asyncio
@@ -15,30 +15,30 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.fleet.ray_errors import RemoteCall, answer_of
 from envs.errors import WeightSyncError
 from rollout.weights.files import WeightFiles
 from rollout.weights.manifest import Place, WeightManifest
 
 PART_BYTES = 32 * 2**20
 _PARTS_AT_ONCE = 2
-"""Parts on their way to one node: one is read and sent while the one before it is written."""
+"""Parts in transfer to one node: one is read and sent while the previous one is written."""
 _PARTS_KEPT = 4
-"""Parts that stay in the object store, for nodes that copy the same version side by side."""
+"""Parts that stay in the object store, for nodes that copy the same version at the same time."""
 _ATTEMPTS = 2
-"""The second with new actors: one that died is noticed by the first."""
+"""The second one uses new actors, in case one had died before the first."""
 _CLOSE_S = 10.0
 
 
 def place_here(shm_dir: str) -> Place:
-    """Return where weights lie for this process. Raises WeightSyncError."""
+    """Return the place of weight files for this process. Raises WeightSyncError."""
     return Place.of(shm_dir, ray.get_runtime_context().get_node_id())
 
 
 class RelayActor:
-    """One node's end: reads parts of what was published here, or writes parts from elsewhere."""
+    """Ray actor on one node: reads versions that were published there, or writes copies."""
 
     def __init__(self, shm_dir: str) -> None:
         self._directory = Path(shm_dir)
@@ -53,9 +53,9 @@ class RelayActor:
             raise WeightSyncError(f"could not read {path}: {error}") from error
 
     def begin(self, nbytes: int) -> str:
-        """Make room for a version, in place of the last but one, and return the path of its file.
+        """Reserve the file of a new version and return its path.
 
-        Raises WeightSyncError where there is no room.
+        It replaces the version before the previous one. Raises WeightSyncError for lack of memory.
         """
         if self._files is None or nbytes != self._nbytes:
             self.close()
@@ -63,12 +63,12 @@ class RelayActor:
         return str(self._files.next.path)
 
     def write(self, start: int, part: NDArray[np.uint8]) -> None:
-        """Write the bytes from `start` on of the version that was begun."""
+        """Write a part of the new version, from byte `start` on."""
         assert self._files is not None, "begin comes first"
         np.frombuffer(self._files.next.map, np.uint8)[start : start + part.nbytes] = part
 
     def end(self) -> None:
-        """Keep the version that was begun until another one was written after it."""
+        """Complete the new version; the next one goes into the other file."""
         assert self._files is not None, "begin comes first"
         self._files.turn()
 
@@ -80,7 +80,7 @@ class RelayActor:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A version on its way to a node."""
+    """A version that is being copied, or was copied, to a node."""
 
     manifest: WeightManifest
     path: asyncio.Task[str]
@@ -92,10 +92,10 @@ class _Copy:
 
 
 class WeightRelays:
-    """The driver's: brings published versions to the nodes where workers load them.
+    """Copies published versions to the nodes where workers load them; lives in the driver.
 
-    Starts no actor before there is a worker on another node than the publisher's. A copy that is
-    not done after `timeout_s` is given up.
+    Starts no actor before a worker runs on another node than the publisher. A copy fails after
+    `timeout_s`.
     """
 
     def __init__(self, shm_dir: str, timeout_s: float) -> None:
@@ -103,16 +103,16 @@ class WeightRelays:
         self._timeout_s = timeout_s
         self._actors: dict[str, Any] = {}
         self._homes: dict[str, str] = {}
-        """Node of the actor that writes, by folder: several nodes may see one."""
+        """Node of the actor that writes, by folder: several nodes may share a folder."""
         self._copies: dict[str, _Copy] = {}
         self._copying: set[asyncio.Task[str]] = set()
         self._busy: dict[str, asyncio.Lock] = {}
         self._parts: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
 
     async def at(self, place: Place, manifest: WeightManifest) -> WeightManifest:
-        """Return `manifest` as engines that see `place` can load it, copied there once.
+        """Return a manifest of the same version that engines at `place` can load.
 
-        Raises WeightSyncError where it does not get there.
+        Copies the version there unless that is done already. Raises WeightSyncError.
         """
         if manifest.place is None or manifest.place.folder == place.folder:
             return manifest
@@ -127,10 +127,11 @@ class WeightRelays:
             self._copying.add(task)
             task.add_done_callback(self._copying.discard)
             copy = self._copies[place.folder] = _Copy(manifest, task)
+        # Shielded: other workers wait for the same copy, so a cancelled caller must not end it.
         return replace(manifest, path=await asyncio.shield(copy.path), place=place)
 
     async def close(self) -> None:
-        """End the actors; their files go with them."""
+        """End the actors and remove their files."""
         for task in self._copying:
             task.cancel()
         await asyncio.gather(*self._copying, return_exceptions=True)
@@ -143,7 +144,7 @@ class WeightRelays:
             self._drop(node)
 
     def forget(self, place: Place) -> None:
-        """Copy again what is asked for next at `place`: an engine could not load what is there."""
+        """Make the next call for `place` copy again: an engine could not load the copy there."""
         self._copies.pop(place.folder, None)
 
     async def _copied(self, manifest: WeightManifest, source: str, place: Place) -> str:
@@ -151,21 +152,21 @@ class WeightRelays:
             reason = ""
             for _ in range(_ATTEMPTS):
                 node = self._homes.setdefault(place.folder, place.node)
+                call = RemoteCall(
+                    name=f"copy to node {node}",
+                    failure=WeightSyncError,
+                    timeout_s=self._timeout_s,
+                )
                 try:
-                    async with asyncio.timeout(self._timeout_s):
-                        return await self._copy(manifest, source, node)
-                except TimeoutError:
-                    reason = f"not done after {self._timeout_s:g} s"
-                except RayTaskError as error:
-                    reason = str(error.cause)
-                except RayError as error:
-                    reason = str(error).splitlines()[0]
-                self._parts.clear()  # some may be of a reader that failed
+                    return await answer_of(self._copy(manifest, source, node), call)
+                except WeightSyncError as error:
+                    reason = str(error)
+                self._parts.clear()  # some may belong to a reader that failed
                 self._drop(source)
                 self._drop(node)
                 del self._homes[place.folder]
             raise WeightSyncError(
-                f"version {manifest.version} did not get to node {place.node}: {reason}"
+                f"version {manifest.version} was not copied to node {place.node}: {reason}"
             )
 
     async def _copy(self, manifest: WeightManifest, source: str, node: str) -> str:
@@ -182,7 +183,7 @@ class WeightRelays:
         return path
 
     def _part(self, manifest: WeightManifest, source: str, start: int, stop: int) -> Any:
-        """Return a reference to a part, read where it was published."""
+        """Return a reference to a part, which is read on the publisher's node."""
         key = (manifest.path, manifest.checksum, start)
         if key not in self._parts:
             self._parts[key] = self._actor(source).read.remote(manifest.path, start, stop)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig, load_config
-from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.retention import whole_checkpoints
@@ -131,7 +131,7 @@ async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
 async def _replay(
     config: RunConfig, base: Path | None, steps: list[Recorded], progress: Progress
 ) -> StepReplay:
-    learner = LearnerGroup(LearnerPlan(config, str(find_model(config))))
+    learner = LearnerGroup(config, str(find_model(config)))
     came_from = f"checkpoint {base.name}" if base else "the initial model"
     try:
         await learner.start()

@@ -32,7 +32,7 @@ class Affinity:
 class EpisodeWorkers(Protocol):
     """What runs episodes: a RolloutPool, or a teacher in this process."""
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         """Return the episode (one row) and its worker. Raises WorkerLost, EngineError."""
@@ -65,7 +65,7 @@ class Dispatcher:
         losses, failures = 0, 0
         while True:
             try:
-                ran = await self._workers.run(lease, task, self._episode, near.worker)
+                ran = await self._workers.run_episode(lease, task, self._episode, near.worker)
                 batch, near.worker = ran
             except WorkerLost as error:
                 losses += 1

@@ -66,7 +66,7 @@ class Rollouts:
 
     async def push_weights(self, manifest: WeightManifest) -> None:
         """Push weights to the pool and admit the groups that the new version allows."""
-        await self._pool.load(manifest)
+        await self._pool.load_weights(manifest)
         self._version = manifest.version
         self._admit()
 

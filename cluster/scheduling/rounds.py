@@ -71,7 +71,7 @@ class Rounds:
     async def push_weights(self, manifest: WeightManifest) -> None:
         """Wait for the rounds in flight, push weights, and start the round that they admit."""
         await asyncio.gather(*self._running.values())
-        await self._pool.load(manifest)
+        await self._pool.load_weights(manifest)
         self._version = manifest.version
         self._admit()
 

@@ -71,7 +71,7 @@ async def serving(
     here = place_here(config.cluster.shm_dir)
     try:
         manifest = publisher.publish(version, folder_weights(model))
-        await pool.load(replace(manifest, place=here))
+        await pool.load_weights(replace(manifest, place=here))
         yield
     finally:
         publisher.close()

@@ -47,7 +47,7 @@ class Row:
     trial_calls: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """How much better an arm is than the best of those it is compared with."""
 
@@ -91,7 +91,15 @@ def differences_of(cells: Sequence[Cell], against: Mapping[str, Sequence[str]]) 
             place = [c for c in cells if (c.setting, c.temperature) == (setting, temperature)]
             estimate = _difference(place, arm, best)
             if estimate is not None:
-                found.append(Difference(arm, setting, temperature, best, estimate))
+                found.append(
+                    Difference(
+                        arm=arm,
+                        setting=setting,
+                        temperature=temperature,
+                        best=best,
+                        accuracy=estimate,
+                    )
+                )
     return found
 
 

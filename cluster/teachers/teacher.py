@@ -83,7 +83,7 @@ class ScriptedTeacher:
         self._runner = EpisodeRunner(engine, host.tools, host.template, host.identity(_NAME))
         self._trial_calls = trial_calls
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         calls = self._trial_calls(lease.seed, config.trial.calls)
@@ -102,7 +102,7 @@ class EndpointTeacher:
         self._client = client
         self._config = config
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         host = self._host
@@ -148,10 +148,10 @@ class _CorrectEpisodes:
         self._workers = workers
         self._correct = dict(stored)
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
-        batch, worker = await self._workers.run(lease, task, config, prefer)
+        batch, worker = await self._workers.run_episode(lease, task, config, prefer)
         self._correct.pop(lease.episode, None)
         if _is_correct(batch):
             self._correct[lease.episode] = batch

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.lifecycle.inputs import RunInputs
@@ -44,7 +44,7 @@ class Job:
         """Load the checkpoint into learner and pool, if there is one, and start rollouts."""
         if self.resumed_from is not None:
             await self.learner.load_checkpoint(self.resumed_from)
-            await self.pool.load(await self.learner.publish_weights(self.steps_done))
+            await self.pool.load_weights(await self.learner.publish_weights(self.steps_done))
         self.rollouts.start(self.steps_done)
 
     def checkpoint(self, step: int) -> Path:
@@ -75,7 +75,7 @@ async def open_job(inputs: RunInputs, run: RunDirectory) -> AsyncIterator[Job]:
     tasks = training_tasks(config, inputs.environment)
     checkpoint = newest_checkpoint(run.layout.checkpoints)
     async with open_pool(config, inputs.model, run.path) as pool:
-        learner = LearnerGroup(LearnerPlan(config, str(inputs.model)))
+        learner = LearnerGroup(config, str(inputs.model))
         try:
             await asyncio.gather(learner.start(), pool.wait_healthy())
             source = Rounds if config.run.deterministic else Rollouts

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
 from cluster.lifecycle.opening import Resume, check_run
@@ -50,7 +50,7 @@ async def _train(
     recorded = RunReader(run.path).metrics()
     # Ranks save before the driver records: a checkpoint may hold steps whose metrics a kill took.
     newest = newest_checkpoint(checkpoints, most=recorded[-1].step if recorded else 0)
-    learner = LearnerGroup(LearnerPlan(config, str(model), config.sft))
+    learner = LearnerGroup(config, str(model), config.sft)
     try:
         progress.phase("starting the learner")
         await learner.start()

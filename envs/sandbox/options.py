@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZygoteOptions:
     """Options of one zygote: its isolation, and what its children may import, use and write."""
 

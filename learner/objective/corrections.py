@@ -70,7 +70,7 @@ def off_policy_mask(
     return (~(far_P & (advantages_P < 0))).to(drift_P.dtype).detach()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
     """Learner compared with sampler: `kl` in nats, the rest absolute differences of logprobs."""
 
@@ -83,7 +83,7 @@ class Mismatch:
 def mismatch(learner_N: NDArray[np.float32], behaviour_N: NDArray[np.float32]) -> Mismatch:
     """Compare logprobs of sampled tokens; `kl` is the k3 estimate of KL(sampler || learner)."""
     if not len(learner_N):
-        return Mismatch(0.0, 0.0, 0.0, 0.0)
+        return Mismatch(kl=0.0, mean=0.0, p99=0.0, max=0.0)
     difference_N = learner_N.astype(np.float64) - behaviour_N.astype(np.float64)
     size_N = np.abs(difference_N)
     k3_N = np.expm1(np.clip(difference_N, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - difference_N

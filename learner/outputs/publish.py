@@ -2,8 +2,7 @@
 
 import base64
 import pickle
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +46,13 @@ class SharedMemoryPublisher:
         _fill(self._views[file.path], named_weights)
         self._files.turn()
         found = checksum(memoryview(file.map))
-        return WeightManifest(version, self._layout, "shm", str(file.path), found)
+        return WeightManifest(
+            version=version,
+            layout=self._layout,
+            transport="shm",
+            path=str(file.path),
+            checksum=found,
+        )
 
     def close(self) -> None:
         """Remove the files; engines that still map one keep its memory until they let go."""
@@ -83,69 +88,19 @@ class CudaIpcPublisher:
         handles = [{gpu: reduce_tensor(view)[1]} for _, view in views]
         self._next = 1 - self._next
         pickled = base64.b64encode(pickle.dumps(handles)).decode()
-        return WeightManifest(version, self._layout, "cuda_ipc", "", "", pickled)
+        return WeightManifest(
+            version=version,
+            layout=self._layout,
+            transport="cuda_ipc",
+            path="",
+            checksum="",
+            handles=pickled,
+        )
 
     def close(self) -> None:
         """Free the buffers once no engine maps them."""
         self._buffers.clear()
         torch.cuda.ipc_collect()
-
-
-class WeightSender(Protocol):
-    """Broadcasts device tensors to engines that are loading their manifest."""
-
-    def send(self, weights: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Return when every engine has received `weights`, which come in the layout's order."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class NcclPublisher:
-    """Copies a version into a buffer on `device`; `sender` broadcasts it while engines load.
-
-    The manifest is back before the broadcast has begun, for engines join it by loading. The next
-    publication waits for it, `timeout_s` at most. Not exercised without two GPUs.
-    """
-
-    def __init__(
-        self, device: torch.device, layout: WeightLayout, sender: WeightSender, timeout_s: float
-    ) -> None:
-        self._device = device
-        self._layout = layout
-        self._sender = sender
-        self._timeout_s = timeout_s
-        self._buffer = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
-        self._thread = ThreadPoolExecutor(1, "weight-broadcast")
-        self._sending: Future[None] | None = None
-
-    def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
-        """Start the broadcast of `named_weights`. Raises WeightSyncError if the last one failed."""
-        self._join()
-        views = [(slot, _typed(self._buffer, slot)) for slot in self._layout.slots]
-        _fill(views, named_weights)
-        torch.cuda.synchronize(self._device)
-        self._sending = self._thread.submit(self._send, [(s.name, view) for s, view in views])
-        return WeightManifest(version, self._layout, "nccl", "", "")
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._sender.close()
-
-    def _send(self, weights: list[tuple[str, torch.Tensor]]) -> None:
-        with torch.cuda.device(self._device):
-            self._sender.send(weights)
-
-    def _join(self) -> None:
-        sending, self._sending = self._sending, None
-        if sending is None:
-            return
-        try:
-            sending.result(self._timeout_s)
-        except (RuntimeError, TimeoutError, ValueError) as error:
-            raise WeightSyncError(
-                f"expected the last broadcast to end within {self._timeout_s:g} s, found {error!r}"
-            ) from error
 
 
 def _typed(buffer: torch.Tensor, slot: TensorSlot) -> torch.Tensor:

@@ -95,8 +95,8 @@ class OpenAIEngine:
             return self._completion(turn, params.max_tokens)
         return await asyncio.to_thread(self._completion, turn, params.max_tokens)
 
-    async def load(self, manifest: WeightManifest) -> None:
-        raise EngineError(f"an endpoint takes no weights, found version {manifest.version}")
+    async def load_weights(self, manifest: WeightManifest) -> None:
+        raise EngineError(f"an endpoint cannot load weights, found version {manifest.version}")
 
     async def pause(self) -> None: ...
 

@@ -39,8 +39,10 @@ class RecordedEngine:
             cast(FinishReason, turn.finish_reason),
         )
 
-    async def load(self, manifest: WeightManifest) -> None:
-        raise EngineError(f"a recorded episode takes no weights, found version {manifest.version}")
+    async def load_weights(self, manifest: WeightManifest) -> None:
+        raise EngineError(
+            f"a recorded episode cannot load weights, found version {manifest.version}"
+        )
 
     async def pause(self) -> None: ...
 

@@ -34,7 +34,7 @@ class ScriptedEngine:
             "stop" if len(cut) == len(ids) else "length",
         )
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         if manifest.version < self._version:
             raise WeightSyncError(
                 f"expected a version of at least {self._version}, found {manifest.version}"

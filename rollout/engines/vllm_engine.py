@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, astuple
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.weight_transfer.base import (
-    WeightTransferInitRequest,
     WeightTransferUpdateRequest,
 )
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -24,16 +23,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from envs.errors import EngineError, EpisodeError, WeightSyncError
-from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, REFUSED, WorkerExtension
 from rollout.weights.layout import push_layout
-from rollout.weights.manifest import WeightLayout, WeightManifest
+from rollout.weights.manifest import Transport, WeightLayout, WeightManifest
 
-Device = Literal["cpu", "cuda"]
-Transport = Literal["shm", "nccl", "cuda_ipc"]
-
-_BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "nccl": "nccl", "cuda_ipc": "ipc"}
+_BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "cuda_ipc": "ipc"}
 _FINISH: Mapping[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _CLOSE_TIMEOUT_S = 10.0
 _ROW_INVARIANT = "rollout.engines.vllm_row_invariant.RowInvariantExtension"
@@ -41,35 +37,25 @@ _ROW_INVARIANT = "rollout.engines.vllm_row_invariant.RowInvariantExtension"
 _CHECK = "row_variant_layers"
 
 
-@dataclass(frozen=True, slots=True)
-class VllmSpec:
-    """What one engine starts from; `model_path` is a Hugging Face folder, its weights version 0."""
-
-    model_path: str
-    model: ModelConfig
-    engine: EngineConfig
-    stop_token_ids: tuple[int, ...]
-    seed: int
-    device: Device = "cpu"
-    transport: Transport = "shm"
-    clear_cache_on_load: bool = True
-    """Drop prefix-cache blocks at a load and recompute what is in flight; the version salt alone
-    already keeps a new-version request from being served old blocks."""
-    deterministic: bool = False
-    """A request's tokens and logprobs do not depend on what else is computed at the time; on CPU
-    vLLM's linear layers are replaced for it, on a GPU set `VLLM_BATCH_INVARIANT`."""
-
-
 class VllmEngine:
     """An Engine on vLLM's AsyncLLM, whose core and worker run in a process of their own.
 
-    Requests salt the prefix cache with the policy version that they started under. A request that
-    straddles a load keeps the tokens it has and continues with the new weights; with
-    `clear_cache_on_load` its keys and values are recomputed under them too.
+    Every request salts the prefix cache with the policy version that it started under, so it is
+    never served blocks of an older version. A request that is running during a load keeps its
+    tokens and continues with the new weights.
     """
 
-    def __init__(self, spec: VllmSpec) -> None:
+    def __init__(
+        self, spec: EngineSpec, *, stop_token_ids: Sequence[int], clear_cache_on_load: bool = True
+    ) -> None:
+        """A turn stops at any of `stop_token_ids`.
+
+        `clear_cache_on_load` drops the prefix cache at a load, so that running requests recompute
+        their keys and values under the new weights too.
+        """
         self._spec = spec
+        self._stop_token_ids = list(stop_token_ids)
+        self._clear_cache_on_load = clear_cache_on_load
         self._llm: AsyncLLM | None = None
         self._version = 0
         self._paused = False
@@ -90,15 +76,15 @@ class VllmEngine:
 
     @cached_property
     def layout(self) -> WeightLayout:
-        """What `load` accepts: the tensors of the model's checkpoint, in the engine's dtype; with
-        adapters, these alone.
+        """Layout that `load_weights` accepts: the checkpoint's tensors in the engine's dtype, or
+        only the adapters if the model has any.
         """
         return push_layout(self._spec.model_path, self._spec.model)
 
     async def start(self) -> None:
         """Start vLLM. Raises EngineError when it fails or misses `start_timeout_s`.
 
-        Past the deadline a half-started engine cannot be called back: the process must end.
+        After the deadline the engine may still be starting, so the process must end.
         """
         deadline_s = self._spec.engine.start_timeout_s
         try:
@@ -130,7 +116,9 @@ class VllmEngine:
             )
         clock = asyncio.get_running_loop().time
         arrived = clock()
-        async with self._loading:  # a request must not carry the salt of a version that is going
+        async with (
+            self._loading
+        ):  # a request must not carry the salt of a version that is being replaced
             llm = self._live()
             started = clock()
             tokens = tokens_input(list(prompt.token_ids), cache_salt=f"policy-{self._version}")
@@ -151,10 +139,10 @@ class VllmEngine:
             ) from error
         return _completion(outputs[-1], started - arrived)
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         """Swap the weights between two scheduler steps; requests in flight continue with them.
 
-        Raises WeightSyncError. Where the manifest was refused the old weights stay live; where the
+        Raises WeightSyncError. If the manifest was refused, the old weights stay in use. If the
         swap itself failed or missed `load_timeout_s`, every later call raises EngineError.
         """
         async with self._loading:
@@ -170,10 +158,6 @@ class VllmEngine:
                     "found it still loading"
                 ) from error
 
-    async def connect(self, init_info: dict[str, Any]) -> None:
-        """Meet the learner's device transport; vLLM's trainer side hands out `init_info`."""
-        await self._live().init_weight_transfer_engine(WeightTransferInitRequest(init_info))
-
     async def pause(self) -> None:
         await self._live().pause_generation(mode="keep", clear_cache=False)
         self._paused = True
@@ -188,7 +172,7 @@ class VllmEngine:
         if llm is None:
             return
         if llm.output_handler is not None:
-            llm.output_handler.cancel()  # before the core goes, or it reports the core as dead
+            llm.output_handler.cancel()  # before the core ends, or it would report the core as dead
         await asyncio.to_thread(llm.shutdown, _CLOSE_TIMEOUT_S)
 
     async def _check_rows(self, llm: AsyncLLM) -> None:
@@ -196,8 +180,8 @@ class VllmEngine:
             varying = [name for found in await llm.collective_rpc(_CHECK) for name in found]
             if varying:
                 raise EngineError(
-                    "expected linear layers that compute a row alike whatever is beside it, found "
-                    f"others on this CPU: {', '.join(varying[:4])}; set run.deterministic = false"
+                    "expected linear layers whose rows do not depend on each other, found others "
+                    f"on this CPU: {', '.join(varying[:4])}; set run.deterministic = false"
                 )
 
     def _live(self) -> AsyncLLM:
@@ -218,7 +202,7 @@ class VllmEngine:
             flat_logprobs=True,
             detokenize=False,
             ignore_eos=True,  # `stop_token_ids` alone decides, not the model folder
-            stop_token_ids=list(self._spec.stop_token_ids),
+            stop_token_ids=self._stop_token_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -239,18 +223,20 @@ class VllmEngine:
 
     @contextlib.asynccontextmanager
     async def _swap(self) -> AsyncIterator[None]:
-        """Hold the scheduler between two steps; any failure but a refusal breaks the engine."""
+        """Hold the scheduler between two steps; any failure except a refusal breaks the engine."""
         llm = self._live()
         try:
             # what `pause_generation` calls, without the 20 ms that it then sleeps
-            await llm.engine_core.pause_scheduler_async("keep", self._spec.clear_cache_on_load)
+            await llm.engine_core.pause_scheduler_async("keep", self._clear_cache_on_load)
             yield
         except WeightSyncError:
             await self._resume_unless_paused(llm)
             raise
         except BaseException as error:
             self._broken = f"a weight update stopped half-way: {error!r}"
-            llm.output_processor.propagate_error(EngineDeadError())  # or requests wait for ever
+            llm.output_processor.propagate_error(
+                EngineDeadError()
+            )  # or requests would wait for ever
             raise
         await self._resume_unless_paused(llm)
 
@@ -295,11 +281,11 @@ class VllmEngine:
         await llm.collective_rpc("load_adapter", args=(peft, shapes, update))
 
 
-def _replaces_linear(spec: VllmSpec) -> bool:
+def _replaces_linear(spec: EngineSpec) -> bool:
     return spec.deterministic and spec.device == "cpu"
 
 
-def _engine_args(spec: VllmSpec) -> AsyncEngineArgs:
+def _engine_args(spec: EngineSpec) -> AsyncEngineArgs:
     on_cpu = spec.device == "cpu"
     return AsyncEngineArgs(
         model=spec.model_path,

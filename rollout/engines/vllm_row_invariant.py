@@ -33,12 +33,12 @@ vllm_linear.cpu_unquantized_gemm = row_invariant_gemm
 
 
 class RowInvariantExtension(WorkerExtension):
-    """Extension of a vLLM worker that a deterministic run asks for."""
+    """Extension of a vLLM worker for deterministic runs."""
 
     model_runner: Any
 
     def row_variant_layers(self) -> list[str]:
-        """Return the linear layers, one of each shape, whose rows depend on their number here."""
+        """Return the linear layers, one of each shape, whose rows depend on the number of rows."""
         seen: set[tuple[int, int]] = set()
         found: list[str] = []
         for name, layer in self.model_runner.model.named_modules():
@@ -57,9 +57,9 @@ class RowInvariantExtension(WorkerExtension):
 
 
 def _rows_vary(layer: Any, columns: int) -> bool:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     dtype = next((p.dtype for p in layer.parameters()), torch.float32)
-    x = torch.randn(_ROWS, columns, generator=draw).to(dtype)
+    x = torch.randn(_ROWS, columns, generator=generator).to(dtype)
     weight: Any = getattr(layer, "weight", None)  # None where the layer keeps it packed
     whole = row_invariant_gemm(layer, x, weight)
     return any(

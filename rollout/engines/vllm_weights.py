@@ -1,8 +1,8 @@
-"""Weight pushes in vLLM's terms: a transfer engine for shared memory, and the sender for NCCL."""
+"""Weight pushes in vLLM's terms: a transfer engine that reads shared memory."""
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -10,17 +10,11 @@ from typing import Any, Protocol, cast
 import torch
 from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import (
-    WeightTransferEngineFactory,
-    WeightTransferTrainerFactory,
-)
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -29,11 +23,11 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from rollout.weights.manifest import TensorSlot, WeightLayout, checksum
+from rollout.weights.manifest import TensorSlot, checksum
 
 BACKEND = "trialrun_shm"
 REFUSED = "weights refused"
-"""Starts the message of an update that was turned down before any byte of it was used."""
+"""Start of the message of an update that was refused before any byte of it was used."""
 ADAPTER_ID = 1
 """vLLM's number of the one adapter; every request names it."""
 
@@ -42,7 +36,7 @@ _KEPT_MAPPINGS = 2
 
 @dataclass
 class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand: every update names its file."""
+    """Empty: every update names its file, so there is nothing to agree on beforehand."""
 
 
 @dataclass
@@ -58,8 +52,8 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
 class _PublishedFiles:
     """Versions in files of shared memory, verified before they are read.
 
-    Mappings are kept between updates, for the sender alternates two files and mapping fresh pages
-    costs more than copying them.
+    Mappings are kept between updates, because the sender alternates between two files and mapping
+    fresh pages costs more than copying them.
     """
 
     def __init__(self) -> None:
@@ -107,9 +101,9 @@ class _PublishedFiles:
 
 
 class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """Loads a whole policy version from a file that every worker of the node maps.
+    """Loads a policy version from a file that every worker of the node maps.
 
-    The sender must leave a file alone until the update has finished.
+    The sender must not change a file until the update has finished.
     """
 
     init_info_cls = SharedMemoryInitInfo
@@ -132,7 +126,7 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
         """Do nothing: layers are opened only once the update has been verified."""
 
     def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load one version; the base class would ask for an accelerator, which a CPU lacks."""
+        """Load one version; the base class would require an accelerator."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -140,7 +134,7 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         """Verify the file, then load every tensor through vLLM's layerwise reload.
 
-        Raises ValueError starting with `REFUSED` while the old weights are still whole.
+        Raises ValueError starting with `REFUSED` if it is refused; the old weights are intact then.
         """
         tensors = self._files.tensors(update_info)
         first = next(tensors)
@@ -157,12 +151,12 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
             _repack_tied_head(self.model)
 
     def shutdown(self) -> None:
-        """Forget the mappings; the files are the sender's."""
+        """Drop the mappings; the files belong to the sender."""
         self._files.clear()
 
 
 class WorkerExtension:
-    """Named in the engine's arguments: every vLLM worker imports this module, and can do this."""
+    """Extension of every vLLM worker; naming it makes each worker import this module."""
 
     model_runner: Any
     model_config: Any
@@ -171,10 +165,10 @@ class WorkerExtension:
     def load_adapter(
         self, peft: dict[str, Any], shapes: list[tuple[str, str, list[int]]], update: dict[str, Any]
     ) -> None:
-        """Put the adapter of `update` in the place of the last one, or zeros where it is empty.
+        """Replace the adapter by the one of `update`, or by zeros if `update` is empty.
 
         `peft` is PEFT's configuration; `shapes` are (name, dtype, shape) in its names. Raises
-        ValueError starting with `REFUSED` while the old adapter is whole.
+        ValueError starting with `REFUSED` if it is refused; the old adapter is intact then.
         """
         if update:
             self._files = self._files or _PublishedFiles()
@@ -196,80 +190,6 @@ class WorkerExtension:
         manager.remove_adapter(ADAPTER_ID)
         manager.add_adapter(adapter)
         manager.activate_adapter(ADAPTER_ID)
-
-
-@dataclass(frozen=True, slots=True)
-class NcclGroup:
-    """Where the sender (rank 0) and all vLLM workers meet; `world_size` counts them together."""
-
-    address: str
-    port: int
-    world_size: int
-
-
-class NcclSender:
-    """The learner's end of vLLM's NCCL backend: broadcasts while engines load their manifests.
-
-    `connect` gets the workers' side of the rendezvous and must pass it to `VllmEngine.connect` of
-    every engine, `rank_offset` raised by the workers of the engines before it. The group is fixed:
-    an engine that joins or dies needs a new one. Not exercised without two GPUs.
-    """
-
-    def __init__(
-        self, group: NcclGroup, layout: WeightLayout, connect: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self._source = _StagedWeights(layout)
-        self._trainer = WeightTransferTrainerFactory.trainer_init(
-            NCCLTrainerInitInfo(
-                rank=0,
-                master_address=group.address,
-                master_port=group.port,
-                world_size=group.world_size,
-            ),
-            client=_ConnectOnly(connect),
-            source=self._source,
-        )
-
-    def send(self, weights: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Broadcast `weights`, in the layout's order; returns once every engine has them."""
-        self._source.weights = weights
-        self._trainer.send_weights()
-
-    def close(self) -> None:
-        self._trainer.shutdown()
-
-
-class _StagedWeights(WeightSource):
-    """The tensors of the version that is being sent."""
-
-    def __init__(self, layout: WeightLayout) -> None:
-        self._layout = layout
-        self.weights: Sequence[tuple[str, torch.Tensor]] = ()
-
-    def metadata(self) -> list[ParamMeta]:
-        return [
-            ParamMeta(slot.name, getattr(torch, slot.dtype), slot.shape)
-            for slot in self._layout.slots
-        ]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.weights)
-
-
-class _ConnectOnly:
-    """vLLM's control plane as the sender sees it: engines pause, load and resume by themselves."""
-
-    def __init__(self, connect: Callable[[dict[str, Any]], None]) -> None:
-        self._connect = connect
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._connect(init_info)
-
-    def start_weight_update(self) -> None: ...
-
-    def update_weights(self, update_info: object) -> None: ...
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
 class _TakesCheckpoint(Protocol):

@@ -1,4 +1,4 @@
-"""Files of shared memory that hold policy versions, two of them written in turn; no torch."""
+"""Two files of shared memory that hold policy versions, written alternately. No torch."""
 
 import fcntl
 import mmap
@@ -20,7 +20,7 @@ class WeightFile:
         self._file: BinaryIO = path.open("xb+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.stat()  # a writer that started at the same moment may just have removed it
+            path.stat()  # another writer that is starting may have removed it
             # takes the pages now: running out of memory is an error here, a SIGBUS later
             os.posix_fallocate(self._file.fileno(), 0, max(nbytes, 1))
             self.map = mmap.mmap(self._file.fileno(), max(nbytes, 1))
@@ -37,8 +37,8 @@ class WeightFile:
 class WeightFiles:
     """Two files of `nbytes` in `directory` (a tmpfs such as /dev/shm).
 
-    Each is locked while its writer lives, so a writer that starts can tell the leftovers of a
-    killed run, and removes them. Raises WeightSyncError where there is no room.
+    Each is locked while its writer is running, so a new writer recognises and removes the files
+    of a killed run. Raises WeightSyncError if the folder has too little room.
     """
 
     def __init__(self, directory: Path, nbytes: int) -> None:
@@ -60,22 +60,22 @@ class WeightFiles:
 
     @property
     def next(self) -> WeightFile:
-        """The file to be written now."""
+        """The file to write next."""
         return self._files[0]
 
     def turn(self) -> None:
-        """Leave what was just written as it is until the other file was written too."""
+        """Swap the files: the one just written stays unchanged until the other one is written."""
         self._files.reverse()
 
     def close(self) -> None:
-        """Remove the files; engines that still map one keep its memory until they let go."""
+        """Remove the files; the memory is freed once no engine maps it."""
         for file in self._files:
             file.close()
         self._files.clear()
 
 
 def _reclaim(directory: Path) -> None:
-    """Remove files whose writer is gone: the kernel dropped its lock, however it died."""
+    """Remove files whose writer has ended; the kernel releases the lock of any dead process."""
     for path in directory.glob(f"{_PREFIX}*"):
         try:
             with path.open("rb+") as file:

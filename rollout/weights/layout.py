@@ -32,7 +32,7 @@ def adapter_layout(model_path: str, dtype: str, lora: LoraConfig) -> WeightLayou
     """Return the layout of the adapters on the folder `model_path`, in PEFT's names.
 
     Per target layer of shape (out, in): `lora_A` (rank, in), then `lora_B` (out, rank). Raises
-    ConfigError where no layer is called like a target.
+    ConfigError if no layer matches a target.
     """
     shapes = _shapes(Path(model_path))
     layers = [
@@ -54,7 +54,7 @@ def adapter_layout(model_path: str, dtype: str, lora: LoraConfig) -> WeightLayou
 
 
 def push_layout(model_path: str, model: ModelConfig) -> WeightLayout:
-    """Return what a weight push carries: the adapters where there are any, else every weight."""
+    """Return the layout of a weight push: the adapters if there are any, else all weights."""
     if model.lora.rank:
         return adapter_layout(model_path, model.dtype, model.lora)
     return checkpoint_layout(model_path, model.dtype)

@@ -5,13 +5,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
 from envs.errors import WeightSyncError
 
+Transport = Literal["shm", "cuda_ipc"]
+"""How weights reach an engine: files of shared memory, or device buffers on the same GPU."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Drawn at every start of a kernel."""
+"""Random; a kernel samples it once, when it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class TensorSlot:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """What a receiver accepts: tensors in Hugging Face names, in order, in one buffer."""
+    """The tensors that a receiver accepts: in one buffer, in order, under Hugging Face names."""
 
     slots: tuple[TensorSlot, ...]
 
@@ -56,18 +60,18 @@ class WeightLayout:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder in memory: who can read it."""
+    """A memory-backed folder, identified so that processes can tell whether they share it."""
 
     node: str
-    """Ray's id of a node that sees it."""
+    """Ray's id of a node that has the folder."""
     folder: str
-    """Equal for all that see the same folder: containers may share one, nodes do not."""
+    """Equal for every process that sees the same folder. Containers of a host may share one."""
 
     @classmethod
     def of(cls, directory: str, node: str) -> "Place":
         """Return the place of `directory` as seen by this process, which runs on `node`.
 
-        Raises WeightSyncError where it is no folder.
+        Raises WeightSyncError if it cannot be read.
         """
         try:
             status = os.stat(directory)
@@ -76,24 +80,24 @@ class Place:
         return cls(node, f"{_BOOT_ID.read_text().strip()} {status.st_dev} {status.st_ino}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
     """A published policy version: where its bytes lie and how to check them.
 
-    `transport` is `shm` (path is a file that every worker of the node maps), `nccl` or `cuda_ipc`
-    (path is empty: the bytes move between devices). `checksum` is a 64-bit hash over the buffer,
-    as an unsigned hexadecimal string; empty for device transports.
+    With `shm`, `path` is a file that every worker of the node maps; with `cuda_ipc` it is empty,
+    since the bytes stay on the device. `checksum` is a 64-bit hash of the buffer as an unsigned
+    hexadecimal string; it is empty with `cuda_ipc`.
     """
 
     version: int
     layout: WeightLayout
-    transport: str
+    transport: Transport
     path: str
     checksum: str
     handles: str = ""
     """`cuda_ipc`: the sender's device buffers, one handle per slot, pickled, in base64."""
     place: Place | None = None
-    """`shm`: where `path` is a path; None where there is only one such place."""
+    """`shm`: where `path` can be opened; None if there is only one place."""
 
 
 def checksum(buffer: memoryview) -> str:

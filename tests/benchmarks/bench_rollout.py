@@ -34,8 +34,9 @@ from envs.tools import ToolService
 from learner.pretrained.resolve import SMOLLM2, resolve_model
 from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
 from rollout.engine import Completion, Prompt, SamplingParams
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.engines.vllm_engine import VllmEngine, VllmSpec
+from rollout.engines.vllm_engine import VllmEngine
 from rollout.engines.vllm_environment import engine_environment
 from rollout.episode import Episode, Lease, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
@@ -126,7 +127,7 @@ async def measure(model: str, episodes: int, concurrency: int, scratch: Path) ->
     path = resolve_model(SMOLLM2 if model == "smollm2" else model, scratch)
     template = ChatTemplate.load(path)
     engine = VllmEngine(
-        VllmSpec(
+        EngineSpec(
             model_path=str(path),
             model=ModelConfig.model_validate(
                 {
@@ -135,9 +136,9 @@ async def measure(model: str, episodes: int, concurrency: int, scratch: Path) ->
                 }
             ),
             engine=EngineConfig.model_validate({"max_num_seqs": concurrency}),
-            stop_token_ids=(),
             seed=0,
-        )
+        ),
+        stop_token_ids=(),
     )
     tools = LocalTools("bench", ToolServerConfig())
     await tools.start()

@@ -25,21 +25,21 @@ from transformers import AutoModelForCausalLM
 from learner.outputs.publish import SharedMemoryPublisher
 from learner.pretrained.resolve import SMOLLM2, resolve_model
 from rollout.config import EngineConfig, ModelConfig
-from rollout.engines.vllm_engine import VllmEngine, VllmSpec
+from rollout.engines.engine_spec import EngineSpec
+from rollout.engines.vllm_engine import VllmEngine
 from rollout.engines.vllm_environment import engine_environment
 
 Weights = dict[str, torch.Tensor]
 
 
 def engine_of(path: Path, dtype: str) -> VllmEngine:
-    spec = VllmSpec(
+    spec = EngineSpec(
         model_path=str(path),
         model=ModelConfig.model_validate({"max_model_len": 512, "dtype": dtype}),
         engine=EngineConfig.model_validate({"kv_cache_mib": 64}),
-        stop_token_ids=(0,),
         seed=0,
     )
-    return VllmEngine(spec)
+    return VllmEngine(spec, stop_token_ids=(0,))
 
 
 async def seconds(action: Callable[[], Awaitable[object]]) -> float:
@@ -64,7 +64,7 @@ async def measure(model: str, rounds: int, scratch: Path) -> list[tuple[str, flo
     try:
 
         async def push() -> None:
-            await engine.load(publisher.publish(engine.version + 1, weights.items()))
+            await engine.load_weights(publisher.publish(engine.version + 1, weights.items()))
 
         async def reload() -> None:
             await llm.collective_rpc("reload_weights")

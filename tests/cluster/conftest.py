@@ -94,7 +94,7 @@ class FakeWorker:
         if self.fleet.start_error is not None:
             raise self.fleet.start_error
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
         self.fleet.started.append((self.name, lease))
         version = self.version
         for _ in range(self.fleet.delays.randrange(self.fleet.delay + 1)):
@@ -110,7 +110,7 @@ class FakeWorker:
             raise WorkerLost(f"{self.name} died")
         return to_batch([self.fleet.play(lease, task, version, self.name)])
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         if self.refuse_loads:
             self.refuse_loads -= 1
             raise WeightSyncError("checksum")
@@ -175,7 +175,9 @@ async def fleet_of() -> Callable[[int], Fleet]:
 
 
 def manifest(version: int) -> WeightManifest:
-    return WeightManifest(version, WeightLayout(()), "shm", "", "")
+    return WeightManifest(
+        version=version, layout=WeightLayout(()), transport="shm", path="", checksum=""
+    )
 
 
 @pytest.fixture

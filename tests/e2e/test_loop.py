@@ -122,7 +122,10 @@ async def play_greedy(config: RunConfig, client: Any) -> list[Episode]:
         for i, task in enumerate(tasks)
     ]
     batches = await asyncio.gather(
-        *(client.run(lease, task, episode) for lease, task in zip(leases, tasks, strict=True))
+        *(
+            client.run_episode(lease, task, episode)
+            for lease, task in zip(leases, tasks, strict=True)
+        )
     )
     return [from_batch(batch)[0] for batch in batches]
 

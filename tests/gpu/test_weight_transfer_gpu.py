@@ -1,8 +1,6 @@
-"""Weight pushes between devices: CUDA IPC on one GPU, NCCL between two."""
+"""Weight pushes to an engine on a GPU: through shared memory and by CUDA IPC."""
 
-import asyncio
 import importlib
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +8,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.outputs.publish import (
-    CudaIpcPublisher,
-    NcclPublisher,
-    Publisher,
-    SharedMemoryPublisher,
-)
+from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Prompt, SamplingParams
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_environment import engine_environment
+from rollout.weights.manifest import Transport
 
 pytestmark = [pytest.mark.real, pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -51,19 +46,19 @@ def greedy_reference(model: LlamaForCausalLM) -> list[int]:
     return ids[len(PROMPT) :]
 
 
-async def start_engine(folder: Path, transport: str) -> Any:
+async def start_engine(folder: Path, transport: Transport) -> Any:
     vllm_engine = importlib.import_module("rollout.engines.vllm_engine")
     tiny_llama(0).save_pretrained(folder)
     engine = vllm_engine.VllmEngine(
-        vllm_engine.VllmSpec(
+        EngineSpec(
             model_path=str(folder),
             model=ModelConfig.model_validate({"max_model_len": 256}),
             engine=EngineConfig.model_validate({"gpu_memory_utilization": 0.2}),
-            stop_token_ids=(),
             seed=1,
             device="cuda",
             transport=transport,
-        )
+        ),
+        stop_token_ids=(),
     )
     await engine.start()
     return engine
@@ -73,7 +68,7 @@ async def push_and_compare(engine: Any, publisher: Publisher) -> None:
     for version in (1, 2, 3):
         trained = tiny_llama(seed=version)
         manifest = publisher.publish(version, trained.named_parameters())
-        await engine.load(manifest)
+        await engine.load_weights(manifest)
         sampled = await engine.sample(
             Prompt("greedy", PROMPT, ()), SamplingParams(max_tokens=TOKENS, temperature=0.0)
         )
@@ -101,27 +96,3 @@ async def test_cuda_ipc_on_one_gpu(tmp_path: Path) -> None:
     await push_and_compare(engine, publisher)
     await engine.close()
     publisher.close()
-
-
-async def test_nccl_between_two_gpus(tmp_path: Path) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs a second GPU: NCCL wants one per rank")
-    vllm_weights = importlib.import_module("rollout.engines.vllm_weights")
-    engine = await start_engine(tmp_path, "nccl")  # takes GPU 0; the sender is on GPU 1
-    loop = asyncio.get_running_loop()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        group = vllm_weights.NcclGroup("127.0.0.1", free.getsockname()[1], 2)
-
-    def connect(init_info: dict[str, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(engine.connect(init_info), loop).result(120)
-
-    def make_sender() -> Any:
-        with torch.cuda.device(1):
-            return vllm_weights.NcclSender(group, engine.layout, connect)
-
-    sender = await asyncio.to_thread(make_sender)
-    publisher = NcclPublisher(torch.device("cuda", 1), engine.layout, sender, timeout_s=60)
-    await push_and_compare(engine, publisher)
-    publisher.close()
-    await engine.close()

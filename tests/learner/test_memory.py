@@ -20,7 +20,17 @@ from learner.memory import (
 )
 from learner.pretrained.resolve import check_context
 
-SEVEN = ModelShape(7_615_616_512, 152_064, 3_584, 18_944, 28, 28, 4, 128, 32_768)
+SEVEN = ModelShape(
+    parameters=7_615_616_512,
+    vocabulary=152_064,
+    hidden=3_584,
+    feed_forward=18_944,
+    layers=28,
+    heads=28,
+    kv_heads=4,
+    head_dim=128,
+    positions=32_768,
+)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

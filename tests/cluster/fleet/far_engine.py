@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cluster.fleet.engine_plan import EnginePlan
 from envs.errors import WeightSyncError
 from rollout.engine import Engine
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest, checksum
@@ -16,7 +16,7 @@ FOLDER = "far"
 class FarEngine(ScriptedEngine):
     """Verifies what it loads; vLLM's part ends where this one begins."""
 
-    async def load(self, manifest: WeightManifest) -> None:
+    async def load_weights(self, manifest: WeightManifest) -> None:
         path = Path(manifest.path)
         if path.parent.name != FOLDER:
             raise WeightSyncError(f"expected a file in {FOLDER}, found {path}")
@@ -26,9 +26,9 @@ class FarEngine(ScriptedEngine):
             raise WeightSyncError(f"cannot read {path}: {error}") from error
         if found != manifest.checksum:
             raise WeightSyncError(f"expected checksum {manifest.checksum}, found {found}")
-        await super().load(manifest)
+        await super().load_weights(manifest)
 
 
-def make_engine(template: ChatTemplate, plan: EnginePlan) -> Engine:
-    del plan
+def make_engine(template: ChatTemplate, spec: EngineSpec) -> Engine:
+    del spec
     return FarEngine(lambda messages, seed: "<answer>1</answer>", template)

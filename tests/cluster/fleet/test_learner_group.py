@@ -1,4 +1,4 @@
-"""The learner's ranks as one, on a Ray of their own: what an SFT tells, and when it is given up."""
+"""The learner's ranks behind one object: the stream of an SFT, errors and deadlines."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet import learner_group
-from cluster.fleet.learner_group import LearnerGroup, LearnerPlan
+from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
 from envs.errors import LearnerError, NonFiniteError
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
 class Rank:
-    """A rank whose lessons are what it is to do: the real one needs a model for that."""
+    """A rank that obeys the `order` column of its table: the real one needs a model."""
 
     def __init__(self, transport: str, shm_dir: str) -> None:
         del transport, shm_dir
@@ -60,8 +60,8 @@ Steps = list[dict[str, float]]
 
 
 async def follow(steps: Steps, overrides: list[str], *orders: str) -> None:
-    """Collect in `steps` what the ranks tell of lessons that order them about."""
-    learner = LearnerGroup(LearnerPlan(load_config("catalog", overrides), "tiny"))
+    """Collect in `steps` the metrics of an SFT on a table of `orders`."""
+    learner = LearnerGroup(load_config("catalog", overrides), "tiny")
     async with asyncio.timeout(120):
         try:
             await learner.start()
@@ -71,17 +71,17 @@ async def follow(steps: Steps, overrides: list[str], *orders: str) -> None:
             await learner.close()
 
 
-async def test_every_step_is_told_as_rank_0_tells_it() -> None:
+async def test_the_metrics_of_every_step_are_those_of_rank_0() -> None:
     steps: Steps = []
     await follow(steps, ["learner.ranks=2"], "well", "well", "well")
     assert steps == [{"step": float(step), "seed": 7.0} for step in range(3)]
 
 
-async def test_a_run_that_ended_and_went_on_exports_again(tmp_path: Path) -> None:
+async def test_a_resumed_run_replaces_the_earlier_export(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "of the earlier end").touch()
-    learner = LearnerGroup(LearnerPlan(load_config("catalog"), "tiny"))
+    learner = LearnerGroup(load_config("catalog"), "tiny")
     try:
         await learner.export_model(model)
     finally:
@@ -96,8 +96,8 @@ async def test_an_error_of_a_rank_keeps_its_type() -> None:
     assert len(steps) == 1
 
 
-async def test_the_deadline_is_of_a_step_and_a_rank_at_work_does_not_hold_up_the_end() -> None:
+async def test_the_deadline_is_for_one_step_and_a_busy_rank_does_not_delay_the_close() -> None:
     steps: Steps = []
-    with pytest.raises(LearnerError, match="expected an end within 20 s"):
+    with pytest.raises(LearnerError, match="learner sft: no answer within 20 s"):
         await follow(steps, ["cluster.learner_timeout_s=20"], "well", "well", "hang")
     assert len(steps) == 2

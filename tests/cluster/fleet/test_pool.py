@@ -36,7 +36,8 @@ async def test_leases_go_to_the_least_loaded_or_the_preferred(fleet: Any, task: 
     await pool.wait_healthy(2)
     fleet.gate.clear()
     running = [
-        asyncio.create_task(pool.run(LEASE, task, EpisodeConfig(), "worker-2")) for _ in range(3)
+        asyncio.create_task(pool.run_episode(LEASE, task, EpisodeConfig(), "worker-2"))
+        for _ in range(3)
     ]
     while len(fleet.started) < 3:
         await asyncio.sleep(0)
@@ -53,16 +54,16 @@ async def test_a_dead_worker_is_replaced_and_catches_up_before_it_serves(
     pool = fleet.pool()
     pool.resize(1)
     await pool.wait_healthy()
-    await pool.load(manifest_of(7))
+    await pool.load_weights(manifest_of(7))
     fleet.gate.clear()
-    running = asyncio.create_task(pool.run(LEASE, task, EpisodeConfig()))
+    running = asyncio.create_task(pool.run_episode(LEASE, task, EpisodeConfig()))
     while not fleet.started:
         await asyncio.sleep(0)
     fleet.workers[0].dead.set()
     with pytest.raises(WorkerLost, match="worker-1 died"):
         await running
     fleet.gate.set()
-    batch, name = await pool.run(LEASE, task, EpisodeConfig())
+    batch, name = await pool.run_episode(LEASE, task, EpisodeConfig())
     assert name == "worker-2"
     assert batch["oldest_version"].to_pylist() == [7]
     assert pool.losses == 1
@@ -88,7 +89,7 @@ async def test_a_torn_push_is_tried_again_and_then_costs_the_worker(
     await pool.wait_healthy(2)
     fleet.workers[0].refuse_loads = 1
     fleet.workers[1].refuse_loads = 2
-    await pool.load(manifest_of(1))
+    await pool.load_weights(manifest_of(1))
     assert fleet.workers[0].version == 1
     await pool.wait_healthy(2)
     assert [worker.version for worker in pool.workers] == [1, 1]
@@ -102,7 +103,7 @@ async def test_an_episode_over_its_deadline_costs_the_worker(fleet: Any, task: T
     await pool.wait_healthy()
     fleet.gate.clear()
     with pytest.raises(WorkerLost, match=r"overran 0\.05 s"):
-        await pool.run(LEASE, task, EpisodeConfig())
+        await pool.run_episode(LEASE, task, EpisodeConfig())
     await pool.close()
 
 
@@ -123,7 +124,7 @@ async def test_a_slot_that_does_not_start_is_no_end_for_the_others(fleet: Any, t
     pool.resize(2)
     with pytest.raises(InfraError, match="no rollout worker starts: no such GPU"):
         await pool.wait_healthy(2)
-    _, name = await pool.run(LEASE, task, EpisodeConfig())
+    _, name = await pool.run_episode(LEASE, task, EpisodeConfig())
     assert name == "worker-1"
     fleet.start_error = None
     while len(pool.workers) < 2 or pool.workers[1].state is not WorkerState.HEALTHY:
@@ -167,7 +168,7 @@ async def shrunk_at_work(fleet: Any, task: Task) -> tuple[RolloutPool, asyncio.T
     pool.resize(2)
     await pool.wait_healthy(2)
     fleet.gate.clear()
-    running = asyncio.create_task(pool.run(LEASE, task, EpisodeConfig(), "worker-2"))
+    running = asyncio.create_task(pool.run_episode(LEASE, task, EpisodeConfig(), "worker-2"))
     while not fleet.started:
         await asyncio.sleep(0)
     pool.resize(1)
@@ -186,7 +187,7 @@ async def test_who_drains_when_the_pool_closes_is_ended_too(fleet: Any, task: Ta
 async def test_waiting_for_a_worker_has_a_deadline(fleet: Any, task: Task) -> None:
     pool = fleet.pool(pool_timeout_s=0.05)
     with pytest.raises(DeadlineError, match="healthy rollout worker; found no workers"):
-        await pool.run(LEASE, task, EpisodeConfig())
+        await pool.run_episode(LEASE, task, EpisodeConfig())
 
 
 async def test_shrinking_drains_and_growing_adds(fleet: Any, task: Task) -> None:

@@ -45,7 +45,7 @@ def test_a_start_that_times_out_is_one_line_that_says_what_to_try(
     error = refusal(environment, timed_out)
     assert isinstance(error, InfraError)
     assert "timed out during startup. This could happen." in str(error)
-    assert "more patience, RAY_raylet_start_wait_time_s=360 (now 30 seconds)" in str(error)
+    assert "more time with RAY_raylet_start_wait_time_s=360 (now 30 seconds)" in str(error)
     assert "\n" not in str(error)
 
 

@@ -13,7 +13,7 @@ from cluster.fleet.balanced_tools import BalancedTools
 from cluster.fleet.server_supervisor import (
     Directory,
     ServerAddress,
-    ServersPlan,
+    ServersSpec,
     ServerSupervisor,
     SupervisorTiming,
 )
@@ -49,7 +49,7 @@ WAIT = ToolCall(name="wait", arguments={})
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def servers() -> AsyncIterator[ServerSupervisor]:
-    made = ServerSupervisor(ServersPlan("node", 2), CONFIG, TIMING)
+    made = ServerSupervisor(ServersSpec(node="node", count=2), CONFIG, TIMING)
     await made.start()
     yield made
     await made.close()
@@ -82,8 +82,8 @@ async def test_a_killed_server_takes_its_own_sessions_along_and_is_replaced(
 ) -> None:
     sessions = await opened(tools, 6)
     before = servers.pids
-    assert set(tools.load.values()) == {3}, "each on the least loaded"
-    assert {session.server for session in sessions} == set(tools.load)
+    assert set(tools.session_counts.values()) == {3}, "each on the least loaded"
+    assert {session.server for session in sessions} == set(tools.session_counts)
     victim, survivor = before[0], before[1]
     in_flight = [asyncio.create_task(session.call([WAIT])) for session in on(sessions, victim)[:1]]
     kept = on(sessions, survivor)
@@ -96,7 +96,7 @@ async def test_a_killed_server_takes_its_own_sessions_along_and_is_replaced(
             await session.call([ADD])
     assert [(await session.call([ADD]))[0].text for session in kept] == ["2", "2", "2"]
     await until(lambda: victim not in servers.pids.values())
-    await until(lambda: len(servers.pids) == 2 and len(tools.load) == 2)
+    await until(lambda: len(servers.pids) == 2 and len(tools.session_counts) == 2)
     fresh = await opened(tools, 3)
     assert on(fresh, servers.pids[0]) == fresh, "the empty server is the least loaded"
     assert (await fresh[0].call([ADD]))[0].text == "1"
@@ -105,7 +105,7 @@ async def test_a_killed_server_takes_its_own_sessions_along_and_is_replaced(
 async def test_a_frozen_server_is_ejected_and_its_callers_do_not_wait_for_it(
     servers: ServerSupervisor, tools: BalancedTools
 ) -> None:
-    await until(lambda: len(servers.pids) == 2 and len(tools.load) == 2)
+    await until(lambda: len(servers.pids) == 2 and len(tools.session_counts) == 2)
     sessions = await opened(tools, 2)
     victim = servers.pids[0]
     os.kill(victim, signal.SIGSTOP)
@@ -124,7 +124,7 @@ async def test_opening_moves_on_to_a_server_that_lives(servers: ServerSupervisor
             if known != -1:
                 await asyncio.Event().wait()
             living = (await servers.directory(-1)).servers
-            gone = ServerAddress("gone", "unix:/nowhere/at/all", "")
+            gone = ServerAddress(name="gone", address="unix:/nowhere/at/all", token="")
             return Directory(7, (gone, living[0]))
 
     tools = BalancedTools([Stale()], CONFIG)
@@ -134,7 +134,7 @@ async def test_opening_moves_on_to_a_server_that_lives(servers: ServerSupervisor
         assert "gone" not in {session.server for session in sessions}
         for session in sessions:
             await session.close()
-        assert set(tools.load.values()) == {0}
+        assert set(tools.session_counts.values()) == {0}
     finally:
         await tools.close()
 
@@ -152,7 +152,7 @@ async def test_without_any_server_opening_fails_with_the_reason() -> None:
 
 async def test_servers_on_tcp_ask_for_the_token() -> None:
     servers = ServerSupervisor(
-        ServersPlan("node", 1, host="127.0.0.1", token="secret"), CONFIG, TIMING
+        ServersSpec(node="node", count=1, host="127.0.0.1", token="secret"), CONFIG, TIMING
     )
     await servers.start()
     try:
@@ -161,7 +161,9 @@ async def test_servers_on_tcp_ask_for_the_token() -> None:
         arguments = Path(f"/proc/{servers.pids[0]}/cmdline").read_bytes()
         assert b"secret" not in arguments
         for token, works in (("secret", True), ("guess", False)):
-            named = Directory(1, (ServerAddress(server.name, server.address, token),))
+            named = Directory(
+                1, (ServerAddress(name=server.name, address=server.address, token=token),)
+            )
             tools = BalancedTools([_Fixed(named)], CONFIG)
             await tools.start()
             if works:
@@ -186,7 +188,7 @@ class _Fixed:
 
 
 async def test_a_server_that_cannot_start_says_why() -> None:
-    plan = ServersPlan("node", 1, host="203.0.113.1", token="secret")  # nobody's address
+    plan = ServersSpec(node="node", count=1, host="203.0.113.1", token="secret")  # nobody's address
     servers = ServerSupervisor(plan, CONFIG, TIMING)
     with pytest.raises(ToolServerError, match=r"cannot listen on 203\.0\.113\.1"):
         await servers.start()

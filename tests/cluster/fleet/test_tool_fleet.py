@@ -53,10 +53,10 @@ async def test_a_killed_supervisor_comes_back_with_new_servers(placement: str) -
     tools = fleet.access.tools_for("worker-1", config.tools)
     await tools.start()
     try:
-        assert len(tools.load) == 2
+        assert len(tools.session_counts) == 2
         text, first = await doubled(tools)
         assert text == "42"
-        servers = [psutil.Process(int(name.rpartition(".")[2])) for name in tools.load]
+        servers = [psutil.Process(int(name.rpartition(".")[2])) for name in tools.session_counts]
         on_tcp = [any(c.status == "LISTEN" for c in p.net_connections("tcp")) for p in servers]
         assert on_tcp == [placement == "cluster"] * 2
         supervisor = servers[0].ppid()

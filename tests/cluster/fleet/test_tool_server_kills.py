@@ -1,4 +1,4 @@
-"""Tool servers killed under a group of episodes: what was lost is played again, nothing else is."""
+"""Tool servers killed during a group of episodes: only what was lost is run again."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ from cluster.config.environments import make_environment
 from cluster.config.run_config import RolloutsSection, RunConfig, load_config, to_toml
 from cluster.fleet.balanced_tools import BalancedTools
 from cluster.fleet.pool import PoolTiming, RolloutPool
-from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
-from cluster.fleet.server_supervisor import ServersPlan, ServerSupervisor, SupervisorTiming
+from cluster.fleet.rollout_worker import MakeEngine, RolloutWorker, WorkerSpec
+from cluster.fleet.server_supervisor import ServersSpec, ServerSupervisor, SupervisorTiming
 from cluster.scheduling.rollouts import Group, Rollouts
 from cluster.scheduling.schedule import GroupPlan
 from cluster.scheduling.task_stream import TaskStream
@@ -22,6 +22,7 @@ from envs.tasks import Task
 from learner.pretrained.tiny_model import build_tiny_model
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Prompt, SamplingParams
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, RolloutKind
 from rollout.store.ledger_state import State
@@ -35,7 +36,7 @@ GROUPS, GROUP_SIZE = 2, 4
 
 
 class Held(ScriptedEngine):
-    """A teacher that stops to think once its tools have answered, until it is let go."""
+    """A scripted teacher that waits for `gate` after its tools have answered."""
 
     def __init__(self, config: RunConfig, template: ChatTemplate, gate: asyncio.Event) -> None:
         super().__init__(make_environment(config.env).teacher("trial").reply, template)
@@ -58,14 +59,21 @@ class Client:
     async def start(self) -> None:
         await self._worker.start()
 
-    async def run(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        return await self._worker.run(lease, task, config)
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        return await self._worker.run_episode(lease, task, config)
 
-    async def load(self, manifest: WeightManifest) -> None: ...
+    async def load_weights(self, manifest: WeightManifest) -> None: ...
 
     async def ping(self) -> None: ...
 
     def kill(self) -> None: ...
+
+
+def worker_of(
+    config: RunConfig, model: Path, tools: BalancedTools, make_engine: MakeEngine
+) -> RolloutWorker:
+    engine = EngineSpec(model_path=str(model), model=config.model, engine=config.engine, seed=0)
+    return RolloutWorker("w", WorkerSpec(engine=engine, tools=config.tools), tools, make_engine)
 
 
 @pytest.fixture
@@ -97,16 +105,16 @@ async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
 ) -> None:
     model = build_tiny_model(tmp_path / "model", 0)
     timing = SupervisorTiming(health_every_s=0.5, backoff_s=0.05)
-    servers = ServerSupervisor(ServersPlan("node", 2), config.tools, timing)
+    servers = ServerSupervisor(ServersSpec(node="node", count=2), config.tools, timing)
     await servers.start()
     gate, engines = asyncio.Event(), []
 
-    def make_engine(template: ChatTemplate) -> Held:
+    def make_engine(template: ChatTemplate, spec: EngineSpec) -> Held:
+        del spec
         engines.append(Held(config, template, gate))
         return engines[-1]
 
-    spec = WorkerSpec(str(model), config.model.max_model_len, config.tools)
-    worker = RolloutWorker("w", spec, BalancedTools([servers], config.tools), make_engine)
+    worker = worker_of(config, model, BalancedTools([servers], config.tools), make_engine)
     section = RolloutsSection(workers=1)
     pool = RolloutPool(lambda name: Client(worker), section, PoolTiming())
     stream = TaskStream(make_environment(config.env), "train", 0)
@@ -141,7 +149,7 @@ async def test_killed_servers_cost_attempts_but_no_episode_and_no_reward(
         for number in range(GROUPS):
             task = stream[number]
             for lease in plan.leases("unit", number, task.id):
-                batch = await worker.run(lease, task, config.episode)
+                batch = await worker.run_episode(lease, task, config.episode)
                 again[lease.episode] = batch["reward"][0].as_py()
                 served_by = batch["tool_server"][0].as_py()
                 assert served_by.startswith("node/")

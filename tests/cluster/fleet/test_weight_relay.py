@@ -16,15 +16,15 @@ from ray.cluster_utils import Cluster
 
 from cluster.config.run_config import load_config
 from cluster.fleet import weight_relay
-from cluster.fleet.engine_plan import EnginePlan
 from cluster.fleet.pool import PoolTiming, RolloutPool, WorkerState
-from cluster.fleet.rollout_actor import RayWorker, Share
+from cluster.fleet.rollout_actor import RayWorker
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolAccess
 from cluster.fleet.weight_relay import WeightRelays, place_here
 from cluster.lifecycle.inputs import find_model
 from envs.errors import WeightSyncError
 from learner.outputs.publish import SharedMemoryPublisher
+from rollout.engines.engine_spec import EngineSpec
 from rollout.weights.manifest import Place, WeightLayout, WeightManifest, checksum
 from tests.cluster.fleet.far_engine import FACTORY, FOLDER
 
@@ -141,7 +141,9 @@ async def test_what_does_not_get_there_is_told_and_tried_again(
 ) -> None:
     manifest = publisher.publish(1)
     lost = replace(manifest, path=f"{manifest.path}-lost")
-    with pytest.raises(WeightSyncError, match=r"version 1 did not get to node \w+: could not read"):
+    with pytest.raises(
+        WeightSyncError, match=r"version 1 was not copied to node \w+: could not read"
+    ):
         await relays.at(far, lost)
     shutil.copy(manifest.path, lost.path)
     assert is_whole(await relays.at(far, lost)), "what failed is read again"
@@ -153,7 +155,7 @@ async def test_what_does_not_get_there_is_told_and_tried_again(
 async def test_a_full_folder_is_named(publisher: Publisher, far: Place) -> None:
     relays = WeightRelays("/proc", 60.0)
     try:
-        with pytest.raises(WeightSyncError, match=r"did not get to node.*in /proc, found"):
+        with pytest.raises(WeightSyncError, match=r"was not copied to node.*in /proc, found"):
             await relays.at(far, publisher.publish(1))
     finally:
         await relays.close()
@@ -164,25 +166,25 @@ async def test_workers_on_another_node_load_every_version_and_a_lost_copy_again(
 ) -> None:
     config = load_config("demo", [f"run.models_dir={tmp_path / 'models'}"])
     model = str(find_model(config))
-    spec = WorkerSpec(model, 512, config.tools)
-    plan = EnginePlan(model, config.model, config.engine, 0, False, "shm", FACTORY)
+    engine = EngineSpec(model_path=model, model=config.model, engine=config.engine, seed=0)
+    spec = WorkerSpec(engine=engine, tools=config.tools, engine_factory=FACTORY)
 
     def spawn(name: str) -> RayWorker:
-        return RayWorker(name, spec, plan, ToolAccess({}), Share(1.0, 0.0), relays)
+        return RayWorker(name, spec, config.cluster, ToolAccess({}), relays)
 
     pool = RolloutPool(spawn, config.rollouts, PoolTiming(load_timeout_s=60.0))
     try:
         pool.resize(1)
-        await pool.load(publisher.publish(1))  # before there is a worker: it catches up
+        await pool.load_weights(publisher.publish(1))  # before there is a worker: it catches up
         await pool.wait_healthy()
-        await pool.load(publisher.publish(2))
+        await pool.load_weights(publisher.publish(2))
         assert [worker.version for worker in pool.workers] == [2]
         kill_actors()
         for file in (tmp_path / FOLDER).iterdir():  # as the next run on that node does
             file.unlink()
         pool.resize(2)
         await pool.wait_healthy(2)
-        await pool.load(publisher.publish(3))
+        await pool.load_weights(publisher.publish(3))
         assert [worker.version for worker in pool.workers] == [3, 3]
         assert {worker.state for worker in pool.workers} == {WorkerState.HEALTHY}
         assert pool.losses == 0

@@ -50,7 +50,7 @@ class Teacher:
     before: Callable[[Lease], Episode | None] = lambda lease: None
     played: list[str] = field(default_factory=list)
 
-    async def run(
+    async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         episode = self.before(lease) or canned(lease, task, 0, "")

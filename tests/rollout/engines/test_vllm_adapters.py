@@ -17,6 +17,7 @@ from learner.backends.lora import is_factor, saved_name
 from learner.outputs.publish import SharedMemoryPublisher
 from rollout.config import EngineConfig, LoraConfig, ModelConfig
 from rollout.engine import Completion, Prompt, SamplingParams
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_environment import engine_environment
 from rollout.weights.layout import checkpoint_layout
 from rollout.weights.manifest import WeightLayout
@@ -51,7 +52,7 @@ class Rig:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
         self.history[version] = {name: p.data.clone() for name, p in factors.items()}
         named = [(saved_name(name), p.data) for name, p in factors.items()]
-        await self.engine.load(self.publisher.publish(version, named))
+        await self.engine.load_weights(self.publisher.publish(version, named))
 
     @torch.no_grad()
     def difference(self, prompt: list[int], completion: Completion) -> float:
@@ -94,13 +95,13 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
             patch.setenv(name, value)
         vllm_engine = importlib.import_module("rollout.engines.vllm_engine")
         engine = vllm_engine.VllmEngine(
-            vllm_engine.VllmSpec(
+            EngineSpec(
                 model_path=str(folder),
                 model=ModelConfig(max_model_len=MAX_LEN, lora=LORA),
                 engine=EngineConfig(kv_cache_mib=64),
-                stop_token_ids=(0,),
                 seed=7,
-            )
+            ),
+            stop_token_ids=(0,),
         )
         await engine.start()
         one = Rig(engine, SharedMemoryPublisher(folder, engine.layout), model, folder)
@@ -167,7 +168,7 @@ async def test_a_damaged_push_is_refused_and_the_old_adapter_stays(rig: Rig) -> 
     with Path(manifest.path).open("rb+") as file:
         file.write(b"damaged")
     with pytest.raises(WeightSyncError, match="checksum"):
-        await rig.engine.load(manifest)
+        await rig.engine.load_weights(manifest)
     after = await rig.engine.sample(Prompt("after", prompt, ()), GREEDY)
     assert rig.engine.version == version
     assert after.token_ids == before.token_ids
@@ -178,5 +179,5 @@ async def test_a_push_of_all_weights_is_refused(rig: Rig) -> None:
     sender = SharedMemoryPublisher(rig.folder, layout)
     tensors = [(slot.name, torch.zeros(slot.shape)) for slot in layout.slots]
     with pytest.raises(WeightSyncError, match="layout"):
-        await rig.engine.load(sender.publish(rig.engine.version + 1, tensors))
+        await rig.engine.load_weights(sender.publish(rig.engine.version + 1, tensors))
     sender.close()

@@ -19,6 +19,7 @@ from envs.errors import EngineError, EpisodeError, WeightSyncError
 from learner.outputs.publish import SharedMemoryPublisher
 from rollout.config import EngineConfig, ModelConfig
 from rollout.engine import Completion, Prompt, SamplingParams
+from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_environment import engine_environment
 from rollout.weights.manifest import WeightLayout
 
@@ -55,7 +56,7 @@ class Rig:
         version = self.engine.version + 1
         self.models[version] = tiny_llama(self.tied, seed=version)
         weights = self.models[version].named_parameters()
-        await self.engine.load(self.publisher.publish(version, weights))
+        await self.engine.load_weights(self.publisher.publish(version, weights))
         return version
 
 
@@ -83,16 +84,16 @@ async def start_rig(folder: Path, *, tied: bool, clear_cache_on_load: bool) -> R
     model = tiny_llama(tied, seed=0)
     model.save_pretrained(folder)
     engine = vllm_engine.VllmEngine(
-        vllm_engine.VllmSpec(
+        EngineSpec(
             model_path=str(folder),
             model=ModelConfig(max_model_len=MAX_LEN),
             engine=EngineConfig.model_validate(
                 {"kv_cache_mib": 64, "load_timeout_s": LOAD_TIMEOUT_S}
             ),
-            stop_token_ids=(STOP,),
             seed=7,
-            clear_cache_on_load=clear_cache_on_load,
-        )
+        ),
+        stop_token_ids=(STOP,),
+        clear_cache_on_load=clear_cache_on_load,
     )
     others = set(psutil.Process().children())
     await engine.start()
@@ -288,11 +289,11 @@ async def test_refused_manifests_leave_the_old_weights_live(rig: Rig) -> None:
         (replace(good, checksum="0" * 16), "checksum"),
         (replace(good, layout=fewer), good.layout.slots[-1].name),
         (replace(good, path=f"{good.path}.gone"), "cannot map"),
-        (replace(good, transport="nccl"), "transport"),
+        (replace(good, transport="cuda_ipc"), "transport"),
         (replace(good, version=version - 1), "at least"),
     ):
         with pytest.raises(WeightSyncError, match=complaint):
-            await rig.engine.load(bad)
+            await rig.engine.load_weights(bad)
     assert rig.engine.version == version
     assert await rig.sample(prompt, GREEDY) == replace(before, queue_s=pytest.approx(0, abs=1))
     pushed = await rig.push()
