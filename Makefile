@@ -2,6 +2,18 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+PYTEST := $(PY) -m pytest -q --durations=15
+UNIT := -m "not real and not gpu" --numprocesses=2 --dist=loadfile
+
+# The real tests run in one process: vLLM, DeepSpeed and Ray need the machine to themselves. They also
+# run after a failed unit test. Exit status 5 of pytest: the given path has no test of that kind.
+define RUN_BOTH
+$(PYTEST) $(UNIT) $(ARGS); unit=$$?; \
+$(PYTEST) -m "real or gpu" $(ARGS); real=$$?; \
+if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
+for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
+endef
+
 .PHONY: help setup interop demo test check types unit lint format lock
 
 help: ## list the targets
@@ -16,17 +28,17 @@ interop: setup ## create .venv-interop, the foreign programs that tests speak wi
 demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 ARGS='...'
 	.venv/bin/trialrun demo $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test: setup interop ## every test, real vLLM, DeepSpeed, Ray and foreign programs included: make test ARGS='tests/rollout'
-	$(PY) -m pytest -q --durations=15 $(ARGS)
+test: setup interop ## every test: unit tests in two processes, then the real ones: make test ARGS='tests/rollout'
+	@$(RUN_BOTH)
 
-check: setup lint ## lint, types, layer test and fast unit tests: under two minutes
+check: setup lint ## lint, types, layer test and fast unit tests: about 90 seconds
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit
 
 types: setup ## basedpyright over the packages and the tests
 	$(PY) -m basedpyright
 
 unit: setup ## the tests that start neither vLLM nor DeepSpeed nor Ray
-	$(PY) -m pytest -q -m "not real and not gpu" --numprocesses=2 --dist=loadfile $(ARGS)
+	$(PY) -m pytest -q $(UNIT) $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -53,8 +53,14 @@ def recipe(folder: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def lessons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
-    folder = tmp_path_factory.mktemp("e2e")
+def e2e_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all end-to-end runs; `models` in it has the tiny model, which is made once."""
+    return tmp_path_factory.mktemp("e2e")
+
+
+@pytest.fixture(scope="session")
+def lessons(e2e_folder: Path) -> Iterator[Lessons]:
+    folder = e2e_folder
     config = recipe(folder)
     with ray_session(config):
         inputs = resolve_inputs(config)

@@ -22,7 +22,8 @@ from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-STEPS = 3
+STEPS = 2
+"""The first step is on policy, the second learns from episodes of the model before it."""
 OF_THE_LOOP = {"collect_s", "learn_s", "push_s", "workers", "worker_losses"}
 
 
@@ -32,7 +33,7 @@ def runs(lessons: Any) -> tuple[Path, Path]:
     shared = (
         "run.deterministic=true",
         f"run.steps={STEPS}",
-        "run.checkpoint_every=2",
+        "run.checkpoint_every=1",
         "rollouts.max_refills=2",
     )
     one = lessons.config("one", *shared)
@@ -100,7 +101,7 @@ def test_the_same_seed_gives_the_same_bits(runs: tuple[Path, Path]) -> None:
 
 def test_something_was_learnt_asynchronously(runs: tuple[Path, Path]) -> None:
     rows = RunReader(runs[0]).metrics()
-    assert [row.values["staleness_max"] for row in rows] == [0, 1, 1]
+    assert [row.values["staleness_max"] for row in rows] == [0, 1]
     assert all(row.values["grad_norm"] > 0 for row in rows)
     assert len({row.values["weights_digest"] for row in rows}) == STEPS
     assert len({row.values["pushed_weights_digest"] for row in rows}) == STEPS
@@ -110,7 +111,7 @@ def test_something_was_learnt_asynchronously(runs: tuple[Path, Path]) -> None:
 def test_a_step_run_again_from_its_checkpoint_ends_in_the_same_weights(
     replayed: StepReplay,
 ) -> None:
-    assert (replayed.step, replayed.base, replayed.steps) == (STEPS, "checkpoint 000002", 1)
+    assert (replayed.step, replayed.base, replayed.steps) == (STEPS, "checkpoint 000001", 1)
     assert replayed.differences == ()
     assert replayed.to_json()["verdict"] == "equal, bit for bit"
     assert replayed.weights == "every tensor of the whole model, and the pushed weights together"

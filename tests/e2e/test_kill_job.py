@@ -22,13 +22,13 @@ from rollout.store.run_reader import RunReader
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STEPS = 5
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def command(folder: Path, models: Path, *more: str) -> list[str]:
     overrides = [
         f"run.dir={folder}",
-        f"run.models_dir={folder / 'models'}",
+        f"run.models_dir={models}",
         f"run.steps={STEPS}",
         "run.checkpoint_every=2",
         "rollouts.workers=1",
@@ -51,9 +51,9 @@ def command(folder: Path, *more: str) -> list[str]:
     ]
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+def start(folder: Path, models: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder, *more),
+        command(folder, models, *more),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -75,11 +75,14 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"no step {step} within the deadline")
 
 
-def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path) -> None:
+def test_a_killed_job_resumes_without_losing_or_repeating_a_group(
+    tmp_path: Path, e2e_folder: Path
+) -> None:
+    models = e2e_folder / "models"
     run = tmp_path / "catalog"
-    first = start(tmp_path)
+    first = start(tmp_path, models)
     tree = psutil.Process(first.pid)
-    wait_for_step(run, random.Random().randint(2, 4), first)
+    wait_for_step(run, random.Random().randint(2, 3), first)
     family = [tree, *tree.children(recursive=True)]
     ours = [process for process in family if "Agent" not in process.name()]
     os.kill(first.pid, signal.SIGKILL)
@@ -93,13 +96,18 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
     trained_before = before.ledger().last_step
 
     refused = subprocess.run(
-        command(tmp_path), cwd=ROOT, text=True, capture_output=True, timeout=120, check=False
+        command(tmp_path, models),
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
     )
     assert refused.returncode == 1
     assert "resume it" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    second = start(tmp_path, "--resume", "--json")
+    second = start(tmp_path, models, "--resume", "--json")
     out, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
     assert json.loads(out)["steps"] == STEPS

@@ -175,7 +175,7 @@ def test_new_operations_are_always_stated_by_example() -> None:
     assert {name for task in tasks for name in composition_of(task)} & reserved == reserved
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(4000, marks=pytest.mark.real)])
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.real)])
 def test_no_split_leaks(count: int) -> None:
     train = drawn(HARD, "train", count)
     assert leaks(train, drawn(HARD, "heldout", count)) == []
