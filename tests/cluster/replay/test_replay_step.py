@@ -126,7 +126,9 @@ def test_the_pushed_digest_follows_every_bit_of_what_was_pushed(tmp_path: Path) 
     one, same, other = (pushed(tmp_path, weights) for weights in (WEIGHTS, WEIGHTS, nudged))
     assert one == same != other
     assert one == json.loads(json.dumps(one))
-    no_hash = WeightManifest(1, WeightLayout.of([]), "cuda_ipc", "", "")
+    no_hash = WeightManifest(
+        version=1, layout=WeightLayout.of([]), transport="cuda_ipc", path="", checksum=""
+    )
     assert push_metrics(no_hash) == {}
 
 
