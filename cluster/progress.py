@@ -77,9 +77,9 @@ class Counter:
         return ", ".join(parts)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Trained:
-    """What the RL steps of a run came to; empty until the first."""
+    """Totals over the RL steps of a run."""
 
     steps: int = 0
     without_update: int = 0

@@ -18,7 +18,7 @@ from rollout.parser import ParsedTurn, arguments_text, parse_turn
 from rollout.phase_tools import PhaseTools, attempt_id
 from rollout.prompts import make_prompts
 from rollout.template import ChatTemplate
-from rollout.trajectory import Trajectory
+from rollout.trajectory import Trajectory, VisibleFrom
 
 LONG_TEXT = 4_000
 """Length in characters from which a text is tokenised in a thread, off the event loop.
@@ -81,24 +81,6 @@ class _Assignment:
     config: EpisodeConfig
 
 
-@dataclass(frozen=True, slots=True)
-class _VisibleFrom:
-    """First token and message visible to the policy."""
-
-    token: int = 0
-    message: int = 0
-
-    def visible(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[Message]]:
-        """Return the visible tokens and messages."""
-        if self.token == 0:
-            return trajectory.token_ids_T, trajectory.messages
-        return trajectory.token_ids_T[self.token :], trajectory.messages[self.message :]
-
-    def length(self, trajectory: Trajectory) -> int:
-        """Number of visible tokens."""
-        return len(trajectory.token_ids_T) - self.token
-
-
 class _EpisodeInProgress:
     """One episode in progress."""
 
@@ -130,7 +112,7 @@ class _EpisodeInProgress:
         self._faults = 0
         self._answer = ""
         self._score = Score(0.0)
-        self._visible_from = _VisibleFrom()
+        self._visible_from = VisibleFrom()
 
     async def run_to_end(self) -> Episode:
         started_at, start = time.time(), time.monotonic()
@@ -304,7 +286,7 @@ class _EpisodeInProgress:
         config, trajectory = self._config, self._trajectory
         messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
         messages.append(self._prompts.execution_start())
-        self._visible_from = _VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
         await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
 
     # Budgets and bookkeeping

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 from envs.messages import Message
@@ -67,3 +67,21 @@ class Trajectory:
     def sampled_in(self, phases: Sequence[Phase]) -> int:
         """Number of tokens sampled in `phases`."""
         return sum(turn.end - turn.start for turn in self.turns if turn.phase in phases)
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleFrom:
+    """First token and message visible to the policy."""
+
+    token: int = 0
+    message: int = 0
+
+    def visible(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[Message]]:
+        """Return the visible tokens and messages."""
+        if self.token == 0:
+            return trajectory.token_ids_T, trajectory.messages
+        return trajectory.token_ids_T[self.token :], trajectory.messages[self.message :]
+
+    def length(self, trajectory: Trajectory) -> int:
+        """Number of visible tokens."""
+        return len(trajectory.token_ids_T) - self.token

@@ -27,7 +27,7 @@ _TOML_KEY = re.compile(r"([A-Za-z0-9_-]+) = ")
 _TOML_SECTION = re.compile(r"\[([A-Za-z0-9_.-]+)\]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyDoc:
     """What there is to know of one key, as text."""
 
@@ -128,7 +128,8 @@ def _key_doc(key: Key, choice: str) -> KeyDoc:
     kind = ", ".join([_type_text(field.annotation), *bounds])
     value = field.get_default(call_default_factory=True)
     default = "" if value is PydanticUndefined else toml_value(value)
-    return KeyDoc(key.dotted, kind, default, _one_line(field.description or ""), choice)
+    doc = _one_line(field.description or "")
+    return KeyDoc(dotted=key.dotted, kind=kind, default=default, doc=doc, choice=choice)
 
 
 def _type_text(annotation: Any) -> str:

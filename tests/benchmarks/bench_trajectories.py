@@ -50,6 +50,17 @@ WAYS = ("arrow", "pydantic")
 COLUMNS = ("token_ids", "phases", "logprobs")
 
 
+LOOKUP = CallRecord(
+    name="lookup",
+    arguments='{"key": "a"}',
+    status=AnswerStatus.OK,
+    result="17",
+    seconds=1e-3,
+    cpu_seconds=1e-4,
+    purpose="execution",
+)
+
+
 def make_episode(number: int, tokens: int) -> Episode:
     """An episode of `tokens` tokens, half of them sampled, with a tool call every 250 tokens."""
     rng = np.random.default_rng(number)
@@ -57,15 +68,6 @@ def make_episode(number: int, tokens: int) -> Episode:
     bounds = np.linspace(0, tokens, turns + 1).astype(int).tolist()
     phases = np.repeat([Phase.OBSERVATION, Phase.EXECUTION], [tokens // 2, tokens - tokens // 2])
     logprobs = np.where(phases == Phase.EXECUTION, -rng.exponential(size=tokens), math.nan)
-    call = CallRecord(
-        name="lookup",
-        arguments='{"key": "a"}',
-        status=AnswerStatus.OK,
-        result="17",
-        seconds=1e-3,
-        cpu_seconds=1e-4,
-        purpose="execution",
-    )
     return Episode(
         lease=Lease(
             run="run",
@@ -100,7 +102,7 @@ def make_episode(number: int, tokens: int) -> Episode:
                 text="I look it up.",
                 finish_reason="stop",
                 policy_error="",
-                calls=(call,),
+                calls=(LOOKUP,),
             )
             for start, end in pairwise(bounds)
         ),

@@ -23,7 +23,7 @@ from rollout.episode_schema import to_batch
 ROOT = Path(__file__).parents[2]
 PRODUCERS = {
     "learner/report.py": ("step_metrics", "credit_metrics"),
-    "learner/trainer.py": ("sft", "_imitate", "rl_step"),
+    "learner/trainer.py": ("sft", "_sft_update", "rl_step"),
     "cluster/training/train.py": ("step_row", "_step"),
 }
 """Functions that write metrics, by file."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -84,6 +84,33 @@ def task() -> Task:
     return Task("task-1", "unit", "train", "What is double 21?", tool_set, Exactly("42"))
 
 
+DOUBLED = CallRecord(
+    name="double",
+    arguments='{"x": 3}',
+    status=AnswerStatus.OK,
+    result="6",
+    seconds=0.25,
+    cpu_seconds=0.125,
+    purpose="trial",
+)
+LEASE = Lease(
+    run="run-1",
+    episode="e0",
+    kind=RolloutKind.TRAIN,
+    group="g0",
+    group_number=0,
+    task="task-1",
+    sample_index=0,
+    attempt=0,
+    seed=7,
+)
+
+
+def turn(phase: Phase, start: int, end: int, text: str) -> Turn:
+    """A turn that stopped by itself, without calls."""
+    return Turn(phase=phase, start=start, end=end, text=text, finish_reason="stop", policy_error="")
+
+
 def make_episode(
     episode: str = "e0",
     *,
@@ -93,41 +120,11 @@ def make_episode(
     source: str = "policy",
 ) -> Episode:
     """An episode with a trial, an experience and an answer; `tokens` is at least 8."""
-    call = CallRecord(
-        name="double",
-        arguments='{"x": 3}',
-        status=AnswerStatus.OK,
-        result="6",
-        seconds=0.25,
-        cpu_seconds=0.125,
-        purpose="trial",
-    )
+    trial = turn(Phase.TRIAL, 4, 5, "<tool_call>{...}</tool_call>")
     turns = (
-        Turn(
-            phase=Phase.TRIAL,
-            start=4,
-            end=5,
-            text="<tool_call>{...}</tool_call>",
-            finish_reason="stop",
-            policy_error="",
-            calls=(call,),
-        ),
-        Turn(
-            phase=Phase.EXPERIENCE,
-            start=6,
-            end=7,
-            text="<experience>doubles</experience>",
-            finish_reason="stop",
-            policy_error="",
-        ),
-        Turn(
-            phase=Phase.EXECUTION,
-            start=7,
-            end=tokens,
-            text="<answer>42</answer>",
-            finish_reason="stop",
-            policy_error="",
-        ),
+        replace(trial, calls=(DOUBLED,)),
+        turn(Phase.EXPERIENCE, 6, 7, "<experience>doubles</experience>"),
+        turn(Phase.EXECUTION, 7, tokens, "<answer>42</answer>"),
     )
     messages = (
         Message("user", "What is double 21?"),
@@ -135,18 +132,7 @@ def make_episode(
     )
     phases = (0, 0, 0, 0, 1, 4, 2, *(3,) * (tokens - 7))
     return Episode(
-        lease=lease
-        or Lease(
-            run="run-1",
-            episode=episode,
-            kind=RolloutKind.TRAIN,
-            group="g0",
-            group_number=0,
-            task="task-1",
-            sample_index=0,
-            attempt=0,
-            seed=7,
-        ),
+        lease=lease or replace(LEASE, episode=episode),
         environment="unit",
         split="train",
         mode="trial",

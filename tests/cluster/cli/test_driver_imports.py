@@ -41,7 +41,7 @@ def test_the_driver_starts_without_the_engine_and_the_trainer(start: str) -> Non
 
 def test_the_walk_sees_them_where_they_are() -> None:
     assert "vllm" in everything_behind("cluster.fleet.vllm_factory")
-    assert "deepspeed" in everything_behind("learner.trainer")
+    assert "deepspeed" in everything_behind("learner.backends.deepspeed_backend")
 
 
 @pytest.mark.parametrize("start", ["cluster.cli.main", "cluster.cli.runs"])

@@ -262,7 +262,7 @@ async def test_no_slot_is_left_for_too_many_sessions() -> None:
     except IsolationError as error:
         pytest.skip(str(error))
     sessions = []
-    with pytest.raises(SandboxError, match="every scratch folder of this server is in use"):
+    with pytest.raises(SandboxError, match="all scratch folders of this server are in use"):
         for _ in range(100):
             sessions.append(await opened(pool))
     assert len(sessions) in (64, 65), "one slot compiled the tools, and comes back"

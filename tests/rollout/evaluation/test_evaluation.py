@@ -155,33 +155,28 @@ def call(status: AnswerStatus, purpose: str) -> CallRecord:
     )
 
 
+def turn(phase: Phase, start: int, end: int, *calls: CallRecord, policy_error: str = "") -> Turn:
+    return Turn(
+        phase=phase,
+        start=start,
+        end=end,
+        text="",
+        finish_reason="stop",
+        policy_error=policy_error,
+        calls=calls,
+    )
+
+
 def test_row_of_an_episode() -> None:
     turns = (
-        Turn(
-            phase=Phase.TRIAL,
-            start=2,
-            end=4,
-            text="",
-            finish_reason="stop",
-            policy_error="",
-            calls=(call(AnswerStatus.TIMEOUT, "trial"),),
-        ),
-        Turn(
-            phase=Phase.TRIAL,
-            start=5,
-            end=6,
-            text="",
-            finish_reason="stop",
-            policy_error="malformed_json",
-        ),
-        Turn(
-            phase=Phase.EXECUTION,
-            start=6,
-            end=7,
-            text="",
-            finish_reason="stop",
-            policy_error="",
-            calls=(call(AnswerStatus.TOOL_ERROR, "execution"), call(AnswerStatus.OK, "execution")),
+        turn(Phase.TRIAL, 2, 4, call(AnswerStatus.TIMEOUT, "trial")),
+        turn(Phase.TRIAL, 5, 6, policy_error="malformed_json"),
+        turn(
+            Phase.EXECUTION,
+            6,
+            7,
+            call(AnswerStatus.TOOL_ERROR, "execution"),
+            call(AnswerStatus.OK, "execution"),
         ),
     )
     phases = (0, 0, 1, 1, 4, 1, 3)
