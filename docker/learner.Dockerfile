@@ -1,10 +1,10 @@
-# A Ray node that hosts DeepSpeed ranks. Same stack, same Python, same Ray as the rollout image: Ray
-# accepts no mixture, and learner and engines must agree on torch to share weights.
+# A Ray node for DeepSpeed ranks. It has the same stack, Python and Ray as the rollout image: Ray
+# requires equal versions, and learner and engines need the same torch to share weights.
 #   docker build -f docker/learner.Dockerfile -t trialrun-learner:0.1.0 .
 ARG ROLLOUT_IMAGE=trialrun-rollout:0.1.0
 FROM ${ROLLOUT_IMAGE}
 
-# g++: DeepSpeed compiles its host-side operators on first use where a configuration asks for them.
+# g++: DeepSpeed compiles its host-side operators on first use if a configuration enables them.
 USER root
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \

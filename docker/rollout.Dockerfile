@@ -15,8 +15,8 @@ RUN useradd --create-home --uid 10001 trialrun \
 USER trialrun
 WORKDIR /srv/trialrun
 
-# The stack first: it changes less often than the code, and it is 10 GB. Compiled here, or every new
-# pod compiles it again.
+# The stack first: it changes less often than the code, and it is 10 GB. Bytecode is compiled here;
+# otherwise every new pod would compile it again.
 COPY --chown=trialrun requirements/gpu.lock requirements/gpu.lock
 RUN python -m venv .venv \
     && .venv/bin/pip install --no-cache-dir "$(grep '^uv==' requirements/gpu.lock)" \

@@ -16,7 +16,7 @@ _TRIAL_PHASES = (int(Phase.TRIAL), int(Phase.EXPERIENCE))
 class CreditColumns:
     """Per episode: reward parts, and counts from its turns.
 
-    `answers_B` is the reward of the answer alone (the whole reward where there is no such part, NaN
+    `answers_B` is the reward part of the answer (the total reward if there is no such part, NaN
     without a reward); `malformed_B` and `trial_cost_B` are parts of the reward, at most 0.
     `informative_B` counts trial calls whose name and arguments are new in the episode: only they
     can have shown anything new.

@@ -146,7 +146,7 @@ class Trainer:
         return self._backend.named_weights()
 
     def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As `named_weights`, what a push sends: with LoRA, the adapters alone."""
+        """Like `named_weights`, for a push; with LoRA, only the adapters."""
         return self._backend.pushed_weights()
 
     def save_checkpoint(self, path: str | Path, step: int) -> None:

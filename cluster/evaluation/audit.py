@@ -1,4 +1,4 @@
-"""`trialrun audit`: whether the tools of a ToolHop file run, and what they can answer."""
+"""`trialrun audit`: checks which tools of a ToolHop file run and what they return."""
 
 import asyncio
 
@@ -14,9 +14,10 @@ from envs.tools import JsonObject
 
 
 def run_audit(config: RunConfig, calls_per_tool: int) -> JsonObject:
-    """Call every tool in a sandbox of its own; returns counts, and which tools never answered.
+    """Call every tool in its own sandbox; returns counts, and the tools that never answered.
 
-    Raises ConfigError for other environments, MissingError and DataFileError for the file.
+    Raises ConfigError for other environments, and MissingError or DataFileError if the data file is
+    missing or invalid.
     """
     if not isinstance(config.env, ToolHopEnvConfig):
         raise ConfigError(f"expected env.name = 'toolhop' for an audit, found {config.env.name!r}")

@@ -1,4 +1,4 @@
-"""Evaluations compared: what `trialrun compare` reads, and its tables."""
+"""`trialrun compare`: reads evaluations, compares them, and formats the result."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,24 +15,25 @@ from rollout.evaluation.summary import EvalRow
 from rollout.store.run_reader import RunReader
 
 COMPARISON_VERSION = 1
-"""Of the JSON of a comparison."""
+"""Version of the JSON format of a comparison."""
 
 
 def compare_runs(arguments: Sequence[str], by: Sequence[str] = ()) -> Comparison:
-    """Compare sides, each written `[NAME=]RUN[,RUN...]`: one run per seed.
+    """Compare sides, each given as `[NAME=]RUN[,RUN...]` with one run per seed.
 
-    Raises ConfigError or MissingError for what cannot be compared.
+    Raises ConfigError for an invalid argument or for sides that cannot be compared, MissingError
+    for a run that does not exist or has no episodes, and StoreError for a training run.
     """
     return compare([_side(argument) for argument in arguments], by)
 
 
 def comparison_json(comparison: Comparison) -> JsonObject:
-    """Return a comparison for a program to read."""
+    """Return a comparison as JSON for programs."""
     return cast(JsonObject, {"version": COMPARISON_VERSION, **asdict(comparison)})
 
 
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
-    """Return how each side does, and how the pairs differ."""
+    """Return two tables: the accuracy of each side, and the differences between pairs."""
     unit = comparison.unit
     shared = " + ".join(map(str, comparison.shared))
     scores = [
@@ -40,8 +41,8 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         for side in comparison.sides
     ]
     sides = TextTable(
-        f"Right answers on the {shared} shared tasks (mean ± standard error over {unit}s)",
-        ("", "tasks played", "samples used", "pass@1"),
+        f"Accuracy on the {shared} shared tasks (mean ± standard error over {unit}s)",
+        ("", "tasks evaluated", "samples used", "pass@1"),
         scores,
     )
     return [sides, _difference_table(comparison)]
@@ -52,7 +53,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     names = " and ".join(side.name for side in comparison.sides)
     parts = [f"# Comparison of {names}\n"]
     parts += [f"- {note}.\n" for note in comparison.notes]
-    parts += [sheet.markdown() for sheet in comparison_tables(comparison)]
+    parts += [table.markdown() for table in comparison_tables(comparison)]
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation as tables: how often it is right, and how it goes about it."""
+"""Tables of an evaluation report: accuracy and behaviour of the policy."""
 
 from collections.abc import Mapping
 
@@ -11,32 +11,32 @@ SCALE = "mean ± standard error over tasks"
 
 
 def evaluation_tables(report: EvalReport) -> list[TextTable]:
-    """Return the tables of a report."""
-    return [_right(report), _behaviour(report)]
+    """Return the tables of a report: accuracy first, then behaviour."""
+    return [_accuracy(report), _behaviour(report)]
 
 
 def evaluation_markdown(report: EvalReport, name: str, setting: Mapping[str, JsonValue]) -> str:
-    """Return the whole report as Markdown."""
-    told = ", ".join(f"{key} {value}" for key, value in setting.items())
-    parts = [f"# Evaluation {name}\n", f"{told}.\n"]
+    """Return the complete report as Markdown; `setting` is listed under the heading."""
+    settings = ", ".join(f"{key} {value}" for key, value in setting.items())
+    parts = [f"# Evaluation {name}\n", f"{settings}.\n"]
     parts += [f"- {note}.\n" for note in report.notes]
-    parts += [sheet.markdown() for sheet in evaluation_tables(report)]
+    parts += [table.markdown() for table in evaluation_tables(report)]
     return "\n".join(parts)
 
 
 def row_label(row: ReportRow) -> str:
-    """Return what a row is about, in words."""
+    """Return the label of a row, for example `depth 2`."""
     return ALL if row.by == ALL else f"{row.by} {row.value}"
 
 
-def _right(report: EvalReport) -> TextTable:
-    voted = any(row.majority is not None for row in report.rows)
+def _accuracy(report: EvalReport) -> TextTable:
+    has_majority = any(row.majority is not None for row in report.rows)
     columns = [
         "",
         "tasks",
         "samples",
         *(f"pass@{k}" for k in report.ks),
-        *["majority"] * voted,
+        *["majority"] * has_majority,
     ]
     rows = [
         (
@@ -44,11 +44,11 @@ def _right(report: EvalReport) -> TextTable:
             str(row.tasks),
             str(row.samples),
             *(figure(row.pass_at_k[k]) for k in report.ks),
-            *[figure(row.majority)] * voted,
+            *[figure(row.majority)] * has_majority,
         )
         for row in report.rows
     ]
-    return TextTable(f"Right answers ({SCALE})", tuple(columns), rows)
+    return TextTable(f"Accuracy ({SCALE})", tuple(columns), rows)
 
 
 def _behaviour(report: EvalReport) -> TextTable:
@@ -63,5 +63,6 @@ def _behaviour(report: EvalReport) -> TextTable:
         )
         for row in report.rows
     ]
-    title = f"How (calls and tokens per episode, errors per call, malformed per turn; {SCALE})"
+    units = "calls and tokens per episode, errors per call, malformed turns per turn"
+    title = f"Behaviour ({units}; {SCALE})"
     return TextTable(title, columns, rows)

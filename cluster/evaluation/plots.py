@@ -1,7 +1,7 @@
-"""Plots of run directories: evaluations by difficulty, training over steps, comparisons.
+"""Plots: an evaluation by difficulty, training metrics by step, a comparison.
 
-matplotlib takes seconds to import: this file alone does, and it is itself imported late. Nothing
-here needs a display.
+matplotlib takes seconds to import, so this is the only file that imports it, and commands import
+this file only when they plot. No display is needed.
 """
 
 import json
@@ -22,9 +22,9 @@ from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import MetricsRow, RunReader
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette, told apart by the colour-blind."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
 SERIES_VERSION = 1
-"""Of `plot.json`."""
+"""Version of the format of `plot.json`."""
 _WIDTH_IN, _DPI = 10.0, 120
 _CURVES_PER_ROW = 3
 
@@ -58,7 +58,7 @@ def draw_run(path: Path) -> Path:
 
 
 def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]]:
-    """Return the drawn metrics by step; a number that was not finite is missing."""
+    """Return the plotted metrics by step; values that were not finite are missing."""
     series = {
         name: {row.step: row.values[name] for row in metrics if name in row.values}
         for name in CURVES
@@ -67,7 +67,7 @@ def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]
 
 
 def plot_report(report: EvalReport, title: str, out: Path) -> None:
-    """Draw pass@1 by difficulty beside pass@k, with standard errors, as a PNG."""
+    """Plot pass@1 by difficulty next to pass@k, with standard errors, as a PNG."""
     rows = report.rows
     figure = Figure(figsize=(_WIDTH_IN, 1.6 + 0.32 * max(len(rows), 7)), layout="constrained")
     figure.suptitle(title)
@@ -81,7 +81,7 @@ def plot_report(report: EvalReport, title: str, out: Path) -> None:
 
 
 def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Path) -> None:
-    """Draw one panel per series, its values by step, as a PNG."""
+    """Plot one panel per series, with its values by step, as a PNG."""
     count = max(len(series), 1)
     across = min(count, _CURVES_PER_ROW)
     down = -(-count // across)
@@ -100,7 +100,7 @@ def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Pa
 
 
 def plot_comparison(comparison: Comparison, out: Path) -> None:
-    """Draw every paired difference with its 95 % interval, as a PNG."""
+    """Plot every paired difference with its 95 % interval, as a PNG."""
     pairs = list(dict.fromkeys((row.first, row.second) for row in comparison.rows))
     labels = list(dict.fromkeys(_label(row.by, row.value) for row in comparison.rows))
     height = 1.6 + len(labels) * (0.2 + 0.16 * len(pairs))
@@ -119,9 +119,9 @@ def plot_comparison(comparison: Comparison, out: Path) -> None:
 
 
 def _draw_bars(axes: Axes, rows: Sequence[ReportRow]) -> None:
-    told = [row for row in rows if row.pass_at_k[1].value is not None]
-    families = list(dict.fromkeys(row.by for row in told))
-    for place, row in enumerate(told):
+    shown = [row for row in rows if row.pass_at_k[1].value is not None]
+    families = list(dict.fromkeys(row.by for row in shown))
+    for place, row in enumerate(shown):
         estimate = row.pass_at_k[1]
         assert estimate.value is not None
         colour = COLOURS[families.index(row.by) % len(COLOURS)]
@@ -130,9 +130,9 @@ def _draw_bars(axes: Axes, rows: Sequence[ReportRow]) -> None:
         )
         end = estimate.value + (estimate.stderr or 0.0)
         axes.text(end + 0.01, place, f"{estimate.value:.2f}", va="center", fontsize="small")
-    labels = [f"{_label(row.by, row.value)}  ({row.tasks})" for row in told]
-    axes.set_yticks(range(len(told)), labels, fontsize="small")
-    axes.set_ylim(len(told) - 0.4, -0.6)
+    labels = [f"{_label(row.by, row.value)}  ({row.tasks})" for row in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize="small")
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 1.08)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("pass@1 ± standard error (tasks)")

@@ -1,4 +1,4 @@
-"""A table of text, for a terminal and as Markdown."""
+"""Text tables for the terminal and for Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _PIPED_WIDTH = 200
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """Columns and rows of text; the first `labels` columns are words, the others are figures."""
+    """Columns and rows of text; the first `labels` columns are labels, the others are numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -23,7 +23,10 @@ class TextTable:
     labels: int = 1
 
     def rich(self) -> Table:
-        """Return the table for a terminal; a line ends rows whose labels begin with one word."""
+        """Return the table for a terminal.
+
+        A line separates groups of rows whose labels start with the same word.
+        """
         table = Table(title=self.title, title_justify="left")
         for place, column in enumerate(self.columns):
             table.add_column(
@@ -37,26 +40,26 @@ class TextTable:
         return table
 
     def markdown(self) -> str:
-        """Return the table as GitHub's Markdown, its title as a line above."""
+        """Return the table as GitHub Markdown, with its title as a line above it."""
         rules = ["---" if place < self.labels else "---:" for place in range(len(self.columns))]
         lines = [self.columns, rules, *self.rows]
         body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
         return f"**{self.title}**\n\n{body}\n"
 
 
-def print_tables(sheets: Sequence[TextTable], notes: Sequence[str]) -> None:
-    """Print tables and what their reader has to know; wide where there is no terminal."""
+def print_tables(tables: Sequence[TextTable], notes: Sequence[str]) -> None:
+    """Print tables, then notes; lines are wide if the output is not a terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED_WIDTH)
-    for sheet in sheets:
-        console.print(sheet.rich())
+    for table in tables:
+        console.print(table.rich())
     for note in notes:
         console.print(f"Note: {note}.", markup=False)
 
 
 def figure(estimate: ClusteredEstimate | None, form: str = ".3f") -> str:
-    """Return `value ± standard error`; `-` where there is nothing to say."""
+    """Return `value ± standard error`, the value alone without a standard error, or `-`."""
     if estimate is None or estimate.value is None:
         return "-"
     if estimate.stderr is None:

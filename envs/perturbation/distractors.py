@@ -1,4 +1,4 @@
-"""Tools that look useful and are not: they answer the same text, whatever they are asked."""
+"""Tools that look useful but are not: they always answer with the same text."""
 
 from collections.abc import Collection
 from random import Random
@@ -28,7 +28,7 @@ _TWIN_REPLY = "no result"
 def distractor(base: ToolSet, taken: Collection[str], rng: Random) -> tuple[ToolSpec, CallRule]:
     """Return a tool that no call of `base` needs, under a name that is not `taken`.
 
-    Half of them are from a fixed pool, half are the twin of a tool of `base`.
+    Half of them are from a fixed pool, half are copies of a tool of `base` under another name.
     """
     if base.tools and rng.random() < 0.5:
         twin = rng.choice(base.tools)

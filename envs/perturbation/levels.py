@@ -1,4 +1,4 @@
-"""What each level of perturbation does."""
+"""Definition of each perturbation level."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from envs.perturbation.names import NameNoise
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a level does; shares are chances per tool or per parameter."""
+    """Settings of a level; shares are probabilities per tool or per parameter."""
 
     names: tuple[NameNoise, ...]
-    """Each name draws one of these."""
+    """Each name gets one of these, sampled uniformly."""
     documents: tuple[DocNoise, ...]
-    """Each tool draws one of these."""
+    """Each tool gets one of these, sampled uniformly."""
     exchange: bool = False
-    """Whether tools swap names among each other, and parameters of a tool among each other."""
+    """Whether tools exchange names with each other, and the parameters of a tool too."""
     added_share: float = 0.0
-    """Tools with one more parameter that must be given and does nothing."""
+    """Share of tools with an additional required parameter that does nothing."""
     drift_share: float = 0.0
-    """Parameters whose type changes, of those where that loses nothing."""
+    """Share of parameters whose type changes, among those where no value is lost."""
     distractors: int = 0
     fault_rate: float = 0.0
     slow_rate: float = 0.0

@@ -1,4 +1,4 @@
-"""Noise in names, as RoTBench makes it: misspelt, reversed, nonsense; valid and never taken."""
+"""Noise in names as in RoTBench: misspelled, reversed or nonsense, always valid and unused."""
 
 import re
 import string
@@ -12,13 +12,13 @@ NameNoise = Literal["keep", "typo", "reverse", "nonsense"]
 LONGEST_NAME = 64
 _VALID = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}")
 _TYPO_ATTEMPTS = 8
-"""Misspellings that are tried before nonsense takes their place."""
+"""Number of misspellings that are tried before a nonsense name is used."""
 _CHARACTERS_PER_TYPO = 6
-"""A name gets one spelling mistake per so many characters, at least one."""
+"""Characters per spelling mistake; every name gets at least one mistake."""
 
 
 def noisy_name(name: str, noise: NameNoise, taken: Collection[str], rng: Random) -> str:
-    """Return a valid name that is not `taken`; `name` itself where the noise is `keep`."""
+    """Return a valid name that is not `taken`; `name` itself if the noise is `keep`."""
     if noise == "keep":
         return name
     candidate = name[::-1] if noise == "reverse" else name
@@ -33,14 +33,14 @@ def noisy_name(name: str, noise: NameNoise, taken: Collection[str], rng: Random)
 
 
 def nonsense(rng: Random) -> str:
-    """Return random letters that mean nothing."""
+    """Return random letters without meaning."""
     return "".join(rng.choices(string.ascii_letters, k=rng.randint(3, 10)))
 
 
 def new_names(
     names: Sequence[str], noises: Sequence[NameNoise], rng: Random, *, exchange: bool
 ) -> list[str]:
-    """Return a name in place of each: all different, no old name unless kept or exchanged."""
+    """Return a new name for each: all different, and old only if unchanged or exchanged."""
     fresh: list[str] = []
     for name in _exchanged(names, rng) if exchange else names:
         noise = "nonsense" if name in fresh else rng.choice(noises)
@@ -49,7 +49,7 @@ def new_names(
 
 
 def _exchanged(names: Sequence[str], rng: Random) -> list[str]:
-    """Return the names in an order in which none is in its old place; a single one stays."""
+    """Return the names in an order that moves every name; a single name stays."""
     order = list(range(len(names)))
     rng.shuffle(order)  # one cycle over all: each takes the name of the next
     fresh = list(names)

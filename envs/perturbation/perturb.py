@@ -1,13 +1,13 @@
-"""Unfamiliar tools by rule: any tool set under other names, words and shapes, in worse weather.
+"""Perturbs any tool set by rules: other names, documentation and schemas, and tool faults.
 
 The levels are RoTBench's (Ye et al., "RoTBench: A Multi-Level Benchmark for Evaluating the
 Robustness of Large Language Models in Tool Learning", EMNLP 2024, arXiv 2401.08326): `slight`
 misspells names (insertion, omission, substitution), `medium` reverses them or makes them nonsense,
-`heavy` exchanges the names of tools, and of the parameters of a tool, and adds parameters that must
-be given, `union` has all of it. As there, part of the names stay as they were. Our own additions,
-per level in `envs/perturbation/levels.py`: paraphrased and shortened documentation, another order,
-other parameter types, distractors, tool faults and latency. Only the top level of a tool's
-parameters changes, and what the documentation calls a thing stays: it ages as documentation does.
+`heavy` exchanges the names of tools, and of the parameters of a tool, and adds required parameters;
+`union` does all of this. As in RoTBench, some names stay unchanged. Our own additions, per level in
+`envs/perturbation/levels.py`: paraphrased and shortened documentation, another order, other
+parameter types, distractors, tool faults and latency. Only the top level of a tool's parameters
+changes. Names inside the documentation stay unchanged, as in outdated documentation.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ from envs.tools import Adaptation, CallRule, ToolSet, ToolSpec
 def perturb(tool_set: ToolSet, level: PerturbationLevel, seed: int) -> ToolSet:
     """Return `tool_set` perturbed, the same for the same seed; `clean` returns the set itself.
 
-    Every call of a base tool can still be made, but for arguments whose undocumented name a new
-    parameter happens to take.
+    Every call of a base tool remains possible, except with an undocumented argument whose name a
+    new parameter happens to have.
     """
     if level == "clean":
         return tool_set
@@ -61,7 +61,7 @@ def perturb(tool_set: ToolSet, level: PerturbationLevel, seed: int) -> ToolSet:
 
 
 class PerturbedEnvironment(Environment):
-    """An environment with perturbed tools, differently for each task; the questions stay."""
+    """An environment with perturbed tools, different for each task; the questions are unchanged."""
 
     def __init__(self, environment: Environment, level: PerturbationLevel, seed: int) -> None:
         self._environment = environment

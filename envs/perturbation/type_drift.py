@@ -1,4 +1,4 @@
-"""Parameters that changed their JSON type: schemas drift one way, values are converted back."""
+"""Changes the JSON type of parameters in schemas, and converts values back."""
 
 import json
 import re
@@ -16,7 +16,7 @@ DRIFTS: dict[JsonType, tuple[JsonType, ...]] = {
     "boolean": ("string", "integer"),
     "string": ("integer",),
 }
-"""From a base type to the types that it may drift to."""
+"""Types to which each base type may change."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?")
@@ -25,9 +25,9 @@ _MAX_SHOWN = 80
 
 
 def converted(value: JsonValue, to: JsonType) -> JsonValue:
-    """Return `value` as the type the base expects; null passes, and what has the type already.
+    """Return `value` as the type that the base expects; null and values of that type are unchanged.
 
-    Raises ValueError, with a sentence for the policy, where the value does not say one.
+    Raises ValueError, with a message for the policy, if the value has no equivalent of that type.
     """
     if value is None:
         return None
@@ -39,7 +39,7 @@ def converted(value: JsonValue, to: JsonType) -> JsonValue:
 
 
 def drifted(value: JsonValue, to: JsonType) -> JsonValue:
-    """Return a base value as callers of the drifted parameter write it; `converted` undoes it."""
+    """Return a base value in the drifted type; `converted` reverses it."""
     if value is None or isinstance(value, list | dict):
         return value
     if to == "string":
@@ -52,7 +52,7 @@ def drifted(value: JsonValue, to: JsonType) -> JsonValue:
 def base_type(schema: JsonObject) -> JsonType | None:
     """Return the type of a parameter that can drift without loss; None where it cannot.
 
-    A string only becomes an integer where its enum says that it is always one.
+    A string becomes an integer only if its enum allows nothing else.
     """
     base, options = schema.get("type"), schema.get("enum")
     if base == "string":
@@ -62,7 +62,7 @@ def base_type(schema: JsonObject) -> JsonType | None:
 
 
 def drifted_schema(schema: JsonObject, to: JsonType) -> JsonObject:
-    """Return a parameter's schema with type `to`; what only made sense for the old type goes."""
+    """Return a parameter's schema with type `to`; keywords of the old type are removed."""
     fresh: JsonObject = {key: item for key, item in schema.items() if key not in _DROPPED}
     fresh["type"] = to
     for key in ("enum", "examples"):

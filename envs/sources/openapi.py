@@ -23,10 +23,10 @@ def tool_set_of_openapi(
 ) -> ToolSet:
     """Return a tool per operation of an OpenAPI document, given as JSON or YAML text.
 
-    Without a base URL a simulation answers, in the sandbox. With one the real API does: its host
-    may be spoken to, and `allowed_hosts` are others that it redirects to. `operations` chooses, by
-    `operationId` or as `GET /path`; `token_variable` names an environment variable, whose token is
-    sent as the document's security scheme says. Raises DataFileError.
+    Without a base URL, a simulation in the sandbox answers. With one, the real API answers:
+    requests to its host are allowed, and to `allowed_hosts`, to which it may redirect. `operations`
+    selects by `operationId` or as `GET /path`; `token_variable` names an environment variable with
+    the token, which is sent as the document's security scheme requires. Raises DataFileError.
     """
     parsed = parse_document(document)
     found = operations_of(parsed, operations)
@@ -34,8 +34,8 @@ def tool_set_of_openapi(
     if base_url is None:
         if allowed_hosts or token_variable:
             raise DataFileError(
-                "expected `base_url` beside `allowed_hosts` and `token_variable`, found none: "
-                "the simulation speaks to no host"
+                "expected `base_url` with `allowed_hosts` and `token_variable`, found none: "
+                "the simulation connects to no host"
             )
         source, functions = simulation_source(found)
         return ToolSet(tools=specs, sources=(source,) * len(specs), functions=functions)

@@ -13,11 +13,11 @@ from pydantic import JsonValue
 from envs.errors import DataFileError
 from envs.tools import JsonObject
 
-_KEPT = (
+_COPIED = (
     *("default", "description", "format", "pattern", "minimum", "maximum"),
     *("minLength", "maxLength", "minItems", "maxItems"),
 )
-"""Keywords that are taken over as they are."""
+"""Keywords that are copied unchanged."""
 _MAX_NODES = 50_000
 _MAX_REFERENCES = 32
 
@@ -41,7 +41,7 @@ _PlainLoader.yaml_constructors = {
 
 
 class OpenApiDocument:
-    """A document whose objects are asked for by key; see `parse_document`."""
+    """A document with access to its objects by key; see `parse_document`."""
 
     def __init__(self, root: JsonObject) -> None:
         self._root = root
@@ -72,7 +72,7 @@ class OpenApiDocument:
         if isinstance(parts, list):
             rest = {key: value for key, value in schema.items() if key != "allOf"}
             return _merged([self.plain(part, depth - 1) for part in [*parts, rest]])
-        plain: JsonObject = {key: schema[key] for key in _KEPT if key in schema}
+        plain: JsonObject = {key: schema[key] for key in _COPIED if key in schema}
         plain |= _types_and_options(schema)
         for key in ("anyOf", "oneOf"):
             options = schema.get(key)

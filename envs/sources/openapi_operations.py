@@ -79,7 +79,7 @@ class _Arguments:
     wire_names: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, place: str, schema: JsonObject, *, required: bool) -> None:
-        """Add an argument; one whose name is taken is called after its place as well."""
+        """Add an argument; if the name is taken, its place is appended to the name."""
         argument = name if name not in self.properties else f"{name}_in_{place or 'body'}"
         if argument != name:
             self.wire_names[argument] = name

@@ -1,7 +1,7 @@
 """Tools from Python source: specs read from its syntax tree, which is never executed here.
 
 A class is a stateful tool set (its public methods are the tools, its object lives in the session);
-a module of functions is one whose state, if any, is the module's.
+in a module, the public functions are the tools, and its variables are the state.
 """
 
 import ast

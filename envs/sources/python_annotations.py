@@ -122,7 +122,7 @@ def _union(schemas: list[JsonObject]) -> JsonObject:
     for schema in schemas:
         given = schema.get("type")
         if not set(schema) <= {"type"} or given is None:
-            # `Optional[list[int]]` keeps its items: one structured type beside null is one schema
+            # `Optional[list[int]]` keeps its items: one structured type and null make one schema
             others = [other for other in schemas if other != {"type": "null"}]
             if len(others) == 1 and isinstance(others[0].get("type"), str):
                 merged = {**others[0], "type": [others[0]["type"], "null"]}

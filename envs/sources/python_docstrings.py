@@ -1,4 +1,4 @@
-"""What a docstring says about a function and its arguments, in Google, NumPy or Sphinx style."""
+"""Reads descriptions of a function and its arguments from Google, NumPy or Sphinx docstrings."""
 
 import re
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ def split_of(name: str, task_id: str, heldout_percent: int) -> Split:
 
 
 class TaskCollection(Environment):
-    """An environment whose tasks are all known: those of one file, say."""
+    """An environment with a fixed list of tasks, for example those of a file."""
 
     def __init__(self, name: str, path: Path, tasks: Sequence[Task]) -> None:
         self._name = name

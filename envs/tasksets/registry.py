@@ -55,10 +55,10 @@ def create_environment(
 def read_section(tree: object, task_sets: TaskSets = TASK_SETS) -> object:
     """Return `[env]` as the section of the task set that its `name` selects.
 
-    Keys of other task sets are checked and ignored. Thus `env.name` can be changed from the command
-    line whatever else the recipe says, and a run directory opens whose `config.toml` has the keys
-    of every task set. A key that no task set knows is an error. Anything but a table is returned as
-    it is. Raises pydantic's ValidationError.
+    Keys of other task sets are checked and ignored. So `env.name` can be changed on the command
+    line whatever else the recipe contains, and a run directory whose `config.toml` has the keys of
+    every task set still opens. A key that no task set knows is an error. A `tree` that is not a
+    table is returned unchanged. Raises pydantic's ValidationError.
     """
     if not isinstance(tree, Mapping):
         return tree

@@ -62,7 +62,7 @@ class Backend(Protocol):
         ...
 
     def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As `named_weights`, what a push sends: with LoRA, the adapters alone in PEFT's names."""
+        """Like `named_weights`, for a push; with LoRA, only the adapters, with PEFT's names."""
         ...
 
     def save_state(self, path: Path) -> None:

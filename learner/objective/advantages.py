@@ -25,7 +25,7 @@ class AdvantageRule:
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """`reasons_B` says why an episode is excluded, and `values_B` is NaN there; else it is ''."""
+    """`reasons_B` is the reason why an episode is excluded (`values_B` is NaN there), else ''."""
 
     values_B: NDArray[np.float32]
     reasons_B: tuple[str, ...]

@@ -88,7 +88,7 @@ def cispo_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return CISPO's loss (arXiv 2506.13585): the clipped ratio is a constant weight.
 
-    No token loses its gradient; the second value says where the weight was clipped.
+    No token loses its gradient; the second value marks where the weight was clipped.
     """
     ratio_P = log_ratio_P.detach().exp()
     weight_P = ratio_P.clamp(1 - clip.low, 1 + clip.high)

@@ -26,12 +26,12 @@ _MAX_LOGPROB = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """`kept` are indices of trained episodes; `reasons_B` says why another is excluded, or ''.
+    """`kept` are indices of trained episodes; `reasons_B` gives the reason of the others, else ''.
 
     `advantages_N` has one value per token. `advantages_B` is the episode's advantage; under
     `credit = "phase"` it is that of the execution, and `trial_advantages_B`, else NaN, that of the
     trials. `weights_N` is the weight per token before aggregation, 0 without a behaviour logprob;
-    `unscored` counts the tokens of kept episodes that lack one.
+    `unscored` counts the tokens of trained episodes without one.
     """
 
     kept: tuple[int, ...]

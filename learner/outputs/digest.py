@@ -1,9 +1,9 @@
 """Digests of the weights after a step: what `trialrun replay-step` compares a replayed step with.
 
 Two kinds. *Pushed*: one hash over the bytes that engines load, a by-product of the push, at every
-step; with LoRA these bytes are the adapters alone. *Whole*: one hash per tensor of the whole model,
-merged with its adapters; it costs a gather and a copy to the host, so only steps with a checkpoint
-and runs with `run.deterministic` have it.
+step; with LoRA these bytes are only the adapters. *Whole*: one hash per tensor of the complete
+model, merged with its adapters; it costs a gather and a copy to the host, so only steps with a
+checkpoint and runs with `run.deterministic` have it.
 """
 
 import json

@@ -48,7 +48,7 @@ class ScaleRequest(BaseModel):
 
 
 ControlRequest = ScaleRequest
-"""Every kind of request; a further kind joins it as a union that is told apart by `kind`."""
+"""Every kind of request; further kinds form a union with it, distinguished by `kind`."""
 
 
 class ControlEvent(BaseModel):

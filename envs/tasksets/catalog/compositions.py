@@ -44,8 +44,8 @@ def effective(operations: tuple[Operation, ...]) -> bool:
 def reserved_pairs() -> frozenset[tuple[str, str]]:
     """Return the ordered pairs of known operations, by name, that `train` never composes.
 
-    Chosen by hash, such that no operation is first or second in more than one of them: `train`
-    still shows every operation in either place.
+    They are chosen by hash so that no operation is first, or second, in more than one of them.
+    `train` therefore still shows every operation in both positions.
     """
     pairs = [
         (first.name, second.name)
@@ -62,10 +62,10 @@ def reserved_pairs() -> frozenset[tuple[str, str]]:
 
 @cache
 def admitted(operations: tuple[Operation, ...], novelty: CatalogNovelty) -> bool:
-    """Whether a task of that novelty may ask for `operations` in this order.
+    """Whether a task of this novelty may need `operations` in this order.
 
-    `names` is the rule of `train` too: known operations and no reserved pair. `operations` wants a
-    reserved operation and nothing else that is new, `compositions` a reserved pair.
+    `names`, also the rule of `train`, allows known operations and no reserved pair. `operations`
+    requires a reserved operation and nothing else that is new; `compositions` a reserved pair.
     """
     if not effective(operations):
         return False

@@ -1,4 +1,4 @@
-"""The conversation of an episode as the scripted teacher reads it: tools, goals, what was found."""
+"""Reads the conversation of an episode for the scripted teacher: tools, goals and findings."""
 
 import json
 import re
@@ -28,26 +28,26 @@ _TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use
 
 @dataclass(slots=True, kw_only=True)
 class KnownTool:
-    """What the conversation says about one tool."""
+    """Knowledge about one tool from the conversation."""
 
     number: int
     name: str
     arguments: str
-    """The documented ones, in brackets."""
+    """The documented arguments, in brackets."""
     doc: str
     argument: str = DOCUMENTED_ARGUMENT
     key: str = ""
     swapped: bool = False
     closed: bool = False
     opened: bool = False
-    """Whether it was opened in the phase that is under way."""
+    """Whether it was opened in the current phase."""
     offset: int = 0
     result: str = ""
-    """What it made of the probe, its unit converted back."""
+    """Result for the probe, its unit converted back."""
 
     @property
     def repair(self) -> str:
-        """The quirk in words; empty while none is known."""
+        """Description of the quirk; empty while none is known."""
         if self.key:
             return f"needs key={self.key}"
         if self.swapped:
@@ -60,11 +60,11 @@ class KnownTool:
 
     @property
     def subject(self) -> str:
-        """First word of its doc; empty where it has none."""
+        """First word of its doc; empty without a doc."""
         return self.doc.split()[0] if self.doc else ""
 
     def call(self, value: str, *, plain: bool = False) -> str:
-        """Write a call; `plain` as the doc has it."""
+        """Write a call; with `plain`, as the doc describes it."""
         arguments = {DOCUMENTED_ARGUMENT if plain else self.argument: value}
         if self.key and not plain:
             arguments["key"] = self.key
@@ -76,14 +76,14 @@ class KnownTool:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One operation that the question asks for."""
+    """One operation that the question requires."""
 
     label: str
-    """Its name, or the example's result where the question gives one."""
+    """Its name, or the result of the question's example."""
     operation: str
-    """Its name, empty where the example is of none that is known."""
+    """Its name; empty if the example shows an unknown operation."""
     result: str
-    """The example's result; empty by name."""
+    """Result of the example; empty if the question gives the name."""
 
     def met_by(self, result: str) -> bool:
         """Whether a tool that turns the probe into `result` serves this goal."""
@@ -101,15 +101,15 @@ class View:
     goals: list[Goal]
     value: str
     probe: str
-    """What trials are made with: the input of the question's examples, else `PROBE`."""
+    """Argument of the trials: the input of the question's examples, else `PROBE`."""
     executing: bool
     turns: int = 0
     last: KnownTool | None = None
     trouble: str = ""
-    """What the last call was refused for; empty where it was not."""
+    """Why the last call was refused; empty if it was not."""
     blocked: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
-    """Names of the tools that the experience gives, one a goal."""
+    """Names of the tools in the experience, one per goal."""
     executed: list[str] = field(default_factory=list)
     """Results of the execution calls that did not fail."""
 
@@ -118,13 +118,13 @@ class View:
         return next((t for t in self.tools if t.result and goal.met_by(t.result)), None)
 
     def seen(self, result: str) -> str:
-        """Return a trial's result in the words of the goals."""
+        """Return the result of a trial in the form that the goals use."""
         found = None if self.goals[0].result else recognise(PROBE, result)
         return found.name if found else result
 
 
 def read(messages: Sequence[Message], *, executing: bool) -> View:
-    """Read an episode's messages from the opening on; `executing` where it has no trial phase."""
+    """Read all messages of an episode; `executing` is true if it has no trial phase."""
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     *goals, value = messages[1].content.split()
     tools = [

@@ -45,7 +45,7 @@ class Instance:
     doc_kind: CatalogDoc
     doc: str
     mark: str = ""
-    """A letter behind whatever it returns."""
+    """Letter appended to every result."""
 
     def apply(self, text: str) -> str:
         """Return what the tool makes of `text`, its unit converted back."""
@@ -53,7 +53,7 @@ class Instance:
 
     @property
     def spec(self) -> ToolSpec:
-        """What the policy is told; the schema requires nothing, for the doc may be wrong."""
+        """Tool as the policy sees it; the schema requires nothing, because the doc may be wrong."""
         arguments: JsonObject = {name: {"type": "string"} for name in self.quirk.documented}
         if SWITCH_ARGUMENT in arguments:
             arguments[SWITCH_ARGUMENT] = {
@@ -98,7 +98,7 @@ def sample_instance(
     known: Sequence[Operation] = OPERATIONS,
     shares: Shares = DEFAULT_SHARES,
 ) -> Instance:
-    """Draw quirk and doc of a tool; a false doc names another operation of `known`."""
+    """Sample quirk and doc of a tool; a false doc names another operation of `known`."""
     quirk = sample_quirk(shares.quirks, rng)
     match doc_kind := weighted(shares.docs, rng):
         case "vague":

@@ -53,7 +53,7 @@ RESERVED_OPERATIONS: tuple[Operation, ...] = (
     Operation("duplicate", (_ALL, _ALL)),
     Operation("mirror", (_ALL, slice(None, None, -1))),
 )
-"""Those that `train` never uses; each is told from all others by its result for a probe."""
+"""Operations that `train` never uses; the result for a probe identifies each of them."""
 PROBE = "123"
 """The value of the teacher's trials where the question gives no example: it makes an operation
 readable.

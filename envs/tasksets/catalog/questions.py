@@ -62,7 +62,7 @@ def goals_of(needed: Sequence[Instance], probe: str) -> tuple[str, ...]:
 
 
 def sample_value(needed: Sequence[Instance], goals: Sequence[str], rng: Random) -> str:
-    """Sample distinct digits, such that no example in the question shows the answer."""
+    """Sample distinct digits for which no example in the question shows the answer."""
     shown = {text for goal in goals if ">" in goal for text in goal.split(">")}
     while True:
         value = "".join(rng.sample("0123456789", value_digits(len(needed))))

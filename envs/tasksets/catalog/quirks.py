@@ -15,13 +15,13 @@ ARGUMENTS: tuple[str, ...] = ("text", "word", "item", "code")
 KEYS: tuple[str, ...] = ("gold", "blue", "green", "black", "white", "pink")
 """Values of the undocumented argument `key`."""
 OFFSETS: tuple[int, ...] = (3, 6)
-"""How far, modulo ten, the digits of a result are off where the tool counts in another unit. The
+"""Offsets, modulo ten, of the digits of a result when the tool counts in another unit. The
 probe's digits are 1 to 3, so its results never look like those of another offset.
 """
 OPENING = "open"
 """The text that opens a closed tool, and its answer."""
 SWAPPED, BUSY, CLOSED = "swap x y", "again", "open first"
-"""Errors, each of which says what mends it."""
+"""Error messages; each one contains the repair."""
 
 _DIGITS = "0123456789"
 Kind = TypeVar("Kind")
@@ -93,7 +93,7 @@ def _refusal(condition: str, error: str) -> str:
 
 
 def sample_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> Quirk:
-    """Draw a quirk by `weights`: a kind, and the value that goes with it."""
+    """Sample a quirk by `weights`: its kind and the matching value."""
     match kind := weighted(weights, rng):
         case "key":
             return Quirk(kind, rng.choice(KEYS))
@@ -106,7 +106,7 @@ def sample_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> 
 
 
 def weighted(weights: Sequence[tuple[Kind, float]], rng: Random) -> Kind:
-    """Draw by `weights` with one number of `rng`."""
+    """Sample a kind by `weights` with one number of `rng`."""
     share, reached = rng.random() * sum(weight for _, weight in weights), 0.0
     for kind, weight in weights:
         reached += weight
@@ -116,7 +116,7 @@ def weighted(weights: Sequence[tuple[Kind, float]], rng: Random) -> Kind:
 
 
 def shifted(text: str, offset: int) -> str:
-    """Return `text` with its digits moved up by `offset`, modulo ten; the rest as it is."""
+    """Return `text` with `offset` added to its digits, modulo ten; the rest is unchanged."""
     return "".join(str((int(c) + offset) % 10) if c in _DIGITS else c for c in text)
 
 

@@ -1,12 +1,12 @@
 """The scripted teacher of the catalog: a diligent, sometimes lazy, sometimes forgetful policy.
 
 It knows nothing hidden. Each turn is a pure function of the conversation so far and the episode's
-seed, so it plays through the same runner and against the same tools as the policy that learns from
-it. It is imperfect on purpose: what reinforcement learning mends later is mostly its laziness.
+seed, so it uses the same runner and the same tools as the policy that learns from it. It is
+imperfect on purpose: RL later corrects mostly its laziness.
 
-Every turn restates what the next decision needs, so that a tiny model can make it from what stands
-just before: what was got and what is still wanted; in the execution, the line of its experience
-that says how the tool is called.
+Every turn restates what the next decision needs, so that a tiny model can make it from the text
+just before: the results so far and the open goals; in the execution, the line of its experience
+that describes how to call the tool.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,15 +18,15 @@ from envs.tasksets.catalog.conversation import Goal, KnownTool, View, read
 from envs.tasksets.catalog.quirks import CLOSED, OPENING
 
 LAZY = 0.5
-"""Chance, after a trial that leaves the only goal open, to stop trying and to guess; with several
-goals it is shared out among them.
+"""Probability, after a trial that leaves the only goal open, to stop trying and to guess; with
+several goals it is divided among them.
 """
 FORGETFUL = 0.1
-"""Chance to leave a known quirk out of the first call of a step of the execution."""
+"""Probability to omit a known quirk in the first call of a step of the execution."""
 SCARCE = 0.3
 """Share of teacher episodes with few trials or none."""
 SCARCE_CALLS = 3
-"""Most trials of such an episode."""
+"""Maximum number of trials in these episodes."""
 
 
 def trial_reply(messages: Sequence[Message], seed: int) -> str:
@@ -46,7 +46,7 @@ def direct_reply(messages: Sequence[Message], seed: int) -> str:
 
 
 def sample_trial_calls(seed: int, full: int) -> int:
-    """Draw the trial budget of a teacher episode: mostly `full`, at times too small."""
+    """Sample the trial budget of a teacher episode: mostly `full`, sometimes too small."""
     rng = Random(stable_hash("catalog teacher budget", seed))
     return min(full, rng.randint(0, SCARCE_CALLS)) if rng.random() < SCARCE else full
 
@@ -85,7 +85,7 @@ def _labels(goals: Sequence[Goal]) -> str:
 
 
 def _conclude(note: str, view: View, rng: Random) -> str:
-    """Write the experience, one clause a goal; where goals are open, say first what is guessed."""
+    """Write the experience, one clause per goal; if goals are open, state the guesses first."""
     assigned = list(zip(view.goals, _assigned(view, rng), strict=True))
     guessed = [(goal, tool) for goal, tool in assigned if view.serving(goal) is None]
     known = _clauses(pair for pair in assigned if pair not in guessed)
@@ -95,7 +95,7 @@ def _conclude(note: str, view: View, rng: Random) -> str:
 
 
 def _clauses(assigned: Iterable[tuple[Goal, KnownTool]]) -> str:
-    """Write what serves which goal, latest find first: each list is the one before and one more."""
+    """Write which tool serves which goal, newest first; each list adds one to the previous list."""
     latest_first = sorted(assigned, key=lambda pair: -pair[1].number)
     return "; ".join(_clause(goal, tool) for goal, tool in latest_first)
 
@@ -105,8 +105,10 @@ def _clause(goal: Goal, tool: KnownTool) -> str:
 
 
 def _known_as(goal: Goal, tool: KnownTool, remark: str) -> str:
-    """Write which tool serves `goal`: found, in the experience and before a call in the same words,
-    so that what a call needs is what stood behind the goal's label before.
+    """Write which tool serves `goal`.
+
+    The words are the same for a finding, in the experience and before a call, so that a call copies
+    the text that followed the goal's label before.
     """
     return f"{goal.label} {tool.number}. {tool.name}{f', {remark}' if remark else ''}"
 
@@ -128,13 +130,13 @@ def _execution_turn(view: View, rng: Random) -> str:
 
 
 def _was_converted(view: View) -> bool:
-    """Whether the value at hand is the last call's result, brought back from the tool's unit."""
+    """Whether the current value is the last result converted back from the tool's unit."""
     answered = bool(view.executed) and not view.trouble
     return answered and view.last is not None and view.last.offset > 0
 
 
 def _assigned(view: View, rng: Random) -> list[KnownTool]:
-    """Return a tool for each goal: the one that serves it, else a guess, each tool once."""
+    """Return a tool for each goal: one that serves it, else a guess; each tool at most once."""
     assigned: list[KnownTool] = []
     for goal in view.goals:
         tool = view.serving(goal) or _guess(view, goal, assigned, rng)
@@ -143,7 +145,7 @@ def _assigned(view: View, rng: Random) -> list[KnownTool]:
 
 
 def _guess(view: View, goal: Goal, taken: Sequence[KnownTool], rng: Random) -> KnownTool:
-    """Choose among the tools not seen to do something else: by the docs, else a vague one."""
+    """Guess among tools without a different known operation: by the docs, else a vague one."""
     free = [tool for tool in view.tools if tool not in taken]
     open_tools = [tool for tool in free if not tool.result] or free or view.tools
     named = [tool for tool in open_tools if tool.subject == goal.operation]

@@ -53,7 +53,7 @@ class OpenApiTools(_Row):
 
 
 class McpPlace(_Row):
-    """A server to start, or one that is there."""
+    """A server to start, or the address of a running one."""
 
     command: tuple[NonEmpty, ...] = ()
     environment: dict[str, str] = {}
@@ -115,17 +115,17 @@ ToolSource = Annotated[
 
 
 class TaskRow(_Row):
-    """One task; `split` is drawn from the id where it is not given."""
+    """One task; a missing `split` is derived from the id."""
 
     id: NonEmpty
     question: NonEmpty
     answer: StrictStr | int | float
     scorer: Literal["exact", "numeric", "contains"] = "exact"
-    """How an answer is right: equal but for case, blanks and a final full stop; equal as a number,
-    within `tolerance`; or with the expected text somewhere in it.
+    """When an answer is correct. `exact`: equal except for case, blanks and a final full stop;
+    `numeric`: equal as a number, within `tolerance`; `contains`: it contains the expected text.
     """
     tolerance: float = Field(default=1e-6, ge=0)
-    """Largest difference that `numeric` lets pass, relative to the expected number above 1."""
+    """Maximum difference that `numeric` accepts; relative for expected numbers above 1."""
     split: Split | None = None
     tags: dict[str, str] = {}
     tools: ToolSource
@@ -139,9 +139,9 @@ class TaskRow(_Row):
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
-    """Yield every task of a file with where it stands (`file:line`).
+    """Yield every task of a file with its location (`file:line`).
 
-    Raises MissingError where there is no such file, DataFileError for a line that is no task.
+    Raises MissingError if the file does not exist, DataFileError for a line that is not a task.
     """
     if not path.is_file():
         raise MissingError(

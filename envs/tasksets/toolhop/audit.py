@@ -62,9 +62,9 @@ async def audit(
 ) -> Audit:
     """Call every tool with up to `calls_per_tool` schema-valid arguments.
 
-    Arguments are drawn from enumerations, examples, and what the sub-questions and the answers of
-    the other hops mention; the sub-question's own answer is never among them. A search, so what it
-    does not reach may still be reachable. Raises ToolServerError or DeadlineError.
+    Arguments are sampled from enumerations, examples, the sub-questions, and the answers of the
+    other hops, never from the sub-question's own answer. This is a search: an answer that it does
+    not reach may still be reachable. Raises ToolServerError or DeadlineError.
     """
     turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -93,10 +93,12 @@ async def _audit_tool(
     limit, seed = search
     expected = question.sub_task.get(sub_question, "")
     others = [answer for key, answer in question.sub_task.items() if key != sub_question]
-    drawn = candidate_calls(
+    candidates = candidate_calls(
         spec, [sub_question, *others], limit, stable_hash(seed, question.id, spec.name)
     )
-    calls = [ToolCall(name=spec.name, arguments=a) for a in drawn if not check_arguments(spec, a)]
+    calls = [
+        ToolCall(name=spec.name, arguments=a) for a in candidates if not check_arguments(spec, a)
+    ]
     answers = await _answers(tools, tool_set, calls, seed)
     errors = [answer.text for answer in answers if answer.status is not AnswerStatus.OK]
     return ToolAudit(

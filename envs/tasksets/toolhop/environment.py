@@ -1,4 +1,4 @@
-"""The ToolHop environment: multi-hop questions, each with Python tools of its own.
+"""The ToolHop environment: multi-hop questions, each with its own Python tools.
 
 Source: Ye et al., "ToolHop: A Query-Driven Benchmark for Evaluating Large Language Models in
 Multi-Hop Tool Use", ACL 2025, arXiv 2501.02506. It reads any file in that format; without a file,

@@ -12,7 +12,7 @@ NonEmpty = Annotated[StrictStr, Field(min_length=1)]
 
 
 class ToolHopParameters(BaseModel):
-    """JSON schema of a tool's arguments; keys other than these three are kept."""
+    """JSON schema of a tool's arguments; other keys than these three are preserved."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -22,7 +22,7 @@ class ToolHopParameters(BaseModel):
 
 
 class ToolHopTool(BaseModel):
-    """A tool as the policy is told about it."""
+    """A tool as the policy sees it."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Schema-valid calls of a ToolHop tool, drawn from what its schema and its question mention."""
+"""Schema-valid calls of a ToolHop tool, sampled from values in its schema and its question."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _GRID = 64
 def candidate_calls(
     spec: ToolSpec, texts: Sequence[str], limit: int, seed: int
 ) -> Iterator[JsonObject]:
-    """Yield at most `limit` different arguments: a grid of the required ones, then random draws.
+    """Yield at most `limit` different arguments: a grid of the required ones, then random samples.
 
     Strings come from enumerations, defaults, examples, quotes in descriptions, and the names and
     numbers in `texts`; the same seed gives the same calls.

@@ -1,4 +1,4 @@
-"""`trialrun compare` and `trialrun plot` on run directories, as a person meets them."""
+"""`trialrun compare` and `trialrun plot` on run directories, run as commands."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -85,9 +85,9 @@ def test_a_program_reads_one_json_object(trialrun: Command, make_run: MakeRun) -
     for name, scores in (("a1", [0, 1]), ("a2", [0, 0]), ("b1", [1, 1]), ("b2", [1, 0])):
         make_run(name, scores)
     code, out, _ = trialrun("compare", "a=a1,a2", "b=b1,b2", "--json")
-    told = json.loads(out)
-    assert (code, told["version"], told["unit"], told["shared"]) == (0, 1, "seed", [2, 2])
-    overall = told["rows"][0]
+    printed = json.loads(out)
+    assert (code, printed["version"], printed["unit"], printed["shared"]) == (0, 1, "seed", [2, 2])
+    overall = printed["rows"][0]
     assert (overall["difference"]["mean"], overall["difference"]["p"]) == (0.5, 0.5)
 
 
