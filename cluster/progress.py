@@ -252,7 +252,7 @@ class Progress:
                 style="yellow",
             )
 
-    def imitated(self, metrics: Mapping[str, float]) -> None:
+    def sft_step(self, metrics: Mapping[str, float]) -> None:
         """Print one line about a finished step of SFT, if it completes a twentieth of all."""
         step, steps = int(metrics["step"]), int(metrics["steps"])
         self._screen.phase = f"{self._prefix}SFT, step {step}/{steps}"

@@ -218,7 +218,7 @@ def check_sizes(machine: Machine) -> list[Finding]:
     if machine.cpus < 2:
         advice = "nothing, but the demo was timed on 2 and will take about twice as long"
         cpus = Finding("CPUs", "warn", str(machine.cpus), advice)
-    one_worker = "trialrun train ... --set rollouts.workers=1"
+    one_worker = "trialrun train ... rollouts.workers=1"
     small_shm = "docker run --shm-size=4g ..., or mount -o remount,size=4G /dev/shm"
     return [
         cpus,
@@ -245,7 +245,7 @@ def check_sandbox(machine: Machine) -> list[Finding]:
     if kernel.landlock:
         findings.append(Finding("sandbox: landlock", "ok", f"ABI {kernel.landlock}"))
     else:
-        advice = "--set tools.isolation.required=seccomp (or boot a kernel with lsm=landlock)"
+        advice = "tools.isolation.required=seccomp (or boot a kernel with lsm=landlock)"
         findings.append(Finding("sandbox: landlock", "missing", "not in this kernel", advice))
     if kernel.namespaces_refusal:
         advice = "nothing, or: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"

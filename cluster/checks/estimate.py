@@ -233,14 +233,14 @@ def _remedy(config: RunConfig, name: str, shape: ModelShape, room: int) -> str:
         if getattr(section, key) == value:
             continue
         section = section.model_copy(update={key: value})
-        changes.append(f"--set {name}.{key}={str(value).lower()}")
+        changes.append(f"{name}.{key}={str(value).lower()}")
         changed = config.model_copy(update={name: section})
         needed = _rank(changed, section, shape, trainable).device
         if needed <= room:
             return f"{' '.join(changes)} brings it to {needed / GIB:.1f} GiB"
     return (
         "raise learner.ranks, lower model.max_model_len and micro_batch_tokens, or train adapters "
-        "with --set model.lora.rank=32"
+        "with model.lora.rank=32"
     )
 
 

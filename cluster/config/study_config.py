@@ -29,7 +29,7 @@ class ModelSection(Section):
     """Overrides of the recipe while the model is trained."""
 
     @model_validator(mode="after")
-    def _only_imitation_is_matched(self) -> Self:
+    def _only_sft_is_matched(self) -> Self:
         if self.match and self.kind != "sft":
             raise ValueError(f"expected match with kind = 'sft' only, found {self.kind!r}")
         return self

@@ -157,7 +157,7 @@ def _check_resumable(kind: RunKind, layout: RunLayout, config: RunConfig, resume
     if found not in (kind, RunKind.UNKNOWN):
         raise StoreError(
             f"expected {kind.words} or nothing in {path}, found {found.words}: {instead}"
-            + (f", such as --set run.name={path.name}-{kind}" if kind not in _INSTEAD else "")
+            + (f", such as run.name={path.name}-{kind}" if kind not in _INSTEAD else "")
         )
     if resume is Resume.NO:
         raise StoreError(

@@ -43,13 +43,13 @@ class Study:
         """Return the configuration with which `model` is trained."""
         return changed(self.config, f"models.{model}", self.section.models[model].changes)
 
-    def playing(self, arm: str, setting: str, temperature: str) -> RunConfig:
+    def evaluating(self, arm: str, setting: str, temperature: str) -> RunConfig:
         """Return the configuration with which `arm` is evaluated."""
         section = self.section
         changes = (section.settings[setting], section.arms[arm].changes)
         config = changed(self.config, f"arm {arm} in setting {setting}", *changes)
-        played = {"temperature": section.temperatures[temperature]}
-        return config.model_copy(update={"eval": config.eval.model_copy(update=played)})
+        sampling = {"temperature": section.temperatures[temperature]}
+        return config.model_copy(update={"eval": config.eval.model_copy(update=sampling)})
 
     def seeded(self, seed: int) -> "Study":
         """Return the same study with another seed."""
@@ -94,7 +94,7 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
     for arm in section.arms:
         for setting in section.settings:
             for temperature in section.temperatures:
-                study.playing(arm, setting, temperature)
+                study.evaluating(arm, setting, temperature)
     return study
 
 

@@ -228,7 +228,7 @@ def _evaluation_stage(
     study: Study, seed: SeedContext, cell: tuple[str, str, str], models: tuple[str, ...]
 ) -> Stage:
     arm = study.section.arms[cell[0]]
-    config = study.playing(*cell)
+    config = study.evaluating(*cell)
     weights = seed.root / model_key(arm.model) / WEIGHTS
 
     async def run(folder: Path, results: Results) -> JsonObject:

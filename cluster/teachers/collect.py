@@ -227,7 +227,7 @@ def _show(file: SelectionFile, out: Path) -> None:
     table = Table(title=f"{report['episodes']} episodes", show_edge=False)
     table.add_column("")
     table.add_column("episodes", justify="right")
-    table.add_row("selected", str(report["kept"]))
+    table.add_row("selected", str(report["selected"]))
     dropped = report["dropped"]
     assert isinstance(dropped, dict)
     for reason, count in dropped.items():

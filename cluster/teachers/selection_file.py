@@ -86,35 +86,42 @@ def episodes_of(reader: RunReader, rows: Sequence[EpisodeRow]) -> Iterator[Episo
 
 def describe(candidates: Sequence[Candidate], selection: TeacherSelection) -> JsonObject:
     """Return the numbers of a selection: selected, dropped by reason, by source, by tag."""
-    kept = [c for c in candidates if c.episode not in selection.dropped]
+    selected = [c for c in candidates if c.episode not in selection.dropped]
     reasons = Counter(selection.dropped.values())
-    corrected = sum(c.corrections > 0 for c in kept)
+    corrected = sum(c.corrections > 0 for c in selected)
     return {
         "episodes": len(candidates),
-        "kept": len(kept),
+        "selected": len(selected),
         "dropped": {reason.value: reasons[reason] for reason in Reason if reasons[reason]},
         "failures": dict(Counter(c.error[:_SHOWN] for c in candidates if c.error).most_common(3)),
-        "tasks_kept": len({c.task for c in kept}),
+        "tasks_selected": len({c.task for c in selected}),
         "corrected": corrected,
-        "corrected_share": corrected / len(kept) if kept else 0.0,
-        "trial_calls_mean": sum(c.trial_calls for c in kept) / len(kept) if kept else 0.0,
-        "tokens": sum(c.tokens for c in kept),
-        "sampled_tokens": sum(c.sampled_tokens for c in kept),
-        "by_source": _counts([c.source for c in candidates], [c.source for c in kept]),
-        "by_tag": _by_tag(candidates, kept),
+        "corrected_share": corrected / len(selected) if selected else 0.0,
+        "trial_calls_mean": sum(c.trial_calls for c in selected) / len(selected)
+        if selected
+        else 0.0,
+        "tokens": sum(c.tokens for c in selected),
+        "sampled_tokens": sum(c.sampled_tokens for c in selected),
+        "by_source": _counts([c.source for c in candidates], [c.source for c in selected]),
+        "by_tag": _by_tag(candidates, selected),
     }
 
 
-def _by_tag(played: Sequence[Candidate], kept: Sequence[Candidate]) -> JsonObject:
-    tags = sorted({tag for candidate in played for tag in candidate.tags})
+def _by_tag(candidates: Sequence[Candidate], selected: Sequence[Candidate]) -> JsonObject:
+    tags = sorted({tag for candidate in candidates for tag in candidate.tags})
     tables: JsonObject = {}
     for tag in tags:
-        table = _counts([c.tags.get(tag, "") for c in played], [c.tags.get(tag, "") for c in kept])
+        table = _counts(
+            [c.tags.get(tag, "") for c in candidates], [c.tags.get(tag, "") for c in selected]
+        )
         if len(table) <= _MOST_VALUES:
             tables[tag] = table
     return tables
 
 
-def _counts(played: Sequence[str], kept: Sequence[str]) -> JsonObject:
-    all_of, kept_of = Counter(played), Counter(kept)
-    return {value: {"played": all_of[value], "kept": kept_of[value]} for value in sorted(all_of)}
+def _counts(candidates: Sequence[str], selected: Sequence[str]) -> JsonObject:
+    all_of, selected_of = Counter(candidates), Counter(selected)
+    return {
+        value: {"episodes": all_of[value], "selected": selected_of[value]}
+        for value in sorted(all_of)
+    }

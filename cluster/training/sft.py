@@ -59,7 +59,7 @@ async def _train(
             progress.say(f"resuming from the checkpoint of step {done}")
         progress.phase(f"SFT on {table.num_rows} episodes, {config.sft.epochs} epochs")
         async for row in learner.sft(table, config.run.seed, checkpoints, done):
-            progress.imitated(row)
+            progress.sft_step(row)
             step = int(row.pop("step"))
             run.record_metrics(step, row)
             keep_newest(checkpoints, config.run.keep_checkpoints, most=step)

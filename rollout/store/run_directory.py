@@ -91,6 +91,8 @@ class RunDirectory(Closing):
         with ExitStack() as undo:
             lock = take_lock(layout)
             undo.callback(os.close, lock)
+            for folder in layout.folders:  # git and some copying tools leave empty folders out
+                make_folder(folder)
             directory = cls(layout, lock, segment_bytes)
             undo.pop_all()
         return directory

@@ -49,7 +49,7 @@ NOT_UPDATED = {
 def test_an_sft_is_twenty_lines_however_long(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     for step in range(1, 1001):
-        progress.imitated(
+        progress.sft_step(
             {"step": float(step), "steps": 1000.0, "loss": 1 / step, "tokens_per_s": 7512.4}
         )
     lines = capsys.readouterr().err.splitlines()
@@ -61,7 +61,7 @@ def test_an_sft_is_twenty_lines_however_long(capsys: pytest.CaptureFixture[str])
 def test_a_short_sft_is_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     for step in range(1, 4):
-        progress.imitated({"step": float(step), "steps": 3.0, "loss": 0.5})
+        progress.sft_step({"step": float(step), "steps": 3.0, "loss": 0.5})
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == [
         "1/3",
         "2/3",
@@ -106,7 +106,7 @@ def test_counters_at_once_each_have_their_name(watched: Watched) -> None:
 
 def test_an_sft_between_two_lines_says_where_it_is(watched: Watched) -> None:
     watched.progress.phase("SFT")
-    watched.progress.imitated({"step": 1.0, "steps": 1000.0, "loss": 0.5})
+    watched.progress.sft_step({"step": 1.0, "steps": 1000.0, "loss": 0.5})
     assert watched.after(EVERY_S) == ["SFT", "SFT, step 1/1000: 30 s so far"]
 
 

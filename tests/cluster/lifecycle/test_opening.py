@@ -62,7 +62,7 @@ def test_there_is_nothing_to_resume_where_nothing_is(tmp_path: Path, kind: RunKi
 def test_a_run_of_another_kind_is_named_with_the_way_out(tmp_path: Path, resume: Resume) -> None:
     config = recipe(tmp_path)
     with_work(RunKind.SFT, config)
-    with pytest.raises(StoreError, match=r"found an SFT run: .* --set run\.name=first-train"):
+    with pytest.raises(StoreError, match=r"found an SFT run: .* run\.name=first-train"):
         check_run(RunKind.TRAIN, config.path, config, resume)
     with pytest.raises(StoreError, match="name another folder with --run"):
         check_run(RunKind.EVAL, config.path, config, resume)

@@ -145,14 +145,14 @@ def chain(works: Works) -> list[Stage]:
 class TestRecipe:
     def test_arms_and_settings_change_what_they_name_and_nothing_else(self) -> None:
         study = load_study("study")
-        config = study.playing("blocked", "depth2-compositions", "greedy")
+        config = study.evaluating("blocked", "depth2-compositions", "greedy")
         assert config.episode.trial.calls == 0
         assert config.episode.trial.tokens == study.config.episode.trial.tokens
         assert isinstance(config.env, CatalogEnvConfig)
         assert config.env.catalog.depths == {"2": 1.0}, "a table of weights is one value"
         assert config.env.catalog.novelty == ("compositions",)
         assert (config.eval.temperature, config.eval.tasks) == (0.0, study.config.eval.tasks)
-        assert study.playing("direct", "depth1-names", "T=1").episode.mode == "direct"
+        assert study.evaluating("direct", "depth1-names", "T=1").episode.mode == "direct"
         assert study.training("trial-grpo").episode.mode == "trial"
         assert study.training("grpo-no-trial-tokens").learner.phase_weights.trial == 0
 

@@ -1,5 +1,6 @@
 """Collecting examples: killed and resumed, filtered, mixed, and without a secret on the disk."""
 
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable
@@ -201,8 +202,8 @@ async def collected(path: Path) -> Path:
 async def test_the_selection_says_why_and_can_be_made_again(tmp_path: Path) -> None:
     run = await collected(tmp_path / "run")
     report = select_episodes(run, RULES, FilterContext()).report
-    assert (report["episodes"], report["kept"], report["dropped"]) == (8, 4, {"wrong": 4})
-    assert report["by_source"] == {"policy": {"played": 8, "kept": 4}}
+    assert (report["episodes"], report["selected"], report["dropped"]) == (8, 4, {"wrong": 4})
+    assert report["by_source"] == {"policy": {"episodes": 8, "selected": 4}}
     assert selected_of(run)["episode"].to_pylist() == [f"t{task:06d}-01" for task in range(4)]
     again = select_episodes(run, RULES.model_copy(update={"min_answer": 0.0}), FilterContext())
     assert again.report["dropped"] == {"duplicate": 4}, "wrong ones rank behind right ones"
@@ -372,7 +373,9 @@ async def test_an_older_selection_is_read(tmp_path: Path) -> None:
     run = await collected(tmp_path / "run")
     selection = select_episodes(run, RULES, FilterContext())
     new = run / "selection.json"
-    older = new.read_text().replace('"selected"', '"kept"')
+    content = json.loads(new.read_text())
+    content["kept"] = content.pop("selected")
+    older = json.dumps(content)
     new.unlink()
     assert read_selection(run) is None
     (run / "kept.json").write_text(older)
