@@ -12,7 +12,7 @@ from cluster.cli.main import main
 from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunInfo
+from rollout.store.run_layout import RunInfo, RunKind
 
 Capture = pytest.CaptureFixture[str]
 Command = Callable[..., tuple[int, str, str]]
@@ -134,9 +134,10 @@ class TestDrawing:
         assert (run / "plot.png").read_bytes().startswith(self.PNG)
         assert json.loads((run / "eval.json").read_text())["accuracy"] == 0.25
 
-    def test_training_by_step(self, trialrun: Command, make_run: MakeRun) -> None:
-        path = make_run("a", [0, 1])
-        with RunDirectory.open(path) as run:
+    def test_training_by_step(self, trialrun: Command) -> None:
+        path = Path("a")
+        info = RunInfo(run="a", kind=RunKind.TRAIN, seed=0, created_at=0)
+        with RunDirectory.create(path, "", info) as run:
             run.record_metrics(1, {"reward_mean": 0.25, "mismatch_kl": float("nan")})
             run.record_metrics(2, {"reward_mean": 0.5, "mismatch_kl": 1e-4, "lr": 1.0})
         code, out, _ = trialrun("plot", "a")
@@ -150,4 +151,4 @@ class TestDrawing:
     def test_nothing_to_draw(self, trialrun: Command, make_run: MakeRun) -> None:
         make_run("a", [])
         code, _, err = trialrun("plot", "a")
-        assert (code, "no" in err and "metrics or episodes" in err) == (3, True)
+        assert (code, "expected episodes to draw, found none" in err) == (3, True)
