@@ -1,4 +1,4 @@
-"""What each level of perturbation does."""
+"""The perturbation levels: what each of them changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +10,26 @@ from envs.perturbation.names import NameNoise
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a level does; shares are chances per tool or per parameter."""
+    """Settings of a level; shares are probabilities per tool or per parameter."""
 
     names: tuple[NameNoise, ...]
-    """Each name draws one of these."""
+    """One of these is sampled for each name; repeated entries have more weight."""
     documents: tuple[DocNoise, ...]
-    """Each tool draws one of these."""
+    """One of these is sampled for the documentation of each tool."""
     exchange: bool = False
-    """Whether tools swap names among each other, and parameters of a tool among each other."""
+    """Whether tools exchange their names, and the parameters of a tool exchange theirs."""
     added_share: float = 0.0
-    """Tools with one more parameter that must be given and does nothing."""
+    """Chance that a tool gets one more required parameter, which has no effect."""
     drift_share: float = 0.0
-    """Parameters whose type changes, of those where that loses nothing."""
+    """Chance that a parameter changes its type, if its type can change without loss."""
     distractors: int = 0
+    """Number of tools that are added and useless."""
     fault_rate: float = 0.0
+    """Chance that a call fails with a tool fault."""
     slow_rate: float = 0.0
+    """Chance that a call is delayed."""
     latency_s: float = 0.0
+    """Seconds by which a slow call is delayed."""
 
 
 LEVELS: Mapping[PerturbationLevel, Recipe] = {
