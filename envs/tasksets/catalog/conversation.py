@@ -1,4 +1,4 @@
-"""The conversation of an episode as the scripted teacher reads it: tools, goals, what was found."""
+"""Parsing of an episode's messages for the scripted teacher: tools, goals and findings."""
 
 import json
 import re
@@ -28,26 +28,26 @@ _TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use
 
 @dataclass(slots=True)
 class KnownTool:
-    """What the conversation says about one tool."""
+    """What the conversation so far shows about one tool."""
 
     number: int
     name: str
     arguments: str
-    """The documented ones, in brackets."""
+    """The documented arguments, in brackets."""
     doc: str
     argument: str = DOCUMENTED_ARGUMENT
     key: str = ""
     swapped: bool = False
     closed: bool = False
     opened: bool = False
-    """Whether it was opened in the phase that is under way."""
+    """Whether the tool was opened in the current phase."""
     offset: int = 0
     result: str = ""
-    """What it made of the probe, its unit converted back."""
+    """Its result for the probe, converted back from the tool's unit."""
 
     @property
     def repair(self) -> str:
-        """The quirk in words; empty while none is known."""
+        """The known quirk in words; empty if none is known."""
         if self.key:
             return f"needs key={self.key}"
         if self.swapped:
@@ -60,11 +60,11 @@ class KnownTool:
 
     @property
     def subject(self) -> str:
-        """First word of its doc; empty where it has none."""
+        """First word of the doc; empty if there is no doc."""
         return self.doc.split()[0] if self.doc else ""
 
     def call(self, value: str, *, plain: bool = False) -> str:
-        """Write a call; `plain` as the doc has it."""
+        """Return the text of a call; with `plain`, exactly as the doc suggests."""
         arguments = {DOCUMENTED_ARGUMENT if plain else self.argument: value}
         if self.key and not plain:
             arguments["key"] = self.key
@@ -76,14 +76,14 @@ class KnownTool:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One operation that the question asks for."""
+    """One operation that the question requires."""
 
     label: str
-    """Its name, or the example's result where the question gives one."""
+    """The operation's name, or the example's result if the question gives an example."""
     operation: str
-    """Its name, empty where the example is of none that is known."""
+    """The operation's name; empty if the example fits no known operation."""
     result: str
-    """The example's result; empty by name."""
+    """The example's result; empty if the goal is stated by name."""
 
     def met_by(self, result: str) -> bool:
         """Whether a tool that turns the probe into `result` serves this goal."""
@@ -101,30 +101,33 @@ class View:
     goals: list[Goal]
     value: str
     probe: str
-    """What trials are made with: the input of the question's examples, else `PROBE`."""
+    """Input of the trials: that of the question's examples, else `PROBE`."""
     executing: bool
     turns: int = 0
     last: KnownTool | None = None
     trouble: str = ""
-    """What the last call was refused for; empty where it was not."""
+    """Why the last call was refused; empty if it was not."""
     blocked: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
-    """Names of the tools that the experience gives, one a goal."""
+    """Names of the tools in the experience, by goal label."""
     executed: list[str] = field(default_factory=list)
-    """Results of the execution calls that did not fail."""
+    """Results of the successful execution calls."""
 
     def serving(self, goal: Goal) -> KnownTool | None:
-        """Return the tool that trials have shown to serve `goal`."""
+        """Return the tool that serves `goal` according to the trials; None if there is none yet."""
         return next((t for t in self.tools if t.result and goal.met_by(t.result)), None)
 
     def seen(self, result: str) -> str:
-        """Return a trial's result in the words of the goals."""
+        """Return a trial's result as the goals are stated: operation name or text."""
         found = None if self.goals[0].result else recognise(PROBE, result)
         return found.name if found else result
 
 
 def read(messages: Sequence[Message], *, executing: bool) -> View:
-    """Read an episode's messages from the opening on; `executing` where it has no trial phase."""
+    """Parse an episode's messages; `executing` means that it has no trial phase.
+
+    The first message lists the tools, the second is the question.
+    """
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     *goals, value = messages[1].content.split()
     tools = [KnownTool(number, *parts) for number, parts in listed]

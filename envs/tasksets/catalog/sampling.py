@@ -1,4 +1,4 @@
-"""How a task is drawn: its kind first, then its tools, then which of them it needs."""
+"""Sampling of a task: first its kind, then its tools, then which of them it needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ _RECURRENT_TOOLS = 160
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
-    """What is drawn of a task before its tools."""
+    """Properties of a task that are sampled before its tools."""
 
     split: Split
     depth: int
     novelty: CatalogNovelty
-    """`names` is the novelty of `train` too."""
+    """In `train` it is always `names`."""
     by_example: bool
     marked: bool
 
@@ -43,14 +43,14 @@ class TaskKind:
 
 @dataclass(frozen=True, slots=True)
 class SampledTools:
-    """The tools of a task, as listed; and those that it needs, in the order of its goals."""
+    """The tools of a task in listed order, and those it needs, in the order of its goals."""
 
     listed: tuple[Instance, ...]
     needed: tuple[Instance, ...]
 
 
 def sample_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> TaskKind:
-    """Draw what task number `index` is to be; depends on no tool."""
+    """Sample the kind of task number `index`; it does not depend on the tools."""
     rng = Random(stable_hash("catalog kind", split, seed, index))
     novelty = "names" if split == "train" else rng.choice(config.novelty)
     depths = {int(depth): weight for depth, weight in sorted(config.depths.items())}
@@ -62,7 +62,7 @@ def sample_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> T
 
 
 def sample_tools(config: CatalogConfig, kind: TaskKind, rng: Random) -> SampledTools:
-    """Draw tools until they can serve a question of that kind, and the question."""
+    """Sample tools until they allow a question of that kind, then choose the needed ones."""
     shares = shares_of(config)
     recurrent = kind.split == "train" and rng.random() < config.recurrent
     while True:
@@ -74,10 +74,10 @@ def sample_tools(config: CatalogConfig, kind: TaskKind, rng: Random) -> SampledT
         steps = _admitted_steps(tools, kind)
         if steps:
             break
-    drawn = SampledTools(tools, rng.choice(steps))
+    sampled = SampledTools(tools, rng.choice(steps))
     if config.duplicates > 0 and not recurrent:
-        drawn = _with_duplicates(drawn, config, kind, rng)
-    return _with_marks(drawn, rng) if kind.marked else drawn
+        sampled = _with_duplicates(sampled, config, kind, rng)
+    return _with_marks(sampled, rng) if kind.marked else sampled
 
 
 def _admitted_steps(instances: tuple[Instance, ...], kind: TaskKind) -> list[tuple[Instance, ...]]:
@@ -118,7 +118,7 @@ def _sample_recurrent(count: int, shares: Shares, rng: Random) -> tuple[Instance
 
 @cache
 def recurrent_tools(shares: Shares = DEFAULT_SHARES) -> tuple[Instance, ...]:
-    """Return the training tools that keep their behaviour; the same in every run."""
+    """Return the training tools with fixed behaviour; they are the same in every run."""
     rng = Random(stable_hash("catalog recurrent tools"))
     names = rng.sample(names_of("train"), _RECURRENT_TOOLS)
     return tuple(
@@ -128,31 +128,31 @@ def recurrent_tools(shares: Shares = DEFAULT_SHARES) -> tuple[Instance, ...]:
 
 
 def _with_duplicates(
-    drawn: SampledTools, config: CatalogConfig, kind: TaskKind, rng: Random
+    sampled: SampledTools, config: CatalogConfig, kind: TaskKind, rng: Random
 ) -> SampledTools:
-    """Let tools that are not needed do what another tool of the task does."""
+    """Replace some tools that are not needed by duplicates of another tool's operation."""
     listed: list[Instance] = []
-    for tool in drawn.listed:
-        if tool not in drawn.needed and rng.random() < config.duplicates:
-            operation = rng.choice([*drawn.needed, *listed]).operation
+    for tool in sampled.listed:
+        if tool not in sampled.needed and rng.random() < config.duplicates:
+            operation = rng.choice([*sampled.needed, *listed]).operation
             tool = sample_instance(tool.name, operation, rng, kind.known, shares_of(config))
         listed.append(tool)
-    return SampledTools(tuple(listed), drawn.needed)
+    return SampledTools(tuple(listed), sampled.needed)
 
 
-def _with_marks(drawn: SampledTools, rng: Random) -> SampledTools:
-    """Give every tool of the task a letter of its own."""
-    letters = rng.sample(ascii_uppercase, len(drawn.listed))
+def _with_marks(sampled: SampledTools, rng: Random) -> SampledTools:
+    """Give every tool of the task a different letter."""
+    letters = rng.sample(ascii_uppercase, len(sampled.listed))
     marked = {
         tool.name: replace(tool, mark=letter)
-        for tool, letter in zip(drawn.listed, letters, strict=True)
+        for tool, letter in zip(sampled.listed, letters, strict=True)
     }
     return SampledTools(
-        tuple(marked[tool.name] for tool in drawn.listed),
-        tuple(marked[tool.name] for tool in drawn.needed),
+        tuple(marked[tool.name] for tool in sampled.listed),
+        tuple(marked[tool.name] for tool in sampled.needed),
     )
 
 
 def _shares_syllable(name: str, names: Sequence[str]) -> bool:
-    """Whether two names of one task would be easy to mix up."""
+    """Whether `name` shares a syllable with one of `names` and would be confused with it."""
     return any({name[:2], name[2:]} & {other[:2], other[2:]} for other in names)
