@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from envs.errors import DataFileError
 from envs.tools import JsonObject
 
-_KEPT = (
+_COPIED = (
     *("default", "description", "format", "pattern", "minimum", "maximum"),
     *("minLength", "maxLength", "minItems", "maxItems"),
 )
@@ -77,7 +77,7 @@ class OpenApiDocument:
         if isinstance(parts, list):
             rest = {key: value for key, value in schema.items() if key != "allOf"}
             return _merged([self.plain(part, depth - 1) for part in [*parts, rest]])
-        plain: JsonObject = {key: schema[key] for key in _KEPT if key in schema}
+        plain: JsonObject = {key: schema[key] for key in _COPIED if key in schema}
         plain |= _types_and_options(schema)
         for key in ("anyOf", "oneOf"):
             options = schema.get(key)

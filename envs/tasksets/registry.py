@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError, create_model
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, create_model
 
 from envs.config import EnvConfig
 from envs.tasks import Environment
@@ -87,7 +87,8 @@ def every_key(task_sets: TaskSets = TASK_SETS) -> type[EnvConfig]:
     for task_set in reversed(list(task_sets.values())):
         for key, field in task_set.section.model_fields.items():
             fields[key] = (field.annotation, field)
-    fields["name"] = (Literal[tuple(task_sets)], DEFAULT)
+    about = EnvConfig.model_fields["name"].description
+    fields["name"] = (Literal[tuple(task_sets)], Field(default=DEFAULT, description=about))
     return create_model("EveryEnvKey", __base__=EnvConfig, **fields)
 
 

@@ -35,7 +35,7 @@ from envs.tasksets.catalog.sampling import SampledTools, TaskKind, sample_kind
 
 Candidate = tuple[tuple[Operation, ...], float]
 """A possible operation for each tool, and the weight of this assignment."""
-ToolState = Literal["fresh", "mended", "works"]
+ToolState = Literal["fresh", "repaired", "works"]
 """Never called; refused once, so that the next call answers; has answered."""
 
 
@@ -135,7 +135,7 @@ class _Situation:
         return self.states, self.texts, self.facts
 
     def refused(self, tool: int) -> "_Situation":
-        return replace(self, states=_with(self.states, tool, "mended"))
+        return replace(self, states=_with(self.states, tool, "repaired"))
 
     def answers(self, tool: int, text: str) -> Iterator[tuple[float, "_Situation"]]:
         """Yield each possible result of `tool` on `text`: its chance and the next situation."""

@@ -26,7 +26,7 @@ _CLAUSE = re.compile(r"(\S+) \d+\. (\w+)")
 _TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use \w+)")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class KnownTool:
     """What the conversation so far shows about one tool."""
 
@@ -130,7 +130,10 @@ def read(messages: Sequence[Message], *, executing: bool) -> View:
     """
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     *goals, value = messages[1].content.split()
-    tools = [KnownTool(number, *parts) for number, parts in listed]
+    tools = [
+        KnownTool(number=number, name=name, arguments=arguments, doc=doc)
+        for number, (name, arguments, doc) in listed
+    ]
     probe = goals[0].partition(">")[0] if ">" in goals[0] else PROBE
     view = View(tools, [_goal(text) for text in goals], value, probe, executing)
     for message in messages[2:]:

@@ -82,33 +82,33 @@ def sample_task(config: CatalogConfig, split: Split, seed: int, index: int) -> T
 
     The random choices do not depend on settings that are off, so a new setting keeps old tasks.
     """
-    drawn = sample_parts(config, split, seed, index)
-    kind = drawn.kind
+    sampled = sample_parts(config, split, seed, index)
+    kind = sampled.kind
     suffix = "" if kind.depth == 1 and kind.novelty == "names" else f"-d{kind.depth}-{kind.novelty}"
     return Task(
         id=f"catalog-{split}-{seed}-{index}{suffix}",
         environment="catalog",
         split=split,
-        question=" ".join([*drawn.goals, drawn.value]),
-        tool_set=tool_set_of(drawn.tools.listed),
-        scorer=ExactMatch(drawn.answer),
-        tags=_tags(config, kind, drawn.tools),
+        question=" ".join([*sampled.goals, sampled.value]),
+        tool_set=tool_set_of(sampled.tools.listed),
+        scorer=ExactMatch(sampled.answer),
+        tags=_tags(config, kind, sampled.tools),
     )
 
 
-def _tags(config: CatalogConfig, kind: TaskKind, drawn: SampledTools) -> dict[str, str]:
+def _tags(config: CatalogConfig, kind: TaskKind, sampled: SampledTools) -> dict[str, str]:
     """Return the labels of a task; settings that are off have no label."""
     tags = {
-        "quirk": _joined(tool.quirk.kind for tool in drawn.needed),
-        "doc": _joined(tool.doc_kind for tool in drawn.needed),
+        "quirk": _joined(tool.quirk.kind for tool in sampled.needed),
+        "doc": _joined(tool.doc_kind for tool in sampled.needed),
         "depth": str(kind.depth),
         "novelty": "seen" if kind.split == "train" else kind.novelty,
         "goals": "examples" if kind.by_example else "names",
         "tools": str(config.tools),
     }
     if config.duplicates > 0:
-        distinct = len({tool.operation for tool in drawn.listed})
-        tags["duplicates"] = str(len(drawn.listed) - distinct)
+        distinct = len({tool.operation for tool in sampled.listed})
+        tags["duplicates"] = str(len(sampled.listed) - distinct)
     if config.marks > 0:
         tags["marks"] = "yes" if kind.marked else "no"
     return tags

@@ -75,9 +75,7 @@ async def test_its_teacher_runs_episodes_on_its_tools() -> None:
     with ToolServerProcess(tools) as server:
         client = ToolClient(server.address, tools)
         engine = ScriptedEngine(teacher.reply, template)
-        runner = EpisodeRunner(
-            engine, client, template, Identity(worker="unit", max_model_len=8_192)
-        )
+        runner = EpisodeRunner(engine, client, template, Identity("unit", max_model_len=8_192))
         lease = Lease("run", "e0", "g0", task.id, 0, 0, 7)
         episode = await runner.run(lease, task, EpisodeConfig(mode="direct"))
         await client.close()
