@@ -1,31 +1,35 @@
-"""Config sections that `envs` shares: what every task set has, and how tools are served."""
+"""Shared config sections of `envs`: keys of every task set, and how tools are served."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
-"""Strongest first: each level has what the weaker ones have; `none` keeps the limits alone."""
+"""Strongest first. Each level includes the weaker ones; `none` applies only the resource limits."""
 SandboxProfile = Literal["compute", "files", "files+quota"]
 PerturbationLevel = Literal["clean", "slight", "medium", "heavy", "union"]
-"""RoTBench's names; what each does is in `envs/perturbation/levels.py`."""
+"""RoTBench's names; `envs/perturbation/levels.py` defines each level."""
 
 
 class Section(BaseModel):
-    """A config section: frozen, and a key it does not know is an error."""
+    """A config section: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class EnvConfig(Section):
-    """`[env]`: where tasks come from. The keys that every task set has; each task set adds its own
-    in a subclass in its folder under `envs/tasksets/`, which also gives `name` its only value.
+    """`[env]`: where tasks come from.
+
+    These are the keys of every task set. Each task set adds its own keys in a subclass in its
+    folder under `envs/tasksets/`; the subclass also sets the only valid value of `name`.
     """
 
     name: str
-    """Task set, as `envs/tasksets/registry.py` lists it."""
+    """Name of the task set, as listed in `envs/tasksets/registry.py`."""
     perturbation: PerturbationLevel = "clean"
-    """How unfamiliar the tools are made: other names, words, types, distractors, faults."""
+    """How unfamiliar the tools are made: other names, wording and types, distractors, faults.
+    `clean` changes nothing.
+    """
     perturbation_seed: int = Field(default=0, ge=0)
     """Random seed of the perturbation, mixed with each task's id."""
 
@@ -39,67 +43,79 @@ class EnvConfig(Section):
 
 
 class IsolationConfig(Section):
-    """`[tools.isolation]`: what tool code may do, and how strongly it is held to that."""
+    """`[tools.isolation]`: what tool code may do, and how strongly this is enforced."""
 
     required: IsolationLevel = "landlock"
-    """Weakest isolation the server may start with; it takes the strongest the kernel gives."""
+    """Weakest isolation level with which the server may start. It uses the strongest level that the
+    kernel supports.
+    """
     profile: SandboxProfile = "compute"
-    """`compute`: no file system at all; `files`: a scratch folder per session; `files+quota`: each
-    session's scratch is bounded by `scratch_mib` (needs level `namespaces`).
+    """`compute`: no file system at all. `files`: a scratch folder per session. `files+quota`: each
+    session's scratch folder is limited to `scratch_mib` (needs level `namespaces`).
     """
     imports: Literal["stdlib", "numpy"] = "stdlib"
-    """What tool code may import: parts of the standard library, or numpy as well."""
+    """What tool code may import: parts of the standard library; `numpy` allows numpy as well."""
     scratch_mib: int = Field(default=16, gt=0)
-    """Size of the scratch of one session (`files+quota`), and of its largest file (`files`)."""
+    """MiB: size limit of one session's scratch folder (`files+quota`), or of its largest file
+    (`files`).
+    """
     unsafe: bool = False
-    """Allow `required = "none"`: tool code then has every right of the server's user."""
+    """Allow `required = "none"`: tool code then has every permission of the server's user."""
 
     @model_validator(mode="after")
     def _none_is_deliberate(self) -> "IsolationConfig":
         if self.required == "none" and not self.unsafe:
             raise ValueError(
                 'expected tools.isolation.unsafe = true with required = "none", found false: tool '
-                "code would have every right of the server's user; set it, or require seccomp"
+                "code would have every permission of the server's user; set it, or require seccomp"
             )
         return self
 
 
 class ToolServerConfig(Section):
-    """`[tools]`: the tool servers that this run starts."""
+    """`[tools]`: the tool servers that a run starts."""
 
     isolation: IsolationConfig = IsolationConfig()
-    """How tool code is locked in."""
+    """Isolation of tool code."""
     call_timeout_s: float = Field(default=5.0, gt=0)
-    """Wall seconds for one tool call; running over is an observation, not a failure."""
+    """Wall-clock seconds for one tool call. A timeout is an observation for the policy, not an
+    infrastructure failure.
+    """
     long_call_share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the time that calls which compute for long may run while many short calls come in,
-    where they would leave the server and its clients fewer than two cores; 1 lets them run."""
+    """Share of the time, in (0, 1], that a CPU-bound long call may run while many short calls
+    arrive and fewer than two cores are free for the server and its clients; 1 turns pausing off.
+    """
     session_cpu_s: int = Field(default=20, gt=0)
-    """CPU seconds for one session."""
+    """Limit of CPU seconds per session."""
     session_memory_mib: int = Field(default=512, gt=0)
-    """Address space of one session's process."""
+    """MiB: limit of the address space of one session's process."""
     reply_limit_bytes: int = Field(default=65_536, gt=0)
-    """Longest text that one call may answer; the rest is cut and the answer says so."""
+    """Bytes: longest text that one call may return. The answer says if text was cut."""
     request_timeout_s: float = Field(default=30.0, gt=0)
-    """Deadline of the client for one request, on top of the time limits of the calls in it; running
-    over is an infrastructure failure."""
+    """Seconds: the client's deadline for one request, in addition to the time limits of its calls.
+    Exceeding it is an infrastructure failure.
+    """
     max_sessions: int = Field(default=2_048, gt=0)
-    """Sessions open at once on one server; more wait for their turn."""
+    """Sessions that may be open at the same time on one server; further ones wait in a queue."""
     max_opens: int = Field(default=8_192, gt=0)
-    """Sessions being opened or waiting for their turn at once; more are refused with 503."""
+    """Sessions that may be opening or waiting at the same time; further ones get a 503 error."""
     open_wait_s: float = Field(default=10.0, ge=0)
-    """Longest wait of an open for another session's end; then it is refused with 503."""
+    """Seconds that opening a session may wait for another session to close; then it is refused with
+    503.
+    """
     max_calls: int = Field(default=16_384, gt=0)
-    """Calls under way at once on one server, over all sessions; more are refused with 503."""
+    """Calls that may run at the same time on one server, over all sessions; further ones are
+    refused with 503.
+    """
     breaker_failures: int = Field(default=5, gt=0)
-    """Failures of a server in a row after which its client stops asking it."""
+    """Consecutive failures of a server after which its client stops sending requests to it."""
     breaker_pause_s: float = Field(default=5.0, gt=0)
-    """How long the client then fails at once, before it tries the server again."""
+    """Seconds for which the client then fails immediately, before it tries the server again."""
     session_idle_s: float = Field(default=600.0, gt=0)
-    """A session without a call for so long is closed."""
+    """Seconds without a call after which a session is closed."""
     record: bool = False
-    """Record every call and answer, so that `trialrun episodes replay` can play episodes again."""
+    """Record every call and answer, so that `trialrun episodes replay` can run episodes again."""
     record_dir: str = ""
-    """Folder of the record; a run's own default is `tool_traffic` in its directory. Servers on
-    other nodes must reach it too.
+    """Folder of the record; empty means `tool_traffic` in the run directory. Servers on other nodes
+    must be able to write to it.
     """

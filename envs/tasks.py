@@ -9,7 +9,7 @@ from envs.messages import Reply
 from envs.tools import ToolSet
 
 Split = Literal["train", "validation", "heldout"]
-"""`train` is for training, `validation` for tuning, `heldout` for reported results only."""
+"""`train` is for training, `validation` for tuning; use `heldout` only for reported results."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 Mode = Literal["direct", "trial", "free"]
 """How an episode treats its tools: `direct` has no trial phase, `trial` tries the tools first,
@@ -19,14 +19,14 @@ Mode = Literal["direct", "trial", "free"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Reward for an answer, in [0, 1], with the named parts it is made of."""
+    """Reward for an answer, in [0, 1], and its named components."""
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
-    """Scores answers; picklable; stays with the worker and never enters a sandbox."""
+    """Scores answers. It is picklable, stays in the worker and never enters a sandbox."""
 
     def score(self, answer: str) -> Score: ...
 
@@ -35,7 +35,7 @@ class Scorer(Protocol):
 class Task:
     """A question, its tools, and the scorer of its answer.
 
-    `tags` are labels to group results by, such as `{"depth": "1", "quirk": "key"}`.
+    `tags` are labels by which results can be grouped, for example `{"depth": "1", "quirk": "key"}`.
     """
 
     id: str
@@ -49,25 +49,25 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A scripted teacher, which generates demonstrations for SFT."""
+    """A scripted teacher, which generates demonstrations for SFT (supervised fine-tuning)."""
 
     reply: Reply
-    """The text of its next turn."""
+    """Returns the text of the next turn, from the messages so far and the episode's seed."""
     trial_calls: Callable[[int, int], int]
-    """From an episode's seed and the full budget to the trial calls that the episode may make."""
+    """Returns the number of trial calls an episode may make, from its seed and the full budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """Highest chance of success without trying the tools first, and its standard error."""
+    """Highest success rate without trying the tools first, in [0, 1], and its standard error."""
 
     success: float
     standard_error: float
 
 
 EstimateCeiling = Callable[[int, int], Ceiling]
-"""From the execution calls of an episode and a number of tasks to the ceiling; picklable, since the
-search takes minutes and runs in a process of its own.
+"""Returns the ceiling, from the execution calls per episode and the number of tasks to sample. It
+is picklable, because the search takes minutes and runs in a separate process.
 """
 
 
@@ -75,7 +75,7 @@ class Environment(Protocol):
     """A source of tasks. The same (split, seed, count) gives equal tasks every time.
 
     Inherit from it: a new task set then needs `name` and `tasks` only. The other members describe
-    what it can do beyond that; their defaults say "finite, no teacher, no known ceiling".
+    optional abilities; by default an environment is finite, has no teacher and no known ceiling.
     """
 
     @property
@@ -88,20 +88,20 @@ class Environment(Protocol):
 
     @property
     def ceiling(self) -> EstimateCeiling | None:
-        """How to estimate the best score without trying the tools first; None where unknown."""
+        """Function that estimates the best score without trials; None if unknown."""
         return None
 
     def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
         """Return `count` tasks of `split`; all of them when `count` is None.
 
-        Raises ConfigError where the split does not exist or has too few tasks.
+        Raises ConfigError if the split does not exist or has too few tasks.
         """
         ...
 
     def all_tasks(self) -> Sequence[Task]:
-        """Return every task, split by split; override it where a split may have no tasks.
+        """Return every task, split by split; override it if a split may have no tasks.
 
-        Raises ConfigError where the task set is endless.
+        Raises ConfigError if the task set is endless.
         """
         if self.endless:
             raise ConfigError(
@@ -111,10 +111,13 @@ class Environment(Protocol):
         return [task for split in SPLITS for task in self.tasks(split, 0, None)]
 
     def teacher(self, mode: Mode) -> Teacher:
-        """Return the scripted teacher for episodes of `mode`. Raises ConfigError without one."""
+        """Return the scripted teacher for episodes of `mode`.
+
+        Raises ConfigError if the environment has none.
+        """
         del mode
         raise ConfigError(
             f"environment {self.name!r} has no scripted teacher: "
-            "let an endpoint teach (trialrun collect --source endpoint), "
-            "or give episodes with --from RUN_DIRECTORY"
+            "generate demonstrations with an endpoint (trialrun collect --source endpoint), "
+            "or use the episodes of a run with --from RUN_DIRECTORY"
         )

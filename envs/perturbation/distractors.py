@@ -1,4 +1,4 @@
-"""Tools that look useful but are not: they always answer with the same text."""
+"""Distractors: tools that look useful but return the same text for every call."""
 
 from collections.abc import Collection
 from random import Random
@@ -26,9 +26,10 @@ _TWIN_REPLY = "no result"
 
 
 def distractor(base: ToolSet, taken: Collection[str], rng: Random) -> tuple[ToolSpec, CallRule]:
-    """Return a tool that no call of `base` needs, under a name that is not `taken`.
+    """Return a tool that no task needs, with a name that is not in `taken`, and its fixed reply.
 
-    Half of them are from a fixed pool, half are copies of a tool of `base` under another name.
+    With equal chances it comes from a fixed pool, or copies the description and parameters of a
+    tool of `base` under a similar name.
     """
     if base.tools and rng.random() < 0.5:
         twin = rng.choice(base.tools)

@@ -1,4 +1,4 @@
-"""Shortens or paraphrases documentation by rules."""
+"""Perturbed documentation: paraphrased, shortened or removed, by rule."""
 
 import re
 from random import Random
@@ -58,7 +58,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
 def noisy_text(text: str, noise: DocNoise, rng: Random) -> str:
-    """Return a description after `noise`; words inside identifiers and quotes stay unchanged."""
+    """Return a description with `noise` applied; identifiers and quotes do not change."""
     match noise:
         case "paraphrase":
             return _paraphrase(text, rng)
@@ -71,7 +71,10 @@ def noisy_text(text: str, noise: DocNoise, rng: Random) -> str:
 
 
 def noisy_parameter(schema: JsonObject, noise: DocNoise, rng: Random) -> JsonObject:
-    """Return a parameter's schema with its description after `noise`; `shorten` removes it."""
+    """Return a parameter's schema with `noise` applied to its description.
+
+    `shorten` and `strip` both remove the description.
+    """
     text = schema.get("description")
     if noise == "keep" or not isinstance(text, str):
         return schema

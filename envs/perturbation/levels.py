@@ -1,4 +1,4 @@
-"""Definition of each perturbation level."""
+"""The perturbation levels: what each of them changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ class Recipe:
     """Settings of a level; shares are probabilities per tool or per parameter."""
 
     names: tuple[NameNoise, ...]
-    """Each name gets one of these, sampled uniformly."""
+    """One of these is sampled for each name; repeated entries have more weight."""
     documents: tuple[DocNoise, ...]
-    """Each tool gets one of these, sampled uniformly."""
+    """One of these is sampled for the documentation of each tool."""
     exchange: bool = False
-    """Whether tools exchange names with each other, and the parameters of a tool too."""
+    """Whether tools exchange their names, and the parameters of a tool exchange theirs."""
     added_share: float = 0.0
-    """Share of tools with an additional required parameter that does nothing."""
+    """Chance that a tool gets one more required parameter, which has no effect."""
     drift_share: float = 0.0
-    """Share of parameters whose type changes, among those where no value is lost."""
+    """Chance that a parameter changes its type, if its type can change without loss."""
     distractors: int = 0
+    """Number of tools that are added and useless."""
     fault_rate: float = 0.0
+    """Chance that a call fails with a tool fault."""
     slow_rate: float = 0.0
+    """Chance that a call is delayed."""
     latency_s: float = 0.0
+    """Seconds by which a slow call is delayed."""
 
 
 LEVELS: Mapping[PerturbationLevel, Recipe] = {

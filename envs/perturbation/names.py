@@ -1,4 +1,4 @@
-"""Noise in names as in RoTBench: misspelled, reversed or nonsense, always valid and unused."""
+"""Perturbed names as in RoTBench: misspelt, reversed or nonsense; always valid and unused."""
 
 import re
 import string
@@ -12,13 +12,13 @@ NameNoise = Literal["keep", "typo", "reverse", "nonsense"]
 LONGEST_NAME = 64
 _VALID = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}")
 _TYPO_ATTEMPTS = 8
-"""Number of misspellings that are tried before a nonsense name is used."""
+"""Number of misspellings to try before falling back to a nonsense name."""
 _CHARACTERS_PER_TYPO = 6
-"""Characters per spelling mistake; every name gets at least one mistake."""
+"""A name gets one spelling mistake per this many characters, and at least one."""
 
 
 def noisy_name(name: str, noise: NameNoise, taken: Collection[str], rng: Random) -> str:
-    """Return a valid name that is not `taken`; `name` itself if the noise is `keep`."""
+    """Return a valid name that is not in `taken`; with `keep`, return `name` unchanged."""
     if noise == "keep":
         return name
     candidate = name[::-1] if noise == "reverse" else name
@@ -33,14 +33,17 @@ def noisy_name(name: str, noise: NameNoise, taken: Collection[str], rng: Random)
 
 
 def nonsense(rng: Random) -> str:
-    """Return random letters without meaning."""
+    """Return a name of 3 to 10 random letters."""
     return "".join(rng.choices(string.ascii_letters, k=rng.randint(3, 10)))
 
 
 def new_names(
     names: Sequence[str], noises: Sequence[NameNoise], rng: Random, *, exchange: bool
 ) -> list[str]:
-    """Return a new name for each: all different, and old only if unchanged or exchanged."""
+    """Return a new name for each of `names`, in order.
+
+    The new names are distinct. An old name occurs among them only if it was kept or exchanged.
+    """
     fresh: list[str] = []
     for name in _exchanged(names, rng) if exchange else names:
         noise = "nonsense" if name in fresh else rng.choice(noises)
@@ -49,9 +52,9 @@ def new_names(
 
 
 def _exchanged(names: Sequence[str], rng: Random) -> list[str]:
-    """Return the names in an order that moves every name; a single name stays."""
+    """Return the names permuted so that none keeps its position; a single name stays."""
     order = list(range(len(names)))
-    rng.shuffle(order)  # one cycle over all: each takes the name of the next
+    rng.shuffle(order)  # a single cycle over all positions has no fixed point
     fresh = list(names)
     for place, following in zip(order, [*order[1:], *order[:1]], strict=True):
         fresh[place] = names[following]

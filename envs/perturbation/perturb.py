@@ -1,13 +1,13 @@
-"""Perturbs any tool set by rules: other names, documentation and schemas, and tool faults.
+"""Perturbation by rule: any tool set with other names, wording and schemas, and with faults.
 
 The levels are RoTBench's (Ye et al., "RoTBench: A Multi-Level Benchmark for Evaluating the
 Robustness of Large Language Models in Tool Learning", EMNLP 2024, arXiv 2401.08326): `slight`
 misspells names (insertion, omission, substitution), `medium` reverses them or makes them nonsense,
-`heavy` exchanges the names of tools, and of the parameters of a tool, and adds required parameters;
-`union` does all of this. As in RoTBench, some names stay unchanged. Our own additions, per level in
-`envs/perturbation/levels.py`: paraphrased and shortened documentation, another order, other
-parameter types, distractors, tool faults and latency. Only the top level of a tool's parameters
-changes. Names inside the documentation stay unchanged, as in outdated documentation.
+`heavy` exchanges the names of tools, and of the parameters of a tool, and adds required parameters,
+and `union` combines all of these. As in RoTBench, some names do not change. This project adds, per
+level in `envs/perturbation/levels.py`: paraphrased and shortened documentation, another order,
+other parameter types, distractors, tool faults and latency. Only the top level of a tool's
+parameters changes. Documentation still uses the old names, as outdated documentation does.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from envs.tools import Adaptation, CallRule, ToolSet, ToolSpec
 
 
 def perturb(tool_set: ToolSet, level: PerturbationLevel, seed: int) -> ToolSet:
-    """Return `tool_set` perturbed, the same for the same seed; `clean` returns the set itself.
+    """Return `tool_set` perturbed; the result depends only on the arguments.
 
-    Every call of a base tool remains possible, except with an undocumented argument whose name a
-    new parameter happens to have.
+    `clean` returns the set itself. Every call of a base tool can still be made, except that a new
+    parameter may by chance have the name of an undocumented argument, which then cannot be passed.
     """
     if level == "clean":
         return tool_set
@@ -61,7 +61,7 @@ def perturb(tool_set: ToolSet, level: PerturbationLevel, seed: int) -> ToolSet:
 
 
 class PerturbedEnvironment(Environment):
-    """An environment with perturbed tools, different for each task; the questions are unchanged."""
+    """An environment whose tools are perturbed, differently for each task; questions stay equal."""
 
     def __init__(self, environment: Environment, level: PerturbationLevel, seed: int) -> None:
         self._environment = environment
@@ -77,19 +77,19 @@ class PerturbedEnvironment(Environment):
         return self._environment.endless
 
     def teacher(self, mode: Mode) -> Teacher:
-        """Raise ConfigError: scripted teachers know the tools as they are without perturbation."""
-        self._environment.teacher(mode)  # if there is none at all, that is the better message
+        """Raise ConfigError: scripted teachers know only the unperturbed tools."""
+        self._environment.teacher(mode)  # without any teacher, that error is more helpful
         raise ConfigError(
-            f"the scripted teacher of {self.name!r} knows the tools without perturbation only, "
-            f"found env.perturbation = {self._level!r}: generate demonstrations with 'clean'"
+            f"the scripted teacher of {self.name!r} knows only the unperturbed tools, "
+            f"found env.perturbation = {self._level!r}: set it to 'clean' for demonstrations"
         )
 
     def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
-        """Return the environment's tasks, perturbed. Raises ConfigError as it does."""
+        """Return the environment's tasks, perturbed. Raises ConfigError as the environment does."""
         return [self._perturbed(task) for task in self._environment.tasks(split, seed, count)]
 
     def all_tasks(self) -> Sequence[Task]:
-        """Return every task, perturbed. Raises ConfigError where the task set is endless."""
+        """Return every task, perturbed. Raises ConfigError if the task set is endless."""
         return [self._perturbed(task) for task in self._environment.all_tasks()]
 
     def _perturbed(self, task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""Perturbs parameters: other names, order and types, and an additional parameter."""
+"""Perturbed parameters: renamed, reordered, of another type, or with an additional one."""
 
 from dataclasses import dataclass
 from random import Random
@@ -28,12 +28,12 @@ _BY_NAME = (
     "example",
     "default",
 )
-"""Keywords next to `properties` that use old parameter names; they are removed."""
+"""Keywords next to `properties` that refer to parameters by their old names; they are removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A perturbed schema, and the data with which a CallRule reverses it."""
+    """A perturbed schema, and what a CallRule needs to undo the change."""
 
     schema: JsonObject
     names: dict[str, str]
@@ -43,7 +43,10 @@ class Shape:
 def perturbed_parameters(
     parameters: JsonObject, recipe: Recipe, noise: DocNoise, rng: Random
 ) -> Shape:
-    """Return the schema of a tool's arguments after `recipe`; only top-level names change."""
+    """Return the schema of a tool's arguments with `recipe` applied to its top level only.
+
+    Types drift only where the old value can be recovered from the new one.
+    """
     properties = parameters.get("properties")
     if not isinstance(properties, dict):
         return Shape(parameters, {}, {})

@@ -1,4 +1,4 @@
-"""Changes the JSON type of parameters in schemas, and converts values back."""
+"""Changed JSON types of parameters: schemas are changed, and values are converted back."""
 
 import json
 import re
@@ -16,7 +16,7 @@ DRIFTS: dict[JsonType, tuple[JsonType, ...]] = {
     "boolean": ("string", "integer"),
     "string": ("integer",),
 }
-"""Types to which each base type may change."""
+"""Maps a base type to the types that it may change to."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?")
@@ -25,9 +25,10 @@ _MAX_SHOWN = 80
 
 
 def converted(value: JsonValue, to: JsonType) -> JsonValue:
-    """Return `value` as the type that the base expects; null and values of that type are unchanged.
+    """Return `value` as the type that the base tool expects.
 
-    Raises ValueError, with a message for the policy, if the value has no equivalent of that type.
+    Null, and a value that already has the type, are returned unchanged. Raises ValueError, with a
+    message for the policy, if the value cannot be converted.
     """
     if value is None:
         return None
@@ -39,7 +40,7 @@ def converted(value: JsonValue, to: JsonType) -> JsonValue:
 
 
 def drifted(value: JsonValue, to: JsonType) -> JsonValue:
-    """Return a base value in the drifted type; `converted` reverses it."""
+    """Return a base value as callers write it for the changed type; `converted` is the inverse."""
     if value is None or isinstance(value, list | dict):
         return value
     if to == "string":
@@ -50,9 +51,9 @@ def drifted(value: JsonValue, to: JsonType) -> JsonValue:
 
 
 def base_type(schema: JsonObject) -> JsonType | None:
-    """Return the type of a parameter that can drift without loss; None where it cannot.
+    """Return the type of a parameter if it can change without loss, otherwise None.
 
-    A string becomes an integer only if its enum allows nothing else.
+    A string can change only if its enum contains nothing but integers, so that no value is lost.
     """
     base, options = schema.get("type"), schema.get("enum")
     if base == "string":
@@ -62,7 +63,7 @@ def base_type(schema: JsonObject) -> JsonType | None:
 
 
 def drifted_schema(schema: JsonObject, to: JsonType) -> JsonObject:
-    """Return a parameter's schema with type `to`; keywords of the old type are removed."""
+    """Return a parameter's schema with type `to`, without the keywords of the old type."""
     fresh: JsonObject = {key: item for key, item in schema.items() if key not in _DROPPED}
     fresh["type"] = to
     for key in ("enum", "examples"):

@@ -1,4 +1,4 @@
-"""Tool sets from OpenAPI documents, on a simulated backend or on the real API."""
+"""Tool sets from OpenAPI documents, served by a simulation or by the real API."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -21,12 +21,12 @@ def tool_set_of_openapi(
     operations: Sequence[str] | None = None,
     token_variable: str = "",
 ) -> ToolSet:
-    """Return a tool per operation of an OpenAPI document, given as JSON or YAML text.
+    """Return a tool set with one tool per operation of an OpenAPI document (JSON or YAML text).
 
-    Without a base URL, a simulation in the sandbox answers. With one, the real API answers:
-    requests to its host are allowed, and to `allowed_hosts`, to which it may redirect. `operations`
-    selects by `operationId` or as `GET /path`; `token_variable` names an environment variable with
-    the token, which is sent as the document's security scheme requires. Raises DataFileError.
+    Without `base_url`, a simulation in the sandbox answers. With it, the real API answers: calls
+    may reach its host and the `allowed_hosts` to which it redirects. `operations` selects by
+    `operationId` or as `GET /path`; None means all. `token_variable` names an environment variable
+    whose token is sent as the document's security scheme requires. Raises DataFileError.
     """
     parsed = parse_document(document)
     found = operations_of(parsed, operations)
@@ -34,8 +34,8 @@ def tool_set_of_openapi(
     if base_url is None:
         if allowed_hosts or token_variable:
             raise DataFileError(
-                "expected `base_url` with `allowed_hosts` and `token_variable`, found none: "
-                "the simulation connects to no host"
+                "expected `base_url` with `allowed_hosts` or `token_variable`, found none: "
+                "the simulation contacts no host; add `base_url`, or remove the other keys"
             )
         source, functions = simulation_source(found)
         return ToolSet(tools=specs, sources=(source,) * len(specs), functions=functions)
@@ -65,7 +65,10 @@ def _host_of(base_url: str) -> str:
 
 
 def _token_place(document: OpenApiDocument) -> tuple[Literal["bearer", "header", "query"], str]:
-    """Return how the document wants a token: a bearer token unless it knows only API keys."""
+    """Return where the document expects the token, and the name of the header or query parameter.
+
+    It is a bearer token unless the document has only API keys.
+    """
     keys: list[tuple[Literal["header", "query"], str]] = []
     for scheme in security_schemes(document):
         if scheme.get("type") in ("http", "oauth2", "openIdConnect"):

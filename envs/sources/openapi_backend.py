@@ -1,12 +1,12 @@
-"""A simulated API: a store per collection, and plausible answers where there is nothing to store.
+"""A simulated API: a store per collection, and plausible answers for all other paths.
 
-This file is also the text that a simulation is made of (`openapi_simulation.py`): beside
-`openapi_values.py` it needs the standard library alone. A path `P/{id}` beside a path `P` that
-one can write to makes `P` a collection: POST creates, GET lists and reads, PUT and PATCH change,
-DELETE removes. Elsewhere answers are the document's examples, or are drawn by the schema from the
-seed and the arguments: the same question gets the same answer. Collections start with the
-document's examples, or with three items that are drawn. What an operation means beyond that is not
-simulated.
+The text of this file is part of every simulation (`openapi_simulation.py`). In addition to
+`openapi_values.py` it needs only the standard library. A path `P` is a collection if there is a
+path `P/{id}` and items can be written: POST creates, GET lists and reads, PUT and PATCH change,
+DELETE removes. Other answers are the document's examples, or are sampled from the schema with a
+seed made of the session's seed and the arguments: equal calls get equal answers. Collections start
+with the document's examples, or with three sampled items. Nothing else of an operation's meaning
+is simulated.
 """
 
 import json
@@ -31,14 +31,14 @@ _SIZES = ("limit", "per_page", "page_size", "pageSize")
 
 
 class ApiError(Exception):
-    """An answer with an error status, as a real API would give it."""
+    """A response with an error status, as a real API would send it."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status} {_REASONS[status]}: {detail}")
 
 
 class SimulatedApi:
-    """State of one session; `operations` as `envs/sources/openapi_simulation.py` writes them."""
+    """State of one session; `openapi_simulation.py` defines the format of `operations`."""
 
     def __init__(self, operations: list, seed: int) -> None:
         self._operations = operations
@@ -51,7 +51,7 @@ class SimulatedApi:
         self._created = set()
 
     def answer(self, index: int, arguments: dict) -> Any:
-        """Return what the operation answers. Raises ApiError."""
+        """Return the operation's response. Raises ApiError."""
         operation = self._operations[index]
         fault = argument_fault(operation["properties"], operation["required"], arguments)
         if fault:
@@ -80,7 +80,7 @@ class SimulatedApi:
         return found
 
     def _check_parents(self, path: str, values: dict) -> None:
-        """Raise ApiError where an item on the way to `path` does not exist."""
+        """Raise ApiError if an item along `path` does not exist."""
         parts = path.split("/")
         for end in range(2, len(parts)):
             collection, hole = "/".join(parts[: end - 1]), parts[end - 1]
@@ -133,7 +133,7 @@ class SimulatedApi:
         return self._in_shape(operation, copied(items), total, page)
 
     def _in_shape(self, operation: dict, items: list, total: int, page: int) -> Any:
-        """Put a list into the object that the operation answers, where it answers one."""
+        """Wrap a list in the response object of the operation, if its response is an object."""
         properties = operation["schema"].get("properties", {})
         name = _list_name(operation)
         if name is None:
@@ -177,7 +177,7 @@ class SimulatedApi:
         return self._stores[place]
 
     def _initial(self, collection: str) -> list:
-        """Return the items that a collection starts with, each an object with its identity."""
+        """Return the initial items of a collection, each an object with an identity."""
         found = self._examples(collection)
         if not found:
             schema, name = self._item_schema(collection), self._identity(collection)
@@ -231,7 +231,7 @@ class SimulatedApi:
             number += 1
         return f"{word}-{number}"
 
-    # Answers without a state
+    # Answers without state
 
     def _stateless(self, operation: dict, values: dict, given: dict) -> Any:
         example, schema = operation["example"], operation["schema"]
@@ -250,7 +250,7 @@ class SimulatedApi:
         return drawn
 
     def _fits(self, example: Any, values: dict) -> bool:
-        """Tell whether an example may be the answer for the item that the path names."""
+        """Return whether an example can be the answer for the item that the path names."""
         if not values:
             return True
         last = list(values.values())[-1]
@@ -259,7 +259,7 @@ class SimulatedApi:
 
 
 def _sorted(operation: dict, arguments: dict) -> tuple:
-    """Return the arguments of the path, of the query and of the body, under their own names."""
+    """Return the arguments of the path, the query and the body, under their names in the API."""
     values, query, body = {}, {}, {}
     for argument, value in arguments.items():
         name = operation["wire_names"].get(argument, argument)
@@ -279,7 +279,7 @@ def _sorted(operation: dict, arguments: dict) -> tuple:
 
 
 def _list_name(operation: dict) -> Any:
-    """Return the property of the operation's answer that holds the list, if it is an object."""
+    """Return the property of the response object that holds the list; None if there is none."""
     schema, example = operation["schema"], operation["example"]
     for name, below in schema.get("properties", {}).items():
         if below.get("type") == "array":

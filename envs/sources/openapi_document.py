@@ -1,7 +1,8 @@
-"""OpenAPI 3.0 and 3.1 documents: read, references resolved, schemas made plain.
+"""OpenAPI 3.0 and 3.1 documents: parsing, resolving references, simplifying schemas.
 
-Documents are the user's own but are often found somewhere: no reference leaves the document, cycles
-end, and what grows without end (aliases of YAML, references of references) meets a budget.
+The user chooses the document but often did not write it, so it is not trusted: references stay
+inside the document, cycles end, and a budget bounds what can grow without limit (aliases of YAML,
+references to references).
 """
 
 import json
@@ -23,7 +24,7 @@ _MAX_REFERENCES = 32
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML as JSON sees it: dates stay text, keys are text, and there are no other types."""
+    """Loads YAML with JSON's types only: dates stay text, and keys are text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
@@ -41,7 +42,7 @@ _PlainLoader.yaml_constructors = {
 
 
 class OpenApiDocument:
-    """A document with access to its objects by key; see `parse_document`."""
+    """A parsed document, which resolves references and simplifies schemas; see `parse_document`."""
 
     def __init__(self, root: JsonObject) -> None:
         self._root = root
@@ -52,7 +53,7 @@ class OpenApiDocument:
         return self._root
 
     def resolved(self, node: JsonValue) -> JsonObject:
-        """Return `node`, or what its `$ref` leads to. Raises DataFileError."""
+        """Return `node`, or the target of its `$ref`. Raises DataFileError."""
         for _ in range(_MAX_REFERENCES):
             if not isinstance(node, dict):
                 raise DataFileError(f"expected an object, found a {type(node).__name__}")
@@ -60,10 +61,14 @@ class OpenApiDocument:
             if not isinstance(reference, str):
                 return node
             node = self._target(reference)
-        raise DataFileError("expected references that lead to an object, found a circle of them")
+        raise DataFileError("expected references that lead to an object, found a circle")
 
     def plain(self, node: JsonValue, depth: int) -> JsonObject:
-        """Return a schema without references, nested at most `depth` deep: below, any value."""
+        """Return a schema without references, at most `depth` levels deep; below, any value.
+
+        `allOf` is merged and `oneOf` becomes `anyOf`, so that the rest of the project has to know
+        fewer keywords. The depth ends schemas that contain themselves. Raises DataFileError.
+        """
         if isinstance(node, bool) or depth <= 0:
             return {}
         self._spend(1)
@@ -97,7 +102,7 @@ class OpenApiDocument:
         return plain
 
     def trimmed(self, value: JsonValue, items: int, depth: int = 8) -> JsonValue:
-        """Return an example with at most `items` entries per list, and nothing too deep."""
+        """Return an example with at most `items` entries per list and `depth` levels."""
         self._spend(1)
         if isinstance(value, list):
             return [self.trimmed(item, items, depth - 1) for item in value[:items] if depth > 0]
@@ -111,42 +116,42 @@ class OpenApiDocument:
         if self._nodes < 0:
             raise DataFileError(
                 f"expected at most {_MAX_NODES} nodes once references are resolved, found more: "
-                "choose some of its operations"
+                "select fewer operations"
             )
 
     def _target(self, reference: str) -> JsonValue:
         if not reference.startswith("#/"):
             raise DataFileError(
-                f"expected references inside of the document, found {reference!r}: bundle the "
+                f"expected references inside the document, found {reference!r}: bundle the "
                 "document into one file"
             )
         node: JsonValue = self._root
         for part in reference[2:].split("/"):
             key = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(node, dict) or key not in node:
-                raise DataFileError(f"reference {reference!r} leads nowhere: correct it")
+                raise DataFileError(f"reference {reference!r} has no target: correct it")
             node = node[key]
         return node
 
 
 def parse_document(text: str) -> OpenApiDocument:
-    """Read JSON or YAML text. Raises DataFileError, with the line, for anything else."""
+    """Parse JSON or YAML text. Raises DataFileError, with the line where it is known."""
     try:
         root = json.loads(text) if text.lstrip()[:1] == "{" else yaml.load(text, _PlainLoader)
     except json.JSONDecodeError as error:
-        raise DataFileError(f"line {error.lineno}: broken JSON ({error.msg})") from error
+        raise DataFileError(f"line {error.lineno}: invalid JSON ({error.msg})") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise DataFileError(f"line {line}: broken YAML ({error.problem})") from error
+        raise DataFileError(f"line {line}: invalid YAML ({error.problem})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataFileError(f"expected an OpenAPI document in JSON or YAML: {error}") from error
     if not isinstance(root, dict):
-        raise DataFileError("expected an OpenAPI document, found no object at its top")
+        raise DataFileError("expected an OpenAPI document, found no object at the top level")
     version = root.get("openapi")
     if not str(version).startswith(("3.0", "3.1")):
         raise DataFileError(
             f"expected OpenAPI 3.0 or 3.1, found {version or root.get('swagger') or 'no version'}: "
-            "convert the document"
+            "convert the document to one of these versions"
         )
     if not isinstance(root.get("paths"), dict) or not root["paths"]:
         raise DataFileError("expected `paths` with at least one operation, found none")
@@ -154,7 +159,7 @@ def parse_document(text: str) -> OpenApiDocument:
 
 
 def _types_and_options(schema: Mapping[str, JsonValue]) -> JsonObject:
-    """Return type and enum, with `nullable` of 3.0 and `const` of 3.1 folded into them."""
+    """Return `type` and `enum`, which include `nullable` of 3.0 and `const` of 3.1."""
     plain: JsonObject = {}
     given = schema.get("type")
     kinds = given if isinstance(given, list) else [given] if isinstance(given, str) else []

@@ -1,4 +1,4 @@
-"""Operations of an OpenAPI document, each as one tool: name, arguments, what it answers."""
+"""Operations of an OpenAPI document as tools: name, arguments and response of each."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from envs.tools import JsonObject, ToolSpec
 
 _METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 _IGNORED_HEADERS = frozenset({"accept", "content-type", "authorization"})
-"""OpenAPI's own rule: parameters of these names do not count."""
+"""Header parameters of these names are ignored, as the OpenAPI specification requires."""
 _ARGUMENT_DEPTH = 8
 _ANSWER_DEPTH = 6
 _EXAMPLE_ITEMS = 3
@@ -23,7 +23,7 @@ _MAX_NAME = 64
 
 @dataclass(frozen=True, slots=True)
 class ApiAnswer:
-    """What a successful call answers; `example` is None where the document has none."""
+    """Response of a successful call; `example` is None if the document has none."""
 
     status: int
     schema: JsonObject
@@ -32,7 +32,7 @@ class ApiAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ApiOperation:
-    """One operation as a tool, as a request, and by its answer."""
+    """One operation: its tool, its HTTP request and its response."""
 
     spec: ToolSpec
     request: HttpOperation
@@ -42,13 +42,13 @@ class ApiOperation:
 def operations_of(
     document: OpenApiDocument, chosen: Sequence[str] | None
 ) -> tuple[ApiOperation, ...]:
-    """Return the operations in the order of the document, or the chosen ones in theirs.
+    """Return all operations in document order, or those of `chosen` in the given order.
 
     `chosen` names operations by `operationId` or as `GET /path`. Raises DataFileError.
     """
     found: dict[str, tuple[str, str, JsonObject, JsonObject]] = {}
     paths = document.root["paths"]
-    assert isinstance(paths, dict), "checked when it was parsed"
+    assert isinstance(paths, dict), "parse_document checks this"
     for path, item in paths.items():
         entry = document.resolved(item)
         for method in _METHODS:
@@ -71,7 +71,7 @@ def operations_of(
 
 @dataclass(slots=True)
 class _Arguments:
-    """Arguments of one operation while they are gathered."""
+    """Collects the arguments of one operation."""
 
     properties: JsonObject = field(default_factory=dict)
     required: list[JsonValue] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Arguments:
     wire_names: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, place: str, schema: JsonObject, *, required: bool) -> None:
-        """Add an argument; if the name is taken, its place is appended to the name."""
+        """Add an argument; if its name is taken, the place is appended to it."""
         argument = name if name not in self.properties else f"{name}_in_{place or 'body'}"
         if argument != name:
             self.wire_names[argument] = name
@@ -131,7 +131,7 @@ def _operation(
 def _parameters(
     document: OpenApiDocument, item: JsonObject, operation: JsonObject
 ) -> list[JsonObject]:
-    """Return the parameters of the path and of the operation, which override those."""
+    """Return the parameters of the path and the operation; the operation's override the path's."""
     gathered: dict[tuple[str, str], JsonObject] = {}
     for owner in (item, operation):
         given = owner.get("parameters")
@@ -170,7 +170,7 @@ def _add_body(document: OpenApiDocument, arguments: _Arguments, body: JsonObject
     form = next((node for kind, node in forms.items() if _is_json(kind)), None)
     if form is None:
         raise DataFileError(
-            f"expected a JSON body, found {', '.join(forms) or 'none'}: choose other operations"
+            f"expected a JSON body, found {', '.join(forms) or 'none'}: select other operations"
         )
     schema = document.plain(document.resolved(form).get("schema", {}), _ARGUMENT_DEPTH)
     needed = body.get("required") is True
@@ -223,7 +223,7 @@ def _description(operation: JsonObject, item: JsonObject) -> str:
 
 
 def _names(found: Sequence[tuple[str, str, JsonObject, JsonObject]]) -> list[str]:
-    """Return a name per operation that models can write, all different."""
+    """Return a distinct name per operation, of characters that tool names allow."""
     names: list[str] = []
     seen: Counter[str] = Counter()
     for method, path, operation, _ in found:
@@ -237,7 +237,7 @@ def _names(found: Sequence[tuple[str, str, JsonObject, JsonObject]]) -> list[str
 
 
 def _secret_names(document: OpenApiDocument) -> frozenset[tuple[str, str]]:
-    """Return name and place of every API key: not for the policy to give."""
+    """Return name and place of every API key; the policy must not supply these parameters."""
     return frozenset(
         (str(scheme.get("name")), str(scheme.get("in")))
         for scheme in security_schemes(document)

@@ -1,6 +1,6 @@
-"""The source of a class that simulates an API: this package's text for it, and the API's facts.
+"""Python source that simulates an API: this package's generic code and the API's description.
 
-The result is one Python module, for the sandbox, that needs nothing but the standard library.
+The result is one Python module for the sandbox, which needs only the standard library.
 """
 
 import ast
@@ -18,7 +18,10 @@ _WIDTH = 96
 
 
 def simulation_source(operations: Sequence[ApiOperation]) -> tuple[str, tuple[str, ...]]:
-    """Return the source, and per operation the method that serves it (`Simulation.operation_0`)."""
+    """Return the source, and for each operation the method that serves it.
+
+    Methods are called `Simulation.operation_0` and so on, in the order of `operations`.
+    """
     facts = [_facts(operation) for operation in operations]
     packed = base64.b85encode(zlib.compress(json.dumps(facts).encode(), 9)).decode()
     rows = [packed[start : start + _WIDTH] for start in range(0, len(packed), _WIDTH)]
@@ -45,7 +48,10 @@ def simulation_source(operations: Sequence[ApiOperation]) -> tuple[str, tuple[st
 
 
 def _without_own_imports(name: str) -> str:
-    """Return a module's text without what it imports from this package: it is in the same text."""
+    """Return a module's text without its imports from this package.
+
+    The simulation is one text that already contains the imported module.
+    """
     text = (Path(__file__).parent / name).read_text(encoding="utf-8")
     own: set[int] = set()
     for node in ast.parse(text).body:

@@ -1,4 +1,4 @@
-"""Values by JSON schema, checked, drawn or blank: the other half of a simulated API's text."""
+"""Values of a JSON schema: checked, sampled or blank; part of a simulated API's source."""
 
 import json
 import random
@@ -57,7 +57,7 @@ def _mismatch(schema: dict, value: Any, name: str) -> str:
 
 
 def drawn_value(schema: dict, rng: random.Random, name: str, depth: int) -> Any:
-    """Draw a value that the schema allows."""
+    """Sample a value that the schema allows."""
     if "default" in schema and depth < 5:
         return copied(schema["default"])
     if schema.get("enum"):
@@ -101,7 +101,7 @@ def _text(style: str, rng: random.Random, name: str) -> str:
 
 
 def blank_value(schema: dict) -> Any:
-    """Return what a field holds that nobody has set."""
+    """Return the value of a field that was never set."""
     if "default" in schema:
         return copied(schema["default"])
     if schema.get("enum"):

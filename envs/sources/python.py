@@ -1,7 +1,7 @@
-"""Tools from Python source: specs read from its syntax tree, which is never executed here.
+"""Tools from Python source: specs are read from the syntax tree; the source is never executed here.
 
-A class is a stateful tool set (its public methods are the tools, its object lives in the session);
-in a module, the public functions are the tools, and its variables are the state.
+A class is a stateful tool set: its public methods are the tools, and the session holds its object.
+A module of functions is a tool set whose state, if any, is in the module.
 """
 
 import ast
@@ -19,9 +19,9 @@ _PASSED_OVER = frozenset({"property", "cached_property", "setter", "deleter", "o
 def tool_set_of_class(source: str, class_name: str | None = None) -> ToolSet:
     """Return the tool set whose tools are the public methods of a class of `source`.
 
-    Without a name, the source's only class with public methods is meant. Methods that the class
-    inherits from classes of the same source count. Raises DataFileError, with the line, for what
-    cannot be a tool.
+    Without a name, the source must have exactly one class with public methods. Methods inherited
+    from classes of the same source count too. Raises DataFileError, with the line, if the source
+    cannot be parsed or a method cannot be a tool.
     """
     tree = _parsed(source)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -46,7 +46,8 @@ def tool_set_of_class(source: str, class_name: str | None = None) -> ToolSet:
 def tool_set_of_functions(source: str) -> ToolSet:
     """Return the tool set whose tools are the public top-level functions of `source`.
 
-    Raises DataFileError, with the line, for what cannot be a tool.
+    Raises DataFileError, with the line, if the source cannot be parsed or a function cannot be a
+    tool.
     """
     tree = _parsed(source)
     functions = {node.name: node for node in tree.body if isinstance(node, _Function)}
@@ -71,9 +72,9 @@ def _parsed(source: str) -> ast.Module:
     except SyntaxError as error:
         raise DataFileError(f"line {error.lineno}: {error.msg}: expected Python source") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise DataFileError(f"expected Python source, found what cannot be parsed: {error}") from (
-            error
-        )
+        raise DataFileError(
+            f"expected Python source, found text that cannot be parsed: {error}"
+        ) from (error)
 
 
 def _chosen_class(classes: dict[str, ast.ClassDef], name: str | None) -> ast.ClassDef:
@@ -93,7 +94,7 @@ def _chosen_class(classes: dict[str, ast.ClassDef], name: str | None) -> ast.Cla
     if len(with_tools) != 1:
         raise DataFileError(
             "expected one class with public methods, found "
-            f"{', '.join(node.name for node in with_tools) or 'none'}: name the one that is meant"
+            f"{', '.join(node.name for node in with_tools) or 'none'}: choose one by name"
         )
     return with_tools[0]
 
@@ -101,7 +102,10 @@ def _chosen_class(classes: dict[str, ast.ClassDef], name: str | None) -> ast.Cla
 def _methods(
     node: ast.ClassDef, classes: dict[str, ast.ClassDef], seen: frozenset[str] = frozenset()
 ) -> dict[str, _Function]:
-    """Methods of a class by name: its own, then those of its bases in the same source."""
+    """Return the methods of a class by name: its own first, then those of its bases in the source.
+
+    `seen` holds the classes that were visited, so that a cycle of bases ends.
+    """
     methods: dict[str, _Function] = {
         item.name: item for item in node.body if isinstance(item, _Function)
     }
@@ -155,6 +159,8 @@ def _spec(function: _Function, annotations: Annotations, *, bound: bool) -> Tool
         if not positional:
             raise DataFileError(f"{where}: expected `self` as the first argument of a method")
         positional = positional[1:]
+    # The syntax tree lists the defaults of the last arguments only: pad them at the front. They may
+    # include one for `self`, so the slice drops it again.
     defaults: Sequence[ast.expr | None] = arguments.defaults
     padded = [*([None] * (len(positional) - len(defaults))), *defaults][-len(positional) or None :]
     pairs = [
@@ -190,7 +196,7 @@ def _property(
         try:
             value = ast.literal_eval(default)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            return schema  # a default that only running the source would tell
+            return schema  # this default is known only by running the source
         if isinstance(value, str | int | float | bool | list | dict) and not isinstance(
             value, complex
         ):
@@ -199,7 +205,7 @@ def _property(
 
 
 def _refuse_impossible(function: _Function, where: str) -> None:
-    """Raise DataFileError for a function that keyword arguments of JSON cannot call."""
+    """Raise DataFileError for a function that JSON keyword arguments cannot call."""
     arguments = function.args
     if isinstance(function, ast.AsyncFunctionDef):
         raise DataFileError(f"{where}: expected a plain function, found `async def`: drop `async`")

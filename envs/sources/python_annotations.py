@@ -24,7 +24,7 @@ _MAX_DEPTH = 16
 
 
 class Annotations:
-    """Reads annotations of one module; names that it assigns at its top level are followed."""
+    """Reads annotations of one module and resolves names assigned at its top level."""
 
     def __init__(self, tree: ast.Module) -> None:
         self._aliases: dict[str, ast.expr] = {}
@@ -41,9 +41,9 @@ class Annotations:
                 self._aliases[node.target.id] = node.value
 
     def schema(self, argument: ast.arg) -> JsonObject:
-        """Return the schema of an argument; any value where it has no annotation.
+        """Return the schema of an argument; without an annotation, any value is allowed.
 
-        Raises DataFileError for an annotation that JSON cannot carry.
+        Raises DataFileError for an annotation that JSON cannot express.
         """
         if argument.annotation is None:
             return {}
@@ -52,7 +52,7 @@ class Annotations:
         except _Unknown as fault:
             raise DataFileError(
                 f"line {argument.lineno}: expected an annotation of argument `{argument.arg}` made "
-                f"of {UNDERSTOOD}, found `{fault}`: JSON carries no other types"
+                f"of {UNDERSTOOD}, found `{fault}`: JSON has no other types"
             ) from None
 
     def _schema(self, node: ast.expr, depth: int) -> JsonObject:
@@ -112,7 +112,7 @@ class Annotations:
 
 
 class _Unknown(Exception):
-    """An annotation that has no JSON schema; its text is the message."""
+    """An annotation without a JSON schema; the message is the annotation's text."""
 
 
 def _union(schemas: list[JsonObject]) -> JsonObject:
@@ -122,7 +122,7 @@ def _union(schemas: list[JsonObject]) -> JsonObject:
     for schema in schemas:
         given = schema.get("type")
         if not set(schema) <= {"type"} or given is None:
-            # `Optional[list[int]]` keeps its items: one structured type and null make one schema
+            # one structured type and null are one schema, so `Optional[list[int]]` keeps its items
             others = [other for other in schemas if other != {"type": "null"}]
             if len(others) == 1 and isinstance(others[0].get("type"), str):
                 merged = {**others[0], "type": [others[0]["type"], "null"]}

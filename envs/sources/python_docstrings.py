@@ -1,4 +1,4 @@
-"""Reads descriptions of a function and its arguments from Google, NumPy or Sphinx docstrings."""
+"""Descriptions of a function and its arguments from Google, NumPy or Sphinx docstrings."""
 
 import re
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ _SPHINX = re.compile(r":param\s+(?:[^:]*\s)?(\w+)\s*:\s*(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Documentation:
-    """The first paragraph on one line, and a line per argument that is described."""
+    """The first paragraph as one line, and one line for each described argument."""
 
     summary: str
     arguments: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_docstring(text: str) -> Documentation:
-    """Read a docstring whose indentation is already cleaned."""
+    """Parse a docstring whose common indentation has been removed."""
     lines = text.splitlines()
     summary: list[str] = []
     for line in lines:
@@ -39,12 +39,17 @@ def parse_docstring(text: str) -> Documentation:
 
 
 def _header(line: str) -> str:
-    """Return the lower-case name of the section that a line opens, or nothing."""
+    """Return the lower-case name of the section that a line starts, or an empty string."""
     found = _SECTION.match(line) if line[:1].strip() else None
     return found[1].lower() if found else ""
 
 
 def _in_section(lines: list[str]) -> dict[str, str]:
+    """Return the argument descriptions of Google and NumPy sections.
+
+    NumPy names are not indented and are followed by indented text. Google names are indented; text
+    that is indented deeper continues the description.
+    """
     found: dict[str, str] = {}
     inside, name, indent = False, "", 0
     for index, line in enumerate(lines):

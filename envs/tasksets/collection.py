@@ -25,7 +25,7 @@ def split_of(name: str, task_id: str, heldout_percent: int) -> Split:
 
 
 class TaskCollection(Environment):
-    """An environment with a fixed list of tasks, for example those of a file."""
+    """An environment with a finite list of tasks, for example those of one file."""
 
     def __init__(self, name: str, path: Path, tasks: Sequence[Task]) -> None:
         self._name = name
@@ -44,7 +44,7 @@ class TaskCollection(Environment):
         """Return `count` tasks of `split`, or all when None, in a random order given by `seed`.
 
         A shorter sample is the beginning of a longer one with the same seed. Raises ConfigError
-        where the split has fewer than `count` tasks, or none.
+        if the split has fewer than `count` tasks, or none.
         """
         pool = [task for task in self._tasks if task.split == split]
         if not pool:

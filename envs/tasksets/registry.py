@@ -24,14 +24,14 @@ ConfigOf = TypeVar("ConfigOf", bound=EnvConfig)
 
 @dataclass(frozen=True, slots=True)
 class TaskSet(Generic[ConfigOf]):
-    """A task set: the section that `[env]` is when it names it, and how to create it from that."""
+    """A task set: the class of its `[env]` section, and how to create its environment from it."""
 
     section: type[ConfigOf]
     create: Callable[[ConfigOf, ListTools], Environment]
 
 
 TaskSets = Mapping[str, TaskSet[Any]]
-"""By name, which is the default of `name` in the section."""
+"""Task sets by name; the name is also the default of `name` in the section."""
 
 TASK_SETS: TaskSets = {
     "catalog": TaskSet(CatalogEnvConfig, lambda config, _: CatalogEnvironment(config.catalog)),
@@ -39,13 +39,13 @@ TASK_SETS: TaskSets = {
     "file": TaskSet(FileEnvConfig, FileEnvironment),
 }
 DEFAULT = "catalog"
-"""The task set of an `[env]` that names none."""
+"""The task set of an `[env]` section without `name`."""
 
 
 def create_environment(
     config: EnvConfig, list_tools: ListTools, task_sets: TaskSets = TASK_SETS
 ) -> Environment:
-    """Return the environment that `config` describes, its tools as they are, not perturbed.
+    """Return the environment that `config` describes, with unperturbed tools.
 
     Raises MissingError, DataFileError, ConfigError, and what `list_tools` raises.
     """
@@ -55,10 +55,10 @@ def create_environment(
 def read_section(tree: object, task_sets: TaskSets = TASK_SETS) -> object:
     """Return `[env]` as the section of the task set that its `name` selects.
 
-    Keys of other task sets are checked and ignored. So `env.name` can be changed on the command
-    line whatever else the recipe contains, and a run directory whose `config.toml` has the keys of
-    every task set still opens. A key that no task set knows is an error. A `tree` that is not a
-    table is returned unchanged. Raises pydantic's ValidationError.
+    Keys of other task sets are checked and ignored. Thus `env.name` can be changed on the command
+    line for any recipe, and a run directory opens even if its `config.toml` has the keys of every
+    task set. A key that no task set knows is an error. Anything but a table is returned as
+    it is. Raises pydantic's ValidationError.
     """
     if not isinstance(tree, Mapping):
         return tree

@@ -1,17 +1,17 @@
 """The ceiling without trials: the highest success rate that execution calls alone allow.
 
-The ceiling is that of an optimal policy which knows how tasks are generated. For each task, an
-exact search over its beliefs finds the calls that are Bayes-optimal; the mean over sampled tasks is
-a Monte Carlo estimate with a standard error. The policy knows that names of new tools mean nothing.
-It makes each call in the way that fails least: with every name that the argument may have, and one
-guess of the key.
+It is the success rate of an optimal policy which knows how tasks are generated. For each task, an
+exact search over its beliefs finds the Bayes-optimal calls; the mean over sampled tasks is a Monte
+Carlo estimate with a standard error. The policy knows that the names of new tools carry no
+information. It makes each call in the way that fails least: with every possible name of the
+argument, and one guess of the key.
 
 There are two kinds of policy. In a task without marks it *moves texts*: it calls tools on the
-question's value or on results, and answers with a result. It knows what it has seen, but it does
-not work out an operation in its head: a policy that does needs no tool, and its ceiling is 1. In a
-task with marks it may do that; it succeeds once every tool that it needs has answered, because
-then it knows all marks. Two chances are not counted there: a letter that is guessed (1 in 26), and
-a mark that a later operation drops.
+question's value or on results, and answers with a result. It remembers the results that it has
+seen, but it does not compute an operation itself: a policy that does needs no tool, and its ceiling
+is 1. In a task with marks the policy may compute operations; it succeeds once every needed tool has
+answered, because then it knows all marks. Two chances are not counted there: guessing a letter (1
+in 26), and a mark that a later operation drops.
 
 A tool that must be opened counts as refused once, which can only raise the ceiling.
 """
@@ -34,15 +34,15 @@ from envs.tasksets.catalog.quirks import KEYS
 from envs.tasksets.catalog.sampling import SampledTools, TaskKind, sample_kind
 
 Candidate = tuple[tuple[Operation, ...], float]
-"""An operation for each tool, and the weight of this possibility."""
+"""A possible operation for each tool, and the weight of this assignment."""
 ToolState = Literal["fresh", "repaired", "works"]
-"""Never called; refused, so that the next call answers; has answered."""
+"""Never called; refused once, so that the next call answers; has answered."""
 
 
 def estimate_ceiling(config: CatalogConfig, execution_calls: int, tasks: int = 200) -> Ceiling:
-    """Return the ceiling over `tasks` held-out tasks of `config`, with so many calls in each.
+    """Return the ceiling over `tasks` held-out tasks, with `execution_calls` calls in each.
 
-    Raises ConfigError where two tools may do the same: the beliefs do not cover duplicates.
+    Raises ConfigError if two tools may do the same: the beliefs do not cover duplicates.
     """
     results = [task_ceiling(config, execution_calls, index) for index in range(tasks)]
     mean = sum(results) / tasks
@@ -51,7 +51,7 @@ def estimate_ceiling(config: CatalogConfig, execution_calls: int, tasks: int = 2
 
 
 def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> float:
-    """Return the optimal policy's chance of success at one held-out task."""
+    """Return the optimal policy's chance of success in held-out task number `index`."""
     kind = sample_kind(config, "heldout", 0, index)
     if config.duplicates > 0 or config.tools > len(kind.known):
         raise ConfigError(
@@ -77,13 +77,16 @@ def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> flo
 
 
 def _belief(config: CatalogConfig, kind: TaskKind, sampled: SampledTools) -> Iterator[Candidate]:
-    """Yield what the tools may do, weighted by question and docs; weights are not normalised."""
+    """Yield each possible assignment of operations to tools, with its unnormalised weight.
+
+    The weight is the likelihood of the question and of the docs, given the assignment.
+    """
     goals = tuple(tool.operation for tool in sampled.needed)
     for operations in permutations(kind.known, len(sampled.listed)):
         if not set(goals) <= set(operations):
             continue
         asked = sum(admitted(each, kind.novelty) for each in permutations(operations, kind.depth))
-        weight = 1 / asked
+        weight = 1 / asked  # the question is one of the admitted sequences, chosen evenly
         for tool, operation in zip(sampled.listed, operations, strict=True):
             weight *= _doc_chance(config, kind, tool.doc, operation)
         if weight > 0:
@@ -100,7 +103,12 @@ def _doc_chance(config: CatalogConfig, kind: TaskKind, doc: str, operation: Oper
 
 
 def _refusal_chance(config: CatalogConfig, tool: Instance) -> float:
-    """Return the chance that the best first call of a tool with these arguments is refused."""
+    """Return the chance that the best first call of a tool with these arguments is refused.
+
+    The two documented arguments of `pair` and `order` tell these two apart from all other quirks,
+    but not from each other: the policy bets on the more frequent one. For other tools it passes
+    every argument name at once, so only a wrong key, `busy` and `closed` refuse its call.
+    """
     shares = config.quirks
     pair, order = shares.get("pair", 0.0), shares.get("order", 0.0)
     if tool.quirk.kind in ("pair", "order"):
@@ -112,18 +120,18 @@ def _refusal_chance(config: CatalogConfig, tool: Instance) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Situation:
-    """What the policy knows and has; `belief` lists the candidates that are still possible."""
+    """State of the search; `belief` lists the candidates that are still possible."""
 
     belief: tuple[Candidate, ...]
     states: tuple[ToolState, ...]
     texts: frozenset[str]
-    """The question's value and every result."""
+    """The question's value and all results so far."""
     facts: frozenset[tuple[int, str, str]] = frozenset()
     """Tool, text and result of every call that was answered."""
 
     @property
     def key(self) -> tuple[tuple[ToolState, ...], frozenset[str], frozenset[tuple[int, str, str]]]:
-        """What determines the remaining search; the belief follows from the facts."""
+        """Key of the memo table; it omits the belief, which follows from the facts."""
         return self.states, self.texts, self.facts
 
     def refused(self, tool: int) -> "_Situation":
@@ -153,7 +161,7 @@ def _with(states: tuple[ToolState, ...], tool: int, state: ToolState) -> tuple[T
 
 @dataclass(frozen=True, slots=True)
 class _Policy:
-    """Searches every sequence of calls; `needed` is empty where tools leave no marks."""
+    """Searches all sequences of calls; `needed` is empty if the task has no marks."""
 
     known: tuple[Operation, ...]
     looks: tuple[tuple[str, float], ...]
@@ -176,6 +184,12 @@ class _Policy:
         return self._memo[key]
 
     def _search(self, situation: _Situation, calls: int) -> float:
+        """Return the chance of success of the best next call, by expectimax over its outcomes.
+
+        Results from which the answer cannot be reached in time are not used as inputs. A call that
+        adds no fact is left out too: it would only use up calls. With marks, only the question's
+        value is used, because all that counts is which tools have answered.
+        """
         inputs = [
             text
             for text in sorted(situation.texts)
@@ -195,7 +209,11 @@ class _Policy:
         return best
 
     def _tools(self, situation: _Situation) -> Iterator[int]:
-        """Yield one tool of each group that the policy cannot tell apart."""
+        """Yield one tool of each group of tools that the policy cannot distinguish.
+
+        Uncalled tools with the same doc and state are interchangeable, so searching one of them is
+        exact. Called tools differ by their results.
+        """
         called = {tool for tool, _, _ in situation.facts}
         seen: set[tuple[tuple[str, float], ToolState]] = set()
         for tool, state in enumerate(situation.states):
@@ -224,7 +242,7 @@ class _Policy:
         return {operations[tool] for tool, _, _ in situation.facts}
 
     def _reaches(self, text: str, calls: int) -> bool:
-        """Whether any sequence of at most `calls` known operations turns `text` into the answer."""
+        """Whether at most `calls` known operations can turn `text` into the answer."""
         if text == self.answer or calls == 0:
             return text == self.answer
         if (text, calls) not in self._reach:

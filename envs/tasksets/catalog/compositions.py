@@ -1,4 +1,4 @@
-"""Compositions: operations one after another, and which of them `train` never sees."""
+"""Compositions: sequences of operations, and those that `train` never contains."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,12 +13,12 @@ _EXTRA_DIGITS = 2
 
 
 def value_digits(depth: int) -> int:
-    """Return how many digits the value of a question of `depth` has: enough to drop one a step."""
+    """Return the number of digits in a question's value: enough to drop one in each step."""
     return depth + _EXTRA_DIGITS
 
 
 def apply_all(operations: Sequence[Operation], text: str) -> str:
-    """Return what `text` becomes under `operations`, in order."""
+    """Return `text` after `operations`, applied in order."""
     for operation in operations:
         text = operation.apply(text)
     return text
@@ -26,8 +26,10 @@ def apply_all(operations: Sequence[Operation], text: str) -> str:
 
 @cache
 def effective(operations: tuple[Operation, ...]) -> bool:
-    """Whether every step counts, and in its place: with any left out, or in any other order, the
-    result is another; and there is one.
+    """Whether every step and the order matter, and the result is not empty.
+
+    Leaving out steps or changing their order must change the result; otherwise a policy that
+    confuses its tools would be rewarded.
     """
     text = _LETTERS[: value_digits(len(operations))]
     full = apply_all(operations, text)
@@ -44,8 +46,8 @@ def effective(operations: tuple[Operation, ...]) -> bool:
 def reserved_pairs() -> frozenset[tuple[str, str]]:
     """Return the ordered pairs of known operations, by name, that `train` never composes.
 
-    They are chosen by hash so that no operation is first, or second, in more than one of them.
-    `train` therefore still shows every operation in both positions.
+    They are chosen by hash. No operation is first, or second, in more than one pair, so `train`
+    still contains every operation in both positions.
     """
     pairs = [
         (first.name, second.name)
@@ -62,9 +64,9 @@ def reserved_pairs() -> frozenset[tuple[str, str]]:
 
 @cache
 def admitted(operations: tuple[Operation, ...], novelty: CatalogNovelty) -> bool:
-    """Whether a task of this novelty may need `operations` in this order.
+    """Whether a task of that novelty may have `operations` as its goals, in this order.
 
-    `names`, also the rule of `train`, allows known operations and no reserved pair. `operations`
+    `names` is also the rule of `train`: known operations and no reserved pair. `operations`
     requires a reserved operation and nothing else that is new; `compositions` a reserved pair.
     """
     if not effective(operations):

@@ -1,4 +1,4 @@
-"""The config section of the catalog: how hard its tools are."""
+"""The config section of the catalog: the difficulty of its tasks and tools."""
 
 from typing import Annotated, Literal
 
@@ -14,43 +14,46 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class CatalogConfig(Section):
-    """`[env.catalog]`: how hard the built-in tools are; the defaults are the easiest benchmark."""
+    """`[env.catalog]`: difficulty of the built-in tasks; the defaults are the easiest benchmark."""
 
     depths: dict[Literal["1", "2", "3"], Share] = Field(default={"1": 1.0})
-    """Weights of the composition depths: how many operations a question names, one tool each."""
+    """Relative weights of the composition depths. The depth is the number of operations that a
+    question states; each needs one tool.
+    """
     tools: int = Field(default=4, ge=1, le=9)
-    """Tools of a task; those that it does not need are distractors."""
+    """Number of tools per task; those that the task does not need are distractors."""
     novelty: tuple[CatalogNovelty, ...] = ("names",)
-    """What is new in the splits other than `train`; several levels are sampled evenly. `names`: the
-    names only; `operations`: also operations that training never uses; `compositions`: also
+    """What is new outside `train`; with several levels, each is equally likely. `names`: only the
+    names; `operations`: also operations that training never uses; `compositions`: also
     compositions of known operations that training never uses (depth 2 and more).
     """
     examples: float = Field(default=0.0, ge=0, le=1)
-    """Share of tasks that state their goals by example (`123>321`), not by name (`reverse`);
-    tasks that need a new operation always do.
+    """Share of tasks that state their goals by example (`123>321`), not by name (`reverse`). Tasks
+    that need a new operation always state goals by example.
     """
 
     recurrent: float = Field(default=0.5, ge=0, le=1)
-    """Share of `train` tasks whose tools recur with the same behaviour; the rest is a long tail of
-    newly sampled tools, whose names can only be copied.
+    """Share of `train` tasks whose tools recur with the same behaviour. The others have newly
+    sampled tools (a long tail), whose names can only be copied.
     """
     quirks: dict[CatalogQuirk, Share] = Field(default={"none": 0.5, "key": 0.25, "argument": 0.25})
-    """Weights of what a tool hides. `key`: an argument that no doc names; `argument`: the doc gives
-    a wrong name for the argument; `unit`: digits of results are off by 3 or 6; `pair`: a second
-    argument, as documented (hides nothing); `order`: the two arguments are swapped; `busy`: the
-    first call of a session fails; `closed`: a session must open the tool first (a state).
+    """Relative weights of what a tool hides. `none`: nothing; `key`: an argument that no doc names;
+    `argument`: the doc gives a wrong name for the argument; `unit`: digits of results are off by 3
+    or 6; `pair`: a second argument, as documented (hides nothing); `order`: the two arguments are
+    swapped; `busy`: the first call of a session fails; `closed`: a session must open the tool first
+    (a state).
     """
     docs: dict[CatalogDoc, Share] = Field(default={"vague": 0.5, "true": 0.2, "false": 0.3})
-    """Weights of what a description says: nothing useful (`vague`), the operation (`true`), another
-    operation (`false`, misleading), or nothing at all (`missing`).
+    """Relative weights of what a description contains: nothing useful (`vague`), the operation
+    (`true`), another operation (`false`, misleading), or no text (`missing`).
     """
     duplicates: float = Field(default=0.0, ge=0, le=1)
-    """Chance that a tool which the task does not need does the same as another one; recurrent tools
-    of `train` are never changed.
+    """Chance that a tool which the task does not need does the same as another tool; recurrent
+    tools of `train` are never changed.
     """
     marks: float = Field(default=0.0, ge=0, le=1)
-    """Share of tasks whose tools each append a hidden letter to what they return, so that no policy
-    can work out the answer without calling them.
+    """Share of tasks whose tools each append a hidden letter to their result, so that no policy can
+    work out the answer without calling them.
     """
 
     @field_validator("novelty", mode="before")
@@ -60,55 +63,57 @@ class CatalogConfig(Section):
 
     @property
     def deepest(self) -> int:
-        """The greatest depth with a weight above 0; 0 without any."""
+        """The greatest depth with a weight above 0; 0 if there is none."""
         return max((int(depth) for depth, weight in self.depths.items() if weight > 0), default=0)
 
     @property
     def trial_calls(self) -> int:
-        """Trial calls that suffice to solve every task: for each tool, the calls of a step."""
+        """Trial calls that suffice to solve every task: `step_calls` for each tool."""
         return self.step_calls * self.tools
 
     @property
     def execution_calls(self) -> int:
-        """Execution calls that a policy needs when it forgets a repair once per step."""
+        """Execution calls that a policy needs if it forgets a repair once per step."""
         return self.step_calls * self.deepest
 
     @property
     def step_calls(self) -> int:
-        """Most calls until a tool answers: one is refused, one opens it, one counts."""
+        """Most calls until a tool answers: one is refused, one opens a closed tool, one answers."""
         return 3 if self.quirks.get("closed", 0) > 0 else 2
 
     @model_validator(mode="after")
     def _can_be_sampled(self) -> "CatalogConfig":
         if not self.novelty:
-            raise ValueError("expected at least one novelty level, found none: give names")
+            raise ValueError(
+                'expected at least one novelty level, found none: set novelty = ["names"]'
+            )
         deepest = max(
             (int(depth) for depth, weight in self.depths.items() if weight > 0), default=0
         )
         if deepest == 0:
             raise ValueError(
                 f"expected depths with a weight above 0, found "
-                f"{self.depths}: give for example {{1 = 0.5, 2 = 0.3, 3 = 0.2}}"
+                f"{self.depths}: set for example {{1 = 0.5, 2 = 0.3, 3 = 0.2}}"
             )
         for shares in (self.quirks, self.docs):
             if sum(shares.values()) <= 0:
                 raise ValueError(
-                    f"expected quirks and docs with a weight above 0, found {shares}: give one"
+                    f"expected quirks and docs with a weight above 0, found {shares}: raise one"
                 )
         if self.marks > 0 and self.duplicates > 0:
             raise ValueError(
-                "expected no duplicates among tools that leave marks, found both: two tools would "
-                "each have an answer; set one of the two keys to 0"
+                "expected duplicates or marks, found both: a task would have two "
+                "correct answers; set one of the two keys to 0"
             )
         if deepest > self.tools:
             raise ValueError(
                 f"expected a tool per operation, found depth {deepest} with {self.tools} tools: "
-                "give more tools"
+                "increase tools"
             )
         if "compositions" in self.novelty and deepest == 1:
             raise ValueError(
-                "expected a depth of 2 or more for new compositions, found depth 1 alone: "
-                "give depths"
+                "expected a depth of 2 or more for new compositions, found depth 1 only: "
+                "give depth 2 or 3 a weight"
             )
         return self
 

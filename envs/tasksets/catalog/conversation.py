@@ -1,4 +1,4 @@
-"""Reads the conversation of an episode for the scripted teacher: tools, goals and findings."""
+"""Parsing of an episode's messages for the scripted teacher: tools, goals and findings."""
 
 import json
 import re
@@ -28,7 +28,7 @@ _TROUBLE = re.compile(rf"error: .*?({SWAPPED}|{BUSY}$|{CLOSED}|needs key=\w+|use
 
 @dataclass(slots=True, kw_only=True)
 class KnownTool:
-    """Knowledge about one tool from the conversation."""
+    """What the conversation so far shows about one tool."""
 
     number: int
     name: str
@@ -40,14 +40,14 @@ class KnownTool:
     swapped: bool = False
     closed: bool = False
     opened: bool = False
-    """Whether it was opened in the current phase."""
+    """Whether the tool was opened in the current phase."""
     offset: int = 0
     result: str = ""
-    """Result for the probe, its unit converted back."""
+    """Its result for the probe, converted back from the tool's unit."""
 
     @property
     def repair(self) -> str:
-        """Description of the quirk; empty while none is known."""
+        """The known quirk in words; empty if none is known."""
         if self.key:
             return f"needs key={self.key}"
         if self.swapped:
@@ -60,11 +60,11 @@ class KnownTool:
 
     @property
     def subject(self) -> str:
-        """First word of its doc; empty without a doc."""
+        """First word of the doc; empty if there is no doc."""
         return self.doc.split()[0] if self.doc else ""
 
     def call(self, value: str, *, plain: bool = False) -> str:
-        """Write a call; with `plain`, as the doc describes it."""
+        """Return the text of a call; with `plain`, exactly as the doc suggests."""
         arguments = {DOCUMENTED_ARGUMENT if plain else self.argument: value}
         if self.key and not plain:
             arguments["key"] = self.key
@@ -79,11 +79,11 @@ class Goal:
     """One operation that the question requires."""
 
     label: str
-    """Its name, or the result of the question's example."""
+    """The operation's name, or the example's result if the question gives an example."""
     operation: str
-    """Its name; empty if the example shows an unknown operation."""
+    """The operation's name; empty if the example fits no known operation."""
     result: str
-    """Result of the example; empty if the question gives the name."""
+    """The example's result; empty if the goal is stated by name."""
 
     def met_by(self, result: str) -> bool:
         """Whether a tool that turns the probe into `result` serves this goal."""
@@ -101,7 +101,7 @@ class View:
     goals: list[Goal]
     value: str
     probe: str
-    """Argument of the trials: the input of the question's examples, else `PROBE`."""
+    """Input of the trials: that of the question's examples, else `PROBE`."""
     executing: bool
     turns: int = 0
     last: KnownTool | None = None
@@ -109,22 +109,25 @@ class View:
     """Why the last call was refused; empty if it was not."""
     blocked: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
-    """Names of the tools in the experience, one per goal."""
+    """Names of the tools in the experience, by goal label."""
     executed: list[str] = field(default_factory=list)
-    """Results of the execution calls that did not fail."""
+    """Results of the successful execution calls."""
 
     def serving(self, goal: Goal) -> KnownTool | None:
-        """Return the tool that trials have shown to serve `goal`."""
+        """Return the tool that serves `goal` according to the trials; None if there is none yet."""
         return next((t for t in self.tools if t.result and goal.met_by(t.result)), None)
 
     def seen(self, result: str) -> str:
-        """Return the result of a trial in the form that the goals use."""
+        """Return a trial's result as the goals are stated: operation name or text."""
         found = None if self.goals[0].result else recognise(PROBE, result)
         return found.name if found else result
 
 
 def read(messages: Sequence[Message], *, executing: bool) -> View:
-    """Read all messages of an episode; `executing` is true if it has no trial phase."""
+    """Parse an episode's messages; `executing` means that it has no trial phase.
+
+    The first message lists the tools, the second is the question.
+    """
     listed = enumerate(_TOOL_LINE.findall(messages[0].content), start=1)
     *goals, value = messages[1].content.split()
     tools = [

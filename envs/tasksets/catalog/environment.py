@@ -1,4 +1,4 @@
-"""The built-in environment: unfamiliar tools that can only be known by trying them."""
+"""The built-in environment: unfamiliar tools that a policy can learn only by trying them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from envs.tasksets.catalog.teacher import direct_reply, sample_trial_calls, tria
 
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
-    """Scorer: 1 when the answer is the expected text, apart from surrounding white space."""
+    """Scores 1 if the answer equals the expected text (outer white space is ignored), else 0."""
 
     expected: str
 
     def score(self, answer: str) -> Score:
-        """Return the reward, with `exact` as its only part."""
+        """Return the reward, with `exact` as its only component."""
         exact = float(answer.strip() == self.expected)
         return Score(exact, {"exact": exact})
 
 
 class CatalogEnvironment(Environment):
-    """Endless tasks; each tool has a hidden operation, a hidden quirk and a doc that may mislead.
+    """Endless tasks whose tools have a hidden operation, a hidden quirk and a doc that may mislead.
 
     A question names one or several operations, in order, and a value. For each operation one of
-    the tools performs it, so every task can be solved by feeding each result to the next tool. In
+    the tools performs it, so every task can be solved by passing each result to the next tool. In
     `train`, half of the tasks use tools that recur; the other half use a long tail of tools whose
     behaviour is sampled again for each task. In the other splits all tools are newly sampled, with
     names that `train` never uses, and operations or compositions may be new as well
@@ -43,7 +43,8 @@ class CatalogEnvironment(Environment):
         if self._config.marks > 0 and self._config.tools > len(OPERATIONS):
             raise ConfigError(
                 f"expected at most {len(OPERATIONS)} tools with marks, found {self._config.tools}: "
-                "two tools would each have an answer; give fewer tools, or marks = 0"
+                "two tools would share an operation and a task would have two correct answers; "
+                "use fewer tools, or marks = 0"
             )
 
     @property
@@ -65,7 +66,7 @@ class CatalogEnvironment(Environment):
     def tasks(self, split: Split, seed: int, count: int | None) -> Sequence[Task]:
         """Return `count` sampled tasks; a longer sample starts with the shorter one.
 
-        Raises ConfigError for an unknown split, and for a count of None, since there is no end.
+        Raises ConfigError for an unknown split, and for a count of None (tasks are endless).
         """
         if split not in ("train", "validation", "heldout"):
             raise ConfigError(
@@ -79,7 +80,7 @@ class CatalogEnvironment(Environment):
 def sample_task(config: CatalogConfig, split: Split, seed: int, index: int) -> Task:
     """Sample task number `index` of `split`.
 
-    The random choices do not depend on knobs that are off, so adding a knob keeps old tasks.
+    The random choices do not depend on settings that are off, so a new setting keeps old tasks.
     """
     sampled = sample_parts(config, split, seed, index)
     kind = sampled.kind
@@ -96,7 +97,7 @@ def sample_task(config: CatalogConfig, split: Split, seed: int, index: int) -> T
 
 
 def _tags(config: CatalogConfig, kind: TaskKind, sampled: SampledTools) -> dict[str, str]:
-    """Return the labels of a task; knobs that are off have no label."""
+    """Return the labels of a task; settings that are off have no label."""
     tags = {
         "quirk": _joined(tool.quirk.kind for tool in sampled.needed),
         "doc": _joined(tool.doc_kind for tool in sampled.needed),
@@ -114,6 +115,6 @@ def _tags(config: CatalogConfig, kind: TaskKind, sampled: SampledTools) -> dict[
 
 
 def _joined(kinds: Iterable[str]) -> str:
-    """Return the kinds of the needed tools as one tag, each once."""
+    """Return the distinct kinds of the needed tools as one tag."""
     several = sorted(set(kinds))
     return "+".join(several if len(several) == 1 else [kind for kind in several if kind != "none"])

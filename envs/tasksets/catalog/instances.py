@@ -29,7 +29,7 @@ _SOURCE = """\
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Weights of quirks and docs, in an order that does not depend on how they were written."""
+    """Weights of quirks and docs, in an order that does not depend on the config file's order."""
 
     quirks: tuple[tuple[CatalogQuirk, float], ...]
     docs: tuple[tuple[CatalogDoc, float], ...]
@@ -37,7 +37,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One tool as it really is."""
+    """One tool with its real behaviour and its doc."""
 
     name: str
     operation: Operation
@@ -45,15 +45,15 @@ class Instance:
     doc_kind: CatalogDoc
     doc: str
     mark: str = ""
-    """Letter appended to every result."""
+    """A letter that is appended to every result; empty without marks."""
 
     def apply(self, text: str) -> str:
-        """Return what the tool makes of `text`, its unit converted back."""
+        """Return the tool's result for `text`, converted back from the tool's unit."""
         return self.operation.apply(text) + self.mark
 
     @property
     def spec(self) -> ToolSpec:
-        """Tool as the policy sees it; the schema requires nothing, because the doc may be wrong."""
+        """What the policy sees. The schema requires no argument, because the doc may be wrong."""
         arguments: JsonObject = {name: {"type": "string"} for name in self.quirk.documented}
         if SWITCH_ARGUMENT in arguments:
             arguments[SWITCH_ARGUMENT] = {
@@ -68,7 +68,7 @@ class Instance:
 
     @property
     def source(self) -> str:
-        """Python source of the tool; runs only inside a sandboxed session."""
+        """Python source of the tool; it runs only inside a sandboxed session."""
         expression = self.quirk.converted(self.operation.expression)
         return _SOURCE.format(
             prelude=self.quirk.prelude,
@@ -114,7 +114,7 @@ def sample_instance(
 
 
 def tool_set_of(instances: Sequence[Instance]) -> ToolSet:
-    """Return the tool set that a session opens with."""
+    """Return the tool set with which a session is opened."""
     return ToolSet(
         tools=tuple(instance.spec for instance in instances),
         sources=tuple(instance.source for instance in instances),

@@ -1,4 +1,4 @@
-"""Tool names: two syllables each, split so that no name of one split occurs in another."""
+"""Tool names of two syllables; each name belongs to exactly one split."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ _HELDOUT_PERCENT = 20
 
 
 def split_of(name: str) -> Split:
-    """Return the split that owns `name`; depends on nothing but the name."""
+    """Return the split of `name`; it depends only on the name."""
     bucket = stable_hash("catalog name", name) % 100
     if bucket < _HELDOUT_PERCENT:
         return "heldout"
@@ -22,6 +22,6 @@ def split_of(name: str) -> Split:
 
 @cache
 def names_of(split: Split) -> tuple[str, ...]:
-    """Return every name that `split` owns, in alphabetical order."""
+    """Return every name of `split` in alphabetical order."""
     pairs = (first + second for first in SYLLABLES for second in SYLLABLES if first != second)
     return tuple(sorted(name for name in pairs if split_of(name) == split))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A rearrangement: the result is the concatenation of `pieces` of the text."""
+    """A rearrangement: the result is the text's slices `pieces`, concatenated."""
 
     name: str
     pieces: tuple[slice, ...]
@@ -15,12 +15,12 @@ class Operation:
         return hash(self.name)  # slices have no hash
 
     def apply(self, text: str) -> str:
-        """Return what a tool with this operation answers to `text`."""
+        """Return the result of the operation for `text`."""
         return "".join(text[piece] for piece in self.pieces)
 
     @property
     def expression(self) -> str:
-        """The same as Python source, over a variable called `text`."""
+        """Python source of the operation, applied to a variable called `text`."""
         return " + ".join(f"text[{_bounds(piece)}]" for piece in self.pieces)
 
 
@@ -44,7 +44,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("double-first", (_FIRST, _ALL)),
     Operation("double-last", (_ALL, _LAST)),
 )
-"""Those that every split uses."""
+"""Operations of every split."""
 RESERVED_OPERATIONS: tuple[Operation, ...] = (
     Operation("swap-first-two", (slice(1, 2), _FIRST, slice(2, None))),
     Operation("swap-last-two", (slice(None, -2), _LAST, slice(-2, -1))),
@@ -53,22 +53,22 @@ RESERVED_OPERATIONS: tuple[Operation, ...] = (
     Operation("duplicate", (_ALL, _ALL)),
     Operation("mirror", (_ALL, slice(None, None, -1))),
 )
-"""Operations that `train` never uses; the result for a probe identifies each of them."""
+"""Operations that `train` never uses; each differs from all others in its result for a probe."""
 PROBE = "123"
-"""The value of the teacher's trials where the question gives no example: it makes an operation
-readable.
+"""The value that the teacher tries if the question gives no example. Its characters all differ, so
+the result shows the operation.
 """
 
 
 def recognise(
     text: str, result: str, operations: Sequence[Operation] = OPERATIONS
 ) -> Operation | None:
-    """Return the operation that turns `text` into `result`; unique where all characters differ."""
+    """Return the operation that turns `text` into `result`; unique if all characters differ."""
     return next((op for op in operations if op.apply(text) == result), None)
 
 
 def named(name: str, operations: Sequence[Operation] = OPERATIONS) -> Operation:
-    """Return the operation called `name`. Raises KeyError where there is none."""
+    """Return the operation called `name`. Raises KeyError if there is none."""
     for operation in operations:
         if operation.name == name:
             return operation

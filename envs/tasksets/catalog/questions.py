@@ -1,4 +1,4 @@
-"""The question of a task: the goals as it states them, and the value to work on."""
+"""The question of a task: its goals, and the value to process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from envs.tasksets.catalog.sampling import SampledTools, TaskKind, sample_kind, 
 
 @dataclass(frozen=True, slots=True)
 class SampledTask:
-    """A task in parts: its tools, its goals as the question states them, and the value."""
+    """The parts of a task: its tools, its goals as the question states them, and the value."""
 
     kind: TaskKind
     tools: SampledTools
@@ -24,7 +24,7 @@ class SampledTask:
 
     @property
     def answer(self) -> str:
-        """The value after each needed tool in turn, each fed with the previous result."""
+        """The value after each needed tool in turn; each receives the previous result."""
         return answer_of(self.tools.needed, self.value)
 
 
@@ -39,7 +39,7 @@ def sample_parts(config: CatalogConfig, split: Split, seed: int, index: int) -> 
 
 
 def answer_of(needed: Sequence[Instance], value: str) -> str:
-    """Return `value` after each tool in turn, each fed with the previous result."""
+    """Return `value` after each tool in turn; each receives the previous result."""
     for tool in needed:
         value = tool.apply(value)
     return value
@@ -48,7 +48,7 @@ def answer_of(needed: Sequence[Instance], value: str) -> str:
 def sample_probe(config: CatalogConfig, rng: Random) -> str:
     """Sample the input of a task's examples: distinct digits, which make the operation readable.
 
-    With tools that count in other units the digits are 1 to 3 in any order; else the unit could not
+    If tools may use other units, the digits are 1 to 3 in any order; otherwise the unit could not
     be recognised.
     """
     digits = PROBE if config.quirks.get("unit", 0.0) > 0 else "0123456789"
@@ -62,7 +62,7 @@ def goals_of(needed: Sequence[Instance], probe: str) -> tuple[str, ...]:
 
 
 def sample_value(needed: Sequence[Instance], goals: Sequence[str], rng: Random) -> str:
-    """Sample distinct digits for which no example in the question shows the answer."""
+    """Sample a value of distinct digits such that no example in the question shows the answer."""
     shown = {text for goal in goals if ">" in goal for text in goal.split(">")}
     while True:
         value = "".join(rng.sample("0123456789", value_digits(len(needed))))

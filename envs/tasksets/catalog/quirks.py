@@ -1,4 +1,4 @@
-"""Hidden quirks of tools: what a doc does not say, and a trial does."""
+"""Hidden quirks of tools, which the doc does not mention and a trial reveals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from envs.tasksets.catalog.config import CatalogQuirk
 
 DOCUMENTED_ARGUMENT = "x"
 SWITCH_ARGUMENT, SWITCH_VALUE = "y", "on"
-"""The second argument of tools that document two."""
+"""The second argument of tools with two documented arguments, and its only valid value."""
 ARGUMENTS: tuple[str, ...] = ("text", "word", "item", "code")
-"""What the argument may really be called where the doc is wrong about it."""
+"""Possible real names of the argument if the doc gives a wrong one."""
 KEYS: tuple[str, ...] = ("gold", "blue", "green", "black", "white", "pink")
 """Values of the undocumented argument `key`."""
 OFFSETS: tuple[int, ...] = (3, 6)
-"""Offsets, modulo ten, of the digits of a result when the tool counts in another unit. The
+"""By how much, modulo ten, the digits of a result are off if the tool uses another unit. The
 probe's digits are 1 to 3, so its results never look like those of another offset.
 """
 OPENING = "open"
-"""The text that opens a closed tool, and its answer."""
+"""The text that opens a closed tool, and the tool's answer to it."""
 SWAPPED, BUSY, CLOSED = "swap x y", "again", "open first"
-"""Error messages; each one contains the repair."""
+"""Errors; each states how to repair the call."""
 
 _DIGITS = "0123456789"
 Kind = TypeVar("Kind")
@@ -29,7 +29,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True)
 class Quirk:
-    """What the doc does not say; `value` is the key, the argument's real name, or the offset."""
+    """What a tool hides; `value` is the key, the argument's real name, or the offset."""
 
     kind: CatalogQuirk = "none"
     value: str = ""
@@ -49,17 +49,17 @@ class Quirk:
 
     @property
     def prelude(self) -> str:
-        """Python source before the function: the state of a session."""
+        """Python source before the function; it holds the state of a session."""
         return "_seen = []\n" if self.kind in ("busy", "closed") else ""
 
     @property
     def missing(self) -> str:
-        """The error where the argument with the text is missing."""
+        """The error if the argument with the text is missing."""
         return SWAPPED if self.kind == "order" else f"use {self.argument}"
 
     @property
     def checks(self) -> str:
-        """Python source that refuses a call; it comes before the text is read."""
+        """Python source that refuses a call; it runs before the text is read."""
         match self.kind:
             case "key":
                 return _refusal(
@@ -93,7 +93,7 @@ def _refusal(condition: str, error: str) -> str:
 
 
 def sample_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> Quirk:
-    """Sample a quirk by `weights`: its kind and the matching value."""
+    """Sample a quirk: a kind by `weights`, and a value for it."""
     match kind := weighted(weights, rng):
         case "key":
             return Quirk(kind, rng.choice(KEYS))
@@ -106,7 +106,11 @@ def sample_quirk(weights: Sequence[tuple[CatalogQuirk, float]], rng: Random) -> 
 
 
 def weighted(weights: Sequence[tuple[Kind, float]], rng: Random) -> Kind:
-    """Sample a kind by `weights` with one number of `rng`."""
+    """Sample by `weights`, with one random number.
+
+    Options of weight 0 do not change the result, so a new option keeps old tasks. Weights need not
+    sum to 1.
+    """
     share, reached = rng.random() * sum(weight for _, weight in weights), 0.0
     for kind, weight in weights:
         reached += weight
@@ -116,12 +120,16 @@ def weighted(weights: Sequence[tuple[Kind, float]], rng: Random) -> Kind:
 
 
 def shifted(text: str, offset: int) -> str:
-    """Return `text` with `offset` added to its digits, modulo ten; the rest is unchanged."""
+    """Return `text` with `offset` added to each digit, modulo ten; other characters stay."""
     return "".join(str((int(c) + offset) % 10) if c in _DIGITS else c for c in text)
 
 
 def read_probe(result: str, probe: str) -> tuple[str, int]:
-    """Split the result of a trial with `probe` into what the operation did and the offset."""
+    """Split the result of a trial with `probe` into the operation's result and the unit's offset.
+
+    Operations only rearrange the probe's digits, so the offset is the one that maps all digits of
+    the result back to digits of the probe.
+    """
     digits = "".join(character for character in result if character in _DIGITS)
     for offset in (0, *OFFSETS):
         if set(shifted(digits, -offset)) <= set(probe):

@@ -1,4 +1,4 @@
-"""Samples a task: first its kind, then its tools, then which of them it needs."""
+"""Sampling of a task: first its kind, then its tools, then which of them it needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,26 +31,26 @@ class TaskKind:
     split: Split
     depth: int
     novelty: CatalogNovelty
-    """Tasks of `train` also have the value `names`."""
+    """In `train` it is always `names`."""
     by_example: bool
     marked: bool
 
     @property
     def known(self) -> tuple[Operation, ...]:
-        """Operations that its tools may have and its descriptions may name."""
+        """The operations that its tools may have and its docs may name."""
         return OPERATIONS + RESERVED_OPERATIONS if self.novelty == "operations" else OPERATIONS
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTools:
-    """Tools of a task in listed order, and those that it needs in the order of its goals."""
+    """The tools of a task in listed order, and those it needs, in the order of its goals."""
 
     listed: tuple[Instance, ...]
     needed: tuple[Instance, ...]
 
 
 def sample_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> TaskKind:
-    """Sample the kind of task number `index`; does not depend on its tools."""
+    """Sample the kind of task number `index`; it does not depend on the tools."""
     rng = Random(stable_hash("catalog kind", split, seed, index))
     novelty = "names" if split == "train" else rng.choice(config.novelty)
     depths = {int(depth): weight for depth, weight in sorted(config.depths.items())}
@@ -62,7 +62,7 @@ def sample_kind(config: CatalogConfig, split: Split, seed: int, index: int) -> T
 
 
 def sample_tools(config: CatalogConfig, kind: TaskKind, rng: Random) -> SampledTools:
-    """Sample tools until they allow a question of this kind, then the tools that it needs."""
+    """Sample tools until they allow a question of that kind, then choose the needed ones."""
     shares = shares_of(config)
     recurrent = kind.split == "train" and rng.random() < config.recurrent
     while True:
@@ -118,7 +118,7 @@ def _sample_recurrent(count: int, shares: Shares, rng: Random) -> tuple[Instance
 
 @cache
 def recurrent_tools(shares: Shares = DEFAULT_SHARES) -> tuple[Instance, ...]:
-    """Return the training tools that keep their behaviour; the same in every run."""
+    """Return the training tools with fixed behaviour; they are the same in every run."""
     rng = Random(stable_hash("catalog recurrent tools"))
     names = rng.sample(names_of("train"), _RECURRENT_TOOLS)
     return tuple(
@@ -130,7 +130,7 @@ def recurrent_tools(shares: Shares = DEFAULT_SHARES) -> tuple[Instance, ...]:
 def _with_duplicates(
     sampled: SampledTools, config: CatalogConfig, kind: TaskKind, rng: Random
 ) -> SampledTools:
-    """Give some tools that are not needed the operation of another tool of the task."""
+    """Replace some tools that are not needed by duplicates of another tool's operation."""
     listed: list[Instance] = []
     for tool in sampled.listed:
         if tool not in sampled.needed and rng.random() < config.duplicates:
@@ -141,7 +141,7 @@ def _with_duplicates(
 
 
 def _with_marks(sampled: SampledTools, rng: Random) -> SampledTools:
-    """Give every tool of the task its own letter."""
+    """Give every tool of the task a different letter."""
     letters = rng.sample(ascii_uppercase, len(sampled.listed))
     marked = {
         tool.name: replace(tool, mark=letter)
@@ -154,5 +154,5 @@ def _with_marks(sampled: SampledTools, rng: Random) -> SampledTools:
 
 
 def _shares_syllable(name: str, names: Sequence[str]) -> bool:
-    """Whether two names of one task would be easy to mix up."""
+    """Whether `name` shares a syllable with one of `names` and would be confused with it."""
     return any({name[:2], name[2:]} & {other[:2], other[2:]} for other in names)

@@ -1,12 +1,12 @@
-"""The scripted teacher of the catalog: a diligent, sometimes lazy, sometimes forgetful policy.
+"""The scripted teacher of the catalog: a careful policy that is sometimes lazy or forgetful.
 
-It knows nothing hidden. Each turn is a pure function of the conversation so far and the episode's
-seed, so it uses the same runner and the same tools as the policy that learns from it. It is
-imperfect on purpose: RL later corrects mostly its laziness.
+It has no hidden information. Each turn is a pure function of the conversation so far and the
+episode's seed, so its episodes use the same runner and tools as those of the policy that is trained
+on them. It is imperfect on purpose: RL later corrects mostly its laziness.
 
-Every turn restates what the next decision needs, so that a tiny model can make it from the text
-just before: the results so far and the open goals; in the execution, the line of its experience
-that describes how to call the tool.
+Every turn restates what the next decision needs, so that a tiny model finds it in the text just
+before: during trials the last result and the open goals; in the execution the line of the
+experience that states how the tool is called.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,15 +18,15 @@ from envs.tasksets.catalog.conversation import Goal, KnownTool, View, read
 from envs.tasksets.catalog.quirks import CLOSED, OPENING
 
 LAZY = 0.5
-"""Probability, after a trial that leaves the only goal open, to stop trying and to guess; with
-several goals it is divided among them.
+"""Chance to stop trying and to guess, after a trial that leaves the only goal open. With several
+goals it is divided by their number.
 """
 FORGETFUL = 0.1
-"""Probability to omit a known quirk in the first call of a step of the execution."""
+"""Chance to ignore a known quirk in the first call of an execution step."""
 SCARCE = 0.3
 """Share of teacher episodes with few trials or none."""
 SCARCE_CALLS = 3
-"""Maximum number of trials in these episodes."""
+"""Largest trial budget of these episodes."""
 
 
 def trial_reply(messages: Sequence[Message], seed: int) -> str:
@@ -37,7 +37,7 @@ def trial_reply(messages: Sequence[Message], seed: int) -> str:
 
 
 def direct_reply(messages: Sequence[Message], seed: int) -> str:
-    """Return the next turn of the direct teacher: call what the docs suggest, and answer."""
+    """Return the direct teacher's next turn: call the tools that the docs suggest, then answer."""
     view = read(messages, executing=True)
     rng = Random(stable_hash("catalog direct teacher", seed))
     assigned = zip(view.goals, _assigned(view, rng), strict=True)
@@ -52,6 +52,12 @@ def sample_trial_calls(seed: int, full: int) -> int:
 
 
 def _trial_turn(view: View, rng: Random) -> str:
+    """Return a turn of the trial phase.
+
+    In order: conclude if no trial is left; make the first call; open a closed tool; repeat a
+    refused call with its repair; conclude if every goal is served; else try the next tool, or be
+    lazy and conclude with a guess.
+    """
     last = view.last
     if view.blocked:
         return _conclude("", view, rng)
@@ -76,7 +82,7 @@ def _trial_turn(view: View, rng: Random) -> str:
 
 
 def _open_before(view: View, last: KnownTool) -> list[Goal]:
-    """Return the goals that were open before `last` answered."""
+    """Return the goals that no tool served before `last` answered."""
     return [goal for goal in view.goals if view.serving(goal) in (None, last)]
 
 
@@ -85,7 +91,7 @@ def _labels(goals: Sequence[Goal]) -> str:
 
 
 def _conclude(note: str, view: View, rng: Random) -> str:
-    """Write the experience, one clause per goal; if goals are open, state the guesses first."""
+    """Return a turn with the experience, one clause per goal; guesses are announced before it."""
     assigned = list(zip(view.goals, _assigned(view, rng), strict=True))
     guessed = [(goal, tool) for goal, tool in assigned if view.serving(goal) is None]
     known = _clauses(pair for pair in assigned if pair not in guessed)
@@ -95,7 +101,7 @@ def _conclude(note: str, view: View, rng: Random) -> str:
 
 
 def _clauses(assigned: Iterable[tuple[Goal, KnownTool]]) -> str:
-    """Write which tool serves which goal, newest first; each list adds one to the previous list."""
+    """Return the clauses, latest find first, so that each list adds one clause at the front."""
     latest_first = sorted(assigned, key=lambda pair: -pair[1].number)
     return "; ".join(_clause(goal, tool) for goal, tool in latest_first)
 
@@ -105,10 +111,10 @@ def _clause(goal: Goal, tool: KnownTool) -> str:
 
 
 def _known_as(goal: Goal, tool: KnownTool, remark: str) -> str:
-    """Write which tool serves `goal`.
+    """Return which tool serves `goal`, with a remark on how to call it.
 
-    The words are the same for a finding, in the experience and before a call, so that a call copies
-    the text that followed the goal's label before.
+    The wording is the same when the tool is found, in the experience and before a call, so that a
+    model can copy what followed the goal's label earlier.
     """
     return f"{goal.label} {tool.number}. {tool.name}{f', {remark}' if remark else ''}"
 
@@ -116,27 +122,27 @@ def _known_as(goal: Goal, tool: KnownTool, remark: str) -> str:
 def _execution_turn(view: View, rng: Random) -> str:
     step = len(view.executed)
     value = view.executed[-1] if view.executed else view.value
-    said = [view.last.repair] if view.last and _was_converted(view) else []
+    remarks = [view.last.repair] if view.last and _was_converted(view) else []
     if step == len(view.goals):
-        return "".join(f"{text}: " for text in said) + f"<answer>{value}</answer>"
+        return "".join(f"{text}: " for text in remarks) + f"<answer>{value}</answer>"
     goal = view.goals[step]
     name = view.chosen.get(goal.label, "")
     tool = next((tool for tool in view.tools if tool.name == name), view.tools[0])
     plain = not view.trouble and rng.random() < FORGETFUL
     opening = tool.closed and not tool.opened and not plain
     remark = view.trouble or (CLOSED if opening else "" if plain else tool.repair)
-    said.append(_known_as(goal, tool, remark))
-    return f"{', '.join(said)}: call {tool.call(OPENING if opening else value, plain=plain)}"
+    remarks.append(_known_as(goal, tool, remark))
+    return f"{', '.join(remarks)}: call {tool.call(OPENING if opening else value, plain=plain)}"
 
 
 def _was_converted(view: View) -> bool:
-    """Whether the current value is the last result converted back from the tool's unit."""
+    """Whether the current value is the last call's result, converted back from the tool's unit."""
     answered = bool(view.executed) and not view.trouble
     return answered and view.last is not None and view.last.offset > 0
 
 
 def _assigned(view: View, rng: Random) -> list[KnownTool]:
-    """Return a tool for each goal: one that serves it, else a guess; each tool at most once."""
+    """Return a tool for each goal: the one that serves it, else a guess without repetition."""
     assigned: list[KnownTool] = []
     for goal in view.goals:
         tool = view.serving(goal) or _guess(view, goal, assigned, rng)
@@ -145,7 +151,7 @@ def _assigned(view: View, rng: Random) -> list[KnownTool]:
 
 
 def _guess(view: View, goal: Goal, taken: Sequence[KnownTool], rng: Random) -> KnownTool:
-    """Guess among tools without a different known operation: by the docs, else a vague one."""
+    """Guess a tool among those without a result: by its doc, else one with a vague doc."""
     free = [tool for tool in view.tools if tool not in taken]
     open_tools = [tool for tool in free if not tool.result] or free or view.tools
     named = [tool for tool in open_tools if tool.subject == goal.operation]

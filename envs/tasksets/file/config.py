@@ -1,4 +1,4 @@
-"""The config section of the user's own tasks: which file, and how much of it is held out."""
+"""The config section of the user's own tasks: the file, and the share that is held out."""
 
 from pydantic import Field
 
@@ -13,9 +13,8 @@ class FileEnvConfig(EnvConfig):
     name: str = "file"
     """Your own tasks, with tools in Python or behind OpenAPI, MCP or OpenEnv."""
     path: str = ""
-    """JSONL file, or a folder with `tasks.jsonl`; empty for the dozen tasks that ship with the
+    """JSONL file, or a folder with `tasks.jsonl`; empty for the dozen tasks shipped with the
     project.
     """
     heldout_percent: int = Field(default=20, ge=0, le=100)
-    """Share of the tasks that name no split, by a hash of their id, that form the held-out split.
-    """
+    """Percentage of the tasks without a `split` that are held out, chosen by a hash of their id."""

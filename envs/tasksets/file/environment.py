@@ -1,7 +1,7 @@
 """The environment of the user's own tasks: questions in a JSONL file, tools from several sources.
 
-Files that a task names are next to the task file. Tool code is only read here, never run. Servers
-that list their own tools are asked once, when the environment is created.
+Paths in a task are relative to the folder of the task file. Tool code is only read here, never run.
+Servers that list their own tools are queried once, when the environment is created.
 """
 
 import json
@@ -35,7 +35,7 @@ NAME = "file"
 OWN_TASKS = Path(__file__).parent / "bank"
 
 ListTools = Callable[[Endpoint], ToolSet]
-"""Asks a server for its tools. Raises ToolServerError, DeadlineError, ConfigError."""
+"""Returns a server's tools. Raises ToolServerError, DeadlineError, ConfigError."""
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -49,7 +49,7 @@ class TextScorer:
     contains: bool = False
 
     def score(self, answer: str) -> Score:
-        """Return 1 or 0, also as the part `answer`."""
+        """Return 1 or 0, also as the component `answer`."""
         given, wanted = _plain(answer), _plain(self.expected)
         correct = wanted in given if self.contains and wanted else given == wanted
         return Score(float(correct), {"answer": float(correct)})
@@ -63,7 +63,10 @@ class NumberScorer:
     tolerance: float
 
     def score(self, answer: str) -> Score:
-        """Return 1 or 0, also as the part `answer`."""
+        """Return 1 or 0, also as the component `answer`.
+
+        The tolerance is relative to the expected number, or absolute if that is below 1 in size.
+        """
         found = _NUMBER.findall(answer)
         correct = bool(found) and math.isclose(
             float(found[-1].replace(",", "").replace("_", "")),
@@ -75,10 +78,13 @@ class NumberScorer:
 
 
 class FileEnvironment(TaskCollection):
-    """Tasks of `env.path`; each names its split, or a hash of its id decides as for ToolHop."""
+    """Tasks of `env.path`; each names its split, or a hash of its id selects it, as for ToolHop."""
 
     def __init__(self, config: FileEnvConfig, list_tools: ListTools) -> None:
-        """Read the complete file. Raises MissingError, DataFileError, and as `list_tools` does."""
+        """Read the complete file.
+
+        Raises MissingError, DataFileError, and what `list_tools` raises.
+        """
         given = Path(config.path) if config.path else OWN_TASKS
         path = given / "tasks.jsonl" if given.is_dir() else given
         loader = _Loader(path.parent, list_tools)
@@ -88,7 +94,7 @@ class FileEnvironment(TaskCollection):
 
 
 class _Loader:
-    """Loads the tool sets that rows describe, each of them once."""
+    """Loads the tool sets that rows describe, each only once."""
 
     def __init__(self, folder: Path, list_tools: ListTools) -> None:
         self._folder = folder

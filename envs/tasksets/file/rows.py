@@ -1,4 +1,4 @@
-"""The format of a user's own tasks: a JSON object per line, checked field by field."""
+"""The file format of a user's own tasks: one JSON object per line, validated field by field."""
 
 import json
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class FunctionTools(_Row):
 
 
 class OpenApiTools(_Row):
-    """`{"openapi": "api.json"}`: simulated, or with `base_url` the real API."""
+    """`{"openapi": "api.json"}`: a simulation of the API, or with `base_url` the real API."""
 
     openapi: NonEmpty
     base_url: NonEmpty | None = None
@@ -53,7 +53,7 @@ class OpenApiTools(_Row):
 
 
 class McpPlace(_Row):
-    """A server to start, or the address of a running one."""
+    """An MCP server: a command that starts it, or the URL of a running one."""
 
     command: tuple[NonEmpty, ...] = ()
     environment: dict[str, str] = {}
@@ -82,11 +82,13 @@ class McpServerTools(_Row):
 
 
 class OpenEnvPlace(_Row):
+    """The URL of a running OpenEnv server."""
+
     url: NonEmpty
 
 
 class OpenEnvServerTools(_Row):
-    """`{"openenv": {"url": "http://host:port"}}`."""
+    """`{"openenv": {"url": "http://host:port"}}`: the tools of an OpenEnv server."""
 
     openenv: OpenEnvPlace
 
@@ -115,17 +117,20 @@ ToolSource = Annotated[
 
 
 class TaskRow(_Row):
-    """One task; a missing `split` is derived from the id."""
+    """One task; without `split`, a hash of the id selects the split."""
 
     id: NonEmpty
     question: NonEmpty
     answer: StrictStr | int | float
     scorer: Literal["exact", "numeric", "contains"] = "exact"
-    """When an answer is correct. `exact`: equal except for case, blanks and a final full stop;
-    `numeric`: equal as a number, within `tolerance`; `contains`: it contains the expected text.
+    """When an answer is correct. `exact`: equal to the expected text, ignoring case, white space
+    and a final full stop; `numeric`: its last number equals the expected one within `tolerance`;
+    `contains`: the expected text occurs in it.
     """
     tolerance: float = Field(default=1e-6, ge=0)
-    """Maximum difference that `numeric` accepts; relative for expected numbers above 1."""
+    """Largest difference that `numeric` accepts: relative if the size of the expected number is
+    above 1, else absolute.
+    """
     split: Split | None = None
     tags: dict[str, str] = {}
     tools: ToolSource
@@ -134,7 +139,7 @@ class TaskRow(_Row):
     @classmethod
     def _no_truth(cls, answer: object) -> object:
         if isinstance(answer, bool):
-            raise ValueError("expected text or a number; write true as text")
+            raise ValueError("expected text or a number; write true or false as text")
         return answer
 
 
@@ -146,7 +151,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
     if not path.is_file():
         raise MissingError(
             f"expected a file of tasks, one JSON object per line, found none at {path}: set "
-            "env.path to it, or to a folder with `tasks.jsonl`; empty is the example that ships"
+            "env.path to it, or to a folder with `tasks.jsonl`; empty means the example tasks"
         )
     lines_of_ids: dict[str, int] = {}
     with path.open(encoding="utf-8") as file:
@@ -158,7 +163,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
                     earlier = lines_of_ids.setdefault(row.id, number)
                     if earlier != number:
                         raise DataFileError(
-                            f"{where}, field `id`: expected an id of its own, found that of line "
+                            f"{where}, field `id`: expected a unique id, found that of line "
                             f"{earlier}: rename one"
                         )
                     yield where, row
@@ -173,8 +178,8 @@ def _row(where: str, line: str) -> TaskRow:
         return TaskRow.model_validate(json.loads(line.rstrip()))
     except json.JSONDecodeError as error:
         raise DataFileError(
-            f"{where}, column {error.colno}: broken JSON ({error.msg}): one object per line, "
-            "line breaks in texts as \\n"
+            f"{where}, column {error.colno}: invalid JSON ({error.msg}): write one object per "
+            "line, and line breaks in texts as \\n"
         ) from error
     except (ValidationError, RecursionError) as error:
         raise DataFileError(f"{where}{_fault(error)}") from error
@@ -182,7 +187,7 @@ def _row(where: str, line: str) -> TaskRow:
 
 def _fault(error: ValidationError | RecursionError) -> str:
     if isinstance(error, RecursionError):
-        return ": expected a task, found an object nested too deep"
+        return ": expected a task, found an object with too many nested levels"
     first = error.errors(include_url=False)[0]
     tagged = first["loc"][:1] == ("tools",)  # the second part is then the kind, not a field
     parts = first["loc"][:1] + first["loc"][2:] if tagged else first["loc"]
@@ -191,5 +196,5 @@ def _fault(error: ValidationError | RecursionError) -> str:
     if first["type"] == "missing":
         return f"{named}: expected this field, found none: add it"
     if first["type"] == "extra_forbidden":
-        return f"{named}: a field of this name means nothing: remove it or correct its name"
+        return f"{named}: unknown field: remove it or correct its name"
     return f"{named}: {first['msg']}, found {json.dumps(first['input'], default=str)[:_SHOWN]}"

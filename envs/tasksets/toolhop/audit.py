@@ -1,4 +1,4 @@
-"""An audit of a ToolHop file: do its tools run, and can its sub-questions be answered by them?"""
+"""An audit of a ToolHop file: whether its tools run and can answer its sub-questions."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +19,7 @@ _CALLS_PER_REQUEST = 20
 
 @dataclass(frozen=True, slots=True)
 class ToolAudit:
-    """What became of the calls of one tool; `reached` when one answer held the expected text."""
+    """Results of the calls of one tool; `reached` if an answer contained the expected text."""
 
     question: str
     sub_question: str
@@ -30,18 +30,18 @@ class ToolAudit:
 
     @property
     def answered(self) -> bool:
-        """Whether a call was answered by a value rather than by an error."""
+        """Whether a call returned a value rather than an error."""
         return AnswerStatus.OK in self.statuses
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The tools of a file, in file order."""
+    """Results for all tools of a file, in file order."""
 
     tools: tuple[ToolAudit, ...]
 
     def to_json(self) -> JsonObject:
-        """Return counts of questions, tools, calls by status, and of what is reachable."""
+        """Return counts of questions, tools, calls by status, and expected answers reached."""
         calls: Counter[str] = Counter()
         for tool in self.tools:
             calls.update({status.value: count for status, count in tool.statuses.items()})
@@ -62,14 +62,15 @@ async def audit(
 ) -> Audit:
     """Call every tool with up to `calls_per_tool` schema-valid arguments.
 
-    Arguments are sampled from enumerations, examples, the sub-questions, and the answers of the
-    other hops, never from the sub-question's own answer. This is a search: an answer that it does
-    not reach may still be reachable. Raises ToolServerError or DeadlineError.
+    Arguments are sampled from enumerations, examples, and names and numbers in the sub-question and
+    in the answers of the other hops; the sub-question's own answer is never used. The search is
+    not exhaustive: an answer that it does not reach may still be reachable. Raises ToolServerError
+    or DeadlineError.
     """
-    turns = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(_AT_ONCE)
 
     async def one(question: ToolHopQuestion, tool_set: ToolSet, index: int) -> ToolAudit:
-        async with turns:
+        async with slots:
             return await _audit_tool(question, tool_set, index, tools, (calls_per_tool, seed))
 
     async with asyncio.TaskGroup() as group:

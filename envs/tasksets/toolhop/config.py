@@ -1,4 +1,4 @@
-"""The config section of ToolHop: which data file, and how much of it is held out."""
+"""The config section of ToolHop: the data file, and the share that is held out."""
 
 from pydantic import Field
 
@@ -11,6 +11,6 @@ class ToolHopEnvConfig(EnvConfig):
     name: str = "toolhop"
     """Questions from a file in ToolHop's format, each with its own Python tools."""
     path: str = ""
-    """Data file; empty for the twelve tasks in the same format that ship with the project."""
+    """Data file; empty for the twelve tasks in the same format shipped with the project."""
     heldout_percent: int = Field(default=20, ge=0, le=100)
-    """Share of tasks, by a hash of their id, that form the held-out split."""
+    """Percentage of the tasks that are held out, chosen by a hash of their id."""

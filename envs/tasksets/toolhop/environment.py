@@ -28,13 +28,13 @@ ANSWER_FORMAT = (
 
 @dataclass(frozen=True, slots=True)
 class ToolHopScorer:
-    """Scores an answer as ToolHop's evaluation script does: by containment.
+    """Scores an answer by containment, as ToolHop's evaluation script does.
 
     Source: `sample_process` in `code/evaluation_open.py` of the data set's repository (Apache-2.0).
     An answer is correct when the expected answer occurs in the reply. Both are lower-cased and
     lose trailing `.` and `0` characters; the reply also loses its commas. That is generous: `15` is
-    found in `1915`, and `360`, stripped to `36`, in `2036`. The part `exact` is the strict reading:
-    the texts are equal apart from case, commas, surrounding white space and a final full stop;
+    found in `1915`, and `360`, stripped to `36`, in `2036`. The component `exact` is strict: the
+    texts are equal apart from case, commas, surrounding white space and a final full stop;
     numbers are compared by value.
 
     Three differences from the script, each of which can only lower a score. The script reads the
@@ -46,7 +46,7 @@ class ToolHopScorer:
     expected: str
 
     def score(self, answer: str) -> Score:
-        """Return 1 or 0 as the reward and as the part `answer`, and the stricter part `exact`."""
+        """Return 1 or 0 as reward and component `answer`, and the stricter component `exact`."""
         exact = bool(answer.strip()) and _plain(answer) == _plain(self.expected)
         needle = self.expected.rstrip(".0").lower()
         haystack = answer.rstrip(".0").replace(",", "").lower()
@@ -56,7 +56,7 @@ class ToolHopScorer:
 
 @dataclass(frozen=True, slots=True)
 class ToolHopReport:
-    """What was read: tasks per split, and how the tools' functions were found in the sources."""
+    """Summary of a file: tasks per split, and how the tools' functions were found."""
 
     path: Path
     tasks: int
@@ -88,7 +88,7 @@ class ToolHopEnvironment(TaskCollection):
 
     @property
     def report(self) -> ToolHopReport:
-        """Count what was read; every tool counts once in `choices`."""
+        """Return the summary of the file; every tool counts once in `choices`."""
         splits: dict[Split, int] = {"train": 0, "validation": 0, "heldout": 0}
         for task in self.all_tasks():
             splits[task.split] += 1

@@ -1,4 +1,4 @@
-"""ToolHop's file format: a JSON list of questions, checked field by field."""
+"""ToolHop's file format: a JSON list of questions, validated field by field."""
 
 import json
 from pathlib import Path
@@ -53,20 +53,20 @@ class ToolHopQuestion(BaseModel):
 def read_questions(path: Path) -> tuple[ToolHopQuestion, ...]:
     """Read every question of `path`, in file order.
 
-    Raises MissingError where there is no such file, and DataFileError for broken JSON (with its
+    Raises MissingError if the file does not exist, and DataFileError for invalid JSON (with its
     line) or a missing or wrong field (with the question's index, its id and the field).
     """
     if not path.is_file():
         raise MissingError(
             f"expected a file in ToolHop's format, found none at {path}: set env.path to "
             "ToolHop.json (data set bytedance-research/ToolHop on the Hugging Face hub), or leave "
-            "it empty for the tasks that ship with the project"
+            "it empty for the tasks shipped with the project"
         )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataFileError(
-            f"{path}, line {error.lineno}, column {error.colno}: broken JSON "
+            f"{path}, line {error.lineno}, column {error.colno}: invalid JSON "
             f"({error.msg}); fetch the file again"
         ) from error
     except (UnicodeDecodeError, RecursionError) as error:
@@ -112,8 +112,8 @@ def _refuse_repeated_ids(path: Path, questions: tuple[ToolHopQuestion, ...]) -> 
         earlier = first_index.setdefault(str(question.id), index)
         if earlier != index:
             raise DataFileError(
-                f"{path}, task {index} (id {question.id}), field `id`: expected an id of its own, "
-                f"found that of task {earlier}; the split and the ledger go by id, so rename one"
+                f"{path}, task {index} (id {question.id}), field `id`: expected a unique id, "
+                f"found that of task {earlier}; split and ledger depend on the id, so rename one"
             )
 
 

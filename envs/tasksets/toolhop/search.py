@@ -1,4 +1,4 @@
-"""Schema-valid calls of a ToolHop tool, sampled from values in its schema and its question."""
+"""Candidate calls of a ToolHop tool, sampled from values in its schema and its question."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _GRID = 64
 def candidate_calls(
     spec: ToolSpec, texts: Sequence[str], limit: int, seed: int
 ) -> Iterator[JsonObject]:
-    """Yield at most `limit` different arguments: a grid of the required ones, then random samples.
+    """Yield at most `limit` distinct arguments: a grid of the required ones, then random samples.
 
     Strings come from enumerations, defaults, examples, quotes in descriptions, and the names and
     numbers in `texts`; the same seed gives the same calls.
@@ -54,7 +54,7 @@ def _all_calls(spec: ToolSpec, words: list[str], rng: Random, limit: int) -> Ite
 
 
 def _words(texts: Sequence[str]) -> list[str]:
-    """Return names, quotes and whole texts that are short, the longest names first."""
+    """Return short complete texts, then quotes and names (longest first), then numbers."""
     found: list[str] = []
     for text in texts:
         names = sorted(_NAME.findall(text), key=len, reverse=True)
@@ -66,7 +66,7 @@ def _words(texts: Sequence[str]) -> list[str]:
 
 
 def _values(schema: JsonValue, words: list[str], depth: int) -> list[JsonValue]:
-    """Return candidate values that the schema allows; never none."""
+    """Return candidate values for a schema, at least one."""
     if not isinstance(schema, dict) or depth == 0:
         return list(words)
     named = _named_values(schema)
@@ -100,7 +100,7 @@ def _values(schema: JsonValue, words: list[str], depth: int) -> list[JsonValue]:
 
 
 def _named_values(schema: JsonObject) -> list[JsonValue]:
-    """Return what the schema itself offers: its enumeration, else default and examples."""
+    """Return the values that the schema contains: its enumeration, else default and examples."""
     enum = schema.get("enum")
     if isinstance(enum, list) and enum:
         return enum

@@ -1,7 +1,7 @@
-"""The scripted teacher of the twelve ToolHop tasks that ship with the project.
+"""The scripted teacher of the twelve ToolHop tasks shipped with the project.
 
-ToolHop has no gold calls. For these tasks a file gives three things per hop: a call that seems
-correct but misleads, the call that works, and its value. The teacher makes both calls in its
+ToolHop has no reference calls. For these tasks a file gives three things per hop: a call that seems
+correct but misleads, the call that works, and its result. The teacher makes both calls in its
 trials, and only the one that works in the execution.
 """
 

@@ -1,4 +1,4 @@
-"""From a ToolHop question to a tool set: which source implements which tool, none of them run."""
+"""Tool sets from ToolHop questions: pairs each tool with its source, without running any code."""
 
 import ast
 from collections import Counter
@@ -24,9 +24,10 @@ class Definition:
 class Binding:
     """The source and the function that implement one tool, and how they were chosen.
 
-    `named`: a function of the tool's name, the one whose parameters fit the schema best where names
-    repeat. `last definition`: no source defines that name; a left-over source's last function.
-    `unparsable`: the left-over source defines nothing or does not parse; calls will be tool errors.
+    `named`: a function with the tool's name; if names repeat, the one whose parameters fit the
+    schema best. `last definition`: no source defines that name, so the last function of an unused
+    source is taken. `unparsable`: the unused source has no function or cannot be parsed; calls
+    return tool errors.
     """
 
     source: str
@@ -50,7 +51,11 @@ def definitions(source: str) -> tuple[Definition, ...]:
 
 
 def bind_tools(tools: Sequence[ToolHopTool], sources: Sequence[str]) -> tuple[Binding, ...]:
-    """Pair each of `tools` with one of as many `sources`, by function name, then by parameters."""
+    """Pair each of `tools` with one of `sources`, by function name, then by parameters.
+
+    There are as many sources as tools, in another order. Pairs with equal names are assigned
+    greedily, fewest parameter mismatches first; remaining tools get the unused sources in order.
+    """
     found = [definitions(source) for source in sources]
     fits: list[tuple[int, int, int]] = []
     for i, tool in enumerate(tools):
@@ -75,11 +80,11 @@ def bind_tools(tools: Sequence[ToolHopTool], sources: Sequence[str]) -> tuple[Bi
 
 
 def tool_set_of(question: ToolHopQuestion) -> tuple[ToolSet, tuple[Choice, ...]]:
-    """Build the question's tool set and say how each tool's function was chosen.
+    """Return the question's tool set, and how each tool's function was chosen.
 
     A name that several tools share gets a suffix from its second use on (`extract_first_name_2`),
-    so that each can be called. Sub-questions and their answers stay out, for a sandboxed child can
-    read all of a tool set.
+    so that each can be called. Sub-questions and their answers are left out, because
+    tool code in the sandbox can read the complete tool set.
     """
     tools = tuple(question.tools.values())
     bindings = bind_tools(tools, question.functions)

@@ -129,21 +129,21 @@ BODY = ["paths", "/tags", "put", "requestBody", "content"]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1: broken JSON"),
-        ("a: [", "line 1: broken YAML"),
-        ("openapi: 3.0.0\nx: !!binary aGk=", "line 2: broken YAML"),
-        ("openapi: 3.0.0\nx: !!python/name:os.system", "line 2: broken YAML"),
-        ("[]", "no object at its top"),
+        ("{", "line 1: invalid JSON"),
+        ("a: [", "line 1: invalid YAML"),
+        ("openapi: 3.0.0\nx: !!binary aGk=", "line 2: invalid YAML"),
+        ("openapi: 3.0.0\nx: !!python/name:os.system", "line 2: invalid YAML"),
+        ("[]", "no object at the top level"),
         (changed(["openapi"], "2.0"), "expected OpenAPI 3.0 or 3.1, found 2.0"),
         (changed(["paths"], {}), "at least one operation"),
         (changed(BODY, {"image/png": {}}), "PUT /tags: expected a JSON body, found image/png"),
         (
             changed([*BODY, "application/json", "schema"], {"$ref": "http://host/x.json"}),
-            "inside of the document",
+            "inside the document",
         ),
         (
             changed([*BODY, "application/json", "schema"], {"$ref": "#/components/none"}),
-            "'#/components/none' leads nowhere",
+            "'#/components/none' has no target",
         ),
         (
             changed(["components", "schemas", "Genre"], {"$ref": "#/components/schemas/Genre"}),
@@ -167,7 +167,7 @@ def test_aliases_that_multiply_meet_a_budget() -> None:
         "openapi: 3.0.1\nb:\n" + schemas + "\npaths: {/x: {get: {parameters: [{name: p, in: query, "
         "schema: {$ref: '#/b/a29'}}]}}}"
     )
-    with pytest.raises(DataFileError, match="more: choose some"):
+    with pytest.raises(DataFileError, match="more: select fewer"):
         tool_set_of_openapi(text)
 
 

@@ -255,7 +255,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         ({"tools": 2, "depths": {"3": 1.0}}, "a tool per operation"),
         ({"depths": {"1": 1.0}}, "depth of 2 or more"),
         ({"quirks": {"none": 0.0}}, "quirks and docs"),
-        ({"marks": 0.5, "duplicates": 0.5}, "no duplicates"),
+        ({"marks": 0.5, "duplicates": 0.5}, "duplicates or marks"),
         ({"novelty": []}, "novelty level"),
     ):
         with pytest.raises(ValidationError, match=message):
