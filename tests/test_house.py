@@ -15,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from requirements import install
+from tests.project_tree import imported_names, project_modules, top, tree_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -267,9 +268,10 @@ def test_dockerfiles_copy_only_what_exists() -> None:
 def test_the_tools_image_installs_what_envs_imports() -> None:
     text = (ROOT / "docker" / "tools.Dockerfile").read_text()
     imported = {
-        match
-        for path in (ROOT / "envs").rglob("*.py")
-        for match in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+        top(name)
+        for path in project_modules()
+        if path.startswith("envs/")
+        for name in imported_names(tree_of(path))
     }
     wanted = imported - set(sys.stdlib_module_names) - {"envs"}
     if "yaml" in wanted:

@@ -24,7 +24,10 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 STEPS = 2
 """The first step is on policy, the second learns from episodes of the model before it."""
-OF_THE_LOOP = {"collect_s", "learn_s", "push_s", "workers", "worker_losses"}
+OF_THE_LOOP = {
+    *("collect_s", "learn_s", "push_s", "step_s", "sampled_tokens_per_s"),
+    *("workers", "worker_losses"),
+}
 
 
 @pytest.fixture(scope="module")
