@@ -3,8 +3,12 @@
 import importlib
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -64,11 +68,37 @@ def stack(module: str, *, slow: bool = False) -> Any:
     progress = Progress(quiet=not slow)
     progress.phase("loading torch and Ray")
     try:
-        return importlib.import_module(f"cluster.{module}")
+        with interruptible():
+            return importlib.import_module(f"cluster.{module}")
     except ImportError as error:
         raise ConfigError(
             f"the stack is not installed ({error}): type 'make setup', then 'trialrun doctor'"
         ) from error
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end if Ctrl-C was pressed in the block and had no effect.
+
+    Modules of others that are being imported may swallow the exception, and the command would
+    continue as if nothing had been pressed.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only it receives signals
+        yield
+        return
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def report(result: JsonObject, *, as_json: bool) -> None:
