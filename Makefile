@@ -31,7 +31,7 @@ demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 A
 test: setup interop ## every test: unit tests in two processes, then the real ones: make test ARGS='tests/rollout'
 	@$(RUN_BOTH)
 
-check: setup lint ## lint, types, layer test and fast unit tests: about 90 seconds
+check: setup lint ## lint, types, layer test and fast unit tests
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit
 
 types: setup ## basedpyright over the packages and the tests

@@ -119,7 +119,9 @@ def test_sessions_are_found_by_attempt_and_without_one_by_time(
 async def test_differences_are_told_where_they_are(
     run: Path, model: Path, episodes: list[Episode], tmp_path: Path
 ) -> None:
-    old, unrecorded = [episode for episode in episodes if len(episode.turns[0].calls) == 1][:2]
+    # By id, as a replay reports them: they are stored in the order in which they ended.
+    by_id = sorted(episodes, key=lambda episode: episode.lease.episode)
+    old, unrecorded = [episode for episode in by_id if len(episode.turns[0].calls) == 1][:2]
     call = old.turns[0].calls[0]
     forged = replace(
         old, turns=(replace(old.turns[0], calls=(replace(call, result="4"),)), *old.turns[1:])
