@@ -2,6 +2,7 @@
 
 import base64
 import pickle
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,7 @@ class SharedMemoryPublisher:
 
     def __init__(self, directory: Path, layout: WeightLayout) -> None:
         self._layout = layout
+        self._sender = _new_sender()
         self._files = WeightFiles(directory, layout.nbytes)
         self._views = {file.path: self._views_of(file) for file in self._files.both}
 
@@ -52,6 +54,7 @@ class SharedMemoryPublisher:
             transport="shm",
             path=str(file.path),
             checksum=found,
+            sender=self._sender,
         )
 
     def close(self) -> None:
@@ -73,6 +76,7 @@ class CudaIpcPublisher:
     def __init__(self, device: torch.device, layout: WeightLayout) -> None:
         self._device = device
         self._layout = layout
+        self._sender = _new_sender()
         self._buffers = [
             torch.empty(layout.nbytes, dtype=torch.uint8, device=device) for _ in range(2)
         ]
@@ -95,12 +99,17 @@ class CudaIpcPublisher:
             path="",
             checksum="",
             handles=pickled,
+            sender=self._sender,
         )
 
     def close(self) -> None:
         """Free the buffers once no engine maps them."""
         self._buffers.clear()
         torch.cuda.ipc_collect()
+
+
+def _new_sender() -> str:
+    return secrets.token_hex(8)
 
 
 def _typed(buffer: torch.Tensor, slot: TensorSlot) -> torch.Tensor:

@@ -58,6 +58,7 @@ class VllmEngine:
         self._clear_cache_on_load = clear_cache_on_load
         self._llm: AsyncLLM | None = None
         self._version = 0
+        self._sender = ""
         self._paused = False
         self._broken = ""
         self._loading = asyncio.Lock()
@@ -121,7 +122,8 @@ class VllmEngine:
         ):  # a request must not carry the salt of a version that is being replaced
             llm = self._live()
             started = clock()
-            tokens = tokens_input(list(prompt.token_ids), cache_salt=f"policy-{self._version}")
+            salt = f"policy-{self._sender}-{self._version}"
+            tokens = tokens_input(list(prompt.token_ids), cache_salt=salt)
         try:
             stream = llm.generate(
                 tokens,
@@ -207,7 +209,7 @@ class VllmEngine:
         )
 
     def _check(self, manifest: WeightManifest) -> None:
-        if manifest.version < self._version:
+        if manifest.sender == self._sender and manifest.version < self._version:
             raise WeightSyncError(
                 f"expected a version of at least {self._version}, found {manifest.version}"
             )
@@ -268,7 +270,7 @@ class VllmEngine:
             raise RuntimeError(
                 f"expected vLLM to answer version {manifest.version}, found {answered}"
             )
-        self._version = manifest.version
+        self._version, self._sender = manifest.version, manifest.sender
 
     async def _load_adapter(self, llm: AsyncLLM, update: dict[str, Any]) -> None:
         lora = self._spec.model.lora

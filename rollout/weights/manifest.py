@@ -98,6 +98,8 @@ class WeightManifest:
     """`cuda_ipc`: the sender's device buffers, one handle per slot, pickled, in base64."""
     place: Place | None = None
     """`shm`: where `path` can be opened; None if there is only one place."""
+    sender: str = ""
+    """Random id of the publisher: versions of one sender only grow, another one counts anew."""
 
 
 def checksum(buffer: memoryview) -> str:

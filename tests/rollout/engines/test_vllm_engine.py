@@ -281,7 +281,7 @@ async def test_the_context_limits_prompt_and_completion(untied: Rig) -> None:
 
 async def test_refused_manifests_leave_the_old_weights_live(rig: Rig) -> None:
     prompt = prompt_of(30, seed=800)
-    version = rig.engine.version
+    version = await rig.push()
     before = await rig.sample(prompt, GREEDY)
     good = rig.publisher.publish(version + 1, tiny_llama(rig.tied, 99).named_parameters())
     fewer = WeightLayout(good.layout.slots[:-1])
@@ -299,6 +299,20 @@ async def test_refused_manifests_leave_the_old_weights_live(rig: Rig) -> None:
     pushed = await rig.push()
     after = await rig.sample(prompt, GREEDY)
     assert list(after.token_ids) == greedy_reference(rig.models[pushed], prompt, 24)
+
+
+async def test_another_sender_counts_versions_anew(rig: Rig, tmp_path: Path) -> None:
+    prompt = prompt_of(40, seed=850)
+    for version in (await rig.push(), 0):
+        await rig.sample(prompt, GREEDY)  # its blocks stay in the prefix cache of the other sender
+        rig.models[version] = tiny_llama(rig.tied, seed=500 + version)
+        sender = SharedMemoryPublisher(tmp_path, rig.engine.layout)
+        weights = rig.models[version].named_parameters()
+        await rig.engine.load_weights(sender.publish(version, weights))
+        sender.close()
+        after = await rig.sample(prompt, GREEDY)
+        assert (rig.engine.version, after.spans[0].version) == (version, version)
+        assert list(after.token_ids) == greedy_reference(rig.models[version], prompt, 24)
 
 
 async def test_a_paused_engine_waits_and_a_load_does_not_wake_it(untied: Rig) -> None:
