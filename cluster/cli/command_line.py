@@ -83,7 +83,9 @@ def interruptible() -> Iterator[None]:
     Modules of others that are being imported may swallow the exception, and the command would
     continue as if nothing had been pressed.
     """
-    if threading.current_thread() is not threading.main_thread():  # only it receives signals
+    in_main = threading.current_thread() is threading.main_thread()  # only it receives signals
+    # A shell starts a command in the background with the signal ignored; that is respected.
+    if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield
         return
     pressed: list[int] = []

@@ -217,7 +217,9 @@ class TestWithTheStack:
         assert (code, "no/such/model" in err) == (3, True)
 
     def test_ctrl_c_while_starting_up_is_one_line(self, tmp_path: Path) -> None:
-        code = "from cluster.cli.main import main; main()"
+        # Tests that run in the background of a shell inherit an ignored SIGINT.
+        handled = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        code = handled + "from cluster.cli.main import main; main()"
         root = Path(__file__).parents[3]
         environ = os.environ | {"PYTHONPATH": str(root)}
         command = [sys.executable, "-c", code, "train", "catalog"]
