@@ -28,7 +28,8 @@ def resolve_inputs(config: RunConfig) -> RunInputs:
     An environment may ask servers for their tools. Raises MissingError, ConfigError,
     DataFileError, and InfraError where a server does not answer.
     """
-    return RunInputs(config, find_model(config), make_environment(config.env))
+    environment = make_environment(config.env)  # first: a model may take half a minute to build
+    return RunInputs(config, find_model(config), environment)
 
 
 def find_model(config: RunConfig) -> Path:
