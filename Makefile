@@ -2,14 +2,19 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-PYTEST := $(PY) -m pytest -q --durations=15
-UNIT := -m "not real and not gpu" --numprocesses=2 --dist=loadfile
+PYTEST := $(PY) -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile
+UNIT := -m "not real and not gpu"
+# In the order of the files: tests/conftest.py puts the longest ones first.
+REAL := -m "real or gpu" --no-loadscope-reorder
 
-# The real tests run in one process: vLLM, DeepSpeed and Ray need the machine to themselves. They also
-# run after a failed unit test. Exit status 5 of pytest: the given path has no test of that kind.
+# Tests start many processes: each would compile our modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+# Unit tests, then the real ones, also after a failed unit test. Exit status 5 of pytest: the given
+# path has no test of that kind.
 define RUN_BOTH
 $(PYTEST) $(UNIT) $(ARGS); unit=$$?; \
-$(PYTEST) -m "real or gpu" $(ARGS); real=$$?; \
+$(PYTEST) $(REAL) $(ARGS); real=$$?; \
 if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
 for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
 endef
@@ -28,7 +33,7 @@ interop: setup ## create .venv-interop, the foreign programs that tests speak wi
 demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 ARGS='...'
 	.venv/bin/trialrun demo $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test: setup interop ## every test: unit tests in two processes, then the real ones: make test ARGS='tests/rollout'
+test: setup interop ## every test in two processes, unit tests first, then the real ones: make test ARGS='tests/rollout'
 	@$(RUN_BOTH)
 
 check: setup lint ## lint, types, layer test and fast unit tests
@@ -38,7 +43,7 @@ types: setup ## basedpyright over the packages and the tests
 	$(PY) -m basedpyright
 
 unit: setup ## the tests that start neither vLLM nor DeepSpeed nor Ray
-	$(PY) -m pytest -q $(UNIT) $(ARGS)
+	$(PYTEST) $(UNIT) $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -60,8 +60,9 @@ def install() -> None:
             run_step(f"create {place.relative_to(ROOT)}", make, environ)
             lock = f"requirements/{name}.lock"
             target = ["--python", str(place / "bin" / "python")]
-            sync = [*uv, "pip", "sync", *target, *uv_arguments(settings), lock]
-            run_step(f"install {lock}", sync, environ)
+            # Where PYTHONDONTWRITEBYTECODE is set, each start would compile the packages anew.
+            sync = [*uv, "pip", "sync", "--compile-bytecode", *target]
+            run_step(f"install {lock}", [*sync, *uv_arguments(settings), lock], environ)
         STAMP.write_text(wanted_stamp())
     print(f"setup: .venv-interop done in {time.monotonic() - started:.0f} s")
 
