@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Set before torch, vLLM or Ray are imported; the processes that tests start inherit them.
 for _name, _value in {
@@ -22,8 +24,28 @@ settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
 
+_LONGEST = ("tests/e2e/", "tests/docs/", "tests/cluster/training/")
+"""Folders to begin with, so that two processes end at about the same time."""
+_SHARING = ("tests/e2e/",)
+"""Folders whose files share a pool of vLLM workers, so one process runs all of them."""
+
+
+class OneProcessPerFile(LoadScopeScheduling):
+    """Distributes files over processes, and the folders in `_SHARING` as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        shared = next((folder for folder in _SHARING if nodeid.startswith(folder)), None)
+        return shared or nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessPerFile:
+    return OneProcessPerFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is no GPU."""
+    """Begin with the longest tests; skip those marked `gpu` where there is no GPU."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
     if Path("/dev/nvidia0").exists():
         return
     for item in items:

@@ -116,6 +116,11 @@ class RolloutPool:
         """Workers lost so far; those that drained are not counted."""
         return self._supervision.losses
 
+    @property
+    def holds_pushed_weights(self) -> bool:
+        """Whether an engine holds other weights than those of the model that it started from."""
+        return any(worker.version > 0 for worker in self.workers)
+
     def resize(self, desired: int) -> None:
         """Set the target number of workers: surplus ones drain, missing ones start."""
         for slot in range(desired):
@@ -185,6 +190,10 @@ class RolloutPool:
                 worker.state = WorkerState.STALE  # no new episodes under the old weights
                 group.create_task(self._load_or_fail(worker))
         await self._notify()
+
+    def forget_weights(self) -> None:
+        """Let workers start without a load, because what was pushed last is no longer there."""
+        self._manifest = None
 
     async def close(self) -> None:
         """End all workers."""

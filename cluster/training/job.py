@@ -41,9 +41,10 @@ class Job:
         return int(self.resumed_from.name) if self.resumed_from else 0
 
     async def start(self) -> None:
-        """Load the checkpoint into learner and pool, if there is one, and start rollouts."""
+        """Bring learner and pool to the weights that the run continues from; start rollouts."""
         if self.resumed_from is not None:
             await self.learner.load_checkpoint(self.resumed_from)
+        if self.resumed_from is not None or self.pool.holds_pushed_weights:
             await self.pool.load_weights(await self.learner.publish_weights(self.steps_done))
         self.rollouts.start(self.steps_done)
 
@@ -71,18 +72,33 @@ def table_of(groups: Sequence[Group]) -> pa.Table:
 @asynccontextmanager
 async def open_job(inputs: RunInputs, run: RunDirectory) -> AsyncIterator[Job]:
     """Start everything that the training of `run` needs."""
+    async with (
+        open_pool(inputs.config, inputs.model, run.path) as pool,
+        open_job_on(pool, inputs, run) as job,
+    ):
+        yield job
+
+
+@asynccontextmanager
+async def open_job_on(
+    pool: RolloutPool, inputs: RunInputs, run: RunDirectory
+) -> AsyncIterator[Job]:
+    """Start what the training of `run` needs beside `pool`, which may have served another job.
+
+    The pool's engines must have been started with the recipe's `[model]` and `[engine]`.
+    """
     config = inputs.config
     tasks = training_tasks(config, inputs.environment)
     checkpoint = newest_checkpoint(run.layout.checkpoints)
-    async with open_pool(config, inputs.model, run.path) as pool:
-        learner = LearnerGroup(config, str(inputs.model))
+    learner = LearnerGroup(config, str(inputs.model))
+    try:
+        await asyncio.gather(learner.start(), pool.wait_healthy())
+        source = Rounds if config.run.deterministic else Rollouts
+        rollouts = source(pool, tasks, run, config)
         try:
-            await asyncio.gather(learner.start(), pool.wait_healthy())
-            source = Rounds if config.run.deterministic else Rollouts
-            rollouts = source(pool, tasks, run, config)
-            try:
-                yield Job(config, run, pool, rollouts, learner, checkpoint)
-            finally:
-                await rollouts.close()
+            yield Job(config, run, pool, rollouts, learner, checkpoint)
         finally:
-            await learner.close()
+            await rollouts.close()
+    finally:
+        pool.forget_weights()
+        await learner.close()

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from cluster.lifecycle.inputs import resolve_inputs
+from cluster.config.run_config import RunConfig
 from cluster.lifecycle.opening import Resume, open_run
-from cluster.progress import Progress
+from cluster.progress import QUIET
 from cluster.replay.replay_step import TIMINGS, StepReplay, replay_step
-from cluster.training.train import train
+from cluster.training.train import train_steps
 from rollout.episode import Episode, Timings
 from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
+from tests.e2e.conftest import Lessons, SharedPool
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -31,25 +32,26 @@ OF_THE_LOOP = {
 
 
 @pytest.fixture(scope="module")
-def runs(lessons: Any) -> tuple[Path, Path]:
-    """One run on two workers, the other on one worker with few episodes at once."""
-    shared = (
-        "run.deterministic=true",
-        f"run.steps={STEPS}",
-        "run.checkpoint_every=1",
-        "rollouts.max_refills=2",
-    )
+def runs(lessons: Lessons, shared_pool: SharedPool) -> tuple[Path, Path]:
+    """One run on two workers, and before it the same on one worker, whose batches are others."""
+
+    async def run_on(workers: int, config: RunConfig) -> None:
+        with open_run(RunKind.TRAIN, config.path, config, Resume.NO, QUIET) as run:
+            async with shared_pool.job(config, run, workers) as job:
+                await train_steps(job, QUIET)
+                await job.learner.export_model(run.layout.model)
+
+    shared = (f"run.steps={STEPS}", "run.checkpoint_every=1", "rollouts.max_refills=2")
     one = lessons.config("one", *shared)
-    other = lessons.config("other", *shared, "rollouts.workers=1", "rollouts.episodes_per_worker=5")
-    for config in (one, other):
-        with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress(quiet=True)) as run:
-            asyncio.run(train(resolve_inputs(config), run, Progress(quiet=True)))
+    other = lessons.config("other", *shared, "rollouts.workers=1")
+    shared_pool.run(run_on(1, other))
+    shared_pool.run(run_on(2, one))
     return one.path, other.path
 
 
 @pytest.fixture(scope="module")
 def replayed(runs: tuple[Path, Path]) -> StepReplay:
-    return asyncio.run(replay_step(runs[0], STEPS, Progress(quiet=True)))
+    return asyncio.run(replay_step(runs[0], STEPS, QUIET))
 
 
 def comparable(episode: Episode) -> Episode:
@@ -128,7 +130,7 @@ def test_a_step_without_whole_digests_is_compared_by_what_was_pushed(
     with RunDirectory.open(runs[1]) as run:
         run.annotate(1, whole.replace_schema_metadata(None))
     try:
-        found = asyncio.run(replay_step(runs[1], 1, Progress(quiet=True)))
+        found = asyncio.run(replay_step(runs[1], 1, QUIET))
     finally:
         with RunDirectory.open(runs[1]) as run:
             run.annotate(1, whole)
@@ -143,7 +145,7 @@ def test_a_step_is_another_with_another_rate(runs: tuple[Path, Path]) -> None:
     assert "lr = 0.0003" in config
     path.write_text(config.replace("lr = 0.0003", "lr = 0.0004"))
     try:
-        found = asyncio.run(replay_step(runs[1], 1, Progress(quiet=True)))
+        found = asyncio.run(replay_step(runs[1], 1, QUIET))
     finally:
         path.write_text(config)
     assert found.base == "the initial model"

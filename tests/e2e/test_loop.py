@@ -15,11 +15,10 @@ from transformers import AutoModelForCausalLM
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
 from cluster.evaluation.evaluate import evaluate
-from cluster.lifecycle.inputs import resolve_inputs
 from cluster.lifecycle.opening import Resume, new_run, open_run
-from cluster.progress import Progress
+from cluster.progress import QUIET
 from cluster.scheduling.task_sources import eval_tasks
-from cluster.training.job import Job, open_job
+from cluster.training.job import Job
 from cluster.training.train import train_steps
 from envs.seeds import stable_hash
 from rollout.episode import Episode, Lease, RolloutKind
@@ -29,6 +28,7 @@ from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
+from tests.e2e.conftest import Lessons, SharedPool
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -49,23 +49,23 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(lessons: Any) -> Played:
+def played(lessons: Lessons, shared_pool: SharedPool) -> Played:
     config = lessons.config(
         "loop",
         f"run.steps={STEPS}",
         "run.checkpoint_every=2",
+        "run.deterministic=false",
         "rollouts.max_staleness=0",
         "rollouts.max_refills=2",
         "eval.tasks=8",
     )
-    with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress(quiet=True)) as run:
-        return asyncio.run(play(config, run))
+    with open_run(RunKind.TRAIN, config.path, config, Resume.NO, QUIET) as run:
+        return shared_pool.run(play(shared_pool, config, run))
 
 
-async def play(config: RunConfig, run: RunDirectory) -> Played:
-    async with open_job(resolve_inputs(config), run) as job:
-        await job.pool.wait_healthy(2)
-        running = asyncio.create_task(train_steps(job, Progress(quiet=True)))
+async def play(shared_pool: SharedPool, config: RunConfig, run: RunDirectory) -> Played:
+    async with shared_pool.job(config, run, workers=2) as job:
+        running = asyncio.create_task(train_steps(job, QUIET))
         victims = await kill_a_worker(job)
         await running
         await job.learner.export_model(config.path / "model")

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from cluster.config.run_config import RunConfig
-from cluster.lifecycle.inputs import resolve_inputs
 from cluster.lifecycle.opening import Resume, open_run
-from cluster.progress import Progress
-from cluster.training.train import train
+from cluster.progress import QUIET
+from cluster.training.train import train_steps
 from rollout.store.journal import read_objects
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
-from tests.e2e.conftest import Lessons
+from tests.e2e.conftest import Lessons, SharedPool
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
@@ -36,9 +35,14 @@ def has_played(run: Path, worker: str) -> bool:
     return bool(rows) and worker in reader.batch(rows)["worker"].to_pylist()
 
 
-async def scaled_up_and_down(config: RunConfig) -> None:
-    with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress(quiet=True)) as run:
-        training = asyncio.create_task(train(resolve_inputs(config), run, Progress(quiet=True)))
+async def scaled_up_and_down(shared_pool: SharedPool, config: RunConfig) -> None:
+    with open_run(RunKind.TRAIN, config.path, config, Resume.NO, QUIET) as run:
+
+        async def train() -> None:
+            async with shared_pool.job(config, run, workers=1) as job:
+                await train_steps(job, QUIET)
+
+        training = asyncio.create_task(train())
 
         async def until(holds: Callable[[], bool]) -> None:
             async with asyncio.timeout(240):
@@ -55,16 +59,18 @@ async def scaled_up_and_down(config: RunConfig) -> None:
         try:
             await until(lambda: workers_of(run.path) == 1)
             await scale(2)
-            await until(lambda: has_played(run.path, "worker-2"))
+            await until(lambda: has_played(run.path, shared_pool.pool.workers[1].name))
             await scale(1)
         finally:
             training.cancel()
             await asyncio.gather(training, return_exceptions=True)
 
 
-def test_a_job_at_work_gets_more_and_fewer_workers(lessons: Lessons) -> None:
-    config = lessons.config("scaled", "rollouts.workers=1", "run.steps=10000")
-    asyncio.run(scaled_up_and_down(config))
+def test_a_job_at_work_gets_more_and_fewer_workers(
+    lessons: Lessons, shared_pool: SharedPool
+) -> None:
+    config = lessons.config("scaled", "run.deterministic=false", "run.steps=10000")
+    shared_pool.run(scaled_up_and_down(shared_pool, config))
     control = read_objects(RunReader(config.path).layout.control)
     assert [(row["request"], row["refused"]) for row in control] == [
         ({"kind": "scale", "workers": 2}, ""),

@@ -21,7 +21,7 @@ from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 5
 
 
@@ -75,10 +75,8 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"no step {step} within the deadline")
 
 
-def test_a_killed_job_resumes_without_losing_or_repeating_a_group(
-    tmp_path: Path, e2e_folder: Path
-) -> None:
-    models = e2e_folder / "models"
+def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path) -> None:
+    models = tmp_path / "models"
     run = tmp_path / "catalog"
     first = start(tmp_path, models)
     tree = psutil.Process(first.pid)
