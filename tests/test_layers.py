@@ -24,7 +24,7 @@ FLOORS = {
         "gateway",
     ),
     "rollout": (
-        "config parser template",
+        "config observation parser template",
         "phase_tools weights",
         "engine",
         "episode",
