@@ -76,6 +76,11 @@ class RolloutsSection(Section):
     """Maximum number of groups without reward variance that one step replaces by new groups;
     further ones go to the learner as they are.
     """
+    max_drops_per_group: int = Field(default=16, ge=1)
+    """Maximum number of groups that are dropped, for any reason (too old, lost to infrastructure
+    failures, a prompt without room), per group that a step needs; with more the run ends with an
+    error that names the reasons. `max_refills` come on top.
+    """
     max_attempts: int = Field(default=16, ge=1)
     """Maximum number of attempts at one episode after infrastructure failures; after the last, the
     group continues without the episode. If one tool call in ten fails and an episode makes 8 calls,

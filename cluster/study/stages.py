@@ -20,7 +20,7 @@ from cluster.study.results import ModelResult
 from cluster.teachers.teacher import Demonstrations, run_teacher
 from cluster.training.job import open_job
 from cluster.training.sft import train_sft
-from cluster.training.train import train_steps
+from cluster.training.train import train_steps, warn_of_long_prompts
 from envs.seeds import stable_hash
 from envs.tools import JsonObject
 from rollout.store.run_layout import RunKind, RunLayout
@@ -196,6 +196,7 @@ async def _rl_model(inputs: RunInputs, folder: Path, progress: Progress) -> Mode
     if not is_attempt(config.path, config, "grpo"):
         shutil.rmtree(config.path, ignore_errors=True)
     inputs = replace(inputs, config=config, model=find_model(config))
+    warn_of_long_prompts(inputs, progress)
     with open_run(RunKind.TRAIN, config.path, config, Resume.IF_PRESENT, progress) as run:
         async with open_job(inputs, run) as job:
             await train_steps(job, progress)

@@ -23,6 +23,7 @@ from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.collection import Collection, CollectionSize
 from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
+from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import collection_size, collection_tasks
 from cluster.teachers.selection_file import SelectionFile, episodes_of, select_episodes
 from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, scripted_teacher
@@ -62,6 +63,8 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
         progress.say("no episode is missing")
     else:
         _check_source(inputs)
+        if warning := check_some_prompts(inputs, collection_tasks(config, inputs.environment)):
+            progress.say(warning)
         with ray_session(config) if section.source == "policy" else nullcontext():
             affordable = run_async(_collect(inputs, opening, size, progress))
     file = select_episodes(out, section.filter, _given(inputs))
