@@ -38,8 +38,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 class RunSection(Section):
     """`[run]`: name, place, seed and length of a run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run; its directory is `dir/name`."""
+    name: str = Field(default="run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """Name of the run; its directory is `dir/name`. Letters, digits, `.`, `_` and `-`."""
     dir: str = "runs"
     """Folder of run directories."""
     models_dir: str = "models"
@@ -352,7 +352,8 @@ def _locate(recipe: str) -> Path:
 
 def _read(path: Path) -> dict[str, JsonValue]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # utf-8-sig: some editors start a file with a byte-order mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 

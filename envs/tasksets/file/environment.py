@@ -133,7 +133,7 @@ class _Loader:
     def _read(self, name: str, make: Callable[[str], ToolSet]) -> ToolSet:
         path = self._folder / name
         try:
-            return make(path.read_text(encoding="utf-8"))
+            return make(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise MissingError(f"expected a file at {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:

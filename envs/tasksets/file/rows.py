@@ -25,7 +25,11 @@ _SHOWN = 80
 
 class _Row(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -154,7 +158,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
             "env.path to it, or to a folder with `tasks.jsonl`; empty means the example tasks"
         )
     lines_of_ids: dict[str, int] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
