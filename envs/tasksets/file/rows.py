@@ -127,9 +127,9 @@ class TaskRow(_Row):
     question: NonEmpty
     answer: StrictStr | int | float
     scorer: Literal["exact", "numeric", "contains"] = "exact"
-    """When an answer is correct. `exact`: equal to the expected text, ignoring case, white space
-    and a final full stop; `numeric`: its last number equals the expected one within `tolerance`;
-    `contains`: the expected text occurs in it.
+    """When an answer is correct. `exact`: equal to the expected text, ignoring case, white space,
+    a final full stop, and typographic forms of quotes, hyphens and accents; `numeric`: its last
+    number equals the expected one within `tolerance`; `contains`: the expected text occurs in it.
     """
     tolerance: float = Field(default=1e-6, ge=0)
     """Largest difference that `numeric` accepts: relative if the size of the expected number is
