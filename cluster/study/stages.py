@@ -12,6 +12,7 @@ from cluster.config.run_config import RunConfig, load_config
 from cluster.lifecycle.inputs import Environments, RunInputs, find_model
 from cluster.lifecycle.opening import Resume, open_run
 from cluster.progress import Progress
+from cluster.scheduling.prompt_check import check_all_prompts
 from cluster.scheduling.task_sources import eval_tasks
 from cluster.study.eval_pool import EvalPool, measure
 from cluster.study.graph import Results, Stage
@@ -235,7 +236,9 @@ def _evaluation_stage(
     async def run(folder: Path, results: Results) -> JsonObject:
         del results
         at = seed.pool.recording(with_values(config, "model", path=str(weights)))
-        tasks = eval_tasks(at, seed.environments.of(at.env))
+        given = RunInputs(at, weights, seed.environments.of(at.env))
+        tasks = eval_tasks(at, given.environment)
+        check_all_prompts(given, tasks)
         path = folder / "run"
         if not RunLayout(path).run_json.exists():
             shutil.rmtree(path, ignore_errors=True)

@@ -109,7 +109,7 @@ class RunDirectory(Closing):
             return ""
         return (
             f"the file system of {self.path} has no locks (flock): {self._lock.holder.name} in it "
-            "names the writing process. After a crash of this machine, remove that file"
+            "names the writing process. If one on another host was killed, remove that file"
         )
 
     def append(self, batch: pa.RecordBatch) -> None:

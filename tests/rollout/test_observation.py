@@ -13,10 +13,12 @@ from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind
+from rollout.episode_schema import from_batch, to_batch
 from rollout.observation import Cutter, fitted
 from rollout.prompts import opening_of
 from rollout.runner import EpisodeRunner, Identity
 from rollout.template import ChatTemplate
+from rollout.transcript import render
 
 LEASE = Lease(
     run="run",
@@ -160,6 +162,9 @@ async def test_a_prompt_without_room_is_typed_and_samples_nothing(
     episode = await runner.run_episode(LEASE, task, DIRECT)
     assert (episode.outcome, episode.reward) == (Outcome.PROMPT_TOO_LONG, None)
     assert all(text in episode.error for text in ("task-1", str(length), f"({length - over})"))
+    (row,) = from_batch(to_batch([episode]))
+    assert (row.outcome, row.token_ids_T, row.oldest_version) == (episode.outcome, (), -1)
+    assert "the prompt has no room" in render(row)
 
 
 async def test_one_token_of_room_is_room(template: ChatTemplate, task: Task) -> None:
