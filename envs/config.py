@@ -12,9 +12,11 @@ PerturbationLevel = Literal["clean", "slight", "medium", "heavy", "union"]
 
 
 class Section(BaseModel):
-    """A config section: immutable, and an unknown key is an error."""
+    """A config section: immutable; an unknown key or a number that is not finite is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class EnvConfig(Section):

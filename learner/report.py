@@ -106,7 +106,8 @@ def step_metrics(
     tokens = int(trained_N.sum())
     updates = max(len(scores.grad_norms), 1)
     gap = mismatch(scores.logprobs_N[trained_N], batch.logprobs_N[trained_N])
-    rewards = batch.rewards_B[np.isfinite(batch.rewards_B)]
+    compared_B = np.isfinite(selection.rewards.episode_B)
+    rewards = batch.rewards_B[np.isfinite(batch.rewards_B) & compared_B]
     sequence_tokens = int(batch.lengths_B[list(selection.kept)].sum())
     metrics = {
         "loss": scores.loss / updates,

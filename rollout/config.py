@@ -52,7 +52,8 @@ class ModelConfig(Section):
     """
     max_model_len: int = Field(default=1024, gt=0)
     """Longest sequence in tokens: prompt, observations and completions together. An episode that
-    fills it ends as `truncated`. The default fits the tiny model.
+    fills it ends as `truncated`; observations are cut to fit, and tasks whose prompt has no room
+    are refused or skipped. The default fits the tiny model.
     """
     lora: LoraConfig = LoraConfig()
     """Adapters (`[model.lora]`). If they are on, only they are trained and pushed to the engines.
@@ -143,6 +144,11 @@ class EpisodeConfig(Section):
     max_tokens_per_turn: int = Field(default=256, ge=1)
     """Maximum length of one completion, in tokens. The default is enough for a few calls or an
     experience.
+    """
+    max_observation_tokens: int = Field(default=0, ge=0)
+    """Maximum length of one observation, in tokens. Longer texts are cut and say so. 0, the
+    default, is no bound of its own: an observation is cut only where it would leave no room for the
+    turns that are needed to answer.
     """
     max_calls_per_turn: int = Field(default=4, ge=1)
     """Maximum number of tool calls in one turn. A turn with more is a policy error and none of its

@@ -41,6 +41,7 @@ class Outcome(StrEnum):
     """How an episode ended.
 
     The policy causes the first three; the infrastructure or the run causes the others.
+    `prompt_too_long` is the task's: its prompt leaves no room to answer.
     """
 
     ANSWERED = "answered"
@@ -49,6 +50,7 @@ class Outcome(StrEnum):
     INFRA_FAILED = "infra_failed"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
+    PROMPT_TOO_LONG = "prompt_too_long"
 
     @property
     def counts(self) -> bool:

@@ -8,7 +8,9 @@ from envs.errors import PolicyError
 from envs.messages import Message
 from envs.tasks import Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
+from rollout.config import EpisodeConfig
 from rollout.episode import Mode
+from rollout.template import ChatTemplate
 
 
 class Prompts(Protocol):
@@ -67,6 +69,7 @@ and nothing they change lasts. End the phase by writing down what you learnt: \
 Phase 2, execution: you are asked to go on; then solve the task with tool calls, \
 correcting yourself where a call fails."""
 
+_LONGER = "[cut: the tool returned more than this]"
 _FREE = "In phase 2 you may go back to trials by writing <trial/>."
 
 
@@ -166,19 +169,34 @@ def make_prompts(wording: Literal["hermes", "compact"], *, wrap_answers: bool) -
     return CompactPrompts() if wording == "compact" else HermesPrompts(wrap_answers=wrap_answers)
 
 
+def opening_of(template: ChatTemplate, task: Task, config: EpisodeConfig) -> list[Message]:
+    """Return the messages at the start of an episode of `task`."""
+    prompts = make_prompts(config.prompt, wrap_answers=not template.wraps_answers)
+    return prompts.opening(task, config.mode, config.trial.calls)
+
+
+def prompt_too_long(task: str, tokens: int, max_model_len: int) -> str:
+    """Return the error for a task whose opening leaves no room to answer."""
+    return (
+        f"task {task}: its prompt has {tokens} tokens, and model.max_model_len ({max_model_len}) "
+        "leaves no room to answer: raise it, shorten the task or its tools, or leave the task out"
+    )
+
+
 def _arguments(tool: ToolSpec) -> list[str]:
     properties = tool.parameters.get("properties")
     return list(properties) if isinstance(properties, dict) else []
 
 
 def _labelled(answer: ToolAnswer) -> str:
+    text = f"{answer.text}\n{_LONGER}" if answer.truncated else answer.text
     match answer.status:
         case AnswerStatus.OK:
-            return answer.text
+            return text
         case AnswerStatus.TIMEOUT:
-            return f"error: timed out: {answer.text}"
+            return f"error: timed out: {text}"
         case _:
-            return f"error: {answer.text}"
+            return f"error: {text}"
 
 
 def _example(tools: ToolSet) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,17 +14,12 @@ from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolS
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.observation import Cutter, off_the_loop
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
 from rollout.phase_tools import PhaseTools, attempt_id
-from rollout.prompts import make_prompts
+from rollout.prompts import make_prompts, opening_of, prompt_too_long
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory, VisibleFrom
-
-LONG_TEXT = 4_000
-"""Length in characters from which a text is tokenised in a thread, off the event loop.
-
-For shorter texts the thread costs more than it saves.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +105,10 @@ class _EpisodeInProgress:
         self._turns: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
         self._seconds: dict[SessionPurpose, float] = {"trial": 0.0, "execution": 0.0}
         self._faults = 0
+        self._cutter = Cutter(
+            turn_tokens=self._config.max_tokens_per_turn,
+            limit=self._config.max_observation_tokens,
+        )
         self._answer = ""
         self._score = Score(0.0)
         self._visible_from = VisibleFrom()
@@ -137,10 +136,15 @@ class _EpisodeInProgress:
 
     # The turn
 
-    async def _append_opening(self) -> None:
-        config = self._config
-        messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
-        await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
+    async def _append_opening(self, *, started: bool = False) -> None:
+        """Append the opening, with the start of the execution if that has `started`."""
+        messages = opening_of(self._template, self._task, self._config)
+        messages += [self._prompts.execution_start()] if started else []
+        ids = await off_the_loop(messages, partial(self._template.prompt, messages))
+        if len(ids) >= self._identity.max_model_len:
+            error = prompt_too_long(self._task.id, len(ids), self._identity.max_model_len)
+            raise _Ended(Outcome.PROMPT_TOO_LONG, error)
+        self._trajectory.append_world(ids, Phase.PROMPT, messages)
 
     async def _timed_turn(self) -> None:
         stage, start = self._stage, time.monotonic()
@@ -283,11 +287,9 @@ class _EpisodeInProgress:
 
     async def _restart_from_opening(self) -> None:
         """Show the policy only the opening from now on, as if there had been no trials."""
-        config, trajectory = self._config, self._trajectory
-        messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
-        messages.append(self._prompts.execution_start())
+        trajectory = self._trajectory
         self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
-        await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
+        await self._append_opening(started=True)
 
     # Budgets and bookkeeping
 
@@ -303,29 +305,28 @@ class _EpisodeInProgress:
     def _token_limit(self) -> int:
         phases = (Phase.TRIAL, Phase.EXPERIENCE) if self._stage == "trial" else (Phase.EXECUTION,)
         left = self._budget(self._stage).tokens - self._trajectory.sampled_in(phases)
-        room = self._identity.max_model_len - self._visible_from.length(self._trajectory)
-        return min(left, room, self._config.max_tokens_per_turn)
+        return min(left, self._room(), self._config.max_tokens_per_turn)
 
     async def _out_of_budget(self, limit: int) -> None:
-        room = self._identity.max_model_len - self._visible_from.length(self._trajectory)
-        if self._stage == "trial" and room > 0:
+        if self._stage == "trial" and self._room() > 0:
             await self._enter("execution")
             return
         exhausted = "tokens" if limit <= 0 else "turns"
         raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
 
-    async def _observe(self, messages: Sequence[Message]) -> None:
-        ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
-        tokenise = partial(self._template.continuation, messages, turn_ended=ended)
-        await self._append(Phase.OBSERVATION, messages, tokenise)
+    def _room(self) -> int:
+        """Return how many tokens the model's context has left."""
+        return self._identity.max_model_len - self._visible_from.length(self._trajectory)
 
-    async def _append(
-        self, phase: Phase, messages: Sequence[Message], tokenise: Callable[[], list[int]]
-    ) -> None:
-        """Append tokens that the policy did not sample; long texts are tokenised in a thread."""
-        is_long = sum(len(message.content) for message in messages) >= LONG_TEXT
-        ids = await asyncio.to_thread(tokenise) if is_long else tokenise()
-        self._trajectory.append_world(ids, phase, messages)
+    async def _observe(self, messages: Sequence[Message]) -> None:
+        """Append messages, cut to leave room for the turns that an answer needs."""
+        ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
+        tokenise = partial(self._template.continuation, turn_ended=ended)
+        turns = 2 if self._stage == "trial" else 1  # an experience comes before the answer
+        seen = await self._cutter.fit(messages, tokenise, self._room(), turns)
+        if seen is None:
+            raise _Ended(Outcome.TRUNCATED, f"out of tokens in the {self._stage} phase")
+        self._trajectory.append_world(seen.token_ids, Phase.OBSERVATION, seen.messages)
 
     def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
         if not outcome.counts:
@@ -390,4 +391,5 @@ class _EpisodeInProgress:
             "policy_errors": self._faults,
             "replayed_calls": self._tools.replayed_calls,
             "replay_differences": self._tools.replay_differences,
+            **self._cutter.counts,
         }

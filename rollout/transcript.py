@@ -30,6 +30,7 @@ _ENDINGS = {
     Outcome.INFRA_FAILED: "infrastructure failure (not caused by the model: no reward)",
     Outcome.DEADLINE: "exceeded its time limit (not caused by the model: no reward)",
     Outcome.CANCELLED: "cancelled (no reward)",
+    Outcome.PROMPT_TOO_LONG: "not started: the prompt has no room in the context (no reward)",
 }
 _STATUSES = {
     AnswerStatus.OK: "returned",

@@ -16,7 +16,7 @@ from tests.project_tree import ORDER, Rule, broken, imported_names, project_modu
 
 FLOORS = {
     "envs": (
-        "errors config endpoints messages seeds",
+        "answers errors config endpoints messages seeds",
         "tools",
         "tasks argument_check sandbox sources remote",
         "server perturbation tasksets",
@@ -24,7 +24,7 @@ FLOORS = {
         "gateway",
     ),
     "rollout": (
-        "config parser template",
+        "config observation parser template",
         "phase_tools weights",
         "engine",
         "episode",

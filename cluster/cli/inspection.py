@@ -81,8 +81,14 @@ def serve(
             help="Bearer token that clients must send; required if other machines can connect.",
         ),
     ] = "",
-    split: Annotated[Split, typer.Option(help="Split of the tasks.")] = "train",
-    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 12,
+    split: Annotated[
+        Split | None,
+        typer.Option(help="Only tasks of this split. Default: all of a file, train of others."),
+    ] = None,
+    tasks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of tasks. Default: all of a file, 12 of others."),
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Serve the tools of an environment's tasks over HTTP, MCP and OpenEnv, until stopped."""

@@ -4,13 +4,15 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
+from envs.errors import ConfigError
 from envs.gateway.serve import ServedTasks, serve_tasks
 from envs.server.main import bind_tcp
-from envs.tasks import Split
+from envs.tasks import Environment, Split, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,36 @@ class Address:
     token: str
 
 
-def run_serve(config: RunConfig, address: Address, split: Split, count: int | None) -> None:
+_GENERATED = 12
+"""Tasks that are served of an environment that generates them without end."""
+
+
+def tasks_to_serve(
+    environment: Environment, seed: int, split: Split | None, count: int | None
+) -> Sequence[Task]:
+    """Return the tasks of `split`, of every split of a finite set if None; all of them, or `count`.
+
+    Raises ConfigError where there are fewer.
+    """
+    if environment.endless:
+        return environment.tasks(split or "train", seed, count or _GENERATED)
+    if split is not None:
+        return environment.tasks(split, seed, count)
+    tasks = environment.all_tasks()
+    if count is not None and count > len(tasks):
+        raise ConfigError(
+            f"expected {count} tasks in {environment.name}, found {len(tasks)}: leave out --tasks "
+            "to serve all of them"
+        )
+    return tasks[:count]
+
+
+def run_serve(config: RunConfig, address: Address, split: Split | None, count: int | None) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises ConfigError (no such tasks, no token off loopback, a port that is taken), IsolationError.
     """
-    tasks = make_environment(config.env).tasks(split, config.run.seed, count)
+    tasks = tasks_to_serve(make_environment(config.env), config.run.seed, split, count)
     listener = bind_tcp(address.host, address.port, address.token)
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

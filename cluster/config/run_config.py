@@ -38,8 +38,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 class RunSection(Section):
     """`[run]`: name, place, seed and length of a run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run; its directory is `dir/name`."""
+    name: str = Field(default="run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """Name of the run; its directory is `dir/name`. Letters, digits, `.`, `_` and `-`."""
     dir: str = "runs"
     """Folder of run directories."""
     models_dir: str = "models"
@@ -75,6 +75,11 @@ class RolloutsSection(Section):
     max_refills: int = Field(default=8, ge=0)
     """Maximum number of groups without reward variance that one step replaces by new groups;
     further ones go to the learner as they are.
+    """
+    max_drops_per_group: int = Field(default=16, ge=1)
+    """Maximum number of groups that are dropped, for any reason (too old, lost to infrastructure
+    failures, a prompt without room), per group that a step needs; with more the run ends with an
+    error that names the reasons. `max_refills` come on top.
     """
     max_attempts: int = Field(default=16, ge=1)
     """Maximum number of attempts at one episode after infrastructure failures; after the last, the
@@ -347,7 +352,8 @@ def _locate(recipe: str) -> Path:
 
 def _read(path: Path) -> dict[str, JsonValue]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # utf-8-sig: some editors start a file with a byte-order mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 

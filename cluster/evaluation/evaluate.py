@@ -22,6 +22,7 @@ from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async
 from cluster.scheduling.dispatcher import Affinity, Dispatcher
+from cluster.scheduling.prompt_check import check_all_prompts
 from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
 from cluster.scheduling.task_sources import eval_tasks
 from envs.errors import ConfigError
@@ -166,6 +167,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
     inputs = resolve_inputs(config)
     tasks = eval_tasks(config, inputs.environment)
+    check_all_prompts(inputs, tasks)
     opening = check_evaluation(config, path, tasks)
     ledger = RunReader(path).ledger() if opening.resumes else LedgerState()
     missing = missing_episodes(config, ledger, tasks)

@@ -9,8 +9,9 @@ import psutil
 import ray
 
 from cluster.config.run_config import ClusterSection, RunConfig
+from cluster.fleet.ray_address import check_ray_address, no_cluster
 from cluster.fleet.ray_environment import RAY_START_WAIT, RAY_START_WAIT_S
-from envs.errors import InfraError, MissingError
+from envs.errors import InfraError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Size of a local Ray's object store. Trajectories pass through it, weights do not."""
@@ -23,8 +24,9 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     Raises MissingError if no cluster answers at RAY_ADDRESS, InfraError if Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = os.environ.get("RAY_ADDRESS", "").strip()
     if address:
+        check_ray_address(address)
         _join(address)
     else:
         _start(config)
@@ -45,10 +47,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False)
     except Exception as error:  # Ray raises several types for this, plain Exception among them
-        raise MissingError(
-            f"no Ray cluster at RAY_ADDRESS={address}: {_one_line(error)}; give HOST:PORT of a "
-            "head that runs the same Ray and Python, or unset RAY_ADDRESS to start Ray here"
-        ) from error
+        raise no_cluster(address, _one_line(error)) from error
 
 
 def _start(config: RunConfig) -> None:

@@ -77,9 +77,12 @@ class Opening:
         Settings that changed are logged and recorded. Raises StoreError where another process
         writes to it.
         """
-        if self.found is _Found.NOTHING:
-            return new_run(self.path, self.config, self.kind)
-        run = RunDirectory.open(self.path)
+        new = self.found is _Found.NOTHING
+        run = new_run(self.path, self.config, self.kind) if new else RunDirectory.open(self.path)
+        if run.lock_warning:
+            progress.say(run.lock_warning)
+        if new:
+            return run
         try:
             if self.found is _Found.BLANK:
                 run.restart(to_toml(self.config), _info(self.config, self.kind))

@@ -1,14 +1,16 @@
 """Demonstrations as they are collected: tasks x samples into a run directory, resumable."""
 
 import asyncio
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cluster.progress import Counter, Progress
 from cluster.scheduling.dispatcher import Affinity, Dispatcher
+from cluster.scheduling.drops import skipped_tasks
 from cluster.scheduling.schedule import GroupPlan, Schedule
 from cluster.scheduling.task_sources import TaskSource
-from envs.errors import EngineError, InfraError, first_cause
+from envs.errors import ConfigError, EngineError, InfraError, first_cause
 from envs.tasks import Task
 from rollout.episode import Lease, RolloutKind
 from rollout.store.ledger_state import DropReason, State
@@ -57,13 +59,14 @@ class Collection:
         self._schedule = Schedule(run, tasks, plan)
         self._affinities: dict[str, Affinity] = {}
         self._failed_in_a_row = 0
+        self._skipped: Counts[str] = Counts()
         self._done = 0
 
     async def run_all(self, progress: Progress) -> None:
         """Run until nothing is missing or no further episode is affordable; leases then stay open.
 
         Raises EngineError where the engine is broken, and InfraError where too many episodes in a
-        row failed.
+        row failed, and ConfigError where no task's prompt has room.
         """
         self._settle()
         todo = self._todo()
@@ -75,6 +78,10 @@ class Collection:
             except BaseExceptionGroup as errors:
                 raise first_cause(errors) from None
         self._run.sync()
+        if self._skipped:
+            progress.say(skipped_tasks(self._skipped))
+        if self._skipped.total() == self._done > 0:
+            raise ConfigError(f"no episode could start: {skipped_tasks(self._skipped)}")
 
     def _settle(self) -> None:
         """End episodes that a kill left finished but not marked as collected."""
@@ -105,6 +112,7 @@ class Collection:
                 if self._affordable():
                     raise
                 return
+            self._done += 1
             self._note(lease, failed=batch is None)
             counter.advance()
 
@@ -112,6 +120,9 @@ class Collection:
         if not failed:
             self._failed_in_a_row = 0
             self._run.ledger.drop([lease.episode], DropReason.COLLECTED)
+            return
+        if self._run.ledger.entries[lease.episode].reason is DropReason.PROMPT_TOO_LONG:
+            self._skipped[lease.task] += 1
             return
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _GIVE_UP:

@@ -19,7 +19,11 @@ from rollout.store.run_directory import RunDirectory
 MAX_LOSSES = 20
 """Lost workers after which an episode is taken for the cause of their loss."""
 
-_REASONS = {Outcome.INFRA_FAILED: DropReason.INFRA_FAILED, Outcome.DEADLINE: DropReason.DEADLINE}
+_REASONS = {
+    Outcome.INFRA_FAILED: DropReason.INFRA_FAILED,
+    Outcome.DEADLINE: DropReason.DEADLINE,
+    Outcome.PROMPT_TOO_LONG: DropReason.PROMPT_TOO_LONG,
+}
 
 
 @dataclass(slots=True)
@@ -56,7 +60,7 @@ class Dispatcher:
 
     async def run_episode(self, lease: Lease, task: Task, near: Affinity) -> pa.RecordBatch | None:
         """Return the stored episode (one row) that counts; None after too many infrastructure
-        failures.
+        failures, or if the task's prompt has no room.
 
         Every attempt that ended is stored. The loss of a worker does not use up an attempt. Raises
         InfraError after MAX_LOSSES lost workers.
@@ -81,7 +85,8 @@ class Dispatcher:
                 ledger.finish(lease)
                 return batch
             failures += 1
-            if failures >= self._section.max_attempts:
+            hopeless = outcome is Outcome.PROMPT_TOO_LONG  # it would have the same prompt again
+            if hopeless or failures >= self._section.max_attempts:
                 ledger.drop([lease.episode], _REASONS.get(outcome, DropReason.CANCELLED))
                 return None
             lease = ledger.re_lease(lease.episode, outcome.value)

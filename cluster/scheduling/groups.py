@@ -1,6 +1,7 @@
 """Training groups: run on the pool, and assembled in the order of their samples."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,8 +20,9 @@ from learner.config import LearnerConfig
 from learner.objective.selection import varies
 from rollout.episode import RolloutKind
 from rollout.store.ledger import Ledger
-from rollout.store.ledger_state import DropReason, State
+from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_directory import RunDirectory
+from rollout.store.run_reader import RunReader
 from rollout.weights.manifest import WeightManifest
 
 
@@ -44,12 +46,32 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        """Oldest policy version of any sampled token."""
-        return int(self.batch["oldest_version"].to_numpy().min())
+        """Oldest policy version of any sampled token; -1 if none was sampled."""
+        versions = self.batch["oldest_version"].to_numpy()
+        return int(min(versions[versions >= 0], default=-1))
 
-    def has_signal(self, config: LearnerConfig) -> bool:
-        """Whether the rewards that the learner compares differ; if not, every advantage is zero."""
-        return varies(read_episodes(pa.Table.from_batches([self.batch])), config)
+    @property
+    def task(self) -> str:
+        """Id of the task."""
+        return str(self.batch["task"][0].as_py())
+
+    def has_signal(self, config: LearnerConfig, max_tokens: int | None = None) -> bool:
+        """Whether the rewards that the learner compares differ; if not, every advantage is zero.
+
+        `max_tokens` is the longest episode that the learner takes.
+        """
+        return varies(read_episodes(pa.Table.from_batches([self.batch])), config, max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class LostGroup:
+    """A group of which fewer than two episodes count; its episodes are dropped already."""
+
+    task: str
+    reason: DropReason
+    """Why most of its episodes do not count."""
+    episode: str
+    """One of those."""
 
 
 class GroupSource(Protocol):
@@ -77,6 +99,10 @@ class GroupSource(Protocol):
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
         ...
 
+    def take_skipped(self) -> str:
+        """Return a line about tasks that were skipped since the last call; empty if none were."""
+        ...
+
 
 class GroupDispatcher:
     """Schedules training groups by number and runs them on the pool."""
@@ -98,11 +124,10 @@ class GroupDispatcher:
 
     async def run_group(
         self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch] = ()
-    ) -> Group | None:
+    ) -> Group | LostGroup:
         """Run the leases of one group; the episodes come in the order of their samples.
 
-        Returns None, and drops its episodes, for a group of which infrastructure failures left
-        fewer than two.
+        Drops the remaining episodes of a group of which fewer than two count.
         """
         near = Affinity()
         try:
@@ -116,10 +141,25 @@ class GroupDispatcher:
         ran = [episode.result() for episode in running]
         batches = [*stored, *(batch for batch in ran if batch is not None)]
         if sum(batch.num_rows for batch in batches) < 2:
+            lost = lost_group(self._run.ledger, scheduled.name)
             episodes = [episode for batch in batches for episode in batch["episode"].to_pylist()]
-            drop(self._run.ledger, episodes, DropReason.INFRA_FAILED)
-            return None
+            drop(self._run.ledger, episodes, lost.reason)
+            return lost
         return Group(scheduled.name, by_sample(batches))
+
+    def error_of(self, lost: LostGroup) -> str:
+        """Return what went wrong with the episode that `lost` names."""
+        return RunReader(self._run.path).episode(lost.episode).error if lost.episode else ""
+
+
+def lost_group(ledger: LedgerState, group: str) -> LostGroup:
+    """Return why a group of which fewer than two episodes count was lost."""
+    entries = [ledger.entries[episode] for episode in ledger.groups[group]]
+    dropped = [entry for entry in entries if entry.reason is not None]
+    reasons = Counter(entry.reason for entry in dropped)
+    reason = reasons.most_common(1)[0][0] if reasons else None
+    episode = next((e.lease.episode for e in dropped if e.reason is reason), "")
+    return LostGroup(entries[0].lease.task, reason or DropReason.INFRA_FAILED, episode)
 
 
 def by_sample(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
-from cluster.scheduling.groups import Group, GroupDispatcher, abandon, drop
+from cluster.scheduling.drops import GroupDrops
+from cluster.scheduling.groups import Group, GroupDispatcher, LostGroup, abandon, drop
 from cluster.scheduling.schedule import ScheduledGroup
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError
@@ -37,6 +38,10 @@ class Rollouts:
         self._run = run
         self._section = config.rollouts
         self._learner = config.learner
+        self._max_tokens = config.model.max_model_len
+        section = config.rollouts
+        limit = section.max_refills + section.max_drops_per_group * section.groups_per_step
+        self._drops = GroupDrops(limit)
         self._version = 0
         self._running: set[asyncio.Task[None]] = set()
         self._ready: deque[Group] = deque()
@@ -47,7 +52,7 @@ class Rollouts:
 
     async def collect(self, count: int) -> list[Group]:
         """Return `count` groups fresh enough for the next step, replacing useless ones within the
-        bound.
+        bounds. Raises ConfigError or InfraError if too many are dropped.
         """
         groups: list[Group] = []
         refills = 0
@@ -55,13 +60,16 @@ class Rollouts:
             group = await self._next_group()
             if group.planned_step is not None:
                 groups.append(group)
+            elif group.oldest_version < 0:
+                self._drop(group, DropReason.NO_POLICY_TOKENS)
             elif self._version - group.oldest_version > self._section.max_staleness:
-                self._drop(group.episodes, DropReason.STALE)
-            elif not group.has_signal(self._learner) and refills < self._section.max_refills:
+                self._drop(group, DropReason.STALE)
+            elif refills < self._section.max_refills and not self._has_signal(group):
                 refills += 1
-                self._drop(group.episodes, DropReason.ZERO_VARIANCE)
+                self._drop(group, DropReason.ZERO_VARIANCE)
             else:
                 groups.append(group)
+        self._drops.end_step()
         return groups
 
     async def push_weights(self, manifest: WeightManifest) -> None:
@@ -89,6 +97,10 @@ class Rollouts:
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
         abandon(self._run.ledger)
 
+    def take_skipped(self) -> str:
+        """Return a line about tasks that were skipped since the last call; empty if none were."""
+        return self._drops.take_skipped()
+
     # Admission
 
     def _admit(self) -> None:
@@ -104,8 +116,15 @@ class Rollouts:
         self._running.add(running)
         running.add_done_callback(lambda _: self._arrived.set())
 
-    def _drop(self, episodes: Sequence[str], reason: DropReason) -> None:
-        drop(self._run.ledger, episodes, reason)
+    def _has_signal(self, group: Group) -> bool:
+        return group.has_signal(self._learner, self._max_tokens)
+
+    def _drop(self, group: Group, reason: DropReason) -> None:
+        drop(self._run.ledger, group.episodes, reason)
+        self._drops.add(reason, group.task)
+        self._replace_one()
+
+    def _replace_one(self) -> None:
         self._started -= 1
         self._admit()
 
@@ -126,8 +145,9 @@ class Rollouts:
 
     async def _run_group(self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch]) -> None:
         group = await self._groups.run_group(scheduled, stored)
-        if group is None:
-            self._drop((), DropReason.INFRA_FAILED)
+        if isinstance(group, LostGroup):
+            self._drops.add(group.reason, group.task, self._groups.error_of(group))
+            self._replace_one()
         else:
             self._ready.append(group)
         self._arrived.set()

@@ -6,13 +6,22 @@ a round episodes run concurrently, in any order, on any worker.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
-from cluster.scheduling.groups import Group, GroupDispatcher, abandon, drop
+from cluster.scheduling.drops import GroupDrops, skipped_tasks
+from cluster.scheduling.groups import (
+    Group,
+    GroupDispatcher,
+    LostGroup,
+    abandon,
+    drop,
+    lost_group,
+)
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError, first_cause
 from rollout.store.ledger_state import DropReason, Entry, State
@@ -20,7 +29,12 @@ from rollout.store.run_directory import RunDirectory
 from rollout.store.run_reader import EpisodeFilter, RunReader
 from rollout.weights.manifest import WeightManifest
 
-_INFRASTRUCTURE = {DropReason.INFRA_FAILED, DropReason.DEADLINE, DropReason.CANCELLED}
+_NOT_COUNTED = {
+    DropReason.INFRA_FAILED,
+    DropReason.DEADLINE,
+    DropReason.CANCELLED,
+    DropReason.PROMPT_TOO_LONG,
+}
 
 
 class Rounds:
@@ -40,6 +54,8 @@ class Rounds:
         self._run = run
         self._section = config.rollouts
         self._learner = config.learner
+        self._max_tokens = config.model.max_model_len
+        self._skipped: Counter[str] = Counter()
         self._steps = config.run.steps
         self._reader = RunReader(run.path)
         self._version = 0
@@ -85,6 +101,11 @@ class Rounds:
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
         abandon(self._run.ledger)
 
+    def take_skipped(self) -> str:
+        """Return a line about tasks that were skipped since the last call; empty if none were."""
+        line, self._skipped = skipped_tasks(self._skipped), Counter()
+        return line
+
     def _admit(self) -> None:
         last = min(self._version + 1 + self._section.max_staleness, self._steps)
         for step in range(self._admitted + 1, last + 1):
@@ -97,25 +118,29 @@ class Rounds:
         size, refills = self._section.groups_per_step, self._section.max_refills
         stride = 2 * size + refills
         numbers = iter(range((step - 1) * stride, step * stride))
+        drops = GroupDrops(stride)  # the numbers run out before that
         groups: list[Group] = []
         while len(groups) < size:
             wave = [number for _, number in zip(range(size - len(groups)), numbers, strict=False)]
             if not wave:
-                raise InfraError(
-                    f"infrastructure failures ended more than {size} groups of round {step}: "
-                    "see the ledger for their causes, then resume"
-                )
+                raise drops.error(f"failures ended more than {size} groups of round {step}")
             for group in await self._settle_all(wave):
-                if group is None:
-                    continue
-                if not group.has_signal(self._learner) and refills > 0:
+                if isinstance(group, LostGroup):
+                    drops.add(group.reason, group.task, self._groups.error_of(group))
+                    self._note_skipped(group)
+                elif refills > 0 and not group.has_signal(self._learner, self._max_tokens):
                     refills -= 1
+                    drops.add(DropReason.ZERO_VARIANCE, group.task)
                     drop(self._run.ledger, group.episodes, DropReason.ZERO_VARIANCE)
-                    continue
-                groups.append(group)
+                else:
+                    groups.append(group)
         return groups
 
-    async def _settle_all(self, numbers: Sequence[int]) -> list[Group | None]:
+    def _note_skipped(self, lost: LostGroup) -> None:
+        if lost.reason is DropReason.PROMPT_TOO_LONG:
+            self._skipped[lost.task] += 1
+
+    async def _settle_all(self, numbers: Sequence[int]) -> list[Group | LostGroup]:
         try:
             async with asyncio.TaskGroup() as wave:
                 settling = [wave.create_task(self._settle(number)) for number in numbers]
@@ -123,7 +148,7 @@ class Rounds:
             raise first_cause(errors) from None
         return [group.result() for group in settling]
 
-    async def _settle(self, number: int) -> Group | None:
+    async def _settle(self, number: int) -> Group | LostGroup:
         """Return group `number`: stored episodes where there are some, the others run now."""
         ledger, schedule = self._run.ledger, self._groups.schedule
         if not schedule.is_scheduled(number):
@@ -133,7 +158,7 @@ class Rounds:
         if (scheduled := schedule.resume_group(name)) is not None:
             return await self._groups.run_group(scheduled, stored)
         if sum(batch.num_rows for batch in stored) < 2:
-            return None
+            return lost_group(ledger, name)
         return Group(name, pa.concat_batches(stored))
 
     def _stored(self, name: str, entries: Sequence[Entry]) -> list[pa.RecordBatch]:
@@ -141,7 +166,7 @@ class Rounds:
         wanted = {
             (entry.lease.episode, entry.lease.attempt)
             for entry in entries
-            if entry.state is not State.LEASED and entry.reason not in _INFRASTRUCTURE
+            if entry.state is not State.LEASED and entry.reason not in _NOT_COUNTED
         }
         rows = [
             row

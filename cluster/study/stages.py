@@ -12,6 +12,7 @@ from cluster.config.run_config import RunConfig, load_config
 from cluster.lifecycle.inputs import Environments, RunInputs, find_model
 from cluster.lifecycle.opening import Resume, open_run
 from cluster.progress import Progress
+from cluster.scheduling.prompt_check import check_all_prompts
 from cluster.scheduling.task_sources import eval_tasks
 from cluster.study.eval_pool import EvalPool, measure
 from cluster.study.graph import Results, Stage
@@ -20,7 +21,7 @@ from cluster.study.results import ModelResult
 from cluster.teachers.teacher import Demonstrations, run_teacher
 from cluster.training.job import open_job
 from cluster.training.sft import train_sft
-from cluster.training.train import train_steps
+from cluster.training.train import train_steps, warn_of_long_prompts
 from envs.seeds import stable_hash
 from envs.tools import JsonObject
 from rollout.store.run_layout import RunKind, RunLayout
@@ -196,6 +197,7 @@ async def _rl_model(inputs: RunInputs, folder: Path, progress: Progress) -> Mode
     if not is_attempt(config.path, config, "grpo"):
         shutil.rmtree(config.path, ignore_errors=True)
     inputs = replace(inputs, config=config, model=find_model(config))
+    warn_of_long_prompts(inputs, progress)
     with open_run(RunKind.TRAIN, config.path, config, Resume.IF_PRESENT, progress) as run:
         async with open_job(inputs, run) as job:
             await train_steps(job, progress)
@@ -234,7 +236,9 @@ def _evaluation_stage(
     async def run(folder: Path, results: Results) -> JsonObject:
         del results
         at = seed.pool.recording(with_values(config, "model", path=str(weights)))
-        tasks = eval_tasks(at, seed.environments.of(at.env))
+        given = RunInputs(at, weights, seed.environments.of(at.env))
+        tasks = eval_tasks(at, given.environment)
+        check_all_prompts(given, tasks)
         path = folder / "run"
         if not RunLayout(path).run_json.exists():
             shutil.rmtree(path, ignore_errors=True)

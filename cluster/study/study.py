@@ -1,7 +1,6 @@
 """`trialrun study`: arms by seeds by settings, resumable, as one table."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -42,7 +41,7 @@ def run_study(study: Study, seeds: Sequence[int], folder: Path) -> JsonObject:
     try:
         report = _run_missing(study, seeds, folder)
     finally:
-        os.close(lock)
+        lock.release()
     return {
         "results": str(folder / "results.json"),
         "table": str(folder / "results.md"),

@@ -23,10 +23,12 @@ from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.collection import Collection, CollectionSize
 from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
+from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import collection_size, collection_tasks
 from cluster.teachers.selection_file import SelectionFile, episodes_of, select_episodes
 from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, scripted_teacher
 from envs.errors import ConfigError
+from envs.remote.tokens import check_header
 from envs.tools import JsonObject
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
@@ -61,7 +63,9 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
     if opening.resumes and _is_complete(out, size):
         progress.say("no episode is missing")
     else:
-        _check_source(inputs)
+        _check_source(inputs, progress)
+        if warning := check_some_prompts(inputs, collection_tasks(config, inputs.environment)):
+            progress.say(warning)
         with ray_session(config) if section.source == "policy" else nullcontext():
             affordable = run_async(_collect(inputs, opening, size, progress))
     file = select_episodes(out, section.filter, _given(inputs))
@@ -90,18 +94,19 @@ def _is_complete(out: Path, size: CollectionSize) -> bool:
     return ended and len(ledger.groups) >= size.tasks
 
 
-def _check_source(inputs: RunInputs) -> None:
+def _check_source(inputs: RunInputs, progress: Progress) -> None:
     """Raise ConfigError, or EngineError, where the source of the collection cannot act."""
     section = inputs.config.collect
     if section.source == "scripted":
         check_teacher(inputs)
-    elif section.source == "endpoint":
-        run_async(_check_endpoint(section.endpoint))
+    elif section.source == "endpoint" and (warning := run_async(_check_endpoint(section.endpoint))):
+        progress.say(warning)
 
 
-async def _check_endpoint(endpoint: EndpointConfig) -> None:
+async def _check_endpoint(endpoint: EndpointConfig) -> str:
+    """Return a warning about the endpoint, or nothing."""
     async with open_http(endpoint) as http:
-        await ChatClient(http, endpoint, endpoint_key(endpoint, os.environ)).check()
+        return await ChatClient(http, endpoint, endpoint_key(endpoint, os.environ)).check()
 
 
 async def _collect(
@@ -189,7 +194,10 @@ def endpoint_key(endpoint: EndpointConfig, variables: Mapping[str, str]) -> str:
         raise ConfigError(
             f"the environment variable {name} holds no key: export it, or name another"
         )
-    return variables[name].strip()
+    return check_header(
+        variables[name].strip(),
+        f"the key in ${name} (collect.endpoint.key_variable, --key-variable)",
+    )
 
 
 def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:

@@ -15,6 +15,8 @@ from cluster.lifecycle.retention import keep_newest
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
+from cluster.scheduling.prompt_check import check_some_prompts
+from cluster.scheduling.task_sources import training_tasks
 from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job, table_of
 from envs.tools import JsonObject
@@ -65,6 +67,8 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     watch = Stopwatch()
     groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
     watch.lap("collect_s")
+    if skipped := job.rollouts.take_skipped():
+        progress.say(f"step {step}: {skipped}")
     saves = _saves_checkpoint(job, step)
     report = await job.learner.rl_step(
         table_of(groups), digest_weights=saves or job.config.run.deterministic
@@ -121,6 +125,13 @@ def _mean_of(maps: pa.ChunkedArray, key: str) -> float:
     return float(np.mean([dict(row)[key] for row in maps.to_pylist()]))
 
 
+def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:
+    """Say which training tasks have no room. Raises ConfigError if that is all of them."""
+    tasks = training_tasks(inputs.config, inputs.environment)
+    if warning := check_some_prompts(inputs, tasks):
+        progress.say(warning)
+
+
 def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     """Train, or resume training; returns where the policy is."""
     config.check_trainable()
@@ -128,6 +139,7 @@ def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     progress.phase("preparing model and tasks")
     opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
     inputs = resolve_inputs(config)
+    warn_of_long_prompts(inputs, progress)
     progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
     with ray_session(config), opening.open(progress) as run:
         progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")

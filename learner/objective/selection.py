@@ -55,11 +55,10 @@ class Selection:
 def select(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = None) -> Selection:
     """Compute advantages over the whole step, then exclude what must not be trained on.
 
-    Episodes that this policy cannot have sampled, or longer than `max_tokens`, are excluded from
-    the baselines too.
+    Episodes that this policy cannot have sampled, or longer than `max_tokens`, are as if they had
+    no reward: they are excluded from the baselines too.
     """
-    sampled_N = predictable(batch)
-    invalid_B = [_invalid(batch, index, sampled_N, max_tokens) for index in range(len(batch))]
+    invalid_B = _invalid_reasons(batch, max_tokens)
     rewards = shaped_rewards(batch, config, invalid_B)
     whole, trial = _advantages(batch, rewards, config)
     weights_N = phase_weights(batch, config.phase_weights)
@@ -96,15 +95,24 @@ def shaped_rewards(
     return phase_rewards(rewards_B, batch.credit, costs_B, overlong_B)
 
 
-def varies(batch: EpisodeBatch, config: LearnerConfig) -> bool:
-    """Return whether the rewards of one group differ, so that it has a gradient."""
+def varies(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = None) -> bool:
+    """Return whether the rewards of one group differ, so that it has a gradient.
+
+    Episodes that `select` excludes from the baselines have no reward here either.
+    """
     if config.advantage == "reinforce_pp":
         return True
-    rewards = shaped_rewards(batch, config, [""] * len(batch))
+    rewards = shaped_rewards(batch, config, _invalid_reasons(batch, max_tokens))
     parts = (
         [rewards.trial_B, rewards.execution_B] if config.credit == "phase" else [rewards.episode_B]
     )
-    return any(float(np.nanmax(part) - np.nanmin(part)) > 1e-6 for part in parts)
+    return any(_spread(part) > 1e-6 for part in parts)
+
+
+def _spread(rewards_B: NDArray[np.float64]) -> float:
+    """Return the difference of the largest and the smallest reward; missing ones do not count."""
+    known = rewards_B[np.isfinite(rewards_B)]
+    return float(known.max() - known.min()) if len(known) else 0.0
 
 
 def _advantages(
@@ -143,6 +151,11 @@ def _per_token(
         return whole_N
     in_trial_N = np.isin(batch.phases_N, (Phase.TRIAL, Phase.EXPERIENCE))
     return np.where(in_trial_N, np.repeat(trial.values_B, batch.lengths_B), whole_N)
+
+
+def _invalid_reasons(batch: EpisodeBatch, max_tokens: int | None) -> list[str]:
+    sampled_N = predictable(batch)
+    return [_invalid(batch, index, sampled_N, max_tokens) for index in range(len(batch))]
 
 
 def _invalid(

@@ -22,6 +22,10 @@ class EndpointConfig(Section):
     """
     model: str = ""
     """Model name as the endpoint lists it. Episodes record it as their `source`."""
+    check_model: bool = True
+    """Whether a `model` is refused that the endpoint's list of models lacks. `false` only warns,
+    for endpoints that answer to names which they do not list.
+    """
     key_variable: str = ""
     """Name of the environment variable that holds the API key. Empty, the default, sends no key."""
     tool_format: ToolFormat = "prompt"
@@ -43,7 +47,7 @@ class EndpointConfig(Section):
     """Request fields that are not sent because this endpoint rejects them, for example `seed`."""
     attempts: int = Field(default=6, ge=1)
     """Maximum number of attempts of one request. An attempt is repeated after HTTP status 408, 425,
-    429 or 5xx, a lost connection, a time-out, or an unreadable reply.
+    429 or a temporary 5xx, a lost connection, a time-out, or an unreadable reply.
     """
     episode_attempts: int = Field(default=3, ge=1)
     """Maximum number of attempts of one episode that failed because of the endpoint or a tool. It
@@ -54,8 +58,8 @@ class EndpointConfig(Section):
     deadline_s: float = Field(default=600.0, gt=0)
     """Deadline of one request in seconds, including all its attempts and the waits between them."""
     backoff_s: float = Field(default=1.0, gt=0)
-    """Wait before the second attempt, in seconds. It doubles with every further attempt, unless the
-    endpoint specifies a wait (`Retry-After`).
+    """Wait before the second attempt, in seconds, with a random part. It doubles with every further
+    attempt; a longer wait that the endpoint specifies (`Retry-After`) takes its place.
     """
     max_requests: int = Field(default=0, ge=0)
     """Maximum number of attempts of all requests together, counted over the whole collection. 0,

@@ -80,8 +80,8 @@ class OpenAIEngine:
         for attempt in range(_EMPTY_ATTEMPTS):
             body = self._body(prompt, _reseeded(params, attempt))
             label = f"{prompt.request_id}.{attempt}"
-            reply = await self._client.complete(body, label, self.spent)
-            turn = read_reply(reply, self._config.thinking)
+            reply = await self._client.complete(body, label, self.spent, self._tokens_of)
+            turn = read_reply(reply, self._config.thinking, self._config.max_tokens)
             if turn.refusal:
                 raise TeacherError(f"refused: {turn.refusal[:200]}")
             if turn.text:
@@ -103,6 +103,9 @@ class OpenAIEngine:
     async def resume(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def _tokens_of(self, text: str) -> int:
+        return len(self._template.encode(text))
 
     def _completion(self, turn: ChatTurn, limit: int) -> Completion:
         ids = self._template.encode(_without(turn.text, self._template.control_tokens))

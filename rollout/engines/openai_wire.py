@@ -1,6 +1,7 @@
 """Format of the chat-completions API: conversations for an endpoint, replies for the student."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,24 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _TAG = re.compile(r"<(/?)(tool_call|tool_response|experience|answer|trial|think)(/?)>")
 _RESPONSE = "<tool_response>"
+_COMPLETE = frozenset(
+    [
+        "stop",
+        "end_turn",
+        "stop_sequence",
+        "eos",
+        "eos_token",
+        "complete",
+        "tool_calls",
+        "tool_use",
+        "function_call",
+    ]
+)
+_AT_LIMIT = frozenset(["length", "max_tokens", "max_output_tokens", "max_length", "model_length"])
+_BROKEN_OFF = frozenset(["error", "abort", "aborted", "cancelled", "timeout", "incomplete"])
+_FILTERED = frozenset(["content_filter", "content_filtered", "safety", "recitation", "refusal"])
+"""Finish reasons by their meaning, in the spellings of several APIs."""
+_NAME_SUFFIX = re.compile(r"[:@].*", re.DOTALL)
 _NOT_RUN = "not run"
 
 
@@ -25,13 +44,13 @@ class _Wire(BaseModel):
 class ContentPart(_Wire):
     """One part of a message whose content is a list."""
 
-    text: str = ""
+    text: str | None = None
 
 
 class ChatFunction(_Wire):
     """A tool call in a reply; arguments are JSON text, or an object from some servers."""
 
-    name: str = ""
+    name: str | None = None
     arguments: str | JsonObject | None = None
 
 
@@ -41,7 +60,7 @@ class ChatToolCall(_Wire):
 
 class ChatMessage(_Wire):
     content: str | tuple[ContentPart, ...] | None = None
-    refusal: str | None = None
+    refusal: JsonValue = None
     tool_calls: tuple[ChatToolCall, ...] | None = None
     reasoning_content: JsonValue = None
     reasoning: JsonValue = None
@@ -49,23 +68,68 @@ class ChatMessage(_Wire):
 
 class ChatChoice(_Wire):
     message: ChatMessage
-    finish_reason: str | None = None
+    finish_reason: JsonValue = None
 
-
-class ChatUsage(_Wire):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    @property
+    def ending(self) -> str:
+        """The finish reason in lower case; empty if there is none."""
+        return self.finish_reason.lower() if isinstance(self.finish_reason, str) else ""
 
 
 class ChatReply(_Wire):
     """The body of a chat completion: the fields that are used."""
 
     choices: tuple[ChatChoice, ...] = Field(min_length=1)
-    usage: ChatUsage | None = None
+    usage: JsonValue = None
+    """Endpoints fill this in many ways, so `tokens_used` reads it."""
+
+    @property
+    def said(self) -> str:
+        """All text of the first choice: what the endpoint was paid for."""
+        message = self.choices[0].message
+        calls = [call.model_dump_json() for call in message.tool_calls or ()]
+        thoughts = [t for t in (message.reasoning_content, message.reasoning) if isinstance(t, str)]
+        return "\n".join([*thoughts[:1], _text_of(message), *calls])
+
+    @property
+    def failed(self) -> bool:
+        """Whether the endpoint ended the reply with an error before it said anything."""
+        choice = self.choices[0]
+        return choice.ending in _BROKEN_OFF and not (
+            _text_of(choice.message) or choice.message.tool_calls
+        )
+
+
+def tokens_used(reply: ChatReply, *names: str) -> int:
+    """Return a number of tokens in the reply's `usage`, also one written as a float or as text.
+
+    It has one of `names`. 0 stands for a number that is missing, null or impossible.
+    """
+    usage = reply.usage if isinstance(reply.usage, dict) else {}
+    value = next((usage[name] for name in names if usage.get(name)), None)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return 0
+    try:
+        number = float(value)
+    except ValueError:
+        return 0
+    return math.ceil(number) if math.isfinite(number) and number > 0 else 0
 
 
 class _ListedModel(_Wire):
     id: str
+
+
+def may_be_listed_as(model: str, listed: str) -> bool:
+    """Whether an endpoint may list `model` as `listed`: with or without an organisation, a tag, a
+    routing suffix or a date, or in another case.
+    """
+    mine, other = _plain_name(model), _plain_name(listed)
+    return mine == other or mine.startswith(f"{other}-") or other.startswith(f"{mine}-")
+
+
+def _plain_name(model: str) -> str:
+    return _NAME_SUFFIX.sub("", model.rpartition("/")[2].lower())
 
 
 class ModelList(_Wire):
@@ -82,23 +146,23 @@ class ChatTurn:
     refusal: str
     """Reason for a refusal; empty if the endpoint answered."""
     cut: bool
-    """Whether the reply reached its token limit."""
+    """Whether the reply is not complete: it reached its token limit, or broke off."""
 
 
-def read_reply(reply: ChatReply, thinking: Thinking) -> ChatTurn:
-    """Return the reply's text, with its native tool calls in the student's format."""
+def read_reply(reply: ChatReply, thinking: Thinking, max_tokens: int = 0) -> ChatTurn:
+    """Return the reply's text, with its native tool calls in the student's format.
+
+    A reply without a known finish reason is cut if it used `max_tokens` (0 is unknown).
+    """
     choice = reply.choices[0]
     message = choice.message
-    content = message.content or ""
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content)
-    spoken, thoughts = _without_thoughts(content)
+    spoken, thoughts = _without_thoughts(_text_of(message))
     calls = [_call_text(call.function) for call in message.tool_calls or ()]
     if calls:
         spoken = _CALL.sub("", spoken)
     spoken = spoken.partition(_RESPONSE)[0].strip()
-    refusal = message.refusal or ""
-    if choice.finish_reason == "content_filter":
+    refusal = message.refusal if isinstance(message.refusal, str) else ""
+    if choice.ending in _FILTERED:
         refusal = refusal or "stopped by a content filter"
     native = message.reasoning_content or message.reasoning
     if isinstance(native, str):
@@ -106,7 +170,21 @@ def read_reply(reply: ChatReply, thinking: Thinking) -> ChatTurn:
     thought = _harmless("\n".join(thoughts).strip()) if thinking == "keep" else ""
     lines = [f"<think>\n{thought}\n</think>"] if thought and (spoken or calls) else []
     text = "\n".join([*lines, *([spoken] if spoken else []), *calls])
-    return ChatTurn(text, refusal, choice.finish_reason == "length")
+    return ChatTurn(text, refusal, _is_cut(reply, max_tokens))
+
+
+def _is_cut(reply: ChatReply, max_tokens: int) -> bool:
+    ending = reply.choices[0].ending
+    if ending in _COMPLETE:
+        return False
+    if ending in _AT_LIMIT or ending in _BROKEN_OFF:
+        return True
+    return 0 < max_tokens <= tokens_used(reply, "completion_tokens", "output_tokens")
+
+
+def _text_of(message: ChatMessage) -> str:
+    content = message.content or ""
+    return content if isinstance(content, str) else "".join(part.text or "" for part in content)
 
 
 def _without_thoughts(content: str) -> tuple[str, list[str]]:
@@ -133,8 +211,8 @@ def _call_text(function: ChatFunction) -> str:
         try:
             arguments = json.loads(arguments)
         except ValueError:
-            return _tagged(f'{{"name": {_dump(function.name)}, "arguments": {arguments}}}')
-    return _tagged(_dump({"name": function.name, "arguments": arguments or {}}))
+            return _tagged(f'{{"name": {_dump(function.name or "")}, "arguments": {arguments}}}')
+    return _tagged(_dump({"name": function.name or "", "arguments": arguments or {}}))
 
 
 def _tagged(call: str) -> str:

@@ -31,6 +31,8 @@ class DropReason(StrEnum):
     DEADLINE = "deadline"
     OVERLONG = "overlong"
     CANCELLED = "cancelled"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    """The task's prompt leaves no room to answer; nothing was sampled."""
     TRUNCATED = "truncated"
     NO_REWARD = "no_reward"
     GROUP_OF_ONE = "group_of_one"

@@ -11,7 +11,7 @@
 Every file is either append-only, with one write per entry, or replaced atomically, so that a kill
 at any point leaves a readable directory. A kill of the process loses nothing that was
 acknowledged; a power failure may lose what was written after the last `sync`. The lock works
-between processes of one node, and between nodes only on file systems where flock does.
+between processes of one node, and between nodes as `run_lock` describes.
 """
 
 import math
@@ -31,7 +31,7 @@ from rollout.store.control import ControlEvent
 from rollout.store.journal import Closing, Journal, make_folder, one_line, replace_file
 from rollout.store.ledger import Ledger
 from rollout.store.run_layout import RunInfo, RunLayout, existing_run, read_run_info
-from rollout.store.run_lock import take_lock
+from rollout.store.run_lock import RunLock, take_lock
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import SegmentWriter
 
@@ -42,7 +42,7 @@ SEGMENT_BYTES = 64 * 2**20
 class RunDirectory(Closing):
     """The writer of a run directory: from `create` or `open` to `close`, in one thread."""
 
-    def __init__(self, layout: RunLayout, lock: int, segment_bytes: int) -> None:
+    def __init__(self, layout: RunLayout, lock: RunLock, segment_bytes: int) -> None:
         self.layout = layout
         self._lock = lock
         self._segment_bytes = segment_bytes
@@ -72,7 +72,7 @@ class RunDirectory(Closing):
         make_folder(path)
         with ExitStack() as undo:
             lock = take_lock(layout)
-            undo.callback(os.close, lock)
+            undo.callback(lock.release)
             for folder in layout.folders:
                 make_folder(folder)
             replace_file(layout.config_toml, config_toml.encode())
@@ -90,7 +90,7 @@ class RunDirectory(Closing):
         layout = existing_run(path)
         with ExitStack() as undo:
             lock = take_lock(layout)
-            undo.callback(os.close, lock)
+            undo.callback(lock.release)
             for folder in layout.folders:  # git and some copying tools leave empty folders out
                 make_folder(folder)
             directory = cls(layout, lock, segment_bytes)
@@ -101,6 +101,16 @@ class RunDirectory(Closing):
     def path(self) -> Path:
         """The run directory."""
         return self.layout.root
+
+    @property
+    def lock_warning(self) -> str:
+        """A line about a file system without locks; empty where there are locks."""
+        if self._lock.holder is None:
+            return ""
+        return (
+            f"the file system of {self.path} has no locks (flock): {self._lock.holder.name} in it "
+            "names the writing process. If one on another host was killed, remove that file"
+        )
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Store finished episodes; after this returns, a kill of the process cannot lose them.
@@ -178,7 +188,7 @@ class RunDirectory(Closing):
             self._segment.close()
         for journal in (self.ledger, self._metrics, self._control, self._manifest):
             journal.close()
-        os.close(self._lock)
+        self._lock.release()
 
     def _next_segment(self) -> SegmentWriter:
         if self._segment is not None:

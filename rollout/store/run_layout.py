@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from envs.errors import MissingError, StoreError
 
 LAYOUT_VERSION = 1
+_HOLDER = ".lock-holder-"
 
 
 class RunKind(StrEnum):
@@ -177,6 +178,15 @@ class RunLayout:
     def lock(self) -> Path:
         """Lock file that the one writer holds; contains its process id."""
         return self.root / ".lock"
+
+    def lock_holder(self, number: int) -> Path:
+        """Names the writing process, on file systems without flock; the highest number counts."""
+        return self.root / f"{_HOLDER}{number:06d}"
+
+    def lock_holders(self) -> list[int]:
+        """Numbers of the files that `lock_holder` returns, the highest last."""
+        found = (path.name.removeprefix(_HOLDER) for path in self.root.glob(f"{_HOLDER}*"))
+        return sorted(int(number) for number in found if number.isdecimal())
 
     def annotations(self, step: int) -> Path:
         """Results of the learner at `step`, as an Arrow file."""

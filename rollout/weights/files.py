@@ -1,5 +1,6 @@
 """Two files of shared memory that hold policy versions, written alternately. No torch."""
 
+import errno
 import fcntl
 import mmap
 import os
@@ -24,9 +25,14 @@ class WeightFile:
             # takes the pages now: running out of memory is an error here, a SIGBUS later
             os.posix_fallocate(self._file.fileno(), 0, max(nbytes, 1))
             self.map = mmap.mmap(self._file.fileno(), max(nbytes, 1))
-        except OSError:
+        except OSError as error:
             self._file.close()
             path.unlink(missing_ok=True)
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise WeightSyncError(
+                    f"{path.parent}: expected a file system with locks (flock), found none "
+                    f"({error.strerror}): set cluster.shm_dir to a folder in memory, as /dev/shm"
+                ) from error
             raise
 
     def close(self) -> None:
@@ -48,6 +54,9 @@ class WeightFiles:
         try:
             for index in range(2):
                 self._files.append(WeightFile(directory / f"{_PREFIX}{run}-{index}", nbytes))
+        except WeightSyncError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise WeightSyncError(
@@ -81,5 +90,5 @@ def _reclaim(directory: Path) -> None:
             with path.open("rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
-        except (BlockingIOError, FileNotFoundError, PermissionError):
+        except OSError:  # it is in use, gone or another user's, or there are no locks
             continue

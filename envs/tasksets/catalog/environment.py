@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from envs.answers import one_spelling
 from envs.errors import ConfigError
 from envs.tasks import Environment, EstimateCeiling, Mode, Score, Split, Task, Teacher
 from envs.tasksets.catalog.ceiling import estimate_ceiling
@@ -23,7 +24,7 @@ class ExactMatch:
 
     def score(self, answer: str) -> Score:
         """Return the reward, with `exact` as its only component."""
-        exact = float(answer.strip() == self.expected)
+        exact = float(one_spelling(answer).strip() == one_spelling(self.expected))
         return Score(exact, {"exact": exact})
 
 

@@ -6,11 +6,11 @@ Servers that list their own tools are queried once, when the environment is crea
 
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.answers import last_number, one_spelling, whole_number
 from envs.endpoints import Endpoint, McpHttpEndpoint, McpStdioEndpoint, OpenEnvEndpoint
 from envs.errors import DataFileError, MissingError
 from envs.sources.openapi import tool_set_of_openapi
@@ -36,13 +36,12 @@ OWN_TASKS = Path(__file__).parent / "bank"
 
 ListTools = Callable[[Endpoint], ToolSet]
 """Returns a server's tools. Raises ToolServerError, DeadlineError, ConfigError."""
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class TextScorer:
-    """Correct when the answer equals, or contains, the expected text; case and white space are
-    ignored.
+    """Correct when the answer equals, or contains, the expected text; case, white space and the
+    spelling of quotes, hyphens and accents are ignored.
     """
 
     expected: str
@@ -57,7 +56,10 @@ class TextScorer:
 
 @dataclass(frozen=True, slots=True)
 class NumberScorer:
-    """Correct when the last number in the answer is the expected one, within the tolerance."""
+    """Correct when the last number in the answer is the expected one, within the tolerance.
+
+    `envs.answers.last_number` says what a number is.
+    """
 
     expected: float
     tolerance: float
@@ -67,9 +69,9 @@ class NumberScorer:
 
         The tolerance is relative to the expected number, or absolute if that is below 1 in size.
         """
-        found = _NUMBER.findall(answer)
-        correct = bool(found) and math.isclose(
-            float(found[-1].replace(",", "").replace("_", "")),
+        found = last_number(answer)
+        correct = found is not None and math.isclose(
+            found,
             self.expected,
             abs_tol=self.tolerance * max(1.0, abs(self.expected)),
             rel_tol=0.0,
@@ -133,7 +135,7 @@ class _Loader:
     def _read(self, name: str, make: Callable[[str], ToolSet]) -> ToolSet:
         path = self._folder / name
         try:
-            return make(path.read_text(encoding="utf-8"))
+            return make(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise MissingError(f"expected a file at {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -170,15 +172,15 @@ def _scorer(where: str, row: TaskRow) -> TextScorer | NumberScorer:
     if row.scorer != "numeric":
         text = row.answer if isinstance(row.answer, str) else json.dumps(row.answer)
         return TextScorer(text, contains=row.scorer == "contains")
-    try:
-        expected = float(row.answer)
-    except ValueError as error:
+    answer = row.answer
+    expected = whole_number(answer) if isinstance(answer, str) else float(answer)
+    if expected is None or not math.isfinite(expected):
         raise DataFileError(
             f"{where}, field `answer`: expected a number for the scorer `numeric`, found "
             f"{row.answer!r}: correct it, or use the scorer `exact`"
-        ) from error
+        )
     return NumberScorer(expected, row.tolerance)
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+    return " ".join(one_spelling(text).lower().split()).removesuffix(".").rstrip()

@@ -25,7 +25,11 @@ _SHOWN = 80
 
 class _Row(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -123,9 +127,9 @@ class TaskRow(_Row):
     question: NonEmpty
     answer: StrictStr | int | float
     scorer: Literal["exact", "numeric", "contains"] = "exact"
-    """When an answer is correct. `exact`: equal to the expected text, ignoring case, white space
-    and a final full stop; `numeric`: its last number equals the expected one within `tolerance`;
-    `contains`: the expected text occurs in it.
+    """When an answer is correct. `exact`: equal to the expected text, ignoring case, white space,
+    a final full stop, and typographic forms of quotes, hyphens and accents; `numeric`: its last
+    number equals the expected one within `tolerance`; `contains`: the expected text occurs in it.
     """
     tolerance: float = Field(default=1e-6, ge=0)
     """Largest difference that `numeric` accepts: relative if the size of the expected number is
@@ -154,7 +158,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
             "env.path to it, or to a folder with `tasks.jsonl`; empty means the example tasks"
         )
     lines_of_ids: dict[str, int] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.answers import one_spelling, whole_number
 from envs.tasks import Mode, Score, Split, Task, Teacher
 from envs.tasksets.collection import TaskCollection, split_of
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
@@ -19,6 +20,8 @@ from envs.tasksets.toolhop.tools import tool_set_of
 from envs.tools import ToolSet
 
 NAME = "toolhop"
+_UNITS = frozenset("$€£¥₹%")
+"""With one of them, a text is more than a number."""
 
 ANSWER_FORMAT = (
     "Answer as briefly as possible. Write a date as YYYY-MM-DD, a name as Firstname Lastname, "
@@ -35,20 +38,23 @@ class ToolHopScorer:
     lose trailing `.` and `0` characters; the reply also loses its commas. That is generous: `15` is
     found in `1915`, and `360`, stripped to `36`, in `2036`. The component `exact` is strict: the
     texts are equal apart from case, commas, surrounding white space and a final full stop;
-    numbers are compared by value.
+    numbers are compared by value. Both ignore typographic forms of quotes, minus signs and accents,
+    which the script tells apart.
 
-    Three differences from the script, each of which can only lower a score. The script reads the
-    complete last message; here `answer` is what the policy marked as its answer. The script also
-    accepts the expected answer in the last tool result when the message lacks it. And it finds an
-    expected answer that strips to nothing (`0`) in any reply; here that has to match exactly.
+    Three further differences from the script, each of which can only lower a score. The script
+    reads the complete last message; here `answer` is what the policy marked as its answer. The
+    script also accepts the expected answer in the last tool result when the message lacks it. And
+    it finds an expected answer that strips to nothing (`0`) in any reply; here that has to match
+    exactly.
     """
 
     expected: str
 
     def score(self, answer: str) -> Score:
         """Return 1 or 0 as reward and component `answer`, and the stricter component `exact`."""
-        exact = bool(answer.strip()) and _plain(answer) == _plain(self.expected)
-        needle = self.expected.rstrip(".0").lower()
+        answer, expected = one_spelling(answer), one_spelling(self.expected)
+        exact = bool(answer.strip()) and _plain(answer) == _plain(expected)
+        needle = expected.rstrip(".0").lower()
         haystack = answer.rstrip(".0").replace(",", "").lower()
         correct = needle in haystack if needle else exact
         return Score(float(correct), {"answer": float(correct), "exact": float(exact)})
@@ -124,7 +130,5 @@ def _task(question: ToolHopQuestion, tool_set: ToolSet, split: Split) -> Task:
 def _plain(text: str) -> str:
     text = text.strip().replace(",", "").lower()
     text = text[:-1].rstrip() if text.endswith(".") else text
-    try:
-        return f"{float(text):.12g}"
-    except ValueError:
-        return text
+    number = None if _UNITS & set(text) else whole_number(text)
+    return text if number is None else f"{number:.12g}"

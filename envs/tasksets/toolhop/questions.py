@@ -63,7 +63,7 @@ def read_questions(path: Path) -> tuple[ToolHopQuestion, ...]:
             "it empty for the tasks shipped with the project"
         )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataFileError(
             f"{path}, line {error.lineno}, column {error.colno}: invalid JSON "

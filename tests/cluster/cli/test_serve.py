@@ -14,6 +14,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from cluster.cli.main import main
+from cluster.cli.serve import tasks_to_serve
+from envs.errors import ConfigError
+from envs.tasks import Split
+from envs.tasksets.catalog.environment import CatalogEnvironment
+from envs.tasksets.file.config import FileEnvConfig
+from envs.tasksets.file.environment import FileEnvironment
 
 MAIN = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
 
@@ -40,6 +46,54 @@ def test_what_cannot_be_served_is_refused(
     out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err
     assert "ready" not in out
+
+
+SPLITS = ("train", "heldout", "train")
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> FileEnvironment:
+    """Three tasks, fewer than any default."""
+    (tmp_path / "shop.py").write_text('def f(x: int) -> int:\n    """F."""\n    return x\n')
+    rows = (
+        {
+            "id": f"{i}",
+            "question": "?",
+            "answer": i,
+            "split": split,
+            "tools": {"functions": "shop.py"},
+        }
+        for i, split in enumerate(SPLITS)
+    )
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return FileEnvironment(FileEnvConfig(path=str(tmp_path)), lambda place: pytest.fail())
+
+
+def test_every_task_of_a_file_is_served_whatever_its_split(few: FileEnvironment) -> None:
+    assert [task.id for task in tasks_to_serve(few, 0, None, None)] == [
+        "file-0",
+        "file-1",
+        "file-2",
+    ]
+    assert [task.id for task in tasks_to_serve(few, 0, None, 2)] == ["file-0", "file-1"]
+    assert {task.id for task in tasks_to_serve(few, 0, "train", None)} == {"file-0", "file-2"}
+    with pytest.raises(ConfigError, match="expected 4 tasks in file, found 3"):
+        tasks_to_serve(few, 0, None, 4)
+    with pytest.raises(ConfigError, match="expected 3 tasks in the train split"):
+        tasks_to_serve(few, 0, "train", 3)
+    with pytest.raises(ConfigError, match="expected tasks in the validation split"):
+        tasks_to_serve(few, 0, "validation", None)
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "found"), [(None, None, 12), ("heldout", None, 12), (None, 3, 3)]
+)
+def test_of_generated_tasks_some_are_served(
+    split: Split | None, count: int | None, found: int
+) -> None:
+    tasks = tasks_to_serve(CatalogEnvironment(), 0, split, count)
+    assert len(tasks) == found
+    assert {task.split for task in tasks} == {split or "train"}
 
 
 @pytest.mark.real

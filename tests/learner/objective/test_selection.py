@@ -234,3 +234,33 @@ def test_credit_columns_of_a_part_of_a_table(make_episode, make_table) -> None:
     assert credit.trial_calls_B.tolist() == [3, 4]
     assert credit.execution_faults_B.tolist() == [False, True]
     assert not credit.trial_faults_B.any()
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "rloo", "maxrl"])
+@pytest.mark.parametrize("outcome", [Outcome.TRUNCATED, Outcome.ANSWERED])
+def test_an_overlong_episode_has_no_reward_anywhere(
+    make_episode, make_table, advantage: str, outcome: Outcome
+) -> None:
+    """Two right episodes and two that are too long: nothing to compare, so nothing to learn."""
+    right = [make_episode(i, reward=1.0, length=8) for i in range(2)]
+    long = [replace(make_episode(i, reward=0.0, length=30), outcome=outcome) for i in (2, 3)]
+    batch = read_episodes(make_table([*right, *long]))
+    config = LearnerConfig.model_validate({"advantage": advantage})
+    assert varies(batch, config)
+    assert not varies(batch, config, 20)
+    selection = select(batch, config, 20)
+    assert selection.reasons_B[2:] == ("overlong", "overlong")
+    assert selection.kept == ()
+    assert np.isnan(selection.rewards.episode_B[2:]).all()
+    metrics = step_metrics(batch, selection, Scores.empty(len(batch.token_ids_N)), 1.0)
+    assert metrics["reward_mean"] == 1.0
+    alone = select(read_episodes(make_table(right)), config, 20)
+    np.testing.assert_array_equal(selection.advantages_B[:2], alone.advantages_B)
+
+
+def test_a_truncated_episode_that_fits_counts_everywhere(make_episode, make_table) -> None:
+    episodes = [make_episode(i, reward=1.0, length=8) for i in range(2)]
+    episodes.append(replace(make_episode(2, reward=0.0, length=20), outcome=Outcome.TRUNCATED))
+    batch = read_episodes(make_table(episodes))
+    assert varies(batch, LearnerConfig(), 20)
+    assert select(batch, LearnerConfig(), 20).kept == (0, 1, 2)

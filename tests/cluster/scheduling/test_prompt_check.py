@@ -1,0 +1,103 @@
+"""Tasks whose prompt has no room are named before anything starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.config.environments import make_environment
+from cluster.config.run_config import RunConfig, load_config
+from cluster.lifecycle.inputs import RunInputs
+from cluster.scheduling.prompt_check import SAMPLED, check_all_prompts, check_some_prompts
+from cluster.scheduling.task_sources import training_tasks
+from cluster.training.train import run_train
+from envs.errors import ConfigError
+from learner.pretrained.resolve import resolve_model
+from rollout.prompts import opening_of
+from rollout.template import ChatTemplate
+
+InputsOf = Callable[[str, int], RunInputs]
+
+
+@pytest.fixture(scope="module")
+def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> InputsOf:
+    model = resolve_model("tiny", tmp_path_factory.mktemp("models"))
+
+    def make(env: str, max_model_len: int) -> RunInputs:
+        config = RunConfig.model_validate(
+            {
+                "model": {"max_model_len": max_model_len},
+                "env": {"name": env},
+                "episode": {"prompt": "compact", "max_tokens_per_turn": 8},
+            }
+        )
+        return RunInputs(config, model, make_environment(config.env))
+
+    return make
+
+
+def lengths(inputs: RunInputs) -> dict[str, int]:
+    """Tokens of the prompt of every training task, the shortest first."""
+    template, episode = ChatTemplate.load(inputs.model), inputs.config.episode
+    tasks = inputs.environment.tasks("train", 0, None)
+    counted = {t.id: len(template.prompt(opening_of(template, t, episode))) for t in tasks}
+    return dict(sorted(counted.items(), key=lambda pair: pair[1]))
+
+
+def checked(inputs: RunInputs) -> str:
+    return check_some_prompts(inputs, training_tasks(inputs.config, inputs.environment))
+
+
+def test_training_skips_by_name_and_evaluation_refuses(inputs_of: InputsOf) -> None:
+    found = lengths(inputs_of("toolhop", 100_000))
+    longest, tokens = list(found.items())[-1]
+    inputs = inputs_of("toolhop", tokens)
+    said = checked(inputs)
+    for text in (
+        longest,
+        f"{tokens} tokens",
+        f"model.max_model_len = {tokens}",
+        "They are skipped",
+    ):
+        assert text in said
+    assert "raise it to more than" in said
+    with pytest.raises(ConfigError, match=longest):
+        check_all_prompts(inputs, inputs.environment.tasks("train", 0, None))
+
+
+def test_what_fits_says_nothing(inputs_of: InputsOf) -> None:
+    longest = max(lengths(inputs_of("toolhop", 100_000)).values())
+    inputs = inputs_of("toolhop", longest + 1)
+    assert checked(inputs) == ""
+    check_all_prompts(inputs, inputs.environment.tasks("train", 0, None))
+
+
+@pytest.mark.parametrize("env", ["toolhop", "catalog"])
+def test_a_run_that_fits_nothing_is_refused(inputs_of: InputsOf, env: str) -> None:
+    inputs = inputs_of(env, 20)
+    with pytest.raises(ConfigError, match=r"model\.max_model_len = 20") as caught:
+        checked(inputs)
+    assert ("the first " in str(caught.value)) == (env == "catalog")
+    assert env != "catalog" or f"{SAMPLED} of the first {SAMPLED} tasks" in str(caught.value)
+
+
+def test_the_tiny_models_own_recipe_fits(inputs_of: InputsOf) -> None:
+    assert checked(inputs_of("catalog", 512)) == ""
+
+
+def test_the_command_is_refused_before_ray_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # would be another error
+    config = load_config(
+        "catalog",
+        [
+            f"run.dir={tmp_path / 'runs'}",
+            f"run.models_dir={tmp_path / 'models'}",
+            "model.max_model_len=20",
+            "episode.max_tokens_per_turn=8",
+        ],
+    )
+    with pytest.raises(ConfigError, match="leave no room to answer"):
+        run_train(config, resume=False)
+    assert not (tmp_path / "runs").exists()
