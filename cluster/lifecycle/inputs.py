@@ -4,13 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
 from envs.tasks import Environment
+from learner.packed.policy import load_policy
+from learner.packed.probe import check_packing
+from learner.pretrained.architecture import check_trained
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.store.run_layout import RunLayout
 from rollout.template import ChatTemplate
+from rollout.weights.model_folder import weight_files
+
+_PROBED = 512 << 20
+"""Bytes of weights up to which a model is loaded and scored before a run starts: seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +43,32 @@ def resolve_inputs(config: RunConfig) -> RunInputs:
 def find_model(config: RunConfig) -> Path:
     """Return the folder of the recipe's model, which is built if need be.
 
-    Raises MissingError, and ConfigError for a context or a chat template that does not fit.
+    Raises MissingError, also where there are no safetensors, and ConfigError for a context or a
+    chat template that does not fit.
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
+    weight_files(path)
     check_folder_context(path, config.model.max_model_len)
     ChatTemplate.load(path)
     return path.resolve()
+
+
+def check_training(config: RunConfig, model: Path) -> str:
+    """Check, before anything starts, that the learner can train `model`; return a note or "".
+
+    A model of at most 512 MiB is also loaded, to compare its packed with its lone logprobs; the
+    learner does that for one of any size when it has loaded it. Raises ConfigError with the reason
+    and the way out, MissingError, DataFileError.
+    """
+    trained = check_trained(model, config.model)
+    if trained.mixing:
+        return (
+            f"one episode per pass of the learner: {', '.join(trained.mixing)} in this model would "
+            "mix packed episodes"
+        )
+    if sum(file.stat().st_size for file in weight_files(model)) <= _PROBED:
+        check_packing(load_policy(str(model), torch.float32, torch.device("cpu")))
+    return ""
 
 
 class Environments:

@@ -138,6 +138,8 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
         """
         tensors = self._files.tensors(update_info)
         first = next(tensors)
+        if self.device.type == "cpu":
+            _let_experts_pack_again(self.model)
         initialize_layerwise_reload(self.model)
         cast(_TakesCheckpoint, self.model).load_weights(chain([first], tensors))
 
@@ -194,6 +196,18 @@ class WorkerExtension:
 
 class _TakesCheckpoint(Protocol):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> object: ...
+
+
+def _let_experts_pack_again(model: torch.nn.Module) -> None:
+    """Forget the kernels of experts, so that a reload packs their new weights as the first did.
+
+    With a kernel in place vLLM copies plain weights to where the CPU's grouped kernel expects
+    packed ones, and says nothing.
+    """
+    for layer in model.modules():
+        method: Any = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:
