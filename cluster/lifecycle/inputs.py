@@ -11,7 +11,7 @@ from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
 from envs.tasks import Environment
 from learner.packed.policy import load_policy
-from learner.packed.probe import check_packing
+from learner.packed.probe import check_logprobs
 from learner.pretrained.architecture import check_trained
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.store.run_layout import RunLayout
@@ -56,19 +56,19 @@ def find_model(config: RunConfig) -> Path:
 def check_training(config: RunConfig, model: Path) -> str:
     """Check, before anything starts, that the learner can train `model`; return a note or "".
 
-    A model of at most 512 MiB is also loaded, to compare its packed with its lone logprobs; the
-    learner does that for one of any size when it has loaded it. Raises ConfigError with the reason
-    and the way out, MissingError, DataFileError.
+    A model of at most 512 MiB is also loaded, to compare its logprobs in a pack, alone and in
+    plain transformers; the learner does that for one of any size when it has loaded it. Raises
+    ConfigError with the reason and the way out, MissingError, DataFileError.
     """
     trained = check_trained(model, config.model)
-    if trained.mixing:
-        return (
-            f"one episode per pass of the learner: {', '.join(trained.mixing)} in this model would "
-            "mix packed episodes"
-        )
     if sum(file.stat().st_size for file in weight_files(model)) <= _PROBED:
-        check_packing(load_policy(str(model), torch.float32, torch.device("cpu")))
-    return ""
+        check_logprobs(load_policy(str(model), torch.float32, torch.device("cpu")))
+    if not trained.mixing:
+        return ""
+    return (
+        f"one episode per pass of the learner: {', '.join(trained.mixing)} in this model would mix "
+        "packed episodes"
+    )
 
 
 class Environments:

@@ -24,7 +24,7 @@ from learner.backends.optimizers import build_optimizer
 from learner.config import OptimizerSection
 from learner.packed.packing import Pack
 from learner.packed.policy import PREFIX, PolicyModule, load_policy
-from learner.packed.probe import check_packing
+from learner.packed.probe import check_logprobs
 from learner.pretrained.names import checkpoint_names
 from learner.trainer_setup import TrainerSetup
 
@@ -45,7 +45,7 @@ class DeepSpeedBackend:
         _join(setup, config.collective_timeout_s)
         packing = config.packing == "auto"
         module = load_policy(setup.model_path, self._dtype, self._device, packing=packing)
-        check_packing(module)
+        check_logprobs(module)
         self.packs = module.packs
         module.entropy_gradient = config.entropy_gradient
         self._lora = lora

@@ -26,7 +26,7 @@ class PolicyModule(nn.Module):
     def __init__(self, model: PreTrainedModel, attention: str) -> None:
         super().__init__()
         self.policy: PreTrainedModel = model
-        self._attention = attention
+        self.attention = attention
         self.packs = attention != UNPACKED
         """Whether a pass takes several episodes."""
         self.chunk_logits = CHUNK_LOGITS
@@ -40,7 +40,7 @@ class PolicyModule(nn.Module):
             input_ids=pack.token_ids_U[None],
             position_ids=pack.positions_U[None],
             use_cache=False,
-            **attention_arguments(self._attention, pack),
+            **attention_arguments(self.attention, pack),
         ).last_hidden_state[0]
         head: Any = self.policy.get_output_embeddings()
         hidden_QH = hidden_UH.index_select(0, pack.predict_Q)

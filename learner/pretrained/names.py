@@ -5,6 +5,7 @@ prefixes, than the checkpoints that engines read.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -38,7 +39,8 @@ def mark_conversions(model: PreTrainedModel, names: Mapping[str, object]) -> Non
     known = model.state_dict()
     for name in names:
         rename_source_key(name, renamings, converters, model.base_model_prefix, known)
-    model._weight_conversions = [entry for entry in mapping if entry.was_used()]
+    setting: Any = model  # a plain attribute, which torch's stubs do not admit
+    setting._weight_conversions = [entry for entry in mapping if entry.was_used()]
 
 
 def parameter_shapes(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
