@@ -25,6 +25,7 @@ _SCALED_LOGITS = (
     "logit_scale",
     "logits_soft_cap",
     "attn_logit_softcapping",
+    "lm_head_multiplier",
 )
 _MIXERS = re.compile(r"mamba|conv|deltanet|linearattention|recurrent|rwkv|retention|lightning|ssm")
 """In the lower-case name of a class of layers that mixes positions without attention."""
@@ -51,6 +52,11 @@ def check_trained(folder: Path, model: ModelConfig) -> TrainedModel:
     not find. Raises MissingError, DataFileError for a folder without readable weights.
     """
     skeleton = build_skeleton(folder)
+    if skeleton.get_decoder() is skeleton or skeleton.get_output_embeddings() is None:
+        raise ConfigError(
+            f"expected a text model and a head on top of it in {folder}, found "
+            f"{type(skeleton).__name__} without such parts: choose another model"
+        )
     shapes = tensor_shapes(folder)
     mark_conversions(skeleton, shapes)
     carried = _carried(folder, skeleton, shapes)

@@ -43,6 +43,7 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
     if (folder / "config.json").is_file():
         return folder
     found = "a folder without config.json" if folder.is_dir() else "nothing"
+    found = "a file" if folder.is_file() else found
     if folder.suffix == ".gguf" and folder.is_file():
         raise MissingError(gguf_advice(folder))
     raise MissingError(

@@ -20,6 +20,7 @@ from learner.trainer import Trainer
 from learner.trainer_setup import TrainerSetup
 from rollout.config import LoraConfig, ModelConfig
 from rollout.weights.layout import push_layout, tensor_shapes
+from tests.learner.families.table import PAGE, learner_cells, rows_of
 from tests.learner.families.tiny_families import FAMILIES, MAX_LEN, WINDOW, build_family
 from tests.learner.policy_backend import CPU, PolicyBackend
 
@@ -130,6 +131,15 @@ def test_what_is_trained_is_pushed_and_exported(
     assert not found["missing_keys"]
     assert largest_gap(trainer, model.eval(), table) < LARGEST
     assert check_trained(tmp_path / "exported", config).carried == carried
+
+
+def test_the_table_of_the_documentation_is_current(folder_of: Any) -> None:
+    rows = rows_of(PAGE.read_text("utf-8"))
+    assert list(rows) == list(FAMILIES), "run `python -m tests.learner.families.engine_check`"
+    for name, row in rows.items():
+        packs = name in RIGHT and not check_trained(folder_of(name), ModelConfig()).mixing
+        assert row.startswith(learner_cells(name, packs=packs))
+        assert "WRONG" not in row
 
 
 @pytest.mark.parametrize("name", ["Qwen3-MoE", "Gemma 3", "LFM2"])
