@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from envs.errors import ConfigError
+from learner.pretrained.folder import folder_weights
 from learner.pretrained.names import checkpoint_names, mark_conversions, parameter_shapes
 from rollout.config import ModelConfig
 from rollout.weights.layout import adapter_layout, tensor_shapes
@@ -31,6 +32,7 @@ _MIXERS = re.compile(r"mamba|conv|deltanet|linearattention|recurrent|rwkv|retent
 """In the lower-case name of a class of layers that mixes positions without attention."""
 _OTHER_SENSES = r"(^|\.)(vision|visual|audio|multi_modal|mm_|embed_vision|embed_audio)"
 """In the names of tensors for images and sound."""
+_HEAD = "lm_head.weight"
 _SHOWN = 3
 
 
@@ -59,6 +61,7 @@ def check_trained(folder: Path, model: ModelConfig) -> TrainedModel:
         )
     shapes = tensor_shapes(folder)
     mark_conversions(skeleton, shapes)
+    _check_tied_head(folder, skeleton)
     carried = _carried(folder, skeleton, shapes)
     if model.lora.rank:
         _check_adapters(folder, skeleton, model)
@@ -147,6 +150,24 @@ def _carried(
     if unknown:
         raise _names_differ(folder, "no use of some tensors of the checkpoint", unknown)
     return tuple(left)
+
+
+def _check_tied_head(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse a head of its own in a checkpoint whose config.json says that it is the embedding.
+
+    transformers and vLLM both look at the values and then believe the checkpoint.
+    """
+    if not model.config.tie_word_embeddings:
+        return
+    embedding: Any = model.get_input_embeddings()
+    named = [(name, p) for name, p in model.named_parameters() if p is embedding.weight]
+    names = {_HEAD, *(name for name, _ in checkpoint_names(model, named))}
+    found = [tensor for _, tensor in folder_weights(folder, names)]
+    if len(found) > 1 and not torch.equal(*found):
+        raise ConfigError(
+            f"expected one weight for embedding and head in {folder} (tie_word_embeddings), found "
+            f"another one in {_HEAD}: set tie_word_embeddings to false in its config.json"
+        )
 
 
 def _names_differ(folder: Path, what: str, names: Iterable[str]) -> ConfigError:

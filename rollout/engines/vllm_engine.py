@@ -26,7 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from envs.errors import EngineError, EpisodeError, WeightSyncError
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
 from rollout.engines.engine_spec import EngineSpec
-from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, REFUSED, WorkerExtension
+from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, LOAD_FORMAT, REFUSED, WorkerExtension
 from rollout.weights.layout import push_layout
 from rollout.weights.manifest import Transport, WeightLayout, WeightManifest
 from rollout.weights.model_folder import mixing_layers, read_architecture
@@ -291,9 +291,8 @@ def _engine_args(spec: EngineSpec) -> AsyncEngineArgs:
     on_cpu = spec.device == "cpu"
     return AsyncEngineArgs(
         model=spec.model_path,
-        # a Mistral folder also holds another format, which vLLM would prefer
         config_format="hf",
-        load_format="safetensors",
+        load_format=LOAD_FORMAT,
         skip_tokenizer_init=True,
         language_model_only=True,
         dtype=spec.model.dtype,

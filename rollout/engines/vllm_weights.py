@@ -3,12 +3,13 @@
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from vllm.config import VllmConfig, WeightTransferConfig
+from vllm.config import LoadConfig, VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,14 +19,19 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
 
 from rollout.weights.manifest import TensorSlot, checksum
+from rollout.weights.model_folder import weight_files
 
 BACKEND = "trialrun_shm"
+LOAD_FORMAT = "trialrun_folder"
+"""vLLM's name for the loader of the initial weights."""
 REFUSED = "weights refused"
 """Start of the message of an update that was refused before any byte of it was used."""
 ADAPTER_ID = 1
@@ -155,6 +161,21 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
     def shutdown(self) -> None:
         """Drop the mappings; the files belong to the sender."""
         self._files.clear()
+
+
+@register_model_loader(LOAD_FORMAT)
+class FolderLoader(DefaultModelLoader):
+    """Reads the files that hold the weights of a folder, as the learner does, and no others.
+
+    vLLM reads every safetensors file where there is no index, and prefers Mistral's own format.
+    """
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(replace(load_config, load_format="safetensors"))
+
+    def _prepare_weights(self, *arguments: Any, **options: Any) -> Any:
+        folder, _, *others = super()._prepare_weights(*arguments, **options)
+        return folder, [str(file) for file in weight_files(Path(folder))], *others
 
 
 class WorkerExtension:
