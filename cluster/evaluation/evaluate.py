@@ -17,7 +17,7 @@ from cluster.evaluation.eval_tables import evaluation_markdown
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.inputs import RunInputs, check_serving, resolve_inputs
 from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async
@@ -165,6 +165,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
     if path is None:
         path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
     inputs = resolve_inputs(config)
+    check_serving(config, inputs.model)
     tasks = eval_tasks(config, inputs.environment)
     opening = check_evaluation(config, path, tasks)
     ledger = RunReader(path).ledger() if opening.resumes else LedgerState()

@@ -9,6 +9,7 @@ import torch
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
+from envs.errors import ConfigError
 from envs.tasks import Environment
 from learner.packed.policy import load_policy
 from learner.packed.probe import check_logprobs
@@ -16,7 +17,7 @@ from learner.pretrained.architecture import check_trained
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.store.run_layout import RunLayout
 from rollout.template import ChatTemplate
-from rollout.weights.model_folder import weight_files
+from rollout.weights.model_folder import layer_kinds, weight_files
 
 _PROBED = 512 << 20
 """Bytes of weights up to which a model is loaded and scored before a run starts: seconds."""
@@ -69,6 +70,16 @@ def check_training(config: RunConfig, model: Path) -> str:
         f"one episode per pass of the learner: {', '.join(trained.mixing)} in this model would mix "
         "packed episodes"
     )
+
+
+def check_serving(config: RunConfig, model: Path) -> None:
+    """Raise ConfigError where vLLM would start with `model` and then fail."""
+    on_cpu, dtype = config.cluster.gpus_per_worker <= 0, config.model.dtype
+    if on_cpu and dtype != "bfloat16" and "linear_attention" in layer_kinds(model):
+        raise ConfigError(
+            f"expected model.dtype = 'bfloat16' for {model}, found {dtype}: vLLM computes linear "
+            "attention on a CPU in bfloat16 only; set it, or use GPUs"
+        )
 
 
 class Environments:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.ray_session import ray_session, room_for_workers
-from cluster.lifecycle.inputs import RunInputs, check_training, resolve_inputs
+from cluster.lifecycle.inputs import RunInputs, check_serving, check_training, resolve_inputs
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest
 from cluster.progress import Progress
@@ -128,6 +128,7 @@ def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     progress.phase("preparing model and tasks")
     opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
     inputs = resolve_inputs(config)
+    check_serving(config, inputs.model)
     if note := check_training(config, inputs.model):
         progress.say(note)
     progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")

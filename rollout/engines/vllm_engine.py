@@ -26,6 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from envs.errors import EngineError, EpisodeError, WeightSyncError
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
 from rollout.engines.engine_spec import EngineSpec
+from rollout.engines.vllm_text import text_model
 from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, LOAD_FORMAT, REFUSED, WorkerExtension
 from rollout.weights.layout import push_layout
 from rollout.weights.manifest import Transport, WeightLayout, WeightManifest
@@ -294,6 +295,7 @@ def _engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         config_format="hf",
         load_format=LOAD_FORMAT,
         skip_tokenizer_init=True,
+        hf_overrides=text_model,
         language_model_only=True,
         dtype=spec.model.dtype,
         seed=spec.seed,

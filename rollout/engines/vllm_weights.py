@@ -2,14 +2,14 @@
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from vllm.config import LoadConfig, VllmConfig, WeightTransferConfig
+from vllm.config import LoadConfig, ModelConfig, VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -26,6 +26,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
+from rollout.engines.vllm_text import text_weights
 from rollout.weights.manifest import TensorSlot, checksum
 from rollout.weights.model_folder import weight_files
 
@@ -147,7 +148,10 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
         if self.device.type == "cpu":
             _let_experts_pack_again(self.model)
         initialize_layerwise_reload(self.model)
-        cast(_TakesCheckpoint, self.model).load_weights(chain([first], tensors))
+        named = text_weights(
+            chain([first], tensors), self.model_config.model, self.model_config.hf_config
+        )
+        cast(_TakesCheckpoint, self.model).load_weights(named)
 
     def finish_weight_update(self) -> None:
         """Finalise the layers; on CPU repack a tied `lm_head`, which the reload leaves stale."""
@@ -176,6 +180,12 @@ class FolderLoader(DefaultModelLoader):
     def _prepare_weights(self, *arguments: Any, **options: Any) -> Any:
         folder, _, *others = super()._prepare_weights(*arguments, **options)
         return folder, [str(file) for file in weight_files(Path(folder))], *others
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: torch.nn.Module
+    ) -> Generator[tuple[str, torch.Tensor]]:
+        named = super().get_all_weights(model_config, model)
+        yield from text_weights(named, model_config.model, model_config.hf_config)
 
 
 class WorkerExtension:

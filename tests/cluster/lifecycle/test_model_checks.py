@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config.run_config import RunConfig, load_config
-from cluster.lifecycle.inputs import check_training, find_model
+from cluster.lifecycle.inputs import check_serving, check_training, find_model
 from cluster.training.sft import run_sft
 from cluster.training.train import run_train
 from envs.errors import ConfigError, MissingError
@@ -67,3 +67,24 @@ def test_other_formats_are_refused_with_the_way(tmp_path: Path, suffix: str) -> 
         find_model(recipe(tmp_path, folder))
     with pytest.raises(MissingError, match=r"convert it|found a"):
         find_model(recipe(tmp_path, folder / f"pytorch_model.{suffix}"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ((), True),
+        (("model.dtype=bfloat16",), False),
+        (("cluster.gpus_per_worker=1", "cluster.gpus_per_rank=1"), False),
+    ],
+)
+def test_linear_attention_on_a_cpu_needs_bfloat16(
+    tmp_path: Path, settings: tuple[str, ...], refused: bool
+) -> None:
+    config = recipe(tmp_path, build_family(FAMILIES["Qwen3-Next"], tmp_path / "model"), *settings)
+    if not refused:
+        return check_serving(config, Path(config.model.path))
+    with pytest.raises(ConfigError, match=r"expected model\.dtype = 'bfloat16' for .*/model"):
+        check_serving(config, Path(config.model.path))
+    with pytest.raises(ConfigError, match=r"expected model\.dtype = 'bfloat16'"):
+        run_train(config, resume=False)
+    assert not config.path.exists()

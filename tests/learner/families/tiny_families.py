@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -60,8 +60,8 @@ class Family:
     stands_for: str
     refused: str = ""
     """Part of the message with which it is refused; empty for a model that is right."""
-    engine: str = ""
-    """Why vLLM cannot serve it on a CPU, so that only the learner's side is tried."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which vLLM serves it on a CPU."""
 
 
 def _tokens(name: str) -> int:
@@ -107,7 +107,11 @@ def build_family(family: Family, folder: Path, seed: int = 0) -> Path:
 
 def _causal(name: str, stands_for: str, **text: Any) -> Family:
     return Family(
-        model=f"{name}ForCausalLM", config=f"{name}Config", text=text, stands_for=stands_for
+        model=f"{name}ForCausalLM",
+        config=f"{name}Config",
+        text=text,
+        stands_for=stands_for,
+        dtype="bfloat16" if "linear_num_value_heads" in text else "float32",
     )
 
 
@@ -154,6 +158,7 @@ FAMILIES: dict[str, Family] = {
         block_ff_dim=96,
         block_multiple_of=32,
         conv_L_cache=3,
+        conv_dim=64,
     ),
     "Qwen3-Next": _causal(
         "Qwen3Next",
@@ -168,6 +173,7 @@ FAMILIES: dict[str, Family] = {
         model="Qwen3_5ForConditionalGeneration",
         config="Qwen3_5Config",
         text=_LINEAR,
+        dtype="bfloat16",
         vision=_QWEN_VISION,
         stands_for="Qwen3.5, Qwen3.6",
     ),
