@@ -17,7 +17,7 @@ from learner.pretrained.architecture import check_trained
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.store.run_layout import RunLayout
 from rollout.template import ChatTemplate
-from rollout.weights.model_folder import layer_kinds, weight_files
+from rollout.weights.model_folder import layer_kinds, read_architecture, weight_files
 
 _PROBED = 512 << 20
 """Bytes of weights up to which a model is loaded and scored before a run starts: seconds."""
@@ -74,6 +74,11 @@ def check_training(config: RunConfig, model: Path) -> str:
 
 def check_serving(config: RunConfig, model: Path) -> None:
     """Raise ConfigError where vLLM would start with `model` and then fail."""
+    if config.cluster.transport == "cuda_ipc" and "text_config" in read_architecture(model):
+        raise ConfigError(
+            f"expected cluster.transport = 'shm' for {model}, a model for images and text, found "
+            "'cuda_ipc': vLLM's own transport does not know the names of its checkpoint"
+        )
     on_cpu, dtype = config.cluster.gpus_per_worker <= 0, config.model.dtype
     if on_cpu and dtype != "bfloat16" and "linear_attention" in layer_kinds(model):
         raise ConfigError(

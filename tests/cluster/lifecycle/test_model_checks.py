@@ -69,6 +69,15 @@ def test_other_formats_are_refused_with_the_way(tmp_path: Path, suffix: str) -> 
         find_model(recipe(tmp_path, folder / f"pytorch_model.{suffix}"))
 
 
+def test_a_model_for_images_and_text_is_pushed_through_shared_memory(tmp_path: Path) -> None:
+    gpus = ("cluster.gpus_per_worker=0.5", "cluster.gpus_per_rank=0.5")
+    folder = build_family(FAMILIES["Gemma 3"], tmp_path / "model")
+    check_serving(recipe(tmp_path, folder, *gpus), folder)
+    direct = recipe(tmp_path, folder, *gpus, "cluster.transport=cuda_ipc")
+    with pytest.raises(ConfigError, match=r"expected cluster\.transport = 'shm'"):
+        check_serving(direct, folder)
+
+
 @pytest.mark.parametrize(
     ("settings", "refused"),
     [
