@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
@@ -17,8 +18,10 @@ from learner.pretrained.architecture import check_trained
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.store.run_layout import RunLayout
 from rollout.template import ChatTemplate
-from rollout.weights.model_folder import layer_kinds, read_architecture, weight_files
+from rollout.weights.model_folder import layer_kinds, read_architecture, text_section, weight_files
 
+_NEEDS_TORCHVISION = "qwen3_5"
+"""Start of the model types for which vLLM has one module for text and images."""
 _PROBED = 512 << 20
 """Bytes of weights up to which a model is loaded and scored before a run starts: seconds."""
 
@@ -74,7 +77,17 @@ def check_training(config: RunConfig, model: Path) -> str:
 
 def check_serving(config: RunConfig, model: Path) -> None:
     """Raise ConfigError where vLLM would start with `model` and then fail."""
-    if config.cluster.transport == "cuda_ipc" and "text_config" in read_architecture(model):
+    architecture = read_architecture(model)
+    kind = str(text_section(architecture).get("model_type", ""))
+    if config.cluster.gpus_per_worker <= 0 and (
+        kind.startswith(_NEEDS_TORCHVISION)
+        or ("text_config" in architecture and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    ):
+        raise ConfigError(
+            f"expected GPUs for {model} (model_type {kind}), found workers on CPUs: vLLM's class "
+            "for it needs torchvision, which the CPU installation cannot have"
+        )
+    if config.cluster.transport == "cuda_ipc" and "text_config" in architecture:
         raise ConfigError(
             f"expected cluster.transport = 'shm' for {model}, a model for images and text, found "
             "'cuda_ipc': vLLM's own transport does not know the names of its checkpoint"

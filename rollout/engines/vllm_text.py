@@ -20,11 +20,20 @@ _NESTED = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(?P<rest>.+)")
 _HEAD = "lm_head."
 
 
+_WIDTHS = ("block_dim", "conv_dim")
+"""Keys that vLLM's LFM2 reads, and transformers does not write: both are the hidden size."""
+
+
 def text_model(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the configuration of the text model in `config`, for vLLM's `hf_overrides`.
 
-    It is `config` itself where there is no `text_config`, or vLLM has no class for the text alone.
+    It is `config` itself where there is no `text_config`, or vLLM has no class for the text alone;
+    keys that vLLM expects and transformers leaves out are added.
     """
+    if config.model_type.startswith("lfm2"):
+        for key in _WIDTHS:
+            if not hasattr(config, key):
+                setattr(config, key, config.hidden_size)
     text: Any = getattr(config, "text_config", None)
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(getattr(text, "model_type", ""), "")
     if name not in ModelRegistry.get_supported_archs():

@@ -69,6 +69,16 @@ def test_other_formats_are_refused_with_the_way(tmp_path: Path, suffix: str) -> 
         find_model(recipe(tmp_path, folder / f"pytorch_model.{suffix}"))
 
 
+def test_a_model_that_vllm_does_not_serve_on_a_cpu_starts_nothing(tmp_path: Path) -> None:
+    family = FAMILIES["Qwen3.5"]
+    folder = build_family(family, tmp_path / "model")
+    config = recipe(tmp_path, folder, "model.dtype=bfloat16")
+    with pytest.raises(ConfigError, match=rf"expected GPUs for .*qwen3_5.*{family.unserved}"):
+        run_train(config, resume=False)
+    assert not config.path.exists()
+    check_serving(recipe(tmp_path, folder, "cluster.gpus_per_worker=1"), folder)
+
+
 def test_a_model_for_images_and_text_is_pushed_through_shared_memory(tmp_path: Path) -> None:
     gpus = ("cluster.gpus_per_worker=0.5", "cluster.gpus_per_rank=0.5")
     folder = build_family(FAMILIES["Gemma 3"], tmp_path / "model")

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tests.learner.families.tiny_families import FAMILIES
+from tests.learner.families.tiny_families import FAMILIES, ONE_BY_ONE, Family
 from tests.project_tree import ROOT
 
 PAGE = ROOT / "docs" / "models.md"
 START = "<!-- families: python -m tests.learner.families.engine_check -->"
 END = "<!-- /families -->"
+LARGEST = {"float32": 1e-3, "bfloat16": 0.3}
+"""Nats between learner and engine; vLLM's linear attention on a CPU computes in bfloat16 only."""
 HEADER = (
     "| family | stands for | passes of the learner | learner | vLLM on a CPU |\n"
     "|---|---|---|---|---|"
@@ -39,18 +41,20 @@ def write_table(results: Mapping[str, Any]) -> None:
         if family.refused:
             lines.append(f"{learner_cells(name, packs=False)} |")
             continue
-        result = results[name]
-        lines.append(f"{learner_cells(name, packs=result.packs)} {_engine_cell(result)} |")
+        cells = learner_cells(name, packs=name not in ONE_BY_ONE)
+        lines.append(f"{cells} {_engine_cell(family, results.get(name))} |")
     text = PAGE.read_text("utf-8")
     before, after = text.partition(START)[0], text.partition(END)[2]
     table = "\n".join([START, "", HEADER, *lines, "", END])
     PAGE.write_text(before + table + after, "utf-8")
 
 
-def _engine_cell(result: Any) -> str:
+def _engine_cell(family: Family, result: Any) -> str:
+    if family.unserved:
+        return f"refused at the start: {family.unserved}"
     if result.problem:
-        return f"does not start: {result.problem}"
+        return f"WRONG: {result.problem}"
     largest = max(result.start, result.pushed, result.exported)
-    if not result.greedy or not largest < 1e-3:
+    if not result.greedy or not largest < LARGEST[family.dtype]:
         return f"WRONG by {largest:.1g}"
-    return "right"
+    return "right" if family.dtype == "float32" else f"right within {largest:.1g}, in bfloat16"

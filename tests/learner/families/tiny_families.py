@@ -60,6 +60,8 @@ class Family:
     stands_for: str
     refused: str = ""
     """Part of the message with which it is refused; empty for a model that is right."""
+    unserved: str = ""
+    """Part of the message that says that vLLM cannot serve it on a CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """In which vLLM serves it on a CPU."""
 
@@ -115,6 +117,9 @@ def _causal(name: str, stands_for: str, **text: Any) -> Family:
     )
 
 
+ONE_BY_ONE = frozenset({"LFM2", "Qwen3-Next", "Qwen3.5"})
+"""Families that are trained with one episode per pass."""
+
 FAMILIES: dict[str, Family] = {
     "Qwen2": _causal("Qwen2", "Qwen2.5"),
     "Qwen3": _causal("Qwen3", "Qwen3 0.6B to 32B", tie_word_embeddings=True),
@@ -158,7 +163,6 @@ FAMILIES: dict[str, Family] = {
         block_ff_dim=96,
         block_multiple_of=32,
         conv_L_cache=3,
-        conv_dim=64,
     ),
     "Qwen3-Next": _causal(
         "Qwen3Next",
@@ -173,9 +177,9 @@ FAMILIES: dict[str, Family] = {
         model="Qwen3_5ForConditionalGeneration",
         config="Qwen3_5Config",
         text=_LINEAR,
-        dtype="bfloat16",
         vision=_QWEN_VISION,
         stands_for="Qwen3.5, Qwen3.6",
+        unserved="torchvision",
     ),
     "Gemma 2": Family(
         model="Gemma2ForCausalLM",
