@@ -17,7 +17,8 @@ from cluster.evaluation.eval_tables import evaluation_markdown
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.inputs import RunInputs, check_serving, resolve_inputs
+from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.model_checks import check_serving
 from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async

@@ -11,7 +11,8 @@ import pyarrow as pa
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.inputs import RunInputs, check_training, find_model, resolve_inputs
+from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
+from cluster.lifecycle.model_checks import check_training
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
@@ -105,7 +106,7 @@ def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonO
     progress.phase("preparing the model")
     opening = check_run(RunKind.SFT, config.path, config, Resume.flag(resume=resume))
     model, table_for = _data_of(config, sources, progress)
-    if note := check_training(config, model):
+    if note := check_training(config, config.sft, model):
         progress.say(note)
     progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
     with ray_session(config), opening.open(progress) as run:

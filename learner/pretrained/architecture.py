@@ -17,7 +17,7 @@ from envs.errors import ConfigError
 from learner.pretrained.folder import folder_weights
 from learner.pretrained.names import checkpoint_names, mark_conversions, parameter_shapes
 from rollout.config import ModelConfig
-from rollout.weights.layout import adapter_layout, tensor_shapes
+from rollout.weights.layout import HEAD, adapter_layout, tensor_shapes
 from rollout.weights.model_folder import mixing_layers, read_architecture
 
 _SCALED_LOGITS = (
@@ -32,7 +32,6 @@ _MIXERS = re.compile(r"mamba|conv|deltanet|linearattention|recurrent|rwkv|retent
 """In the lower-case name of a class of layers that mixes positions without attention."""
 _OTHER_SENSES = r"(^|\.)(vision|visual|audio|multi_modal|mm_|embed_vision|embed_audio)"
 """In the names of tensors for images and sound."""
-_HEAD = "lm_head.weight"
 _SHOWN = 3
 
 
@@ -161,12 +160,12 @@ def _check_tied_head(folder: Path, model: PreTrainedModel) -> None:
         return
     embedding: Any = model.get_input_embeddings()
     named = [(name, p) for name, p in model.named_parameters() if p is embedding.weight]
-    names = {_HEAD, *(name for name, _ in checkpoint_names(model, named))}
+    names = {HEAD, *(name for name, _ in checkpoint_names(model, named))}
     found = [tensor for _, tensor in folder_weights(folder, names)]
     if len(found) > 1 and not torch.equal(*found):
         raise ConfigError(
             f"expected one weight for embedding and head in {folder} (tie_word_embeddings), found "
-            f"another one in {_HEAD}: set tie_word_embeddings to false in its config.json"
+            f"another one in {HEAD}: set tie_word_embeddings to false in its config.json"
         )
 
 

@@ -15,6 +15,9 @@ from rollout.weights.model_folder import read_architecture, text_section, weight
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before the Hugging Face name of a layer that has adapters."""
 
+HEAD = "lm_head.weight"
+"""The output layer; it is no tensor of its own where it is tied to the embedding."""
+
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -72,7 +75,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of the checkpoint in `folder`, without a tied `lm_head`."""
     shapes = {name: shape for file in weight_files(folder) for name, shape in _header(file)}
     if text_section(read_architecture(folder)).get("tie_word_embeddings", False):
-        shapes.pop("lm_head.weight", None)
+        shapes.pop(HEAD, None)
     return shapes
 
 

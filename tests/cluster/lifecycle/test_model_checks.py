@@ -1,11 +1,13 @@
 """Models that cannot be trained are refused before Ray starts, and leave no run directory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.config.run_config import RunConfig, load_config
-from cluster.lifecycle.inputs import check_serving, check_training, find_model
+from cluster.lifecycle.inputs import find_model
+from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.training.sft import run_sft
 from cluster.training.train import run_train
 from envs.errors import ConfigError, MissingError
@@ -35,14 +37,14 @@ def test_a_model_whose_episodes_are_not_packed_is_told(
     tmp_path: Path, name: str, note: str
 ) -> None:
     config = recipe(tmp_path, build_family(FAMILIES[name], tmp_path / "model"))
-    said = check_training(config, find_model(config))
+    said = check_training(config, config.learner, find_model(config))
     assert said.startswith(note) and bool(said) == bool(note)
 
 
 def test_an_episode_may_be_longer_than_a_window(tmp_path: Path) -> None:
     config = recipe(tmp_path, build_family(FAMILIES["Mistral"], tmp_path / "model"))
     assert config.model.max_model_len > WINDOW
-    assert check_training(config, find_model(config)) == ""
+    assert check_training(config, config.learner, find_model(config)) == ""
 
 
 def test_a_context_beyond_the_text_model_is_refused(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_files_beside_the_weights_are_ignored(tmp_path: Path) -> None:
     folder = build_family(FAMILIES["Mistral"], tmp_path / "model")
     (folder / "consolidated.safetensors").write_bytes(b"another format")
     config = recipe(tmp_path, folder)
-    assert check_training(config, find_model(config)) == ""
+    assert check_training(config, config.learner, find_model(config)) == ""
 
 
 @pytest.mark.parametrize("suffix", ["bin", "gguf"])
@@ -67,6 +69,17 @@ def test_other_formats_are_refused_with_the_way(tmp_path: Path, suffix: str) -> 
         find_model(recipe(tmp_path, folder))
     with pytest.raises(MissingError, match=r"convert it|found a"):
         find_model(recipe(tmp_path, folder / f"pytorch_model.{suffix}"))
+
+
+def test_a_head_that_vllm_would_not_use_starts_nothing(tmp_path: Path) -> None:
+    family = FAMILIES["LFM2"]
+    untied = replace(family, text=family.text | {"tie_word_embeddings": False})
+    config = recipe(tmp_path, build_family(untied, tmp_path / "model"))
+    with pytest.raises(ConfigError, match=r"tied embeddings .*lm_head\.weight of its own"):
+        run_train(config, resume=False)
+    assert not config.path.exists()
+    tied = build_family(family, tmp_path / "tied")
+    check_serving(recipe(tmp_path, tied), tied)
 
 
 def test_a_model_that_vllm_does_not_serve_on_a_cpu_starts_nothing(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ _LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 2,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
+    "linear_key_head_dim": 128,  # the only size of vLLM's kernel on CPUs
+    "linear_value_head_dim": 128,
 }
 _GEMMA = {
     "sliding_window": WINDOW,
@@ -163,6 +163,7 @@ FAMILIES: dict[str, Family] = {
         block_ff_dim=96,
         block_multiple_of=32,
         conv_L_cache=3,
+        tie_word_embeddings=True,
     ),
     "Qwen3-Next": _causal(
         "Qwen3Next",
