@@ -81,6 +81,9 @@ class OptimizerSection(Section):
     """Optimizer steps over which the learning rate rises linearly."""
     micro_batch_tokens: int = Field(default=4096, gt=0)
     """Tokens of one packed forward and backward pass; a longer episode gets a pass of its own."""
+    packing: Literal["auto", "off"] = "auto"
+    """`auto` puts several episodes into one pass where attention alone mixes positions, and one
+    where convolutions, linear attention or recurrent layers do. `off` always puts one."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
     offload_optimizer: Literal["none", "cpu"] = "none"

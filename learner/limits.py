@@ -1,11 +1,11 @@
 """Limits of a model: size of its vocabulary, and longest episode."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from envs.errors import ConfigError, LearnerError
 from learner.batch import EpisodeBatch
+from rollout.weights.model_folder import read_architecture, text_section
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,7 @@ def read_limits(model_path: Path, max_model_len: int) -> ModelLimits:
 
     Raises ConfigError where `max_model_len` exceeds the model's positions.
     """
-    config = json.loads((model_path / "config.json").read_text())
-    config = config.get("text_config", config)
+    config = text_section(read_architecture(model_path))
     positions = config.get("max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaled = rope.get("rope_type", rope.get("type", "default")) != "default"

@@ -11,6 +11,7 @@ from typing import Any
 
 from envs.errors import ConfigError
 from learner.config import OptimizerSection
+from rollout.weights.model_folder import text_section
 
 GIB = 2**30
 FLOAT = 4
@@ -38,7 +39,11 @@ class ModelShape:
 
 
 def shape_of(config: Mapping[str, Any], parameters: int) -> ModelShape:
-    """Read `config.json`; raises ConfigError naming a key that is missing."""
+    """Read `config.json`; raises ConfigError naming a key that is missing.
+
+    In a model for images and text the keys are those of its `text_config`.
+    """
+    config = text_section(config)
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         return ModelShape(

@@ -142,7 +142,7 @@ class Trainer:
         return [scores.logprobs_N[batch.rows(index)] for index in range(len(batch))]
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (Hugging Face name, full tensor), valid until the next; every rank exhausts it."""
+        """Yield (checkpoint's name, full tensor), valid until the next; every rank exhausts it."""
         return self._backend.named_weights()
 
     def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -258,7 +258,8 @@ class Trainer:
     def _packs(
         self, batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_]
     ) -> list[Pack]:
-        limit = self._optimizer.micro_batch_tokens
+        # With no room for a second one, every episode gets a pack of its own.
+        limit = self._optimizer.micro_batch_tokens if self._backend.packs else 0
         share = share_of_rank(batch, indices, self._backend.world_size, self._backend.rank, limit)
         return [pack(batch, episodes, loss_N) for episodes in share]
 

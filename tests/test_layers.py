@@ -73,6 +73,7 @@ ROLLOUT_CONTRACTS = frozenset(
         "rollout.template",
         "rollout.weights.files",
         "rollout.weights.manifest",
+        "rollout.weights.model_folder",
     }
 )
 """All that `learner` may import of `rollout`."""

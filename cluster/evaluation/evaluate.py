@@ -18,6 +18,7 @@ from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.model_checks import check_serving
 from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async
@@ -166,6 +167,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
     if path is None:
         path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
     inputs = resolve_inputs(config)
+    check_serving(config, inputs.model)
     tasks = eval_tasks(config, inputs.environment)
     check_all_prompts(inputs, tasks)
     opening = check_evaluation(config, path, tasks)

@@ -17,6 +17,8 @@ from cluster.fleet.weight_relay import place_here
 from cluster.lifecycle.retention import checkpoint_path
 from learner.outputs.digest import tensor_digests, with_weight_digests
 from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
+from learner.pretrained.architecture import check_trained
+from learner.pretrained.folder import folder_weights
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.weights.layout import push_layout
@@ -117,6 +119,10 @@ class LearnerActor:
     def _make_publisher(self) -> Publisher:
         setup = self._live.setup
         layout = push_layout(setup.model_path, setup.model)
+        folder = Path(setup.model_path)
+        names = check_trained(folder, setup.model).carried if not setup.model.lora.rank else ()
+        carried = folder_weights(folder, names)
         if self._transport == "cuda_ipc":
-            return CudaIpcPublisher(torch.device("cuda", torch.cuda.current_device()), layout)
-        return SharedMemoryPublisher(self._shm_dir, layout)
+            device = torch.device("cuda", torch.cuda.current_device())
+            return CudaIpcPublisher(device, layout, carried)
+        return SharedMemoryPublisher(self._shm_dir, layout, carried)

@@ -11,6 +11,7 @@ from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.store.run_layout import RunLayout
 from rollout.template import ChatTemplate
+from rollout.weights.model_folder import weight_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,11 @@ def resolve_inputs(config: RunConfig) -> RunInputs:
 def find_model(config: RunConfig) -> Path:
     """Return the folder of the recipe's model, which is built if need be.
 
-    Raises MissingError, and ConfigError for a context or a chat template that does not fit.
+    Raises MissingError, also where there are no safetensors, and ConfigError for a context or a
+    chat template that does not fit.
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
+    weight_files(path)
     check_folder_context(path, config.model.max_model_len)
     ChatTemplate.load(path)
     return path.resolve()

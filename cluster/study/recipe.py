@@ -14,7 +14,8 @@ from envs.tasksets.catalog.config import CatalogConfig
 
 _IRRELEVANT: dict[str, set[str]] = {
     "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
-    "sft": {"checkpoint_every"},
+    "learner": {"packing"},
+    "sft": {"checkpoint_every", "packing"},
 }
 
 _ENV_OF_EVERY_SET: dict[str, JsonValue] = {

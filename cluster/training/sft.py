@@ -12,6 +12,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
+from cluster.lifecycle.model_checks import check_training
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
@@ -105,6 +106,8 @@ def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonO
     progress.phase("preparing the model")
     opening = check_run(RunKind.SFT, config.path, config, Resume.flag(resume=resume))
     model, table_for = _data_of(config, sources, progress)
+    if note := check_training(config, config.sft, model):
+        progress.say(note)
     progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
     with ray_session(config), opening.open(progress) as run:
         table = table_for(run)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from cluster.config.run_config import RunConfig
 from cluster.fleet.ray_session import ray_session, room_for_workers
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest
 from cluster.progress import Progress
@@ -139,6 +140,9 @@ def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
     progress.phase("preparing model and tasks")
     opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
     inputs = resolve_inputs(config)
+    check_serving(config, inputs.model)
+    if note := check_training(config, config.learner, inputs.model):
+        progress.say(note)
     warn_of_long_prompts(inputs, progress)
     progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
     with ray_session(config), opening.open(progress) as run:

@@ -24,6 +24,11 @@ class Backend(Protocol):
         """Hash of parameter names, shapes and dtypes; a checkpoint loads only where it is equal."""
         ...
 
+    @property
+    def packs(self) -> bool:
+        """Whether a pass takes several episodes; if not, every pack must hold one."""
+        ...
+
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return differentiable logprobs_P, and entropies_P, of the current weights; collective."""
         ...
@@ -54,8 +59,9 @@ class Backend(Protocol):
         ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (Hugging Face name, full tensor) layer by layer, tied tensors once; collective.
+        """Yield (name, full tensor) of the checkpoint layer by layer, tied ones once; collective.
 
+        Names and shapes are those of the checkpoint's files; parameters of the model may differ.
         A tensor is valid only until the next one is requested. Every rank must exhaust the
         iterator.
         """

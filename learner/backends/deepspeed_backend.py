@@ -24,6 +24,8 @@ from learner.backends.optimizers import build_optimizer
 from learner.config import OptimizerSection
 from learner.packed.packing import Pack
 from learner.packed.policy import PREFIX, PolicyModule, load_policy
+from learner.packed.probe import check_logprobs
+from learner.pretrained.names import checkpoint_names
 from learner.trainer_setup import TrainerSetup
 
 _TAG = "state"
@@ -41,7 +43,10 @@ class DeepSpeedBackend:
         self._device = torch.device("cuda:0" if setup.device == "cuda" else "cpu")
         self._dtype: torch.dtype = getattr(torch, dtype)
         _join(setup, config.collective_timeout_s)
-        module = load_policy(setup.model_path, self._dtype, self._device)
+        packing = config.packing == "auto"
+        module = load_policy(setup.model_path, self._dtype, self._device, packing=packing)
+        check_logprobs(module)
+        self.packs = module.packs
         module.entropy_gradient = config.entropy_gradient
         self._lora = lora
         if lora.rank:
@@ -52,7 +57,9 @@ class DeepSpeedBackend:
         # With adapters the reference is the policy with its adapters off: no second copy.
         needs_copy = setup.sft is None and setup.learner.kl_coef > 0 and not lora.rank
         self._reference = (
-            load_policy(setup.model_path, self._dtype, self._device).eval() if needs_copy else None
+            load_policy(setup.model_path, self._dtype, self._device, packing=packing).eval()
+            if needs_copy
+            else None
         )
         embeddings = [
             parameter
@@ -132,7 +139,8 @@ class DeepSpeedBackend:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         for layer in self._layers():
-            yield from merged(layer, self._lora) if self._lora.rank else layer
+            whole = merged(layer, self._lora) if self._lora.rank else layer
+            yield from checkpoint_names(self._module.policy, whole)
 
     def pushed_weights(self) -> Iterator[tuple[str, Tensor]]:
         if not self._lora.rank:

@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from envs.errors import LearnerError
 from learner.backends.backend import Backend
 from learner.backends.lora import PEFT
+from learner.pretrained.folder import folder_weights
 from rollout.config import LoraConfig
+from rollout.weights.layout import tensor_shapes
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 ADAPTER_FOLDER = "adapter"
@@ -55,10 +57,17 @@ def _copied(backend: Backend, named: Iterable[tuple[str, Tensor]]) -> dict[str, 
 
 
 def _write_weights(weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    """Write weights under the checkpoint's names, with its tensors that were not trained."""
     dtype = next(iter(weights.values())).dtype
+    carried = folder_weights(source, tensor_shapes(source).keys() - weights.keys())
+    config = AutoConfig.from_pretrained(source)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
-    skeleton.save_pretrained(folder, state_dict=weights)
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    named = weights | dict(carried)
+    skeleton.save_pretrained(folder, state_dict=named, save_original_format=False)
+    if type(skeleton.config) is not type(config):  # the text part of a model for images and text
+        config.dtype = str(dtype).removeprefix("torch.")
+        config.save_pretrained(folder)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

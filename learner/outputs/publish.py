@@ -36,11 +36,17 @@ class SharedMemoryPublisher:
     that does not match. Tensors are cast to the layout's dtype.
     """
 
-    def __init__(self, directory: Path, layout: WeightLayout) -> None:
+    def __init__(self, directory: Path, layout: WeightLayout, carried: NamedWeights = ()) -> None:
+        """`carried` are tensors of the layout that never change; the others are published."""
         self._layout = layout
         self._sender = _new_sender()
         self._files = WeightFiles(directory, layout.nbytes)
-        self._views = {file.path: self._views_of(file) for file in self._files.both}
+        views = {file.path: self._views_of(file) for file in self._files.both}
+        kept = _carry(list(views.values()), carried)
+        self._views = {
+            path: [(slot, view) for slot, view in of_file if slot.name not in kept]
+            for path, of_file in views.items()
+        }
 
     def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
         """Write `named_weights` and return where they lie; a failed call spoils no older one."""
@@ -73,20 +79,24 @@ class CudaIpcPublisher:
     Not exercised without a GPU. As with files, a buffer is written again two versions later.
     """
 
-    def __init__(self, device: torch.device, layout: WeightLayout) -> None:
+    def __init__(
+        self, device: torch.device, layout: WeightLayout, carried: NamedWeights = ()
+    ) -> None:
         self._device = device
         self._layout = layout
         self._sender = _new_sender()
         self._buffers = [
             torch.empty(layout.nbytes, dtype=torch.uint8, device=device) for _ in range(2)
         ]
+        views = [self._views_of(buffer) for buffer in self._buffers]
+        self._carried = _carry(views, carried)
         self._next = 0
 
     def publish(self, version: int, named_weights: NamedWeights) -> WeightManifest:
         """Copy `named_weights` on the device and return handles to the copy."""
         buffer = self._buffers[self._next]
-        views = [(slot, _typed(buffer, slot)) for slot in self._layout.slots]
-        _fill(views, named_weights)
+        views = self._views_of(buffer)
+        _fill([(s, view) for s, view in views if s.name not in self._carried], named_weights)
         torch.cuda.synchronize(self._device)
         gpu = str(torch.cuda.get_device_properties(self._device).uuid)
         handles = [{gpu: reduce_tensor(view)[1]} for _, view in views]
@@ -107,6 +117,9 @@ class CudaIpcPublisher:
         self._buffers.clear()
         torch.cuda.ipc_collect()
 
+    def _views_of(self, buffer: torch.Tensor) -> Views:
+        return [(slot, _typed(buffer, slot)) for slot in self._layout.slots]
+
 
 def _new_sender() -> str:
     return secrets.token_hex(8)
@@ -115,6 +128,17 @@ def _new_sender() -> str:
 def _typed(buffer: torch.Tensor, slot: TensorSlot) -> torch.Tensor:
     flat = buffer[slot.offset : slot.offset + slot.nbytes]
     return flat.view(getattr(torch, slot.dtype)).view(slot.shape)
+
+
+@torch.no_grad()
+def _carry(buffers: list[Views], carried: NamedWeights) -> frozenset[str]:
+    """Copy tensors of the layout into every buffer; return their names."""
+    names = set()
+    for name, tensor in carried:
+        names.add(name)
+        for views in buffers:
+            _fill([(slot, view) for slot, view in views if slot.name == name], [(name, tensor)])
+    return frozenset(names)
 
 
 @torch.no_grad()

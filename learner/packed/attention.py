@@ -16,10 +16,18 @@ from transformers.modeling_flash_attention_utils import (
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from envs.errors import LearnerError
-from learner.packed.attention_kind import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN, attention_kind
+from learner.packed.attention_kind import (
+    PACKED_FLASH,
+    PACKED_SDPA,
+    PACKED_VARLEN,
+    UNPACKED,
+    attention_kind,
+)
 from learner.packed.packing import Pack
 
 _LIKE = 0.8  # one call attends to episodes of at least this fraction of the longest length
+_NOT_PACKED = ("softcap", "s_aux", "position_bias")
+"""Arguments by which a model changes attention in a way that the functions here do not follow."""
 _SHORT = 64  # tokens below which one more call costs more than the padding that it saves
 
 
@@ -60,7 +68,7 @@ def packed_sdpa(
     Padding is at the end of a row, where causal attention never sees it: no mask is needed.
     """
     rows: PaddedRows = options["packed_rows"]
-    _check_window(options, max(length for _, length in rows.shapes))
+    window = _window(options)
     sizes = [count * length for count, length in rows.shapes]
     grouped = key.shape[1] != query.shape[1]
     parts = [
@@ -70,9 +78,7 @@ def packed_sdpa(
     outputs = []
     for shape, *tensors in zip(rows.shapes, *parts, strict=True):
         q, k, v = (tensor.view(*shape, *tensor.shape[1:]).transpose(1, 2) for tensor in tensors)
-        attended = scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=options.get("scaling"), enable_gqa=grouped
-        )
+        attended = _causal(q, k, v, window, scale=options.get("scaling"), enable_gqa=grouped)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, rows.own_U)[None], None
 
@@ -87,7 +93,7 @@ def packed_varlen(
 ) -> tuple[Tensor, None]:
     """As `packed_sdpa` with torch's own flash kernel, for 16-bit models on CUDA."""
     lengths: VariableLengths = options["packed_rows"]
-    _check_window(options, lengths.longest_key)
+    window = _window(options)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     attended = varlen_attn(
         q.contiguous(),
@@ -98,7 +104,7 @@ def packed_varlen(
         lengths.longest_query,
         lengths.longest_key,
         scale=options.get("scaling"),
-        window_size=(-1, 0),
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=k.shape[1] != q.shape[1],
     )
     assert isinstance(attended, Tensor)
@@ -115,7 +121,6 @@ def packed_flash(
 ) -> tuple[Tensor, None]:
     """As `packed_sdpa` with the package flash-attn, for 16-bit models on CUDA."""
     lengths: VariableLengths = options["packed_rows"]
-    _check_window(options, lengths.longest_key)
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     attended = _flash_attention_forward(
         q,
@@ -125,6 +130,7 @@ def packed_flash(
         query_length=q.shape[1],
         is_causal=True,
         softmax_scale=options.get("scaling"),
+        sliding_window=_window(options),
         cu_seq_lens_q=lengths.query_bounds,  # pyright: ignore[reportArgumentType]
         cu_seq_lens_k=lengths.key_bounds,  # pyright: ignore[reportArgumentType]
         max_length_q=lengths.longest_query,
@@ -149,7 +155,16 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def attention_arguments(implementation: str, pack: Pack) -> dict[str, Any]:
-    """Return the arguments that the model's forward passes to `implementation`."""
+    """Return the arguments that the model's forward passes to `implementation`.
+
+    Raises LearnerError for a pack of several episodes where it takes one.
+    """
+    if implementation == UNPACKED:
+        if len(pack.lengths_S) != 1:
+            raise LearnerError(
+                f"expected one episode per pass of this model, found {len(pack.lengths_S)}"
+            )
+        return {}
     device = pack.paths_T.device
     if implementation == PACKED_SDPA:
         return {"packed_rows": _padded_rows(pack, device)}
@@ -168,13 +183,49 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
-def _check_window(options: dict[str, Any], longest: int) -> None:
-    window = options.get("sliding_window")
-    if window is not None and longest > window:
-        raise LearnerError(
-            f"expected sequences within the model's attention window of {window} tokens, found "
-            f"{longest}: packed attention has no sliding window"
+def _window(options: dict[str, Any]) -> int | None:
+    """Return how many tokens a query sees, itself included; None for all before it.
+
+    Raises LearnerError for a change to attention that packs do not make.
+    """
+    for name in _NOT_PACKED:
+        if options.get(name) is not None:
+            raise LearnerError(
+                f"expected attention without {name}, found it in this model: packed attention "
+                "does not compute it; choose another model"
+            )
+    return options.get("sliding_window")
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any
+) -> Tensor:
+    """Attend within rows [count, heads, length, dim]; with a window, block by block.
+
+    A block of `window` queries sees at most itself and the block before, so time and memory grow
+    with length times window.
+    """
+    length = query.shape[2]
+    if window is None or length <= window:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
+    outputs = []
+    for start in range(0, length, window):
+        end = min(start + window, length)
+        first = max(0, start - window + 1)
+        ahead = (
+            torch.arange(start, end, device=query.device)[:, None]
+            - torch.arange(first, end, device=query.device)[None]
         )
+        outputs.append(
+            scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, first:end],
+                value[:, :, first:end],
+                attn_mask=(ahead >= 0) & (ahead < window),
+                **options,
+            )
+        )
+    return torch.cat(outputs, dim=2)
 
 
 def _padded_rows(pack: Pack, device: torch.device) -> PaddedRows:

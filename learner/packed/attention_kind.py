@@ -3,6 +3,8 @@
 PACKED_SDPA = "packed_sdpa"
 PACKED_FLASH = "packed_flash"
 PACKED_VARLEN = "packed_varlen"
+UNPACKED = "sdpa"
+"""transformers' own, for passes of one episode."""
 
 
 def attention_kind(*, cuda: bool, sixteen_bit: bool, flash_attn: bool) -> str:

@@ -5,18 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from envs.errors import ConfigError, MissingError
+from envs.errors import MissingError
 from learner.packed.attention import attention_arguments, attention_for
+from learner.packed.attention_kind import UNPACKED
 from learner.packed.packing import Pack
 from learner.packed.token_scores import TokenScores
+from learner.pretrained.architecture import check_logits, mixes
 
 PREFIX = "policy."
 """Prefix of `PolicyModule` before the Hugging Face name of a parameter."""
 
 CHUNK_LOGITS = 2**25  # logits of one chunk: 128 MiB in float32
-_SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "logits_soft_cap")
 
 
 class PolicyModule(nn.Module):
@@ -25,7 +26,9 @@ class PolicyModule(nn.Module):
     def __init__(self, model: PreTrainedModel, attention: str) -> None:
         super().__init__()
         self.policy: PreTrainedModel = model
-        self._attention = attention
+        self.attention = attention
+        self.packs = attention != UNPACKED
+        """Whether a pass takes several episodes."""
         self.chunk_logits = CHUNK_LOGITS
         self.entropy_gradient = False
         """Give entropies a gradient; this keeps all logits of a pack for the backward pass."""
@@ -37,7 +40,7 @@ class PolicyModule(nn.Module):
             input_ids=pack.token_ids_U[None],
             position_ids=pack.positions_U[None],
             use_cache=False,
-            **attention_arguments(self._attention, pack),
+            **attention_arguments(self.attention, pack),
         ).last_hidden_state[0]
         head: Any = self.policy.get_output_embeddings()
         hidden_QH = hidden_UH.index_select(0, pack.predict_Q)
@@ -55,20 +58,39 @@ class PolicyModule(nn.Module):
         return logprobs_Q.index_select(0, pack.scores_P), entropies_Q[pack.scores_P]
 
 
-def load_policy(path: str, dtype: torch.dtype, device: torch.device) -> PolicyModule:
-    """Load a Hugging Face folder. Raises MissingError; ConfigError if the head scales logits."""
-    if not (Path(path) / "config.json").is_file():
+def load_policy(
+    path: str, dtype: torch.dtype, device: torch.device, *, packing: bool = True
+) -> PolicyModule:
+    """Load a Hugging Face folder; parameters that text does not use are frozen.
+
+    Episodes are packed if `packing` and attention alone mixes positions in this model. Raises
+    MissingError; ConfigError if the head scales logits, or weights are quantised.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
         raise MissingError(f"expected a Hugging Face model folder, found no config.json in {path}")
-    config = AutoConfig.from_pretrained(path)
-    scaled = [name for name in _SCALED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
-    if scaled:
-        raise ConfigError(
-            f"expected a model whose logits are its head's output, found {scaled[0]} in {path}: "
-            f"choose a model without it"
-        )
-    attention = attention_for(device, dtype)
+    check_logits(folder)
+    attention = attention_for(device, dtype) if packing and not mixes(folder) else UNPACKED
     model: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation=attention
     )
     model.to(device)
+    _freeze_other_senses(model)
     return PolicyModule(model, attention)
+
+
+def _freeze_other_senses(model: Any) -> None:
+    """Take no gradients of what images and sound pass through: text never does."""
+    of_text = {
+        id(parameter)
+        for part in (
+            model.get_decoder(),
+            model.get_input_embeddings(),
+            model.get_output_embeddings(),
+        )
+        if part is not None
+        for parameter in part.parameters()
+    }
+    for parameter in model.parameters():
+        if id(parameter) not in of_text:
+            parameter.requires_grad_(False)

@@ -1,20 +1,23 @@
 """The weights in a Hugging Face folder."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor
 
-from envs.errors import MissingError
+from rollout.weights.model_folder import weight_files
 
 
-def folder_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of every safetensors file in `folder`. Raises MissingError if none."""
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise MissingError(f"expected safetensors in {folder}, found none")
-    for shard in shards:
-        with safe_open(shard, framework="pt") as tensors:
+def folder_weights(
+    folder: Path, names: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of the checkpoint in `folder`, of all tensors or of those in `names`.
+
+    Raises MissingError if there is no checkpoint.
+    """
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, tensors.get_tensor(name)
+                if names is None or name in names:
+                    yield name, tensors.get_tensor(name)

@@ -1,7 +1,6 @@
 """Source of the initial weights: a folder, the tiny model, or a checkpoint in a package."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from transformers import (
 
 from envs.errors import ConfigError, MissingError, StoreError
 from learner.pretrained.tiny_model import build_tiny_model
+from rollout.weights.model_folder import gguf_advice, read_architecture, text_section
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m-instruct"
@@ -43,6 +43,9 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
     if (folder / "config.json").is_file():
         return folder
     found = "a folder without config.json" if folder.is_dir() else "nothing"
+    found = "a file" if folder.is_file() else found
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise MissingError(gguf_advice(folder))
     raise MissingError(
         f"expected a model at {ref!r} (looked in {folder.absolute()}), found {found}: "
         f"set model.path to a Hugging Face model folder, to `{TINY}` or to `{SMOLLM2}`"
@@ -55,8 +58,9 @@ def check_context(architecture: Mapping[str, Any], max_model_len: int) -> None:
     Rope scaling with a `factor` (yarn, linear, dynamic) multiplies the original positions; for
     other kinds `max_position_embeddings` already includes the scaling.
     """
-    positions = int(architecture.get("max_position_embeddings") or 0)
-    scaling = architecture.get("rope_scaling") or architecture.get("rope_parameters") or {}
+    text = text_section(architecture)
+    positions = int(text.get("max_position_embeddings") or 0)
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind in ("yarn", "linear", "dynamic"):
         original = int(scaling.get("original_max_position_embeddings") or positions)
@@ -71,7 +75,7 @@ def check_context(architecture: Mapping[str, Any], max_model_len: int) -> None:
 
 def check_folder_context(folder: Path, max_model_len: int) -> None:
     """As `check_context`, for a model folder."""
-    check_context(json.loads((folder / "config.json").read_text("utf-8")), max_model_len)
+    check_context(read_architecture(folder), max_model_len)
 
 
 def convert_smollm2(target: Path) -> Path:

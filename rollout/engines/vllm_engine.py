@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from functools import cached_property
+from pathlib import Path
 from typing import Any, get_args
 
 from vllm import SamplingParams as VllmSamplingParams
@@ -25,9 +26,11 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from envs.errors import EngineError, EpisodeError, WeightSyncError
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
 from rollout.engines.engine_spec import EngineSpec
-from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, REFUSED, WorkerExtension
+from rollout.engines.vllm_text import text_model
+from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, LOAD_FORMAT, REFUSED, WorkerExtension
 from rollout.weights.layout import push_layout
 from rollout.weights.manifest import Transport, WeightLayout, WeightManifest
+from rollout.weights.model_folder import mixing_layers, read_architecture
 
 _BACKENDS: Mapping[Transport, str] = {"shm": BACKEND, "cuda_ipc": "ipc"}
 _FINISH: Mapping[str | None, FinishReason] = {"stop": "stop", "length": "length"}
@@ -291,13 +294,19 @@ def _engine_args(spec: EngineSpec) -> AsyncEngineArgs:
     on_cpu = spec.device == "cpu"
     return AsyncEngineArgs(
         model=spec.model_path,
+        config_format="hf",
+        load_format=LOAD_FORMAT,
         skip_tokenizer_init=True,
+        hf_overrides=text_model,
+        language_model_only=True,
         dtype=spec.model.dtype,
         seed=spec.seed,
         max_model_len=spec.model.max_model_len,
         max_num_seqs=spec.engine.max_num_seqs,
         # chunked prefill with a per-request seed kills the CPU engine; without it a prompt must fit
         enable_chunked_prefill=False,
+        # a cached state of recurrent layers needs chunked prefill
+        enable_prefix_caching=False if _has_state(spec) else None,
         max_num_batched_tokens=max(spec.model.max_model_len, 2048),
         gpu_memory_utilization=spec.engine.gpu_memory_utilization,
         kv_cache_memory_bytes=spec.engine.kv_cache_mib << 20 if on_cpu else None,
@@ -316,6 +325,10 @@ def _engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         if _replaces_linear(spec)
         else f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
     )
+
+
+def _has_state(spec: EngineSpec) -> bool:
+    return bool(mixing_layers(read_architecture(Path(spec.model_path))))
 
 
 def _rank_class(rank: int) -> Any:

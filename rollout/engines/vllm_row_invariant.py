@@ -38,10 +38,15 @@ class RowInvariantExtension(WorkerExtension):
     model_runner: Any
 
     def row_variant_layers(self) -> list[str]:
-        """Return the linear layers, one of each shape, whose rows depend on the number of rows."""
+        """Return the linear layers, one of each shape, whose rows depend on the number of rows.
+
+        Layers of experts are among them untried: how they group rows depends on every token.
+        """
         seen: set[tuple[int, int]] = set()
         found: list[str] = []
         for name, layer in self.model_runner.model.named_modules():
+            if getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
+                found.append(f"{name} (experts)")
             columns = getattr(layer, "input_size_per_partition", None) or getattr(
                 layer, "embedding_dim", None
             )

@@ -2,13 +2,14 @@
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from vllm.config import VllmConfig, WeightTransferConfig
+from vllm.config import LoadConfig, ModelConfig, VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,14 +19,20 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
 
+from rollout.engines.vllm_text import text_weights
 from rollout.weights.manifest import TensorSlot, checksum
+from rollout.weights.model_folder import weight_files
 
 BACKEND = "trialrun_shm"
+LOAD_FORMAT = "trialrun_folder"
+"""vLLM's name for the loader of the initial weights."""
 REFUSED = "weights refused"
 """Start of the message of an update that was refused before any byte of it was used."""
 ADAPTER_ID = 1
@@ -138,8 +145,13 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
         """
         tensors = self._files.tensors(update_info)
         first = next(tensors)
+        if self.device.type == "cpu":
+            _let_experts_pack_again(self.model)
         initialize_layerwise_reload(self.model)
-        cast(_TakesCheckpoint, self.model).load_weights(chain([first], tensors))
+        named = text_weights(
+            chain([first], tensors), self.model_config.model, self.model_config.hf_config
+        )
+        cast(_TakesCheckpoint, self.model).load_weights(named)
 
     def finish_weight_update(self) -> None:
         """Finalise the layers; on CPU repack a tied `lm_head`, which the reload leaves stale."""
@@ -153,6 +165,27 @@ class SharedMemoryWeightEngine(WeightTransferEngine[SharedMemoryInitInfo, Shared
     def shutdown(self) -> None:
         """Drop the mappings; the files belong to the sender."""
         self._files.clear()
+
+
+@register_model_loader(LOAD_FORMAT)
+class FolderLoader(DefaultModelLoader):
+    """Reads the files that hold the weights of a folder, as the learner does, and no others.
+
+    vLLM reads every safetensors file where there is no index, and prefers Mistral's own format.
+    """
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(replace(load_config, load_format="safetensors"))
+
+    def _prepare_weights(self, *arguments: Any, **options: Any) -> Any:
+        folder, _, *others = super()._prepare_weights(*arguments, **options)
+        return folder, [str(file) for file in weight_files(Path(folder))], *others
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: torch.nn.Module
+    ) -> Generator[tuple[str, torch.Tensor]]:
+        named = super().get_all_weights(model_config, model)
+        yield from text_weights(named, model_config.model, model_config.hf_config)
 
 
 class WorkerExtension:
@@ -194,6 +227,18 @@ class WorkerExtension:
 
 class _TakesCheckpoint(Protocol):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> object: ...
+
+
+def _let_experts_pack_again(model: torch.nn.Module) -> None:
+    """Forget the kernels of experts, so that a reload packs their new weights as the first did.
+
+    With a kernel in place vLLM copies plain weights to where the CPU's grouped kernel expects
+    packed ones, and says nothing.
+    """
+    for layer in model.modules():
+        method: Any = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:

@@ -7,12 +7,16 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from envs.errors import ConfigError, DataFileError, MissingError
+from envs.errors import ConfigError, DataFileError
 from rollout.config import LoraConfig, ModelConfig
 from rollout.weights.manifest import WeightLayout
+from rollout.weights.model_folder import read_architecture, text_section, weight_files
 
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before the Hugging Face name of a layer that has adapters."""
+
+HEAD = "lm_head.weight"
+"""The output layer; it is no tensor of its own where it is tied to the embedding."""
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAX_HEADER_BYTES = 100_000_000
@@ -24,7 +28,7 @@ def checkpoint_layout(model_path: str, dtype: str) -> WeightLayout:
     Tensors come layer by layer. A tied `lm_head` has no slot: the embedding is its weight.
     Raises MissingError for a folder without safetensors, DataFileError for a broken header.
     """
-    shapes = _shapes(Path(model_path))
+    shapes = tensor_shapes(Path(model_path))
     return _laid_out([(name, shapes[name]) for name in sorted(shapes, key=_layer_order)], dtype)
 
 
@@ -34,7 +38,7 @@ def adapter_layout(model_path: str, dtype: str, lora: LoraConfig) -> WeightLayou
     Per target layer of shape (out, in): `lora_A` (rank, in), then `lora_B` (out, rank). Raises
     ConfigError if no layer matches a target.
     """
-    shapes = _shapes(Path(model_path))
+    shapes = tensor_shapes(Path(model_path))
     layers = [
         name.removesuffix(".weight")
         for name in sorted(shapes, key=_layer_order)
@@ -67,15 +71,11 @@ def _laid_out(shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: str) -> Weig
     )
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise MissingError(
-            f"expected safetensors files in {folder}, found none; export the model first"
-        )
-    shapes = {name: shape for shard in shards for name, shape in _header(shard)}
-    if _is_tied(folder):
-        shapes.pop("lm_head.weight", None)
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of the checkpoint in `folder`, without a tied `lm_head`."""
+    shapes = {name: shape for file in weight_files(folder) for name, shape in _header(file)}
+    if text_section(read_architecture(folder)).get("tie_word_embeddings", False):
+        shapes.pop(HEAD, None)
     return shapes
 
 
@@ -92,13 +92,6 @@ def _header(shard: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield name, tuple(int(size) for size in entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise DataFileError(f"expected a safetensors header in {shard}, found {error!r}") from error
-
-
-def _is_tied(folder: Path) -> bool:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MissingError(f"expected a Hugging Face folder, found no {path}")
-    return bool(json.loads(path.read_text()).get("tie_word_embeddings", False))
 
 
 def _layer_order(name: str) -> list[tuple[int, str]]:

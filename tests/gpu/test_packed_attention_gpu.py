@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from learner.packed.attention import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN
@@ -45,11 +45,12 @@ def group() -> Pack:
     ).to(torch.device("cuda"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
+@pytest.fixture(scope="module", params=[None, 64], ids=["whole", "window"])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    folder = tmp_path_factory.mktemp("mistral")
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = MistralConfig(
+        sliding_window=request.param,
         vocab_size=256,
         hidden_size=256,
         intermediate_size=512,
@@ -58,13 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         initializer_range=0.1,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    MistralForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def run(folder: Path, implementation: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logprobs, and all gradients in one row."""
-    model: Any = LlamaForCausalLM.from_pretrained(
+    model: Any = MistralForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=implementation
     )
     policy = PolicyModule(model.cuda(), implementation)

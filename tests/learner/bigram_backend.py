@@ -20,6 +20,7 @@ class BigramBackend:
 
     rank = 0
     world_size = 1
+    packs = True
     fingerprint = f"bigram {VOCABULARY}"
 
     def __init__(self, setup: TrainerSetup) -> None:

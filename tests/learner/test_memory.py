@@ -150,6 +150,11 @@ def test_positions_bound_the_length() -> None:
         check_context({"max_position_embeddings": 32_768, "rope_scaling": yarn}, 131_073)
 
 
+def test_a_nested_text_config_is_read() -> None:
+    with pytest.raises(ConfigError, match="at most 64"):
+        check_context({"text_config": {"max_position_embeddings": 64}}, 65)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -1,6 +1,8 @@
 """Estimates of the shipped recipes: they fit, and what does not fit says what helps."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from cluster.checks.estimate import run_estimate
 from cluster.config.run_config import load_config
 from envs.errors import ConfigError, MissingError
+from rollout.weights.layout import tensor_shapes
+from tests.learner.families.tiny_families import FAMILIES, build_family
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,17 @@ def test_sequences_beyond_the_positions_are_refused() -> None:
 def test_adapters_need_shared_memory() -> None:
     with pytest.raises(ConfigError, match=r"needs cluster\.transport 'shm'"):
         load_config("qwen2.5-7b-lora", ["cluster.transport=cuda_ipc"])
+
+
+@pytest.mark.parametrize("name", ["Gemma 3", "Qwen3.5"])
+def test_a_model_for_images_and_text_is_estimated(tmp_path: Path, name: str) -> None:
+    folder = build_family(FAMILIES[name], tmp_path / "model")
+    config = load_config("catalog", [f"model.path={folder}", "model.max_model_len=256"])
+    estimate, _ = run_estimate(config, 80.0, None)
+    assert (estimate.shape.hidden, estimate.shape.layers, estimate.shape.positions) == (64, 2, 256)
+    text = sum(
+        math.prod(shape)
+        for tensor, shape in tensor_shapes(folder).items()
+        if not re.search(r"visual|vision", tensor)
+    )
+    assert text <= estimate.shape.parameters < 2 * text

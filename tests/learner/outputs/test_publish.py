@@ -79,6 +79,20 @@ def test_a_tensor_sent_twice_is_refused(publisher: SharedMemoryPublisher) -> Non
         publisher.publish(1, [*weights(1).items(), ("embed.weight", torch.zeros(5, 3))])
 
 
+def test_tensors_that_never_change_are_in_every_version(tmp_path: Path) -> None:
+    kept, sent = LAYOUT.slots
+    carried = torch.arange(15.0).view(kept.shape)
+    publisher = SharedMemoryPublisher(tmp_path, LAYOUT, [(kept.name, carried)])
+    for version in (1, 2, 3):
+        new = torch.full(sent.shape, float(version))
+        manifest = publisher.publish(version, [(sent.name, new)])
+        assert torch.equal(read(manifest, kept).float(), carried)
+        assert torch.equal(read(manifest, sent).float(), new)
+    with pytest.raises(WeightSyncError, match=r"embed\.weight beyond"):
+        publisher.publish(4, weights(4).items())
+    publisher.close()
+
+
 def test_close_removes_the_files(tmp_path: Path) -> None:
     publisher = SharedMemoryPublisher(tmp_path, LAYOUT)
     publisher.publish(1, weights(1).items())

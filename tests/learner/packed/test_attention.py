@@ -14,6 +14,7 @@ from learner.packed.attention import (
     PACKED_FLASH,
     PACKED_SDPA,
     PACKED_VARLEN,
+    UNPACKED,
     VariableLengths,
     attention_arguments,
     attention_for,
@@ -58,8 +59,13 @@ def inputs(pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def by_definition(query: Tensor, key: Tensor, value: Tensor, lengths: VariableLengths) -> Tensor:
-    """Flash attention's contract: queries are the last of their keys, causal from the end."""
+def by_definition(
+    query: Tensor, key: Tensor, value: Tensor, lengths: VariableLengths, window: int = 10**6
+) -> Tensor:
+    """Flash attention's contract: queries are the last of their keys, causal from the end.
+
+    A query sees at most `window` keys, its own included.
+    """
     outputs = []
     query_bounds, key_bounds = lengths.query_bounds.tolist(), lengths.key_bounds.tolist()
     repeated = HEADS // KEY_HEADS
@@ -69,8 +75,10 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, lengths: VariableLe
         k = key[0, :, path].repeat_interleave(repeated, 0)
         v = value[0, :, path].repeat_interleave(repeated, 0)
         scores = q @ k.transpose(1, 2) / DIM**0.5
-        later = torch.ones(scores.shape[1:]).triu(len(path) - q.shape[1] + 1).bool()
-        outputs.append(scores.masked_fill(later, -torch.inf).softmax(-1) @ v)
+        own = len(path) - q.shape[1]
+        later = torch.ones(scores.shape[1:]).triu(own + 1).bool()
+        earlier = torch.ones(scores.shape[1:]).tril(own - window).bool()
+        outputs.append(scores.masked_fill(later | earlier, -torch.inf).softmax(-1) @ v)
     return torch.cat(outputs, 1).transpose(0, 1)[None]
 
 
@@ -100,10 +108,27 @@ def test_flash_attention_is_for_16_bits_on_cuda() -> None:
     assert attention_for(cuda, torch.bfloat16) == flash
 
 
-def test_a_sliding_window_shorter_than_an_episode_is_refused() -> None:
+@pytest.mark.parametrize("window", [1, 7, 50, 99, 100, 1000])
+def test_a_sliding_window_is_attended_as_defined(window: int) -> None:
     pack = tree()
-    options = attention_arguments(PACKED_SDPA, pack)
     query, key, value = inputs(pack)
-    packed_sdpa(nn.Module(), query, key, value, None, sliding_window=100, **options)
-    with pytest.raises(LearnerError, match="window of 99 tokens, found 100"):
-        packed_sdpa(nn.Module(), query, key, value, None, sliding_window=99, **options)
+    lengths = attention_arguments(PACKED_VARLEN, pack)["packed_rows"]
+    options = attention_arguments(PACKED_SDPA, pack)
+    found, _ = packed_sdpa(nn.Module(), query, key, value, None, sliding_window=window, **options)
+    expected = by_definition(query, key, value, lengths, window)
+    torch.testing.assert_close(found, expected)
+    everything = by_definition(query, key, value, lengths)
+    assert torch.allclose(found, everything, atol=1e-5) == (window >= 100)
+
+
+@pytest.mark.parametrize("change", ["softcap", "s_aux", "position_bias"])
+def test_attention_that_packs_do_not_compute_is_refused(change: str) -> None:
+    pack = tree()
+    options = attention_arguments(PACKED_SDPA, pack) | {change: 30.0}
+    with pytest.raises(LearnerError, match=f"without {change}"):
+        packed_sdpa(nn.Module(), *inputs(pack), None, **options)
+
+
+def test_a_model_of_one_episode_per_pass_takes_no_pack_of_several() -> None:
+    with pytest.raises(LearnerError, match="one episode per pass of this model, found 4"):
+        attention_arguments(UNPACKED, tree())

@@ -21,6 +21,9 @@ SHAPES = {
 def write_checkpoint(folder: Path, config: dict[str, object]) -> None:
     tensors = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
     names = sorted(tensors)
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    placed = {name: files[position // 2] for position, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     save_file(
         {name: tensors[name] for name in names[:2]}, folder / "model-00001-of-00002.safetensors"
     )
