@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from envs.config import Section
 
 TrialSessions = Literal["isolated", "shared"]
+ToolFormatName = Literal[
+    "auto", "hermes", "qwen3_coder", "llama3", "mistral", "glm", "deepseek", "gpt_oss"
+]
 
 
 class LoraConfig(Section):
@@ -53,6 +56,11 @@ class ModelConfig(Section):
     max_model_len: int = Field(default=1024, gt=0)
     """Longest sequence in tokens: prompt, observations and completions together. An episode that
     fills it ends as `truncated`. The default fits the tiny model.
+    """
+    tool_format: ToolFormatName = "auto"
+    """How the model writes tool calls, in prompts, turns and demonstrations. `auto`, the default,
+    is the format of its chat template, or `hermes` where that shows none; a run records the format
+    that was found.
     """
     lora: LoraConfig = LoraConfig()
     """Adapters (`[model.lora]`). If they are on, only they are trained and pushed to the engines.
@@ -128,9 +136,15 @@ class EpisodeConfig(Section):
     opening prompt alone: an ablation for evaluation, which needs `mode = "trial"` and which
     training refuses.
     """
-    prompt: Literal["hermes", "compact"] = "hermes"
-    """Wording of system and phase messages. `hermes` spells out the tool-call format, as Hermes and
-    Qwen models know it; `compact` is short, for tiny models trained here.
+    prompt: Literal["hermes", "template", "compact"] = "hermes"
+    """Wording of system and phase messages. `hermes` spells out tools and calls, as Hermes and Qwen
+    models know them; for a model of another `model.tool_format` its chat template lists the tools,
+    if it can. `template`: the chat template lists them for every model; `compact` is short, for
+    tiny models trained here.
+    """
+    thoughts: Literal["keep", "drop"] = "keep"
+    """Whether later turns see the thoughts of earlier ones. `keep`, the default: all that was
+    sampled stays in the context; `drop`: the context is written again without them.
     """
     trial: PhaseBudget = PhaseBudget()
     """Budget of the trial phase (`[episode.trial]`). When its turns or tokens are used up, the

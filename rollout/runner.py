@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, PolicyErrorKind
+from envs.errors import DeadlineError, EngineError, InfraError, PolicyError
 from envs.messages import Message
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
-from rollout.config import EpisodeConfig, PhaseBudget
+from rollout.config import EpisodeConfig, PhaseBudget, ToolFormatName
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
-from rollout.parser import ParsedTurn, arguments_text, parse_turn
+from rollout.formats.turn_format import TurnFormat
+from rollout.language import Language, format_of
+from rollout.parser import ParsedTurn, arguments_text
 from rollout.phase_tools import PhaseTools, attempt_id
-from rollout.prompts import make_prompts
 from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory, VisibleFrom
 
@@ -29,13 +30,16 @@ For shorter texts the thread costs more than it saves.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Worker and source that episodes record, and the model's maximum sequence length."""
+    """Worker and source that episodes record, the model's maximum sequence length and its format
+    of tool calls.
+    """
 
     worker: str
     source: str = "policy"
     """`policy`, or the name of a teacher."""
     max_model_len: int = 1024
     """Tokens."""
+    tool_format: ToolFormatName = "auto"
 
 
 class _Ended(Exception):
@@ -57,6 +61,7 @@ class EpisodeRunner:
         self._tools = tools
         self._template = template
         self._identity = identity
+        self._format = format_of(template, identity.tool_format)
 
     async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
         """Run one episode to its end; most failures become an outcome of the episode.
@@ -69,7 +74,7 @@ class EpisodeRunner:
             self._tools,
             self._template,
             self._identity,
-            _Assignment(lease, task, config),
+            _Assignment(lease, task, config, self._format),
         )
         return await run.run_to_end()
 
@@ -79,6 +84,7 @@ class _Assignment:
     lease: Lease
     task: Task
     config: EpisodeConfig
+    format: TurnFormat
 
 
 class _EpisodeInProgress:
@@ -103,7 +109,8 @@ class _EpisodeInProgress:
             self._config.trial_sessions,
             attempt_id(self._lease.episode, self._lease.attempt),
         )
-        self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
+        self._language = Language(template, assignment.format, self._task, self._config)
+        self._prompts = self._language.prompts
         self._trajectory = Trajectory()
         self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
         self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
@@ -138,9 +145,8 @@ class _EpisodeInProgress:
     # The turn
 
     async def _append_opening(self) -> None:
-        config = self._config
-        messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
-        await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
+        messages = self._language.opening()
+        await self._append(Phase.PROMPT, messages, self._language.tokenised(messages))
 
     async def _timed_turn(self) -> None:
         stage, start = self._stage, time.monotonic()
@@ -167,8 +173,9 @@ class _EpisodeInProgress:
             await self._out_of_budget(limit)
             return
         text, finish = await self._sample(limit)
+        context = self._trajectory.before_turn()
         try:
-            parsed = self._parse(text, finish)
+            parsed = self._language.parse(text, finish, self._stage, context)
         except PolicyError as error:
             self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
             self._faults += 1
@@ -199,26 +206,6 @@ class _EpisodeInProgress:
         trajectory.append_completion(completion, self._phase(), text)
         self._turns[self._stage] += 1
         return text, completion.finish_reason
-
-    def _parse(self, text: str, finish: str) -> ParsedTurn:
-        try:
-            parsed = parse_turn(text, self._task.tool_set, self._config.max_calls_per_turn)
-        except PolicyError as error:
-            if finish == "length" and error.kind is PolicyErrorKind.UNCLOSED_TAG:
-                raise PolicyError(
-                    PolicyErrorKind.TOO_LONG, "the turn was cut at its token limit"
-                ) from None
-            raise
-        stage, free = self._stage, self._config.mode == "free"
-        useful = parsed.calls or (
-            parsed.experience is not None
-            if stage == "trial"
-            else parsed.answer is not None or (parsed.back_to_trial and free)
-        )
-        if not useful:
-            kind = PolicyErrorKind.TOO_LONG if finish == "length" else PolicyErrorKind.NO_ACTION
-            raise PolicyError(kind, self._prompts.expected(stage, self._task.tool_set))
-        return parsed
 
     async def _act(self, parsed: ParsedTurn) -> None:
         if parsed.calls:
@@ -253,7 +240,10 @@ class _EpisodeInProgress:
         for answer in answers:
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise _Ended(Outcome.INFRA_FAILED, answer.text)
-        await self._observe(self._prompts.answers(answers))
+        observed = self._prompts.answers(answers)
+        if len(granted) < len(calls):
+            observed.append(self._prompts.not_run(len(calls) - len(granted), len(calls), stage))
+        await self._observe(observed)
 
     def _records(
         self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]
@@ -283,11 +273,13 @@ class _EpisodeInProgress:
 
     async def _restart_from_opening(self) -> None:
         """Show the policy only the opening from now on, as if there had been no trials."""
-        config, trajectory = self._config, self._trajectory
-        messages = self._prompts.opening(self._task, config.mode, config.trial.calls)
-        messages.append(self._prompts.execution_start())
+        await self._restart([*self._language.opening(), self._prompts.execution_start()])
+
+    async def _restart(self, messages: Sequence[Message]) -> None:
+        """Show the policy only `messages` from now on."""
+        trajectory = self._trajectory
         self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
-        await self._append(Phase.PROMPT, messages, partial(self._template.prompt, messages))
+        await self._append(Phase.PROMPT, messages, self._language.tokenised(messages))
 
     # Budgets and bookkeeping
 
@@ -315,7 +307,7 @@ class _EpisodeInProgress:
         raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
 
     async def _observe(self, messages: Sequence[Message]) -> None:
-        ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
+        ended = self._trajectory.token_ids_T[-1] in self._template.end_token_ids
         tokenise = partial(self._template.continuation, messages, turn_ended=ended)
         await self._append(Phase.OBSERVATION, messages, tokenise)
 

@@ -1,12 +1,14 @@
 """Chat templates as append-only token streams: a prompt, then only continuations."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from envs.errors import MissingError, TemplateError
 from envs.messages import Message
+from envs.tools import JsonObject
 
 _PROBE_ANSWER = "PROBE-ANSWER"
 _PROBES: tuple[tuple[Message, ...], ...] = (
@@ -14,6 +16,9 @@ _PROBES: tuple[tuple[Message, ...], ...] = (
     (Message("tool", "PROBE-TOOL"), Message("tool", "PROBE-SECOND")),
     (Message("user", "PROBE-USER"),),
 )
+
+_END_TOKENS = ("<|call|>", "<|eom_id|>")
+"""Tokens that end a turn in place of eos_token, where it calls a tool: gpt-oss, Llama 3.1."""
 
 
 class ChatTemplate:
@@ -37,6 +42,11 @@ class ChatTemplate:
             )
         self._eos = str(tokenizer.eos_token)
         self.eos_token_id = tokenizer.eos_token_id
+        added = tokenizer.added_tokens_decoder.items()
+        self.end_token_ids = frozenset(
+            {self.eos_token_id, *(i for i, token in added if str(token) in _END_TOKENS)}
+        )
+        """Ids that end a turn, each by itself."""
         self._base, self._after_answer = self._check()
         self.wraps_answers = "<tool_response>" in self._render(
             self._dialogue(_PROBES[0]), open_turn=True
@@ -63,6 +73,30 @@ class ChatTemplate:
         added = self._tokenizer.added_tokens_decoder.values()
         return tuple(str(token) for token in added if token.special)
 
+    @property
+    def chat_template(self) -> str:
+        """Text of the chat template."""
+        return str(self._tokenizer.chat_template)
+
+    @property
+    def vocabulary(self) -> frozenset[str]:
+        """Texts that are one token wherever they occur, special or not."""
+        return frozenset(map(str, self._tokenizer.added_tokens_decoder.values()))
+
+    @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the chat template lists the tools that it is given."""
+        probe: JsonObject = {
+            "type": "function",
+            "function": {
+                "name": "probe_tool",
+                "description": "PROBE",
+                "parameters": {"type": "object", "properties": {}},
+            },
+        }
+        messages = [Message("system", "PROBE-SYSTEM"), Message("user", "PROBE")]
+        return "probe_tool" in self._render(messages, open_turn=True, tools=[probe])
+
     def encode(self, text: str) -> list[int]:
         """Tokenise plain text without adding special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -70,7 +104,7 @@ class ChatTemplate:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of a completion without its end-of-turn token."""
         ids = list(token_ids)
-        if ids and ids[-1] == self.eos_token_id:
+        if ids and ids[-1] in self.end_token_ids:
             ids.pop()
         return str(
             self._tokenizer.decode(
@@ -78,9 +112,14 @@ class ChatTemplate:
             )
         )
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a conversation up to the start of the policy's first turn."""
-        return self.encode(self._render(messages, open_turn=True))
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject] | None = None
+    ) -> list[int]:
+        """Return the ids of a conversation up to the start of the policy's first turn.
+
+        The chat template lists `tools`, if it `renders_tools`.
+        """
+        return self.encode(self._render(messages, open_turn=True, tools=tools))
 
     def continuation(self, messages: Sequence[Message], *, turn_ended: bool) -> list[int]:
         """Return the ids after a completion: `messages`, up to the start of the next turn.
@@ -100,11 +139,20 @@ class ChatTemplate:
             *messages,
         ]
 
-    def _render(self, messages: Sequence[Message], *, open_turn: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        *,
+        open_turn: bool,
+        tools: Sequence[JsonObject] | None = None,
+    ) -> str:
         rows = [{"role": message.role, "content": message.content} for message in messages]
         return str(
             self._tokenizer.apply_chat_template(
-                rows, tokenize=False, add_generation_prompt=open_turn
+                rows,
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=open_turn,
             )
         )
 

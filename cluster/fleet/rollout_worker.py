@@ -61,7 +61,11 @@ class RolloutWorker:
         await self._tools.start()
         self._engine = self._make_engine(template, spec)
         await self._engine.start()
-        identity = Identity(worker=self._name, max_model_len=spec.model.max_model_len)
+        identity = Identity(
+            worker=self._name,
+            max_model_len=spec.model.max_model_len,
+            tool_format=spec.model.tool_format,
+        )
         self._services = ToolRouter(self._tools, self._spec.tools, os.environ)
         self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 

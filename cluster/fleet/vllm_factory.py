@@ -7,5 +7,5 @@ from rollout.template import ChatTemplate
 
 
 def make_engine(template: ChatTemplate, spec: EngineSpec) -> Engine:
-    """Return an engine, not started, that stops a turn at the template's end-of-turn token."""
-    return VllmEngine(spec, stop_token_ids=(template.eos_token_id,))
+    """Return an engine, not started, that stops a turn at one of the template's ends of a turn."""
+    return VllmEngine(spec, stop_token_ids=sorted(template.end_token_ids))

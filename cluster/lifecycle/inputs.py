@@ -9,6 +9,8 @@ from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
+from rollout.language import format_of
+from rollout.prompts import tools_by_template
 from rollout.store.run_layout import RunLayout
 from rollout.template import ChatTemplate
 
@@ -25,21 +27,33 @@ class RunInputs:
 def resolve_inputs(config: RunConfig) -> RunInputs:
     """Find or build the model of a recipe, and make its environment.
 
-    An environment may ask servers for their tools. Raises MissingError, ConfigError,
-    DataFileError, and InfraError where a server does not answer.
+    An environment may ask servers for their tools. The configuration names the format of tool calls
+    that `auto` has found. Raises MissingError, ConfigError, DataFileError, and InfraError where a
+    server does not answer.
     """
-    return RunInputs(config, find_model(config), make_environment(config.env))
+    model = find_model(config)
+    return RunInputs(_with_tool_format(config, model), model, make_environment(config.env))
 
 
 def find_model(config: RunConfig) -> Path:
     """Return the folder of the recipe's model, which is built if need be.
 
-    Raises MissingError, and ConfigError for a context or a chat template that does not fit.
+    Raises MissingError, and ConfigError for a context, a chat template or a wording that does not
+    fit.
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     check_folder_context(path, config.model.max_model_len)
-    ChatTemplate.load(path)
+    template = ChatTemplate.load(path)
+    format = format_of(template, config.model.tool_format)
+    tools_by_template(config.episode.prompt, format, renders_tools=template.renders_tools)
     return path.resolve()
+
+
+def _with_tool_format(config: RunConfig, model: Path) -> RunConfig:
+    """Return `config` with the model's own tool format in place of `auto`."""
+    found = format_of(ChatTemplate.load(model), config.model.tool_format).tools.name
+    section = config.model.model_copy(update={"tool_format": found})
+    return config.model_copy(update={"model": section})
 
 
 class Environments:

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config.run_config import RunConfig, load_config
+from cluster.config.run_config import RunConfig
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.stored_config import stored_config
 from cluster.scheduling.schedule import task_of
 from cluster.scheduling.task_sources import TaskSource, task_source
 from envs.errors import EngineError, MissingError, StoreError
@@ -90,7 +91,7 @@ async def replay_run(run: Path, episode: str | None, traffic: Path | None = None
     recipe no longer gives the episode's task.
     """
     reader = RunReader(run)
-    config = load_config(str(_config_path(reader)))
+    config = stored_config(_config_path(reader))
     record = TrafficReader(_traffic_folder(reader, config, traffic))
     replays: list[Replay] = []
     left_out = 0
@@ -132,6 +133,7 @@ class _Replayer:
             worker=recorded.worker,
             source=recorded.source,
             max_model_len=self._config.model.max_model_len,
+            tool_format=self._config.model.tool_format,
         )
         engine = RecordedEngine(recorded)
         runner = EpisodeRunner(engine, self._tools, self._template, identity)

@@ -1,0 +1,92 @@
+"""The language of one episode: what the policy is told, and what its turns mean."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from envs.errors import PolicyError, PolicyErrorKind
+from envs.messages import Message
+from envs.tasks import Task
+from envs.tools import SessionPurpose
+from rollout.config import EpisodeConfig, ToolFormatName
+from rollout.formats.turn_format import TurnFormat, choose_format
+from rollout.parser import ParsedTurn, parse_turn
+from rollout.prompts import make_prompts, tool_schemas, tools_by_template
+from rollout.template import ChatTemplate
+
+_TAIL = 16
+"""Tokens at the end of a context in which the template may have opened a thought."""
+
+
+def format_of(template: ChatTemplate, name: ToolFormatName) -> TurnFormat:
+    """Return how the model of `template` writes its turns; `name` is `model.tool_format`."""
+    return choose_format(name, template.chat_template, template.vocabulary)
+
+
+class Language:
+    """Wording, chat template and format of turns of one episode.
+
+    Raises ConfigError where the chat template cannot list tools and has to.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, format: TurnFormat, task: Task, config: EpisodeConfig
+    ) -> None:
+        self._template = template
+        self._format = format
+        self._task = task
+        self._config = config
+        rendered = config.prompt != "compact" and tools_by_template(
+            config.prompt, format, renders_tools=template.renders_tools
+        )
+        self.prompts = make_prompts(
+            config.prompt, format, wrap_answers=not template.wraps_answers, rendered=rendered
+        )
+        self._listed = tool_schemas(task.tool_set) if rendered else None
+
+    def opening(self) -> list[Message]:
+        """Return the messages at the start of the episode."""
+        config = self._config
+        return self.prompts.opening(self._task, config.mode, config.trial.calls)
+
+    def tokenised(self, opening: Sequence[Message]) -> Callable[[], list[int]]:
+        """Return what makes the ids of a conversation that starts with the opening."""
+        return partial(self._template.prompt, opening, self._listed)
+
+    def parse(
+        self, text: str, finish: str, stage: SessionPurpose, context: Sequence[int]
+    ) -> ParsedTurn:
+        """Return the actions of a turn that continued the ids `context`. Raises PolicyError."""
+        limit, tools = self._config.max_calls_per_turn, self._task.tool_set
+        try:
+            parsed = parse_turn(text, tools, limit, self._format, opened=self._opened(context))
+        except PolicyError as error:
+            if finish == "length" and error.kind is PolicyErrorKind.UNCLOSED_TAG:
+                raise PolicyError(
+                    PolicyErrorKind.TOO_LONG, "the turn was cut at its token limit"
+                ) from None
+            raise
+        free = self._config.mode == "free"
+        useful = parsed.calls or (
+            parsed.experience is not None
+            if stage == "trial"
+            else parsed.answer is not None or (parsed.back_to_trial and free)
+        )
+        if not useful:
+            kind = PolicyErrorKind.TOO_LONG if finish == "length" else PolicyErrorKind.NO_ACTION
+            raise PolicyError(kind, self._expected(stage, parsed))
+        return parsed
+
+    def _opened(self, context: Sequence[int]) -> bool:
+        """Whether the template has opened a thought at the end of the context."""
+        if self._format.thinking is None:
+            return False
+        return self._format.opened_by(self._template.decode(context[-_TAIL:]))
+
+    def _expected(self, stage: SessionPurpose, parsed: ParsedTurn) -> str:
+        expected = self.prompts.expected(stage, self._task.tool_set)
+        if not parsed.open_thought:
+            return expected
+        return (
+            f"the thought never ended, and nothing in a thought is done: "
+            f"{self._format.end_of_thought}, then act; {expected}"
+        )
