@@ -77,9 +77,7 @@ def _tags(said: str) -> dict[str, str]:
     return found
 
 
-def _call(call: WrittenCall | PolicyError, tool_set: ToolSet, format: ToolFormat) -> ToolCall:
-    if isinstance(call, PolicyError):
-        raise call
+def _call(call: WrittenCall, tool_set: ToolSet, format: ToolFormat) -> ToolCall:
     tool = tool_set.find(call.name) if isinstance(call.name, str) else None
     if tool is None:
         names = ", ".join(tool.name for tool in tool_set.tools)

@@ -31,7 +31,9 @@ from envs.tools import JsonObject
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes
+from rollout.engines.student_format import StudentFormat
 from rollout.evaluation.teacher_filter import FilterContext
+from rollout.language import format_of
 from rollout.store.ledger_state import State
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
@@ -201,7 +203,9 @@ def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:
 
 def _given(inputs: RunInputs) -> FilterContext:
     """Return what the filter has to know of the prompt that the source was given."""
-    section, control = inputs.config.collect, ChatTemplate.load(inputs.model).control_tokens
+    section, template = inputs.config.collect, ChatTemplate.load(inputs.model)
+    format = format_of(template, inputs.config.model.tool_format)
+    control = StudentFormat(template, format).foreign_tokens
     if section.source != "endpoint":
         return FilterContext("", control)
     notes = TeacherNotes(inputs.config.episode, section.endpoint.tool_format).text()

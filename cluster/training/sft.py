@@ -128,7 +128,8 @@ def _data_of(
     if sources:
         model = find_model(config)
         chosen = [parse_source(source) for source in sources]
-        table = sft_table(chosen, ChatTemplate.load(model), config.run.seed)
+        template, name = ChatTemplate.load(model), config.model.tool_format
+        table = sft_table(chosen, template, config.run.seed, name)
         return model, lambda run: table
     inputs = resolve_inputs(config)
     check_teacher(inputs)

@@ -86,14 +86,12 @@ class DeepseekFormat:
                 call, at = _well_formed(text, at + len(_CALL))
                 calls.append(call)
             except (_Broken, JsonFault) as fault:
-                end = text.find(_CALL_END, at)
-                if end < 0:
+                if text.find(_CALL_END, at) < 0:
                     raise unclosed(_CALL, _CALL_END) from None
-                calls.append(malformed(str(fault), self.shape))
-                at = end + len(_CALL_END)
+                raise malformed(str(fault), self.shape) from None
             at = after_blanks(text, at)
         if not calls:
-            calls.append(malformed(f"{_CALL} has to follow {_BEGIN}", self.shape))
+            raise malformed(f"{_CALL} has to follow {_BEGIN}", self.shape)
         return calls, at + len(_END) if text.startswith(_END, at) else at
 
 

@@ -70,10 +70,9 @@ class GlmFormat:
         try:
             call, end = _well_formed(text, start + len(_OPEN))
         except _Broken as broken:
-            end = text.find(_CLOSE, start)
-            if end < 0:
+            if text.find(_CLOSE, start) < 0:
                 raise unclosed(_OPEN, _CLOSE) from None
-            return [malformed(str(broken), self.shape)], end + len(_CLOSE)
+            raise malformed(str(broken), self.shape) from None
         return [call], end
 
 

@@ -46,7 +46,7 @@ class GptOssFormat:
 
     def split(self, text: str) -> TurnText:
         said: list[str] = []
-        calls: list[WrittenCall | PolicyError] = []
+        calls: list[WrittenCall] = []
         messages = _messages(text)
         for message in messages:
             body = text[message.start : message.end]
@@ -113,13 +113,13 @@ def _end_of_body(text: str, start: int) -> int:
     return found.start() if found else len(text)
 
 
-def _call(recipient: str, body: str) -> WrittenCall | PolicyError:
+def _call(recipient: str, body: str) -> WrittenCall:
     if not recipient.startswith(_FUNCTIONS):
-        return PolicyError(
+        raise PolicyError(
             PolicyErrorKind.UNKNOWN_TOOL,
             f"no tool {recipient[:60]}: the tools are in the namespace {_FUNCTIONS.rstrip('.')}",
         )
     try:
         return WrittenCall(recipient.removeprefix(_FUNCTIONS), whole_json(body))
     except JsonFault as fault:
-        return malformed(str(fault), _SHAPE)
+        raise malformed(str(fault), _SHAPE) from None

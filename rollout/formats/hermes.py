@@ -48,15 +48,20 @@ def _read(text: str, start: int) -> tuple[Calls, int]:
         value, end = read_json(text, body)
         end = after_blanks(text, end)
     except JsonFault:
-        end = -1
+        pass
     else:
         if text.startswith(_CLOSE, end):
             return [named_call(value, _SHAPE)], end + len(_CLOSE)
     end = text.find(_CLOSE, body)
     if end < 0:
         raise unclosed(_OPEN, _CLOSE)
+    raise malformed(_fault_of(text[body:end]), _SHAPE)
+
+
+def _fault_of(body: str) -> str:
+    """Return why the text between two tags is not one JSON value."""
     try:
-        value = whole_json(text[body:end])
+        whole_json(body)
     except JsonFault as fault:
-        return [malformed(str(fault), _SHAPE)], end + len(_CLOSE)
-    return [named_call(value, _SHAPE)], end + len(_CLOSE)
+        return str(fault)
+    return "the closing tag has to follow the JSON"

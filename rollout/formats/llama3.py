@@ -55,8 +55,8 @@ def _read(text: str, start: int) -> tuple[Calls, int]:
     while True:
         try:
             value, end = read_json(text, at)
-        except JsonFault as fault:  # nothing says where the broken call ends
-            return [*calls, malformed(str(fault), _SHAPE)], len(text)
+        except JsonFault as fault:
+            raise malformed(str(fault), _SHAPE) from None
         key = "arguments" if isinstance(value, dict) and "arguments" in value else "parameters"
         calls.append(named_call(value, _SHAPE, key=key, beside=_BESIDE))
         another = _NEXT.match(text, end)

@@ -70,13 +70,11 @@ class MistralFormat:
         named = _NAME.match(text, at)
         try:
             value, end = read_json(text, named.end() if named else at)
-        except JsonFault as fault:  # nothing but the next mark says where the broken call ends
-            following = text.find(_MARK, start + len(_MARK))
-            end = following if following >= 0 else len(text)
-            return [malformed(str(fault), self.shape)], end
+        except JsonFault as fault:
+            raise malformed(str(fault), self.shape) from None
         if named:
             return [WrittenCall(named[1], value)], end
         rows = value if isinstance(value, list) else [value]
         if not rows:
-            return [malformed("the list is empty", self.shape)], end
+            raise malformed("the list is empty", self.shape)
         return [named_call(row, self.shape, beside=_BESIDE) for row in rows], end

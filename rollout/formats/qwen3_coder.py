@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from envs.errors import PolicyError
 from envs.tools import JsonObject
 from rollout.formats.json_text import after_blanks
 from rollout.formats.scanning import Calls, end_of, split_marked, spoken_before
@@ -62,14 +61,13 @@ def _read(text: str, start: int) -> tuple[Calls, int]:
     try:
         call, end = _well_formed(text, start + len(_OPEN))
     except _Broken as broken:
-        end = text.find(_CLOSE, start)
-        if end < 0:
+        if text.find(_CLOSE, start) < 0:
             raise unclosed(_OPEN, _CLOSE) from None
-        return [malformed(str(broken), _SHAPE)], end + len(_CLOSE)
+        raise malformed(str(broken), _SHAPE) from None
     return [call], end
 
 
-def _well_formed(text: str, start: int) -> tuple[WrittenCall | PolicyError, int]:
+def _well_formed(text: str, start: int) -> tuple[WrittenCall, int]:
     function = _FUNCTION.match(text, after_blanks(text, start))
     if function is None:
         raise _Broken("<function=NAME> has to follow <tool_call>")

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from envs.errors import PolicyError
 from rollout.formats.written import TurnText, WrittenCall, unclosed
 
-Calls = list[WrittenCall | PolicyError]
+Calls = list[WrittenCall]
 ReadCalls = Callable[[str, int], tuple[Calls, int]]
-"""From a text and the start of an opening: the calls there, and where they end."""
+"""From a text and the start of an opening: the calls there, and where they end. Raises PolicyError
+for what is no call.
+"""
 
 _TAG = re.compile(r"<(experience|answer)>")
 
 
 def split_marked(text: str, opening: re.Pattern[str], read: ReadCalls) -> TurnText:
-    """Return what a turn says and calls, in one pass. Raises PolicyError for an unclosed tag.
+    """Return what a turn says and calls, in one pass.
 
     An experience or an answer ends at its closing tag, whatever stands in it; a call ends where its
-    format says.
+    format says. Raises PolicyError for the first call that cannot be read, and for an unclosed tag.
     """
     said: list[str] = []
     calls: Calls = []
@@ -45,10 +47,9 @@ def split_marked(text: str, opening: re.Pattern[str], read: ReadCalls) -> TurnTe
 def end_of(read: ReadCalls, text: str, start: int) -> int:
     """Return where the well-formed calls at `start` end; -1 if one of them is not."""
     try:
-        found, end = read(text, start)
+        return read(text, start)[1]
     except PolicyError:
         return -1
-    return end if all(isinstance(call, WrittenCall) for call in found) else -1
 
 
 def spoken_before(said: str, calls: str) -> str:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from rollout.formats.written import ToolFormat
 
+_BROKEN_CALLS = 16
+"""Openings without a call that are tried in one turn: each may cost a search of the whole turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
@@ -21,10 +24,12 @@ class Thinking:
 
     opening: str
     closing: str
+    label: str = ""
+    """What follows the opening mark before a thought begins."""
 
     def opened_by(self, context: str) -> bool:
         """Whether a context ends inside of a thought, because the template has opened one."""
-        return context.rstrip().endswith(self.opening)
+        return context.rstrip().endswith(self.opening + self.label)
 
     def spoken(self, text: str, tools: ToolFormat, *, opened: bool) -> Spoken:
         """Return what a turn says after its last thought.
@@ -38,7 +43,7 @@ class Thinking:
             start = position = _after(text, self.closing, 0)
             if start < 0:
                 return Spoken("", open_thought=True)
-        marks = self._marks(tools)
+        marks, left = self._marks(tools), _BROKEN_CALLS
         while found := marks.search(text, position):
             if found[0] == self.closing:
                 start = position = found.end()
@@ -48,15 +53,20 @@ class Thinking:
                     return Spoken(text[start : found.start()], open_thought=True)
                 start = position
             else:
-                end = tools.end_of_call(text, found.start())
+                end = tools.end_of_call(text, found.start()) if left else -1
                 position = end if end > found.start() else found.end()
+                left -= end < 0 and left > 0
         return Spoken(text[start:], open_thought=False)
 
-    def thought_before(self, thought: str, turn: str) -> str:
-        """Return `turn` after `thought`; marks inside of the thought lose their brackets."""
+    def thought_before(self, thought: str, turn: str, *, opened: bool = False) -> str:
+        """Return `turn` after `thought`, which the prompt may have opened.
+
+        Marks inside of the thought lose their brackets.
+        """
         for mark in (self.opening, self.closing):
             thought = thought.replace(mark, mark.strip("<>[]|"))
-        return f"{self.opening}\n{thought}\n{self.closing}\n{turn}"
+        opening = "" if opened else f"{self.opening}{self.label}\n"
+        return f"{opening}{thought}\n{self.closing}\n{turn}"
 
     def _marks(self, tools: ToolFormat) -> re.Pattern[str]:
         marks = f"{re.escape(self.opening)}|{re.escape(self.closing)}"
@@ -76,6 +86,6 @@ FAMILIES = (
     Thinking("[THINK]", "[/THINK]"),
     Thinking("<seed:think>", "</seed:think>"),
     Thinking("<|START_THINKING|>", "<|END_THINKING|>"),
-    Thinking("<|channel>thought", "<channel|>"),
+    Thinking("<|channel>", "<channel|>", label="thought"),
 )
 """Qwen, DeepSeek, GLM, Nemotron; Mistral; Seed-OSS; Cohere; Gemma 4. gpt-oss has channels."""

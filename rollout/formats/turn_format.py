@@ -62,11 +62,11 @@ class TurnFormat:
         """How a thought ends, in words for the policy."""
         return f"end it with {self.thinking.closing}" if self.thinking else "change the channel"
 
-    def thought_before(self, thought: str, turn: str) -> str:
-        """Return `turn` after a thought, as this model would write it."""
+    def thought_before(self, thought: str, turn: str, *, opened: bool = False) -> str:
+        """Return `turn` after a thought, which the prompt may have opened, as the model writes it."""
         if self.thinking is None:
             return thought_before(thought, turn)
-        return self.thinking.thought_before(thought, turn)
+        return self.thinking.thought_before(thought, turn, opened=opened)
 
 
 HERMES = TurnFormat(HermesFormat(), FAMILIES[0])

@@ -23,13 +23,10 @@ class WrittenCall:
 
 @dataclass(frozen=True, slots=True)
 class TurnText:
-    """A turn without its thoughts: spoken text, which may hold tags, and calls in their order.
-
-    A call that cannot be read is the PolicyError that says why.
-    """
+    """A turn without its thoughts: spoken text, which may hold tags, and calls in their order."""
 
     said: str
-    calls: tuple[WrittenCall | PolicyError, ...] = ()
+    calls: tuple[WrittenCall, ...] = ()
     open_thought: bool = False
     """Whether the turn ended inside of a thought."""
 
@@ -62,7 +59,10 @@ class ToolFormat(Protocol):
         ...
 
     def split(self, text: str) -> TurnText:
-        """Return what a turn says and calls. Raises PolicyError for a tag that is not closed."""
+        """Return what a turn says and calls.
+
+        Raises PolicyError for a call that cannot be read, and for a tag that is not closed.
+        """
         ...
 
     def example(self, name: str, arguments: JsonObject) -> str:
@@ -88,13 +88,13 @@ def unclosed(opening: str, closing: str) -> PolicyError:
 
 def named_call(
     value: JsonValue, shape: str, *, key: str = "arguments", beside: frozenset[str] = frozenset()
-) -> WrittenCall | PolicyError:
+) -> WrittenCall:
     """Return the call of a JSON object with a name and, below `key`, arguments.
 
-    `beside` are keys that models of the format add, and that say nothing.
+    `beside` are keys that models of the format add, and that say nothing. Raises PolicyError.
     """
     if not isinstance(value, dict) or "name" not in value or set(value) - {"name", key, *beside}:
-        return PolicyError(
+        raise PolicyError(
             PolicyErrorKind.WRONG_ARGUMENTS,
             f'a tool call is {{"name": ..., "{key}": {{...}}}} and nothing else; write\n{shape}',
         )
