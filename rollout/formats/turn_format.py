@@ -63,7 +63,7 @@ class TurnFormat:
         return f"end it with {self.thinking.closing}" if self.thinking else "change the channel"
 
     def thought_before(self, thought: str, turn: str, *, opened: bool = False) -> str:
-        """Return `turn` after a thought, which the prompt may have opened, as the model writes it."""
+        """Return `turn` after a thought, which the prompt may have opened."""
         if self.thinking is None:
             return thought_before(thought, turn)
         return self.thinking.thought_before(thought, turn, opened=opened)
