@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from envs.errors import PolicyError
-from envs.messages import Message
+from envs.errors import PolicyError, PolicyErrorKind
+from envs.messages import Message, marked, world
 from envs.tasks import Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
 from rollout.episode import Mode
@@ -43,7 +43,10 @@ class Prompts(Protocol):
         ...
 
     def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
-        """Return the error text for a turn without a valid action in phase `what`."""
+        """Return the error text for a turn without a valid action in phase `what`.
+
+        Parts of it that come from tools are marked (`envs.messages.world`).
+        """
         ...
 
 
@@ -56,6 +59,17 @@ To call a tool, write a JSON object inside tags, then stop:
 {{"name": "tool-name", "arguments": {{"argument": "value"}}}}
 </tool_call>"""
 
+_OWN_WORDS = frozenset(
+    {
+        PolicyErrorKind.NO_ACTION,
+        PolicyErrorKind.TOO_LONG,
+        PolicyErrorKind.UNCLOSED_TAG,
+        PolicyErrorKind.TOO_MANY_CALLS,
+    }
+)
+"""Errors in our own words, tags included; what tools say in them is marked. Others repeat what
+tools or the policy wrote.
+"""
 _EXPERIENCE = "<experience>what you learnt</experience>"
 _ANSWER = "When you know the answer, write it alone inside tags: <answer>...</answer>"
 
@@ -77,12 +91,11 @@ class HermesPrompts:
         self._wrap = wrap_answers
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
-        lines = (
-            json.dumps(
-                {"type": "function", "function": tool.model_dump(mode="json")}, ensure_ascii=False
-            )
+        described = (
+            {"type": "function", "function": tool.model_dump(mode="json")}
             for tool in task.tool_set.tools
         )
+        lines = (world(json.dumps(tool, ensure_ascii=False)) for tool in described)
         parts = [_FORMAT.format(tools="\n".join(lines))]
         if mode != "direct":
             parts.append(_TRIAL.format(calls=trial_calls))
@@ -90,14 +103,15 @@ class HermesPrompts:
             parts.append(_FREE)
         parts.append(_ANSWER)
         first = "Begin with a trial" if mode != "direct" else "Begin with a tool call"
-        question = f"{task.question}\n\n{first}, for example:\n{_example(task.tool_set)}"
-        return [Message("system", "\n\n".join(parts)), Message("user", question)]
+        question = f"{world(task.question)}\n\n{first}, for example:\n{_example(task.tool_set)}"
+        return [marked("system", "\n\n".join(parts)), marked("user", question)]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
-        return [Message("tool", self._wrapped(_labelled(answer))) for answer in answers]
+        return [marked("tool", self._wrapped(_labelled(answer))) for answer in answers]
 
     def fault(self, error: PolicyError) -> Message:
-        return Message("tool", self._wrapped(f"error: {error.message}"))
+        told = error.message if error.kind in _OWN_WORDS else world(error.message)
+        return marked("tool", self._wrapped(f"error: {told}"))
 
     def trials_used_up(self) -> Message:
         return Message(
@@ -130,13 +144,13 @@ class CompactPrompts:
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
         lines = [
-            f"{number}. {tool.name}({', '.join(_arguments(tool))}): {tool.description}"
+            f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {tool.description}")
             for number, tool in enumerate(task.tool_set.tools, start=1)
         ]
-        return [Message("system", "\n".join([mode, *lines])), Message("user", task.question)]
+        return [marked("system", "\n".join([mode, *lines])), marked("user", world(task.question))]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
-        return [Message("tool", _labelled(answer)) for answer in answers]
+        return [marked("tool", _labelled(answer)) for answer in answers]
 
     def fault(self, error: PolicyError) -> Message:
         return Message("tool", f"error: {error.kind.value.replace('_', ' ')}")
@@ -174,11 +188,11 @@ def _arguments(tool: ToolSpec) -> list[str]:
 def _labelled(answer: ToolAnswer) -> str:
     match answer.status:
         case AnswerStatus.OK:
-            return answer.text
+            return world(answer.text)
         case AnswerStatus.TIMEOUT:
-            return f"error: timed out: {answer.text}"
+            return f"error: timed out: {world(answer.text)}"
         case _:
-            return f"error: {answer.text}"
+            return f"error: {world(answer.text)}"
 
 
 def _example(tools: ToolSet) -> str:
@@ -191,4 +205,4 @@ def _example(tools: ToolSet) -> str:
         [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
     )
     call = {"name": first.name, "arguments": dict.fromkeys(names, "...")}
-    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+    return f"<tool_call>\n{world(json.dumps(call, ensure_ascii=False))}\n</tool_call>"

@@ -3,21 +3,21 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, PolicyErrorKind
-from envs.messages import Message
+from envs.messages import Message, unmarked
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.parser import ParsedTurn, arguments_text, parse_turn
 from rollout.phase_tools import PhaseTools, attempt_id
 from rollout.prompts import make_prompts
-from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory, VisibleFrom
 
 LONG_TEXT = 4_000
@@ -173,7 +173,8 @@ class _EpisodeInProgress:
             self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
             self._faults += 1
             if self._faults >= self._config.max_policy_errors:
-                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {error.message}") from None
+                said = unmarked(error.message)
+                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {said}") from None
             await self._observe([self._prompts.fault(error)])
             return
         await self._act(parsed)
@@ -253,7 +254,8 @@ class _EpisodeInProgress:
         for answer in answers:
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise _Ended(Outcome.INFRA_FAILED, answer.text)
-        await self._observe(self._prompts.answers(answers))
+        observed = zip(self._prompts.answers(answers), granted, strict=True)
+        await self._observe([replace(message, name=call.name) for message, call in observed])
 
     def _records(
         self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]
@@ -315,8 +317,10 @@ class _EpisodeInProgress:
         raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
 
     async def _observe(self, messages: Sequence[Message]) -> None:
-        ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
-        tokenise = partial(self._template.continuation, messages, turn_ended=ended)
+        ids, seen = self._visible_from.visible(self._trajectory)
+        tokenise = partial(
+            self._template.continuation, messages, last_id=ids[-1], history=seen[:-1]
+        )
         await self._append(Phase.OBSERVATION, messages, tokenise)
 
     async def _append(

@@ -24,8 +24,8 @@ FLOORS = {
         "gateway",
     ),
     "rollout": (
-        "config parser template",
-        "phase_tools weights",
+        "config parser",
+        "chat phase_tools weights",
         "engine",
         "episode",
         "episode_schema episode_difference engines prompts trajectory transcript",
@@ -70,7 +70,7 @@ ROLLOUT_CONTRACTS = frozenset(
         "rollout.engine",
         "rollout.episode",
         "rollout.episode_schema",
-        "rollout.template",
+        "rollout.chat.loading",
         "rollout.weights.files",
         "rollout.weights.manifest",
     }
@@ -108,7 +108,7 @@ VENDORS = {
     "matplotlib": ("cluster/evaluation/plots.py",),
     "torch": ("rollout/engines/vllm_*.py", "learner/*.py", "cluster/*.py"),
     "transformers": (
-        "rollout/template.py",
+        "rollout/chat/*.py",
         "rollout/engines/vllm_*.py",
         "learner/*.py",
         "cluster/*.py",

@@ -9,8 +9,10 @@ from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
+from rollout.chat.loading import shipped_names, template_path
+from rollout.chat.template import ChatTemplate
+from rollout.config import ModelConfig
 from rollout.store.run_layout import RunLayout
-from rollout.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,16 @@ def find_model(config: RunConfig) -> Path:
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     check_folder_context(path, config.model.max_model_len)
-    ChatTemplate.load(path)
+    ChatTemplate.load(path, config.model)
     return path.resolve()
+
+
+def anywhere(model: ModelConfig) -> ModelConfig:
+    """Return a `[model]` section that means the same in a process with another working folder."""
+    choice = model.chat_template
+    if not choice or choice in shipped_names():
+        return model
+    return model.model_copy(update={"chat_template": str(template_path(choice).absolute())})
 
 
 class Environments:

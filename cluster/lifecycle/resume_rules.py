@@ -35,7 +35,13 @@ RULES = (
     ResumeRule(
         keys=("model",),
         kinds=_ALL,
+        but=("model.chat_template", "model.template_options"),
         reason="episodes of another model, or of other tokens, are another experiment",
+    ),
+    ResumeRule(
+        keys=("model.chat_template", "model.template_options"),
+        kinds=_ALL,
+        reason="the same conversation would be other tokens",
     ),
     ResumeRule(keys=("env",), kinds=_ALL, reason="it defines the tasks"),
     ResumeRule(

@@ -28,6 +28,7 @@ from cluster.teachers.selection_file import SelectionFile, episodes_of, select_e
 from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, scripted_teacher
 from envs.errors import ConfigError
 from envs.tools import JsonObject
+from rollout.chat.template import ChatTemplate
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes
@@ -35,7 +36,6 @@ from rollout.evaluation.teacher_filter import FilterContext
 from rollout.store.ledger_state import State
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 _APART = ("by_tag", "failures")
 """Parts of the report that are shown apart from its numbers."""
@@ -201,7 +201,8 @@ def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:
 
 def _given(inputs: RunInputs) -> FilterContext:
     """Return what the filter has to know of the prompt that the source was given."""
-    section, control = inputs.config.collect, ChatTemplate.load(inputs.model).control_tokens
+    section = inputs.config.collect
+    control = ChatTemplate.load(inputs.model, inputs.config.model).control_tokens
     if section.source != "endpoint":
         return FilterContext("", control)
     notes = TeacherNotes(inputs.config.episode, section.endpoint.tool_format).text()

@@ -8,6 +8,7 @@ from envs.errors import ConfigError, EngineError, TeacherError
 from envs.messages import Message
 from envs.tasks import Task
 from envs.tools import JsonObject
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.engines.openai_client import ChatClient, Spending
@@ -20,7 +21,6 @@ from rollout.engines.openai_wire import (
     prompt_messages,
     read_reply,
 )
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 _EMPTY_ATTEMPTS = 3
@@ -105,9 +105,10 @@ class OpenAIEngine:
     async def close(self) -> None: ...
 
     def _completion(self, turn: ChatTurn, limit: int) -> Completion:
-        ids = self._template.encode(_without(turn.text, self._template.control_tokens))
+        text = _without(turn.text, self._template.control_tokens)
+        ids = self._template.encode(text)
         if not turn.cut:
-            ids.append(self._template.eos_token_id)
+            ids.append(self._template.end_of(text))
         shortened = ids[:limit]
         complete = not turn.cut and len(shortened) == len(ids)
         return Completion(
