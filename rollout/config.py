@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from envs.config import Section
 
@@ -61,6 +61,15 @@ class ModelConfig(Section):
     """How the model writes tool calls, in prompts, turns and demonstrations. `auto`, the default,
     is the format of its chat template, or `hermes` where that shows none; a run records the format
     that was found.
+    """
+    chat_template: str = ""
+    """Chat template in place of the model's own: a file, or the name of one that ships (`chatml`,
+    `plain`). Empty, the default, takes the one in the model folder. An exported model carries it.
+    """
+    template_options: dict[str, JsonValue] = Field(default={})
+    """Variables of the chat template, for example `{enable_thinking = false}` for Qwen3. A date
+    under `strftime_now` is the day that templates see which show one; otherwise it is 2024-07-26,
+    so that the same seed gives the same tokens on every day.
     """
     lora: LoraConfig = LoraConfig()
     """Adapters (`[model.lora]`). If they are on, only they are trained and pushed to the engines.

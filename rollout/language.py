@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from envs.errors import PolicyError, PolicyErrorKind
-from envs.messages import Message
+from envs.messages import Message, world
 from envs.tasks import Task
 from envs.tools import SessionPurpose
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, ToolFormatName
 from rollout.formats.turn_format import TurnFormat, choose_format
 from rollout.parser import ParsedTurn, parse_turn
 from rollout.prompts import make_prompts, tool_schemas, tools_by_template
-from rollout.template import ChatTemplate
 
 _TAIL = 16
 """Tokens at the end of a context in which the template may have opened a thought."""
@@ -88,5 +88,5 @@ class Language:
             return expected
         return (
             f"the thought never ended, and nothing in a thought is done: "
-            f"{self._format.end_of_thought}, then act; {expected}"
+            f"{world(self._format.end_of_thought)}, then act; {expected}"
         )

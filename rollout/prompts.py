@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from envs.errors import ConfigError, PolicyError
-from envs.messages import Message
+from envs.errors import ConfigError, PolicyError, PolicyErrorKind
+from envs.messages import Message, marked, unmarked, world
 from envs.tasks import Mode, Task
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
 from rollout.formats.turn_format import HERMES, TurnFormat
@@ -51,7 +51,10 @@ class Prompts(Protocol):
         ...
 
     def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
-        """Return the error text for a turn without a valid action in phase `what`."""
+        """Return the error text for a turn without a valid action in phase `what`.
+
+        Parts of it that come from tools are marked (`envs.messages.world`).
+        """
         ...
 
 
@@ -66,6 +69,17 @@ _HERMES_CALL = """To call a tool, write a JSON object inside tags, then stop:
 </tool_call>"""
 _CALL = "To call a tool, write, with real names and values, then stop:\n{shape}"
 
+_OWN_WORDS = frozenset(
+    {
+        PolicyErrorKind.NO_ACTION,
+        PolicyErrorKind.TOO_LONG,
+        PolicyErrorKind.UNCLOSED_TAG,
+        PolicyErrorKind.TOO_MANY_CALLS,
+    }
+)
+"""Errors in our own words, tags included; what tools say in them is marked. Others repeat what
+tools or the policy wrote.
+"""
 _EXPERIENCE = "<experience>what you learnt</experience>"
 _ANSWER = "When you know the answer, write it alone inside tags: <answer>...</answer>"
 
@@ -99,14 +113,15 @@ class FullPrompts:
         parts.append(_ANSWER)
         first = "Begin with a trial" if mode != "direct" else "Begin with a tool call"
         shown = f", for example:\n{_example(task.tool_set, self._format.tools)}"
-        question = f"{task.question}\n\n{first}{'.' if self._rendered else shown}"
-        return [Message("system", "\n\n".join(parts)), Message("user", question)]
+        question = f"{world(task.question)}\n\n{first}{'.' if self._rendered else shown}"
+        return [marked("system", "\n\n".join(parts)), marked("user", question)]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
         return [self._tool(_labelled(answer)) for answer in answers]
 
     def fault(self, error: PolicyError) -> Message:
-        return self._tool(f"error: {error.message}")
+        told = error.message if error.kind in _OWN_WORDS else world(error.message)
+        return self._tool(f"error: {told}")
 
     def trials_used_up(self) -> Message:
         return self._tool("No trial calls are left. Write <experience>...</experience> now.")
@@ -130,18 +145,19 @@ class FullPrompts:
 
     def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
         other = _EXPERIENCE if what == "trial" else "<answer>...</answer>"
-        return (
-            f"expected a tool call, for example\n{_example(tools, self._format.tools)}\nor {other}"
-        )
+        example = _example(tools, self._format.tools)
+        if self._format.tools.name != "hermes":  # whose marks may be control tokens
+            example = world(unmarked(example))
+        return f"expected a tool call, for example\n{example}\nor {other}"
 
     def _tools(self, tool_set: ToolSet) -> str:
-        lines = (json.dumps(tool, ensure_ascii=False) for tool in tool_schemas(tool_set))
+        lines = (world(json.dumps(tool, ensure_ascii=False)) for tool in tool_schemas(tool_set))
         format = self._format.tools
         call = _HERMES_CALL if format.name == "hermes" else _CALL.format(shape=format.shape)
         return _TOOLS.format(tools="\n".join(lines)) + call
 
     def _tool(self, text: str) -> Message:
-        return Message("tool", f"<tool_response>\n{text}\n</tool_response>" if self._wrap else text)
+        return marked("tool", f"<tool_response>\n{text}\n</tool_response>" if self._wrap else text)
 
 
 class CompactPrompts:
@@ -150,13 +166,13 @@ class CompactPrompts:
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
         lines = [
-            f"{number}. {tool.name}({', '.join(_arguments(tool))}): {tool.description}"
+            f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {tool.description}")
             for number, tool in enumerate(task.tool_set.tools, start=1)
         ]
-        return [Message("system", "\n".join([mode, *lines])), Message("user", task.question)]
+        return [marked("system", "\n".join([mode, *lines])), marked("user", world(task.question))]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
-        return [Message("tool", _labelled(answer)) for answer in answers]
+        return [marked("tool", _labelled(answer)) for answer in answers]
 
     def fault(self, error: PolicyError) -> Message:
         return Message("tool", f"error: {error.kind.value.replace('_', ' ')}")
@@ -232,11 +248,11 @@ def _arguments(tool: ToolSpec) -> list[str]:
 def _labelled(answer: ToolAnswer) -> str:
     match answer.status:
         case AnswerStatus.OK:
-            return answer.text
+            return world(answer.text)
         case AnswerStatus.TIMEOUT:
-            return f"error: timed out: {answer.text}"
+            return f"error: timed out: {world(answer.text)}"
         case _:
-            return f"error: {answer.text}"
+            return f"error: {world(answer.text)}"
 
 
 def _example(tools: ToolSet, format: ToolFormat) -> str:
@@ -248,4 +264,4 @@ def _example(tools: ToolSet, format: ToolFormat) -> str:
     names = (
         [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
     )
-    return format.example(first.name, dict.fromkeys(names, "..."))
+    return format.example(world(first.name), {world(name): "..." for name in names})

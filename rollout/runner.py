@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from envs.errors import DeadlineError, EngineError, InfraError, PolicyError
-from envs.messages import Message
+from envs.messages import Message, unmarked
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget, ToolFormatName
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
@@ -18,7 +19,6 @@ from rollout.formats.turn_format import TurnFormat
 from rollout.language import Language, format_of
 from rollout.parser import ParsedTurn, arguments_text
 from rollout.phase_tools import PhaseTools, attempt_id
-from rollout.template import ChatTemplate
 from rollout.trajectory import Trajectory, VisibleFrom
 
 LONG_TEXT = 4_000
@@ -180,7 +180,8 @@ class _EpisodeInProgress:
             self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
             self._faults += 1
             if self._faults >= self._config.max_policy_errors:
-                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {error.message}") from None
+                said = unmarked(error.message)
+                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {said}") from None
             await self._observe([self._prompts.fault(error)])
             return
         await self._act(parsed)
@@ -240,7 +241,8 @@ class _EpisodeInProgress:
         for answer in answers:
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise _Ended(Outcome.INFRA_FAILED, answer.text)
-        observed = self._prompts.answers(answers)
+        told = zip(self._prompts.answers(answers), granted, strict=True)
+        observed = [replace(message, name=call.name) for message, call in told]
         if len(granted) < len(calls):
             observed.append(self._prompts.not_run(len(calls) - len(granted), len(calls), stage))
         await self._observe(observed)
@@ -307,8 +309,10 @@ class _EpisodeInProgress:
         raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
 
     async def _observe(self, messages: Sequence[Message]) -> None:
-        ended = self._trajectory.token_ids_T[-1] in self._template.end_token_ids
-        tokenise = partial(self._template.continuation, messages, turn_ended=ended)
+        ids, seen = self._visible_from.visible(self._trajectory)
+        tokenise = partial(
+            self._template.continuation, messages, last_id=ids[-1], history=seen[:-1]
+        )
         await self._append(Phase.OBSERVATION, messages, tokenise)
 
     async def _append(

@@ -24,9 +24,9 @@ FLOORS = {
         "gateway",
     ),
     "rollout": (
-        "config template",
+        "config",
         "formats",
-        "parser phase_tools prompts weights",
+        "chat parser phase_tools prompts weights",
         "language engine",
         "episode",
         "episode_schema episode_difference engines trajectory transcript",
@@ -71,7 +71,7 @@ ROLLOUT_CONTRACTS = frozenset(
         "rollout.engine",
         "rollout.episode",
         "rollout.episode_schema",
-        "rollout.template",
+        "rollout.chat.loading",
         "rollout.weights.files",
         "rollout.weights.manifest",
     }
@@ -109,7 +109,7 @@ VENDORS = {
     "matplotlib": ("cluster/evaluation/plots.py",),
     "torch": ("rollout/engines/vllm_*.py", "learner/*.py", "cluster/*.py"),
     "transformers": (
-        "rollout/template.py",
+        "rollout/chat/*.py",
         "rollout/engines/vllm_*.py",
         "learner/*.py",
         "cluster/*.py",

@@ -288,7 +288,7 @@ def check_template(model: str) -> Finding:
     """Whether the chat template of the model folder `model` only ever appends."""
     # Not imported at the top: the doctor must run where transformers is what is missing.
     try:
-        templates = importlib.import_module("rollout.template")
+        templates = importlib.import_module("rollout.chat.template")
         templates.ChatTemplate.load(Path(model))
     except ImportError as error:
         return Finding("chat template", "missing", f"cannot be tested: {error}", "make setup")

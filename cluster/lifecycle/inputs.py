@@ -9,10 +9,12 @@ from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
+from rollout.chat.loading import shipped_names, template_path
+from rollout.chat.template import ChatTemplate
+from rollout.config import ModelConfig
 from rollout.language import format_of
 from rollout.prompts import tools_by_template
 from rollout.store.run_layout import RunLayout
-from rollout.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def find_model(config: RunConfig) -> Path:
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     check_folder_context(path, config.model.max_model_len)
-    template = ChatTemplate.load(path)
+    template = ChatTemplate.load(path, config.model)
     format = format_of(template, config.model.tool_format)
     tools_by_template(config.episode.prompt, format, renders_tools=template.renders_tools)
     return path.resolve()
@@ -51,9 +53,17 @@ def find_model(config: RunConfig) -> Path:
 
 def _with_tool_format(config: RunConfig, model: Path) -> RunConfig:
     """Return `config` with the model's own tool format in place of `auto`."""
-    found = format_of(ChatTemplate.load(model), config.model.tool_format).tools.name
+    found = format_of(ChatTemplate.load(model, config.model), config.model.tool_format).tools.name
     section = config.model.model_copy(update={"tool_format": found})
     return config.model_copy(update={"model": section})
+
+
+def anywhere(model: ModelConfig) -> ModelConfig:
+    """Return a `[model]` section that means the same in a process with another working folder."""
+    choice = model.chat_template
+    if not choice or choice in shipped_names():
+        return model
+    return model.model_copy(update={"chat_template": str(template_path(choice).absolute())})
 
 
 class Environments:

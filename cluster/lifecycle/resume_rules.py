@@ -37,8 +37,13 @@ RULES = (
     ResumeRule(
         keys=("model",),
         kinds=_ALL,
-        but=("model.tool_format",),
+        but=("model.chat_template", "model.template_options", "model.tool_format"),
         reason="episodes of another model, or of other tokens, are another experiment",
+    ),
+    ResumeRule(
+        keys=("model.chat_template", "model.template_options"),
+        kinds=_ALL,
+        reason="the same conversation would be other tokens",
     ),
     ResumeRule(
         keys=("model.tool_format",),

@@ -20,6 +20,7 @@ from envs.server.traffic import RecordedSession, TrafficReader
 from envs.services.adapted import AdaptedTools
 from envs.tasks import Task
 from envs.tools import JsonObject, ToolService
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.recorded_engine import RecordedEngine
 from rollout.episode import Episode, RolloutKind
@@ -30,7 +31,6 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
-from rollout.template import ChatTemplate
 
 _AT_ONCE = 64
 _PER_SERVER = 1_024
@@ -117,7 +117,7 @@ class _Replayer:
 
     def __init__(self, inputs: RunInputs, kind: RunKind, tools: ToolService) -> None:
         self._config = inputs.config
-        self._template = ChatTemplate.load(inputs.model)
+        self._template = ChatTemplate.load(inputs.model, inputs.config.model)
         self._scripted = kind is RunKind.TEACHER or (
             kind is RunKind.COLLECT and inputs.config.collect.source == "scripted"
         )

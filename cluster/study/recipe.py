@@ -13,7 +13,7 @@ from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogConfig
 
 _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
-    "model": {"tool_format": "auto"},
+    "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
     "episode": {"thoughts": "keep"},
 }
 """Keys that a study of an older version does not have, with the value that changes nothing for it:

@@ -28,6 +28,7 @@ from cluster.teachers.selection_file import SelectionFile, episodes_of, select_e
 from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, scripted_teacher
 from envs.errors import ConfigError
 from envs.tools import JsonObject
+from rollout.chat.template import ChatTemplate
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes
@@ -37,7 +38,6 @@ from rollout.language import format_of
 from rollout.store.ledger_state import State
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 _APART = ("by_tag", "failures")
 """Parts of the report that are shown apart from its numbers."""
@@ -203,9 +203,9 @@ def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:
 
 def _given(inputs: RunInputs) -> FilterContext:
     """Return what the filter has to know of the prompt that the source was given."""
-    section, template = inputs.config.collect, ChatTemplate.load(inputs.model)
-    format = format_of(template, inputs.config.model.tool_format)
-    control = StudentFormat(template, format).foreign_tokens
+    section, model = inputs.config.collect, inputs.config.model
+    template = ChatTemplate.load(inputs.model, model)
+    control = StudentFormat(template, format_of(template, model.tool_format)).foreign_tokens
     if section.source != "endpoint":
         return FilterContext("", control)
     notes = TeacherNotes(inputs.config.episode, section.endpoint.tool_format).text()

@@ -20,6 +20,7 @@ from envs.errors import ConfigError
 from envs.messages import Reply
 from envs.tasks import Task
 from envs.tools import ToolService
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, ToolFormatName
 from rollout.engines.openai_client import ChatClient
 from rollout.engines.openai_config import EndpointConfig
@@ -33,7 +34,6 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 _NAME = "teacher"
 
@@ -77,7 +77,7 @@ async def open_host(inputs: RunInputs, run: Path) -> AsyncIterator[TeacherHost]:
     With `tools.record`, calls and answers are recorded in the run directory `run`.
     """
     config = with_recording(inputs.config, run)
-    template = ChatTemplate.load(inputs.model)
+    template = ChatTemplate.load(inputs.model, config.model)
     tools = LocalTools(_NAME, config.tools)
     await tools.start()
     try:

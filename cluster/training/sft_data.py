@@ -11,13 +11,13 @@ from cluster.lifecycle.stored_config import stored_config
 from cluster.teachers.selection_file import read_selection
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
+from rollout.chat.template import ChatTemplate
 from rollout.config import ToolFormatName
 from rollout.episode import ANSWER_PART, is_correct
 from rollout.episode_schema import from_batch
 from rollout.language import format_of
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
-from rollout.template import ChatTemplate
 
 _AT_ONCE = 256
 """Episodes in memory while the correct ones are chosen."""

@@ -8,6 +8,7 @@ from envs.errors import ConfigError, EngineError, TeacherError
 from envs.messages import Message
 from envs.tasks import Task
 from envs.tools import JsonObject
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, ToolFormatName
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.engines.openai_client import ChatClient, Spending
@@ -23,7 +24,6 @@ from rollout.engines.openai_wire import (
 from rollout.engines.student_format import StudentFormat
 from rollout.language import format_of
 from rollout.prompts import make_prompts
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 _EMPTY_ATTEMPTS = 3
@@ -114,9 +114,10 @@ class OpenAIEngine:
 
     def _completion(self, turn: ChatTurn, prompt: Prompt, limit: int) -> Completion:
         clean = _without(turn.text, self._template.control_tokens)
-        ids = self._template.encode(self._student.written(clean, prompt.token_ids))
+        text = self._student.written(clean, prompt.token_ids)
+        ids = self._template.encode(text)
         if not turn.cut:
-            ids.append(self._template.eos_token_id)
+            ids.append(self._template.end_of(text))
         shortened = ids[:limit]
         complete = not turn.cut and len(shortened) == len(ids)
         return Completion(

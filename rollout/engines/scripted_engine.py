@@ -4,9 +4,9 @@ import math
 
 from envs.errors import WeightSyncError
 from envs.messages import Reply
+from rollout.chat.template import ChatTemplate
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.engines.student_format import StudentFormat
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 
@@ -32,7 +32,7 @@ class ScriptedEngine:
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
         text = self._text(prompt)
-        ids = [*self._template.encode(text), self._template.eos_token_id]
+        ids = [*self._template.encode(text), self._template.end_of(text)]
         cut = ids[: params.max_tokens]
         return Completion(
             tuple(cut),

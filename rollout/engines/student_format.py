@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from envs.errors import PolicyError
 from envs.messages import Message
 from envs.tools import JsonObject, ToolSet
+from rollout.chat.template import ChatTemplate
 from rollout.formats.hermes import HermesFormat
 from rollout.formats.turn_format import TurnFormat
 from rollout.formats.values import typed_arguments
-from rollout.template import ChatTemplate
 
 _HERMES = HermesFormat()
 _THOUGHT = re.compile(r"\s*<think>\n?(.*?)\n?</think>\n?", re.DOTALL)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from envs.messages import world
 from envs.tools import JsonObject
 from rollout.formats.json_text import JsonFault, after_blanks, read_json
 from rollout.formats.scanning import Calls, end_of, split_marked, spoken_before
@@ -87,7 +88,7 @@ class DeepseekFormat:
                 calls.append(call)
             except (_Broken, JsonFault) as fault:
                 if text.find(_CALL_END, at) < 0:
-                    raise unclosed(_CALL, _CALL_END) from None
+                    raise unclosed(world(_CALL), world(_CALL_END)) from None
                 raise malformed(str(fault), self.shape) from None
             at = after_blanks(text, at)
         if not calls:
