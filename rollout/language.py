@@ -1,9 +1,10 @@
 """The language of one episode: what the policy is told, and what its turns mean."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
-from envs.errors import PolicyError, PolicyErrorKind
+from envs.errors import ConfigError, PolicyError, PolicyErrorKind
 from envs.messages import Message, world
 from envs.tasks import Task
 from envs.tools import SessionPurpose
@@ -22,11 +23,28 @@ def format_of(template: ChatTemplate, name: ToolFormatName) -> TurnFormat:
     return choose_format(name, template.chat_template, template.vocabulary)
 
 
-class Language:
-    """Wording, chat template and format of turns of one episode.
+def check_language(template: ChatTemplate, format: TurnFormat, config: EpisodeConfig) -> bool:
+    """Return whether the chat template lists the tools of an episode.
 
-    Raises ConfigError where the chat template cannot list tools and has to.
+    Raises ConfigError where it cannot do what `episode.prompt` or `episode.thoughts` asks for.
     """
+    if config.thoughts == "drop" and format.thinking is None:
+        raise ConfigError(
+            "expected a model whose template or vocabulary marks thoughts, as <think> does, with "
+            "episode.thoughts = 'drop', found none (the channels of gpt-oss cannot be dropped "
+            "here): set episode.thoughts = 'keep'"
+        )
+    if config.thoughts == "drop" and template.tool_role.startswith("called"):
+        raise ConfigError(
+            "expected a chat template that takes an earlier turn as text with episode.thoughts = "
+            "'drop', found one that shows tool answers only after calls that it writes itself: set "
+            "episode.thoughts = 'keep'"
+        )
+    return tools_by_template(config.prompt, format, renders_tools=template.renders_tools)
+
+
+class Language:
+    """Wording, chat template and format of turns of one episode. Raises as `check_language` does."""
 
     def __init__(
         self, template: ChatTemplate, format: TurnFormat, task: Task, config: EpisodeConfig
@@ -35,9 +53,7 @@ class Language:
         self._format = format
         self._task = task
         self._config = config
-        rendered = config.prompt != "compact" and tools_by_template(
-            config.prompt, format, renders_tools=template.renders_tools
-        )
+        rendered = check_language(template, format, config)
         self.prompts = make_prompts(
             config.prompt, format, wrap_answers=not template.wraps_answers, rendered=rendered
         )
@@ -75,6 +91,21 @@ class Language:
             kind = PolicyErrorKind.TOO_LONG if finish == "length" else PolicyErrorKind.NO_ACTION
             raise PolicyError(kind, self._expected(stage, parsed))
         return parsed
+
+    def without_thoughts(
+        self, messages: Sequence[Message], context: Sequence[int]
+    ) -> list[Message] | None:
+        """Return a conversation, whose last message is a turn after the ids `context`, with that
+        turn's thoughts left out; None if it has none, or if they are to be kept.
+        """
+        thinking, turn = self._format.thinking, messages[-1]
+        if self._config.thoughts == "keep" or thinking is None:
+            return None
+        opened = self._opened(context)
+        spoken = thinking.spoken(turn.content, self._format.tools, opened=opened).text
+        if spoken == turn.content:
+            return None
+        return [*messages[:-1], replace(turn, content=spoken.strip())]
 
     def _opened(self, context: Sequence[int]) -> bool:
         """Whether the template has opened a thought at the end of the context."""

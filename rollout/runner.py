@@ -309,7 +309,12 @@ class _EpisodeInProgress:
         raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
 
     async def _observe(self, messages: Sequence[Message]) -> None:
-        ids, seen = self._visible_from.visible(self._trajectory)
+        trajectory = self._trajectory
+        ids, seen = self._visible_from.visible(trajectory)
+        stripped = self._language.without_thoughts(seen, trajectory.before_turn())
+        if stripped is not None:
+            await self._restart([*stripped, *messages])
+            return
         tokenise = partial(
             self._template.continuation, messages, last_id=ids[-1], history=seen[:-1]
         )

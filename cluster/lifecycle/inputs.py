@@ -12,8 +12,7 @@ from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.chat.loading import shipped_names, template_path
 from rollout.chat.template import ChatTemplate
 from rollout.config import ModelConfig
-from rollout.language import format_of
-from rollout.prompts import tools_by_template
+from rollout.language import check_language, format_of
 from rollout.store.run_layout import RunLayout
 
 
@@ -46,8 +45,7 @@ def find_model(config: RunConfig) -> Path:
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     check_folder_context(path, config.model.max_model_len)
     template = ChatTemplate.load(path, config.model)
-    format = format_of(template, config.model.tool_format)
-    tools_by_template(config.episode.prompt, format, renders_tools=template.renders_tools)
+    check_language(template, format_of(template, config.model.tool_format), config.episode)
     return path.resolve()
 
 

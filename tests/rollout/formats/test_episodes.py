@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.errors import ConfigError
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
@@ -214,3 +215,33 @@ async def test_a_call_token_ends_the_turn_and_is_no_text(task: Task) -> None:
     ids = episode.token_ids_T[trial.start : trial.end]
     assert ids[-1] == template.structure_tokens["<|call|>"]
     assert "<|call|>" not in trial.text and "to=functions.double" in trial.text
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think"])
+async def test_dropped_thoughts_leave_the_context_and_stay_in_the_episode(
+    name: str, task: Task
+) -> None:
+    template = template_of(name)
+    config = CONFIG.model_copy(update={"thoughts": "drop"})
+    episode, prompts = await play(template, task, TURNS, config, as_teacher=True)
+    check_played(episode)
+    for turn, prompt in zip(episode.turns, prompts, strict=True):
+        shown = template.decode(prompt.token_ids)
+        assert DECOYS not in shown, "no thought of an earlier turn is seen"
+        assert DECOYS in turn.text, "but each was sampled, and is trained"
+        seen = len(prompt.token_ids)
+        assert episode.token_ids_T[turn.start - seen : turn.start] == prompt.token_ids
+        assert Phase(episode.phases_T[turn.start - seen]) is Phase.PROMPT
+    last = template.decode(prompts[-1].token_ids)
+    assert "it doubles" in last and "42" in last and last.count("What is double 21?") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("qwen2_5", "marks thoughts"), ("glm4moe", "calls that it writes itself")]
+)
+async def test_thoughts_that_cannot_be_dropped_are_refused(
+    name: str, reason: str, task: Task
+) -> None:
+    config = CONFIG.model_copy(update={"thoughts": "drop"})
+    with pytest.raises(ConfigError, match=reason):
+        await play(template_of(name), task, TURNS, config)
