@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from envs.errors import TemplateError
 from envs.messages import MARKS
-from rollout.chat.world_text import Piece, control_pattern
+from rollout.chat.world_text import Hiding, control_pattern
 
 _OPEN, _CLOSE = MARKS[3:5]
 _MARKUP = re.compile(r"<[^<>\s]+>|<\||\|>|\[[^\[\]\s]+\]|\uff5c")
@@ -22,8 +23,14 @@ class TextCodec:
     """A tokenizer's texts and ids; adds no token of its own."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises TemplateError for a tokenizer without a tokenizer.json."""
         self._tokenizer = tokenizer
+        self._backend = _backend(tokenizer)
+        self._backend.no_truncation()  # a tokenizer.json may hold both
+        self._backend.no_padding()
         added = tokenizer.added_tokens_decoder.items()
+        unknown = tokenizer.unk_token_id
+        self.unknown_id = unknown if isinstance(unknown, int) else None
         self.controls = {
             str(token): number
             for number, token in added
@@ -39,7 +46,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text; control tokens in it become control tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
@@ -53,26 +60,39 @@ class TextCodec:
         """Return the text of a control token; empty for other tokens."""
         return self._texts.get(token_id, "")
 
-    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
-        """Tokenise a text of which plain pieces do not become control tokens."""
-        tokenizer, ids_of = self._renamed
-        ids: list[int] = []
-        text = ""
-        for piece in pieces:
-            if piece.plain and piece.text in MARKS:
-                # such a character must not stand next to the renamed tokens' own ones
-                ids += self._ids(tokenizer, ids_of, text) + self.encode(piece.text)
-                text = ""
-            elif piece.plain:
-                text += piece.text
-            else:
-                text += self.pattern.sub(
-                    lambda found: _renamed(self.controls[found[0]]), piece.text
-                )
-        return ids + self._ids(tokenizer, ids_of, text)
+    def encode_hidden(self, rendered: str, hiding: Hiding) -> list[int]:
+        """Tokenise a rendered text of which what is hidden does not become control tokens.
 
-    @staticmethod
-    def _ids(tokenizer: Tokenizer, ids_of: dict[int, int], text: str) -> list[int]:
+        Where the control tokens of the text itself are, the tokenizer says: with the placeholders.
+        """
+        placed = self._backend.encode(rendered, add_special_tokens=False)
+        own = [
+            (number, start, end)
+            for number, (start, end) in zip(placed.ids, placed.offsets, strict=True)
+            if rendered[start:end].strip() == self._texts.get(number)
+        ]
+        pieces: list[str] = []
+        last = 0
+        for number, start, end in own:
+            pieces += [piece.text for piece in hiding.pieces(rendered[last:start])]
+            pieces.append(_renamed(number))
+            last = end
+        pieces += [piece.text for piece in hiding.pieces(rendered[last:])]
+        ids = self._plain_ids("".join(pieces))
+        if sum(number in self._texts for number in ids) == len(own):
+            return ids
+        # the world knows how the tokens are renamed: each sign of that by itself is harmless
+        return [
+            number
+            for is_sign, group in groupby(pieces, lambda piece: piece == _OPEN)
+            for number in (
+                self.encode("".join(group)) if is_sign else self._plain_ids("".join(group))
+            )
+        ]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Tokenise a text whose control tokens are those with new names."""
+        tokenizer, ids_of = self._renamed
         found = tokenizer.encode(text, add_special_tokens=False).ids
         return [ids_of.get(number, number) for number in found]
 
@@ -84,14 +104,8 @@ class TextCodec:
         With it one pass over the whole text is enough: the template's control tokens are written
         with their new names, and the old names are nothing but text.
         """
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if not isinstance(backend, Tokenizer):
-            raise TemplateError(
-                "expected a fast tokenizer (a tokenizer.json), found "
-                f"{type(self._tokenizer).__name__}: save the tokenizer of the model as a fast one"
-            )
         names = {text: _renamed(number) for text, number in self.controls.items()}
-        state = json.loads(backend.to_str())
+        state = json.loads(self._backend.to_str())
         originals = {}
         for token in state["added_tokens"]:
             token["content"] = names.get(token["content"], token["content"])
@@ -101,6 +115,16 @@ class TextCodec:
         renamed = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
         ids = [(renamed.token_to_id(text), number) for text, number in originals.items()]
         return renamed, {new: old for new, old in ids if new is not None and new != old}
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise TemplateError(
+            "expected a fast tokenizer (a tokenizer.json), found "
+            f"{type(tokenizer).__name__}: save the tokenizer of the model as a fast one"
+        )
+    return backend
 
 
 def _renamed(number: int) -> str:

@@ -103,7 +103,10 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
     """Whether a tokenizer splits texts as its tokenizer.json does."""
     if not file.is_file():
         return True
-    ids = Tokenizer.from_file(str(file)).encode(TOKENIZER_PROBE, add_special_tokens=False).ids
+    stored = Tokenizer.from_file(str(file))
+    stored.no_truncation()
+    stored.no_padding()
+    ids = stored.encode(TOKENIZER_PROBE, add_special_tokens=False).ids
     return ids == tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=False)
 
 

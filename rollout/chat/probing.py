@@ -48,6 +48,8 @@ class Frame:
     form: Form
     closings: Mapping[Role, Closing]
     """By the role of what follows. After a call that the template renders, see `after_call`."""
+    counts_rounds: bool = False
+    """Whether what follows an answer depends on what came before it, as with DeepSeek."""
     end_of_turn: str
     end_of_call: str
     """The token that ends a turn with a tool call; mostly the same."""
@@ -94,13 +96,25 @@ class Prober:
                 f"tokenizer, found {tail[:40]!r} after the answer: add that token to the "
                 "tokenizer, or set model.chat_template to a template that fits it"
             )
-        return Frame(
+        frame = Frame(
             form=form,
             closings=closings,
             end_of_turn=self._likeliest(stops),
             end_of_call=self._likeliest(call_stops or stops),
             stops=tuple(dict.fromkeys([*stops, *call_stops])),
+            counts_rounds=True,
         )
+        return replace(frame, counts_rounds=self._differs_by_round(frame))
+
+    def _differs_by_round(self, frame: Frame) -> bool:
+        past = Turn("assistant", "PROBE-PAST")
+        for followers in _FOLLOWERS:
+            first = self.after(frame, followers)
+            for before in _FOLLOWERS:
+                history = (*OPENING, past, *before)
+                if self.after(frame, followers, history) != first:
+                    return True
+        return False
 
     def tail_text(self, form: Form, turns: Sequence[Turn], *, open_turn: bool) -> str:
         """Return the rendered conversation behind its first answer."""
@@ -140,7 +154,7 @@ class Prober:
                 continue
             turns = arranged(called, (*_ANSWERED, *_FOLLOWERS[0]))
             ends = self.after_call(called, turns).closing.ends
-            return called if ends and not ends & plain.ends else form
+            return called if ends and plain.ends and not ends & plain.ends else form
         return form
 
     def after(self, frame: Frame, followers: Sequence[Turn], history: Sequence[Turn] = ()) -> Tail:
@@ -149,7 +163,8 @@ class Prober:
         `history` is what came before the answer. Only its roles count: some templates open the
         tools' answers of a first round in another way than later ones.
         """
-        before = [replace(turn, text=_PAST.get(turn.role, "...")) for turn in history] or OPENING
+        past = history if frame.counts_rounds else ()
+        before = [replace(turn, text=_PAST.get(turn.role, "...")) for turn in past] or OPENING
         turns = arranged(frame.form, (*before, _ANSWERED[-1], *followers))
         answer = _answer_of(turns)
         if turns[answer].calls:

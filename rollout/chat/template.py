@@ -12,7 +12,7 @@ from envs.messages import Message
 from rollout.chat.encoding import TextCodec
 from rollout.chat.loading import declared_stops, load_tokenizer, shipped_or_file
 from rollout.chat.probing import OPENING, Prober
-from rollout.chat.rendering import Renderer, Turn
+from rollout.chat.rendering import Renderer, ToolRole, Turn
 from rollout.chat.world_probes import check_plain_text, check_round_trip
 from rollout.chat.world_text import Hiding
 from rollout.config import ModelConfig
@@ -21,6 +21,15 @@ _CALL = re.compile(
     r"<tool_call>|<\|tool_call>|\[TOOL_CALLS\]|<\uff5ctool\u2581call| to=functions\."
 )
 """What a tool call looks like in the formats of the families."""
+_AS_USER = "tool answers are sent as user turns: the template shows no other"
+_AFTER_CALL = (
+    "tool answers follow a call that the template renders; without a call, as after an invalid "
+    "turn, they are user turns"
+)
+_NO_SYSTEM = (
+    "the system text is the beginning of the first user turn: the template has no system role"
+)
+_JOINED = "user turns in a row are joined: the template wants roles to alternate"
 PROBE_TOOL: JsonValue = {
     "type": "function",
     "function": {
@@ -79,8 +88,8 @@ class ChatTemplate:
         self.wraps_answers = "<tool_response>" in self._followed_by(Message("tool", "?", name="?"))
         self.renders_tools = self._finds_tools()
         """Whether the template shows the tools that `prompt` is given."""
-        unknown = tokenizer.unk_token_id
-        self._lost = check_round_trip(self._codec, unknown if isinstance(unknown, int) else None)
+        self.lost_signs = check_round_trip(self._codec)
+        """Signs of a probe that the tokenizer knows only as its unknown token."""
         check_plain_text(self)
 
     @classmethod
@@ -99,33 +108,31 @@ class ChatTemplate:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is done differently from what a reader may expect, a sentence each."""
-        form = self._frame.form
-        told = {
-            "tool answers are sent as user turns: the template shows no other": form.tools
-            == "user",
-            "tool answers follow a call that the template renders; without a call, as after an "
-            "invalid turn, they are user turns": form.tools.startswith("called"),
-            "the system text is the beginning of the first user turn: the template has no system "
-            "role": not form.system_role,
-            "user turns in a row are joined: the template wants roles to alternate": (
-                form.joined_users
-            ),
-            f"the template shows the date: it is always {self._renderer.day}": self._shows_date(),
-            f"the tokenizer has no tokens for {self._lost!r}: they become its unknown token": bool(
-                self._lost
-            ),
-        }
-        return tuple(note for note, applies in told.items() if applies)
+        form, signs = self._frame.form, self.lost_signs
+        told = (
+            (form.tools == "user", _AS_USER),
+            (form.tools.startswith("called"), _AFTER_CALL),
+            (not form.system_role, _NO_SYSTEM),
+            (form.joined_users, _JOINED),
+            (self._shows_date(), f"the template shows the date: it is always {self._renderer.day}"),
+            (bool(signs), f"the tokenizer has no tokens for {signs}: they become its unknown one"),
+        )
+        return tuple(note for applies, note in told if applies)
 
     @property
-    def tool_role(self) -> str:
-        """How a tool's answer is sent: as `tool` or as `user` turn."""
-        return "user" if self._frame.form.tools == "user" else "tool"
+    def tool_role(self) -> ToolRole:
+        """How a tool's answer is sent; see `Form.tools`."""
+        return self._frame.form.tools
 
     @property
     def system_role(self) -> bool:
         """Whether the template has a system role; else the first user turn begins with its text."""
         return self._frame.form.system_role
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether content is given to the template as a list of parts."""
+        return self._frame.form.parts
 
     @property
     def opens_thought(self) -> bool:
@@ -169,6 +176,10 @@ class ChatTemplate:
         spoken = text.rpartition("</think>")[2]
         return self.call_end_id if _CALL.search(spoken) else self.eos_token_id
 
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token, control tokens included."""
+        return self._codec.text_of(token_id) or self._codec.decode([token_id])
+
     def encode(self, text: str) -> list[int]:
         """Tokenise plain text without adding special tokens."""
         return self._codec.encode(text)
@@ -210,7 +221,7 @@ class ChatTemplate:
         that is the end of the turn. `history` are the messages before the completion.
         """
         hiding = Hiding(self._codec.pattern)
-        past = [Turn(message.role, "", "past") for message in history]
+        past = [Turn(message.role, "", "past" if message.name else "") for message in history]
         tail = self._prober.after(self._frame, _turns(messages, hiding), past)
         last, closing = self._codec.text_of(last_id), tail.closing
         if last and last in closing.ends:
@@ -226,7 +237,7 @@ class ChatTemplate:
         """
         start = "" if after is None else self._codec.text_of(after)
         ids = (
-            self._codec.encode_pieces(hiding.pieces(start + text))
+            self._codec.encode_hidden(start + text, hiding)
             if hiding.any
             else self._codec.encode(start + text)
         )

@@ -30,14 +30,14 @@ class _Template(Protocol):
     def continuation(self, messages: Sequence[Message], *, last_id: int) -> list[int]: ...
 
 
-def check_round_trip(codec: TextCodec, unknown_id: int | None) -> str:
+def check_round_trip(codec: TextCodec) -> str:
     """Check that texts come out of the tokenizer as they went in; return the signs of a probe that
     become the unknown token, which a tokenizer with a small alphabet may do. Raises TemplateError.
     """
-    lost = [sign for sign in _SIGNS if unknown_id in codec.encode(f"a{sign}")]
+    lost = [sign for sign in _SIGNS if codec.unknown_id in codec.encode(f"a{sign}")]
     text = _PLAIN + " ".join(sign for sign in _SIGNS if sign not in lost)
     found = codec.decode(codec.encode(text))
-    if found != text:
+    if found.removeprefix(" ") != text:  # some tokenizers begin every text with a blank
         raise TemplateError(
             "expected text to survive a round trip through the tokenizer, found that "
             f"{text!r} becomes {found!r}: make the folder's tokenizer.json and the tokenizer_class "

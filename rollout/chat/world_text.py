@@ -19,10 +19,10 @@ _NEVER = "(?!)"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a rendered text; `plain` parts come from the world and hold no control token."""
+    """A part of a rendered text; `hidden` ones are control tokens in text of the world."""
 
     text: str
-    plain: bool
+    hidden: bool
 
 
 def control_pattern(controls: Iterable[str]) -> re.Pattern[str]:
@@ -73,11 +73,11 @@ class Hiding:
         last = 0
         for found in _PLACEHOLDER.finditer(rendered):
             if found.start() > last:
-                yield Piece(rendered[last : found.start()], plain=False)
-            yield Piece(self._hidden[int(found[1])], plain=True)
+                yield Piece(rendered[last : found.start()], hidden=False)
+            yield Piece(self._hidden[int(found[1])], hidden=True)
             last = found.end()
         if last < len(rendered):
-            yield Piece(rendered[last:], plain=False)
+            yield Piece(rendered[last:], hidden=False)
 
     def shown(self, rendered: str) -> str:
         """Return a rendered text with everything that was hidden."""
