@@ -44,7 +44,7 @@ def check_language(template: ChatTemplate, format: TurnFormat, config: EpisodeCo
 
 
 class Language:
-    """Wording, chat template and format of turns of one episode. Raises as `check_language` does."""
+    """Wording, chat template and format of turns. Raises as `check_language` does."""
 
     def __init__(
         self, template: ChatTemplate, format: TurnFormat, task: Task, config: EpisodeConfig

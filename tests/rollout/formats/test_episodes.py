@@ -217,7 +217,9 @@ async def test_a_call_token_ends_the_turn_and_is_no_text(task: Task) -> None:
     assert "<|call|>" not in trial.text and "to=functions.double" in trial.text
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_5_think", "nemotron_3_nano", "glm4moe", "deepseekv3"]
+)
 async def test_dropped_thoughts_leave_the_context_and_stay_in_the_episode(
     name: str, task: Task
 ) -> None:
@@ -233,11 +235,13 @@ async def test_dropped_thoughts_leave_the_context_and_stay_in_the_episode(
         assert episode.token_ids_T[turn.start - seen : turn.start] == prompt.token_ids
         assert Phase(episode.phases_T[turn.start - seen]) is Phase.PROMPT
     last = template.decode(prompts[-1].token_ids)
+    assert template.decode(prompts[1].token_ids).count("double") > 2, "the call stays"
     assert "it doubles" in last and "42" in last and last.count("What is double 21?") == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("qwen2_5", "marks thoughts"), ("glm4moe", "calls that it writes itself")]
+    ("name", "reason"),
+    [("qwen2_5", "marks thoughts"), ("gemma4_v5", "calls that it writes itself")],
 )
 async def test_thoughts_that_cannot_be_dropped_are_refused(
     name: str, reason: str, task: Task
