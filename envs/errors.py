@@ -2,7 +2,7 @@
 
 TrialrunError
 ├── ConfigError            exit 2   a recipe, override or combination that cannot work
-│   ├── TemplateError      exit 2   a chat template that cannot extend its own prefix
+│   ├── TemplateError      exit 2   a chat template that cannot be used
 │   └── DataFileError      exit 2   a task or data file with a wrong or missing field
 ├── MissingError           exit 3   a path, run, episode or server that is not there
 ├── PolicyError                     the model's own mistake: becomes an observation, never a crash

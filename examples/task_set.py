@@ -15,11 +15,11 @@ from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.tasksets.file.config import FileEnvConfig
 from learner.pretrained.tiny_model import build_tokenizer
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 
 TOOLS = """
 def area(a: int, b: int) -> int:

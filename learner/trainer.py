@@ -168,7 +168,7 @@ class Trainer:
 
         With LoRA the weights are merged, and the subfolder `adapter` holds them in PEFT's format.
         """
-        export_model(self._backend, Path(self.setup.model_path), Path(path), self.setup.model.lora)
+        export_model(self._backend, Path(self.setup.model_path), Path(path), self.setup.model)
 
     def close(self) -> None:
         """Free the backend; the process group lives until the process ends."""

@@ -2,11 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from envs.config import Section
 
 TrialSessions = Literal["isolated", "shared"]
+ToolFormatName = Literal[
+    "auto", "hermes", "qwen3_coder", "llama3", "mistral", "glm", "deepseek", "gpt_oss"
+]
 
 
 class LoraConfig(Section):
@@ -54,6 +57,20 @@ class ModelConfig(Section):
     """Longest sequence in tokens: prompt, observations and completions together. An episode that
     fills it ends as `truncated`; observations are cut to fit, and tasks whose prompt has no room
     are refused or skipped. The default fits the tiny model.
+    """
+    tool_format: ToolFormatName = "auto"
+    """How the model writes tool calls, in prompts, turns and demonstrations. `auto`, the default,
+    is the format of its chat template, or `hermes` where that shows none; a run records the format
+    that was found.
+    """
+    chat_template: str = ""
+    """Chat template in place of the model's own: a file, or the name of one that ships (`chatml`,
+    `plain`). Empty, the default, takes the one in the model folder. An exported model carries it.
+    """
+    template_options: dict[str, JsonValue] = Field(default={})
+    """Variables of the chat template, for example `{enable_thinking = false}` for Qwen3. A date
+    under `strftime_now` is the day that templates see which show one; otherwise it is 2024-07-26,
+    so that the same seed gives the same tokens on every day.
     """
     lora: LoraConfig = LoraConfig()
     """Adapters (`[model.lora]`). If they are on, only they are trained and pushed to the engines.
@@ -129,9 +146,16 @@ class EpisodeConfig(Section):
     opening prompt alone: an ablation for evaluation, which needs `mode = "trial"` and which
     training refuses.
     """
-    prompt: Literal["hermes", "compact"] = "hermes"
-    """Wording of system and phase messages. `hermes` spells out the tool-call format, as Hermes and
-    Qwen models know it; `compact` is short, for tiny models trained here.
+    prompt: Literal["hermes", "template", "compact"] = "hermes"
+    """Wording of system and phase messages. `hermes` spells out tools and calls, as Hermes and Qwen
+    models know them; for a model of another `model.tool_format` its chat template lists the tools,
+    if it can. `template`: the chat template lists them for every model; `compact` is short, for
+    tiny models trained here.
+    """
+    thoughts: Literal["keep", "drop"] = "keep"
+    """Whether later turns see the thoughts of earlier ones. `keep`, the default: all that was
+    sampled stays in the context; `drop`: after each turn with a thought the context is written
+    again without it, for evaluation and demonstrations only; see docs/models.md.
     """
     trial: PhaseBudget = PhaseBudget()
     """Budget of the trial phase (`[episode.trial]`). When its turns or tokens are used up, the

@@ -49,16 +49,23 @@ class Cutter:
     """Characters that were left out of them."""
 
     async def fit(
-        self, messages: Sequence[Message], tokenise: Tokenise, room: int, turns: int
+        self,
+        messages: Sequence[Message],
+        tokenise: Tokenise,
+        room: int,
+        turns: int,
+        *,
+        before: int = 0,
     ) -> Observation | None:
         """Return `messages` so that `turns` turns have room after them, or None if they cannot fit.
 
         If the `room` that is left, in tokens, is so short that this would leave the observation
-        less than half of it, it gets half. Long texts are tokenised in a thread.
+        less than half of it, it gets half. `tokenise` may return `before` other tokens as well,
+        which `room` does not include. Long texts are tokenised in a thread.
         """
         allowed = max(room - turns * self.turn_tokens, room // 2)
         allowed = min(allowed, self.limit) if self.limit else allowed
-        fit = partial(fitted, messages, tokenise, allowed, room)
+        fit = partial(fitted, messages, tokenise, before + allowed, before + room)
         seen = await off_the_loop(messages, fit)
         if seen is not None:
             self.observations += seen.cut_characters > 0
@@ -117,4 +124,6 @@ def _shortened(message: Message, characters: int) -> tuple[Message, int]:
     said = f"{text[:characters]}\n[cut: {cut} of {len(text)} characters left out]"
     if cut <= 0 or len(said) >= len(text):
         return message, 0
-    return replace(message, content=opening + said + closing), cut
+    end = len(opening) + characters
+    spans = tuple((start, min(stop, end)) for start, stop in message.world if start < end)
+    return replace(message, content=opening + said + closing, world=spans), cut

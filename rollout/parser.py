@@ -1,22 +1,20 @@
-"""Parser for a turn of the policy: Hermes tool calls, an experience, an answer, or a return to
-trials.
-"""
+"""Parser for a turn of the policy: tool calls, an experience, an answer, or a return to trials."""
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Never
 
 from pydantic import JsonValue
 
 from envs.argument_check import check_arguments
 from envs.errors import PolicyError, PolicyErrorKind
 from envs.tools import JsonObject, ToolCall, ToolSet
+from rollout.formats.json_text import JsonFault, check_plain
+from rollout.formats.turn_format import HERMES, TurnFormat
+from rollout.formats.values import typed_arguments
+from rollout.formats.written import ToolFormat, WrittenCall, malformed, unclosed
 
-MAX_DEPTH = 32
-"""Maximum nesting depth of a call; deeper JSON counts as malformed."""
-
-_TAG = re.compile(r"<(/?)(tool_call|experience|answer)>|<trial/>")
+_TAG = re.compile(r"<(/?)(experience|answer)>|<trial/>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,95 +25,78 @@ class ParsedTurn:
     experience: str | None = None
     answer: str | None = None
     back_to_trial: bool = False
+    open_thought: bool = False
+    """Whether the turn ended inside of a thought."""
 
 
-def parse_turn(text: str, tool_set: ToolSet, max_calls: int) -> ParsedTurn:
-    """Parse one completion. Raises PolicyError, and nothing else, for an invalid turn."""
-    blocks = _blocks(text)
-    calls = tuple(_call(body, tool_set) for tag, body in blocks if tag == "tool_call")
+def parse_turn(
+    text: str,
+    tool_set: ToolSet,
+    max_calls: int,
+    format: TurnFormat = HERMES,
+    *,
+    opened: bool = False,
+) -> ParsedTurn:
+    """Parse one completion. Raises PolicyError, and nothing else, for an invalid turn.
+
+    Nothing in a thought is an action; `opened` says that the prompt ended inside of one. Of several
+    answers or experiences the first counts.
+    """
+    turn = format.split(text, opened=opened)
+    found = _tags(turn.said)
+    calls = tuple(_call(call, tool_set, format.tools) for call in turn.calls)
     if len(calls) > max_calls:
         raise PolicyError(
             PolicyErrorKind.TOO_MANY_CALLS,
             f"{len(calls)} tool calls in one turn: at most {max_calls}",
         )
+    return ParsedTurn(
+        calls,
+        found.get("experience"),
+        found.get("answer"),
+        "trial" in found,
+        turn.open_thought,
+    )
+
+
+def _tags(said: str) -> dict[str, str]:
+    """Return the first text of each tag. Raises PolicyError for one that is not closed."""
     found: dict[str, str] = {}
-    for tag, body in blocks:
-        found.setdefault(tag, body.strip())
-    return ParsedTurn(calls, found.get("experience"), found.get("answer"), "trial" in found)
-
-
-def _blocks(text: str) -> list[tuple[str, str]]:
-    blocks: list[tuple[str, str]] = []
     opened: re.Match[str] | None = None
-    for match in _TAG.finditer(text):
+    for match in _TAG.finditer(said):
         if opened is not None:
             if match[1] and match[2] == opened[2]:
-                blocks.append((opened[2], text[opened.end() : match.start()]))
+                found.setdefault(opened[2], said[opened.end() : match.start()].strip())
                 opened = None
         elif match[0] == "<trial/>":
-            blocks.append(("trial", ""))
+            found.setdefault("trial", "")
         elif not match[1]:
             opened = match
     if opened is not None:
-        raise PolicyError(PolicyErrorKind.UNCLOSED_TAG, f"<{opened[2]}> has no </{opened[2]}>")
-    return blocks
+        raise unclosed(opened[0], f"</{opened[2]}>")
+    return found
 
 
-def _call(body: str, tool_set: ToolSet) -> ToolCall:
-    value = _json(body)
-    if not isinstance(value, dict) or set(value) - {"name", "arguments"} or "name" not in value:
-        raise PolicyError(
-            PolicyErrorKind.WRONG_ARGUMENTS,
-            'a tool call is {"name": ..., "arguments": {...}} and nothing else',
-        )
-    name, arguments = value["name"], value.get("arguments", {})
-    tool = tool_set.find(name) if isinstance(name, str) else None
+def _call(call: WrittenCall, tool_set: ToolSet, format: ToolFormat) -> ToolCall:
+    tool = tool_set.find(call.name) if isinstance(call.name, str) else None
     if tool is None:
         names = ", ".join(tool.name for tool in tool_set.tools)
         raise PolicyError(
-            PolicyErrorKind.UNKNOWN_TOOL, f"no tool {_short(name)}; tools are: {names}"
+            PolicyErrorKind.UNKNOWN_TOOL, f"no tool {_short(call.name)}; tools are: {names}"
         )
+    arguments = call.arguments
     if not isinstance(arguments, dict):
         raise PolicyError(PolicyErrorKind.WRONG_ARGUMENTS, "arguments must be a JSON object")
-    fault = check_arguments(tool, arguments)
-    if fault is not None:
-        raise PolicyError(PolicyErrorKind.WRONG_ARGUMENTS, fault)
+    if call.as_text:
+        arguments = typed_arguments(arguments, tool.parameters)
+        try:
+            check_plain(arguments)
+        except JsonFault as fault:
+            raise malformed(str(fault), format.shape) from None
+    wrong = check_arguments(tool, arguments)
+    if wrong is not None:
+        raise PolicyError(PolicyErrorKind.WRONG_ARGUMENTS, wrong)
     return ToolCall(name=tool.name, arguments=arguments)
-
-
-def _json(body: str) -> JsonValue:
-    try:
-        value = json.loads(body, parse_constant=_refuse_constant)
-        body.encode()
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "not plain JSON"
-        raise PolicyError(
-            PolicyErrorKind.MALFORMED_JSON, f"tool call is not valid JSON: {reason}"
-        ) from None
-    if _depth(value) > MAX_DEPTH:
-        raise PolicyError(
-            PolicyErrorKind.MALFORMED_JSON, f"tool call is nested deeper than {MAX_DEPTH}"
-        )
-    return value
-
-
-def _refuse_constant(name: str) -> Never:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _depth(value: JsonValue) -> int:
-    level: list[JsonValue] = [value]
-    depth = 0
-    while level:
-        depth += 1
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-    return depth
 
 
 def _short(value: JsonValue) -> str:

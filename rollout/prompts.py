@@ -4,13 +4,15 @@ import json
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from envs.errors import PolicyError
-from envs.messages import Message
-from envs.tasks import Task
-from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
-from rollout.config import EpisodeConfig
-from rollout.episode import Mode
-from rollout.template import ChatTemplate
+from envs.errors import ConfigError, PolicyError, PolicyErrorKind
+from envs.messages import Message, marked, unmarked, world
+from envs.tasks import Mode, Task
+from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
+from rollout.formats.turn_format import HERMES, TurnFormat
+from rollout.formats.written import ToolFormat
+
+Wording = Literal["hermes", "template", "compact"]
+"""Values of `episode.prompt`."""
 
 
 class Prompts(Protocol):
@@ -36,6 +38,10 @@ class Prompts(Protocol):
         """Return the answer to a call when no execution calls remain."""
         ...
 
+    def not_run(self, calls: int, asked: int, phase: SessionPurpose) -> Message:
+        """Return the message about the last `calls` of `asked`, for which no budget was left."""
+        ...
+
     def execution_start(self) -> Message:
         """Return the message at the start of the execution phase."""
         ...
@@ -45,19 +51,35 @@ class Prompts(Protocol):
         ...
 
     def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
-        """Return the error text for a turn without a valid action in phase `what`."""
+        """Return the error text for a turn without a valid action in phase `what`.
+
+        Parts of it that come from tools are marked (`envs.messages.world`).
+        """
         ...
 
 
-_FORMAT = """You may call these tools. Each line is a JSON schema:
+_TOOLS = """You may call these tools. Each line is a JSON schema:
 <tools>
 {tools}
 </tools>
-To call a tool, write a JSON object inside tags, then stop:
+"""
+_HERMES_CALL = """To call a tool, write a JSON object inside tags, then stop:
 <tool_call>
-{{"name": "tool-name", "arguments": {{"argument": "value"}}}}
+{"name": "tool-name", "arguments": {"argument": "value"}}
 </tool_call>"""
+_CALL = "To call a tool, write, with real names and values, then stop:\n{shape}"
 
+_OWN_WORDS = frozenset(
+    {
+        PolicyErrorKind.NO_ACTION,
+        PolicyErrorKind.TOO_LONG,
+        PolicyErrorKind.UNCLOSED_TAG,
+        PolicyErrorKind.TOO_MANY_CALLS,
+    }
+)
+"""Errors in our own words, tags included; what tools say in them is marked. Others repeat what
+tools or the policy wrote.
+"""
 _EXPERIENCE = "<experience>what you learnt</experience>"
 _ANSWER = "When you know the answer, write it alone inside tags: <answer>...</answer>"
 
@@ -73,44 +95,47 @@ _LONGER = "[cut: the tool returned more than this]"
 _FREE = "In phase 2 you may go back to trials by writing <trial/>."
 
 
-class HermesPrompts:
-    """The full wording, in the tool-call format that Hermes and Qwen models were trained on."""
+class FullPrompts:
+    """The full wording. Tools and the format of calls are spelled out for models of one format, or
+    left to a chat template that renders them.
+    """
 
-    def __init__(self, *, wrap_answers: bool) -> None:
-        self._wrap = wrap_answers
+    def __init__(self, format: TurnFormat, *, wrap_answers: bool, rendered: bool) -> None:
+        self._format = format
+        self._wrap = wrap_answers and format.tools.marks_answers
+        self._rendered = rendered
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
-        lines = (
-            json.dumps(
-                {"type": "function", "function": tool.model_dump(mode="json")}, ensure_ascii=False
-            )
-            for tool in task.tool_set.tools
-        )
-        parts = [_FORMAT.format(tools="\n".join(lines))]
+        parts = [] if self._rendered else [self._tools(task.tool_set)]
         if mode != "direct":
             parts.append(_TRIAL.format(calls=trial_calls))
         if mode == "free":
             parts.append(_FREE)
         parts.append(_ANSWER)
         first = "Begin with a trial" if mode != "direct" else "Begin with a tool call"
-        question = f"{task.question}\n\n{first}, for example:\n{_example(task.tool_set)}"
-        return [Message("system", "\n\n".join(parts)), Message("user", question)]
+        shown = f", for example:\n{_example(task.tool_set, self._format.tools)}"
+        question = f"{world(task.question)}\n\n{first}{'.' if self._rendered else shown}"
+        return [marked("system", "\n\n".join(parts)), marked("user", question)]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
-        return [Message("tool", self._wrapped(_labelled(answer))) for answer in answers]
+        return [self._tool(_labelled(answer)) for answer in answers]
 
     def fault(self, error: PolicyError) -> Message:
-        return Message("tool", self._wrapped(f"error: {error.message}"))
+        told = error.message if error.kind in _OWN_WORDS else world(error.message)
+        return self._tool(f"error: {told}")
 
     def trials_used_up(self) -> Message:
-        return Message(
-            "tool",
-            self._wrapped("No trial calls are left. Write <experience>...</experience> now."),
-        )
+        return self._tool("No trial calls are left. Write <experience>...</experience> now.")
 
     def calls_used_up(self) -> Message:
-        return Message(
-            "tool", self._wrapped("No tool calls are left. Write <answer>...</answer> now.")
+        return self._tool("No tool calls are left. Write <answer>...</answer> now.")
+
+    def not_run(self, calls: int, asked: int, phase: SessionPurpose) -> Message:
+        kind = "trial" if phase == "trial" else "tool"
+        were = "call was" if calls == 1 else f"{calls} calls were"
+        return self._tool(
+            f"The last {were} not run: of {asked} calls, only {asked - calls} fitted into the "
+            f"budget. No {kind} calls are left."
         )
 
     def execution_start(self) -> Message:
@@ -121,10 +146,19 @@ class HermesPrompts:
 
     def expected(self, what: SessionPurpose, tools: ToolSet) -> str:
         other = _EXPERIENCE if what == "trial" else "<answer>...</answer>"
-        return f"expected a tool call, for example\n{_example(tools)}\nor {other}"
+        example = _example(tools, self._format.tools)
+        if self._format.tools.name != "hermes":  # whose marks may be control tokens
+            example = world(unmarked(example))
+        return f"expected a tool call, for example\n{example}\nor {other}"
 
-    def _wrapped(self, text: str) -> str:
-        return f"<tool_response>\n{text}\n</tool_response>" if self._wrap else text
+    def _tools(self, tool_set: ToolSet) -> str:
+        lines = (world(json.dumps(tool, ensure_ascii=False)) for tool in tool_schemas(tool_set))
+        format = self._format.tools
+        call = _HERMES_CALL if format.name == "hermes" else _CALL.format(shape=format.shape)
+        return _TOOLS.format(tools="\n".join(lines)) + call
+
+    def _tool(self, text: str) -> Message:
+        return marked("tool", f"<tool_response>\n{text}\n</tool_response>" if self._wrap else text)
 
 
 class CompactPrompts:
@@ -133,13 +167,13 @@ class CompactPrompts:
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
         lines = [
-            f"{number}. {tool.name}({', '.join(_arguments(tool))}): {tool.description}"
+            f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {tool.description}")
             for number, tool in enumerate(task.tool_set.tools, start=1)
         ]
-        return [Message("system", "\n".join([mode, *lines])), Message("user", task.question)]
+        return [marked("system", "\n".join([mode, *lines])), marked("user", world(task.question))]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
-        return [Message("tool", _labelled(answer)) for answer in answers]
+        return [marked("tool", _labelled(answer)) for answer in answers]
 
     def fault(self, error: PolicyError) -> Message:
         return Message("tool", f"error: {error.kind.value.replace('_', ' ')}")
@@ -149,6 +183,9 @@ class CompactPrompts:
 
     def calls_used_up(self) -> Message:
         return Message("tool", "no calls left")
+
+    def not_run(self, calls: int, asked: int, phase: SessionPurpose) -> Message:
+        return self.trials_used_up() if phase == "trial" else self.calls_used_up()
 
     def execution_start(self) -> Message:
         return Message("user", "go")
@@ -161,18 +198,47 @@ class CompactPrompts:
         return what
 
 
-def make_prompts(wording: Literal["hermes", "compact"], *, wrap_answers: bool) -> Prompts:
-    """Return the wording named `wording`.
+def make_prompts(
+    wording: Wording, format: TurnFormat = HERMES, *, wrap_answers: bool, rendered: bool = False
+) -> Prompts:
+    """Return the wording named `wording` for models that write turns in `format`.
 
     `wrap_answers` puts tool answers into tags; it is for chat templates that do not mark them.
+    `rendered` says that the chat template lists the tools (`tools_by_template`).
     """
-    return CompactPrompts() if wording == "compact" else HermesPrompts(wrap_answers=wrap_answers)
+    if wording == "compact":
+        return CompactPrompts()
+    return FullPrompts(format, wrap_answers=wrap_answers, rendered=rendered)
 
 
-def opening_of(template: ChatTemplate, task: Task, config: EpisodeConfig) -> list[Message]:
-    """Return the messages at the start of an episode of `task`."""
-    prompts = make_prompts(config.prompt, wrap_answers=not template.wraps_answers)
-    return prompts.opening(task, config.mode, config.trial.calls)
+def tools_by_template(wording: Wording, format: TurnFormat, *, renders_tools: bool) -> bool:
+    """Return whether the chat template lists the tools, rather than the system message.
+
+    It does for `template`, and for `hermes` where the model writes calls in another format that its
+    template explains. Raises ConfigError for `template` with a chat template that cannot do it.
+    """
+    able = renders_tools and format.as_template
+    if wording == "template" and not able:
+        why = (
+            f"writes calls in another format than model.tool_format = {format.tools.name!r}"
+            if renders_tools
+            else "lists no tools"
+        )
+        raise ConfigError(
+            "expected a chat template that lists tools and explains their format with "
+            f"episode.prompt = 'template', found one that {why}: set episode.prompt = 'hermes', "
+            "which spells them out"
+        )
+    return able and (
+        wording == "template" or (wording == "hermes" and format.tools.name != "hermes")
+    )
+
+
+def tool_schemas(tool_set: ToolSet) -> list[JsonObject]:
+    """Return the tools as JSON objects in the form that chat templates expect."""
+    return [
+        {"type": "function", "function": tool.model_dump(mode="json")} for tool in tool_set.tools
+    ]
 
 
 def prompt_too_long(task: str, tokens: int, max_model_len: int) -> str:
@@ -189,7 +255,9 @@ def _arguments(tool: ToolSpec) -> list[str]:
 
 
 def _labelled(answer: ToolAnswer) -> str:
-    text = f"{answer.text}\n{_LONGER}" if answer.truncated else answer.text
+    text = world(answer.text)
+    if answer.truncated:
+        text = f"{text}\n{_LONGER}"
     match answer.status:
         case AnswerStatus.OK:
             return text
@@ -199,14 +267,13 @@ def _labelled(answer: ToolAnswer) -> str:
             return f"error: {text}"
 
 
-def _example(tools: ToolSet) -> str:
+def _example(tools: ToolSet, format: ToolFormat) -> str:
     """Return an example call of the first tool, with placeholders for its values."""
     if not tools.tools:
-        return '<tool_call>\n{"name": "tool-name", "arguments": {}}\n</tool_call>'
+        return format.example("tool-name", {})
     first = tools.tools[0]
     required = first.parameters.get("required")
     names = (
         [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
     )
-    call = {"name": first.name, "arguments": dict.fromkeys(names, "...")}
-    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+    return format.example(world(first.name), {world(name): "..." for name in names})

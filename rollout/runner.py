@@ -3,34 +3,39 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from envs.errors import DeadlineError, EngineError, InfraError, PolicyError, PolicyErrorKind
-from envs.messages import Message
+from envs.errors import DeadlineError, EngineError, InfraError, PolicyError
+from envs.messages import Message, unmarked
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
-from rollout.config import EpisodeConfig, PhaseBudget
+from rollout.chat.template import ChatTemplate
+from rollout.config import EpisodeConfig, PhaseBudget, ToolFormatName
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.formats.turn_format import TurnFormat
+from rollout.language import Language, format_of
 from rollout.observation import Cutter, off_the_loop
-from rollout.parser import ParsedTurn, arguments_text, parse_turn
+from rollout.parser import ParsedTurn, arguments_text
 from rollout.phase_tools import PhaseTools, attempt_id
-from rollout.prompts import make_prompts, opening_of, prompt_too_long
-from rollout.template import ChatTemplate
+from rollout.prompts import prompt_too_long
 from rollout.trajectory import Trajectory, VisibleFrom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Worker and source that episodes record, and the model's maximum sequence length."""
+    """Worker and source that episodes record, the model's maximum sequence length and its format
+    of tool calls.
+    """
 
     worker: str
     source: str = "policy"
     """`policy`, or the name of a teacher."""
     max_model_len: int = 1024
     """Tokens."""
+    tool_format: ToolFormatName = "auto"
 
 
 class _Ended(Exception):
@@ -52,6 +57,7 @@ class EpisodeRunner:
         self._tools = tools
         self._template = template
         self._identity = identity
+        self._format = format_of(template, identity.tool_format)
 
     async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
         """Run one episode to its end; most failures become an outcome of the episode.
@@ -64,7 +70,7 @@ class EpisodeRunner:
             self._tools,
             self._template,
             self._identity,
-            _Assignment(lease, task, config),
+            _Assignment(lease, task, config, self._format),
         )
         return await run.run_to_end()
 
@@ -74,6 +80,7 @@ class _Assignment:
     lease: Lease
     task: Task
     config: EpisodeConfig
+    format: TurnFormat
 
 
 class _EpisodeInProgress:
@@ -98,7 +105,8 @@ class _EpisodeInProgress:
             self._config.trial_sessions,
             attempt_id(self._lease.episode, self._lease.attempt),
         )
-        self._prompts = make_prompts(self._config.prompt, wrap_answers=not template.wraps_answers)
+        self._language = Language(template, assignment.format, self._task, self._config)
+        self._prompts = self._language.prompts
         self._trajectory = Trajectory()
         self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
         self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
@@ -117,7 +125,7 @@ class _EpisodeInProgress:
         started_at, start = time.time(), time.monotonic()
         outcome, error = Outcome.ANSWERED, ""
         try:
-            await self._append_opening()
+            await self._show_only(self._language.opening())
             while True:
                 await self._timed_turn()
         except _Ended as end:
@@ -136,15 +144,15 @@ class _EpisodeInProgress:
 
     # The turn
 
-    async def _append_opening(self, *, started: bool = False) -> None:
-        """Append the opening, with the start of the execution if that has `started`."""
-        messages = opening_of(self._template, self._task, self._config)
-        messages += [self._prompts.execution_start()] if started else []
-        ids = await off_the_loop(messages, partial(self._template.prompt, messages))
+    async def _show_only(self, messages: Sequence[Message]) -> None:
+        """Let the policy see only `messages`, the opening among them, from now on."""
+        trajectory = self._trajectory
+        ids = await off_the_loop(messages, partial(self._language.tokenise, messages))
         if len(ids) >= self._identity.max_model_len:
             error = prompt_too_long(self._task.id, len(ids), self._identity.max_model_len)
             raise _Ended(Outcome.PROMPT_TOO_LONG, error)
-        self._trajectory.append_world(ids, Phase.PROMPT, messages)
+        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        trajectory.append_world(ids, Phase.PROMPT, messages)
 
     async def _timed_turn(self) -> None:
         stage, start = self._stage, time.monotonic()
@@ -171,13 +179,15 @@ class _EpisodeInProgress:
             await self._out_of_budget(limit)
             return
         text, finish = await self._sample(limit)
+        context = self._trajectory.before_turn()
         try:
-            parsed = self._parse(text, finish)
+            parsed = self._language.parse(text, finish, self._stage, context)
         except PolicyError as error:
             self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
             self._faults += 1
             if self._faults >= self._config.max_policy_errors:
-                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {error.message}") from None
+                said = unmarked(error.message)
+                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {said}") from None
             await self._observe([self._prompts.fault(error)])
             return
         await self._act(parsed)
@@ -203,26 +213,6 @@ class _EpisodeInProgress:
         trajectory.append_completion(completion, self._phase(), text)
         self._turns[self._stage] += 1
         return text, completion.finish_reason
-
-    def _parse(self, text: str, finish: str) -> ParsedTurn:
-        try:
-            parsed = parse_turn(text, self._task.tool_set, self._config.max_calls_per_turn)
-        except PolicyError as error:
-            if finish == "length" and error.kind is PolicyErrorKind.UNCLOSED_TAG:
-                raise PolicyError(
-                    PolicyErrorKind.TOO_LONG, "the turn was cut at its token limit"
-                ) from None
-            raise
-        stage, free = self._stage, self._config.mode == "free"
-        useful = parsed.calls or (
-            parsed.experience is not None
-            if stage == "trial"
-            else parsed.answer is not None or (parsed.back_to_trial and free)
-        )
-        if not useful:
-            kind = PolicyErrorKind.TOO_LONG if finish == "length" else PolicyErrorKind.NO_ACTION
-            raise PolicyError(kind, self._prompts.expected(stage, self._task.tool_set))
-        return parsed
 
     async def _act(self, parsed: ParsedTurn) -> None:
         if parsed.calls:
@@ -257,7 +247,11 @@ class _EpisodeInProgress:
         for answer in answers:
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise _Ended(Outcome.INFRA_FAILED, answer.text)
-        await self._observe(self._prompts.answers(answers))
+        told = zip(self._prompts.answers(answers), granted, strict=True)
+        observed = [replace(message, name=call.name) for message, call in told]
+        if len(granted) < len(calls):
+            observed.append(self._prompts.not_run(len(calls) - len(granted), len(calls), stage))
+        await self._observe(observed)
 
     def _records(
         self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]
@@ -280,16 +274,11 @@ class _EpisodeInProgress:
         await self._tools.end_trial()
         self._stage = stage
         if stage == "execution" and self._config.experience == "dropped":
-            await self._restart_from_opening()
+            # as if there had been no trials
+            await self._show_only([*self._language.opening(), self._prompts.execution_start()])
             return
         start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
         await self._observe([start()])
-
-    async def _restart_from_opening(self) -> None:
-        """Show the policy only the opening from now on, as if there had been no trials."""
-        trajectory = self._trajectory
-        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
-        await self._append_opening(started=True)
 
     # Budgets and bookkeeping
 
@@ -319,14 +308,29 @@ class _EpisodeInProgress:
         return self._identity.max_model_len - self._visible_from.length(self._trajectory)
 
     async def _observe(self, messages: Sequence[Message]) -> None:
-        """Append messages, cut to leave room for the turns that an answer needs."""
-        ended = self._trajectory.token_ids_T[-1] == self._template.eos_token_id
-        tokenise = partial(self._template.continuation, turn_ended=ended)
+        """Append messages, cut to leave room for the turns that an answer needs.
+
+        If the thoughts of the last turn are to be dropped, the policy sees the conversation anew.
+        """
+        trajectory = self._trajectory
+        ids, past = self._visible_from.visible(trajectory)
+        stripped = self._language.without_thoughts(past, trajectory.before_turn())
         turns = 2 if self._stage == "trial" else 1  # an experience comes before the answer
-        seen = await self._cutter.fit(messages, tokenise, self._room(), turns)
+        if stripped is None:
+            tokenise = partial(self._template.continuation, last_id=ids[-1], history=past[:-1])
+            seen = await self._cutter.fit(messages, tokenise, self._room(), turns)
+        else:
+            spoken = len(self._language.tokenise(stripped))
+            room = self._identity.max_model_len - spoken
+            tokenise = partial(self._language.tokenise_after, stripped)
+            seen = await self._cutter.fit(messages, tokenise, room, turns, before=spoken)
         if seen is None:
             raise _Ended(Outcome.TRUNCATED, f"out of tokens in the {self._stage} phase")
-        self._trajectory.append_world(seen.token_ids, Phase.OBSERVATION, seen.messages)
+        if stripped is None:
+            trajectory.append_world(seen.token_ids, Phase.OBSERVATION, seen.messages)
+            return
+        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        trajectory.append_world(seen.token_ids, Phase.PROMPT, [*stripped, *seen.messages])
 
     def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
         if not outcome.counts:

@@ -9,6 +9,9 @@ from envs.messages import Message
 from rollout.engine import Completion, VersionSpan
 from rollout.episode import CallRecord, Phase, Turn
 
+_CONTEXT = 64
+"""Tokens before a completion that its reader may ask for."""
+
 
 class Trajectory:
     """Append-only record of one episode's tokens, turns and messages."""
@@ -63,6 +66,11 @@ class Trajectory:
         turn = self.turns[-1]
         self.phases_T[turn.start : turn.end] = repeat(int(phase), turn.end - turn.start)
         self.turns[-1] = replace(turn, phase=phase, policy_error=policy_error, calls=tuple(calls))
+
+    def before_turn(self) -> Sequence[int]:
+        """Return the last tokens before the last completion."""
+        start = self.turns[-1].start
+        return self.token_ids_T[max(0, start - _CONTEXT) : start]
 
     def sampled_in(self, phases: Sequence[Phase]) -> int:
         """Number of tokens sampled in `phases`."""

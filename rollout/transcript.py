@@ -43,7 +43,12 @@ _MODES = {
     "trial": "trials first, then execution",
     "free": "may return to trials",
 }
-_CALL_BLOCK = re.compile(r"<tool_call>.*?</tool_call>", re.DOTALL)
+_CALL_BLOCK = re.compile(
+    r"<tool_call>.*?</tool_call>|\[TOOL_CALLS\].*"
+    r"|<\uff5ctool\u2581calls?\u2581begin\uff5c>.*|<\|channel\|>commentary to=functions\..*",
+    re.DOTALL,
+)
+"""Calls in the text of a turn; they are shown once more with their answers."""
 _TAG = re.compile(r"</?(?:experience|answer)>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

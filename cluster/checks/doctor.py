@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.checks.machine import Kernel, Machine, read_machine
-from envs.errors import MissingError, TemplateError
 from envs.sandbox.scratch import LANDLOCK_FOR_FILES
 from learner.packed.attention_kind import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN, attention_kind
 
@@ -285,14 +284,16 @@ def check_ports(machine: Machine) -> Finding:
 
 
 def check_template(model: str) -> Finding:
-    """Whether the chat template of the model folder `model` only ever appends."""
+    """Whether the chat template of the model folder `model` can be used, and how."""
     # Not imported at the top: the doctor must run where transformers is what is missing.
     try:
-        templates = importlib.import_module("rollout.template")
-        templates.ChatTemplate.load(Path(model))
+        templates = importlib.import_module("rollout.chat.findings")
+        found = templates.template_findings(Path(model))
     except ImportError as error:
         return Finding("chat template", "missing", f"cannot be tested: {error}", "make setup")
-    except (TemplateError, MissingError) as error:
-        advice = "give the folder of a model whose chat template only appends"
-        return Finding("chat template", "missing", str(error), advice)
-    return Finding("chat template", "ok", f"{model}: extends its own prefix")
+    wrong = next((row for row in found if row.status == "missing"), None)
+    if wrong is not None:
+        advice = "give the folder of a model whose chat template fits, or set model.chat_template"
+        return Finding("chat template", "missing", wrong.detail, advice)
+    notes = [row.detail for row in found if row.name == "note"]
+    return Finding("chat template", "ok", "; ".join([f"{model}: only appends", *notes]))

@@ -256,6 +256,11 @@ class RunConfig(Section):
                 "expected episode.experience = 'carried' for training, found 'dropped': the "
                 "learner would treat execution as a continuation of trials that it did not see"
             )
+        if self.episode.thoughts == "drop":
+            raise ConfigError(
+                "expected episode.thoughts = 'keep' for training, found 'drop': the learner would "
+                "treat a turn as a continuation of thoughts that it did not see"
+            )
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(
                 "expected episode.seeded = true with a run.seed: otherwise the seed has no effect"

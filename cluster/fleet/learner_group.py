@@ -13,6 +13,7 @@ import ray
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_actor import LearnerActor
 from cluster.fleet.ray_errors import RemoteCall, answer_of
+from cluster.lifecycle.inputs import anywhere
 from envs.errors import LearnerError, TrialrunError
 from learner.config import SftConfig
 from learner.report import StepReport
@@ -142,7 +143,7 @@ class LearnerGroup:
             master_addr=address,
             master_port=port,
             model_path=self._model_path,
-            model=config.model,
+            model=anywhere(config.model),
             learner=config.learner,
             sft=self._sft,
             device="cuda" if self._gpu else "cpu",

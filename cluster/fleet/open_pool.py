@@ -10,7 +10,7 @@ from cluster.fleet.rollout_actor import RayWorker
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
-from cluster.lifecycle.inputs import with_recording
+from cluster.lifecycle.inputs import anywhere, with_recording
 from rollout.engines.engine_spec import EngineSpec
 
 _SEED_BITS = 2**31 - 1
@@ -44,7 +44,7 @@ def _make_pool(
     section = config.cluster
     engine = EngineSpec(
         model_path=str(model),
-        model=config.model,
+        model=anywhere(config.model),
         engine=config.engine,
         seed=config.run.seed & _SEED_BITS,
         device="cuda" if section.gpus_per_worker else "cpu",

@@ -12,13 +12,13 @@ from cluster.fleet.balanced_tools import BalancedTools
 from envs.config import ToolServerConfig
 from envs.services.router import ToolRouter
 from envs.tasks import Task
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engine import Engine
 from rollout.engines.engine_spec import EngineSpec
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 VLLM = "cluster.fleet.vllm_factory:make_engine"
@@ -57,11 +57,15 @@ class RolloutWorker:
     async def start(self) -> None:
         """Start tools and engine. Raises InfraError, IsolationError, TemplateError."""
         spec = self._spec.engine
-        template = await asyncio.to_thread(ChatTemplate.load, Path(spec.model_path))
+        template = await asyncio.to_thread(ChatTemplate.load, Path(spec.model_path), spec.model)
         await self._tools.start()
         self._engine = self._make_engine(template, spec)
         await self._engine.start()
-        identity = Identity(worker=self._name, max_model_len=spec.model.max_model_len)
+        identity = Identity(
+            worker=self._name,
+            max_model_len=spec.model.max_model_len,
+            tool_format=spec.model.tool_format,
+        )
         self._services = ToolRouter(self._tools, self._spec.tools, os.environ)
         self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 

@@ -9,8 +9,11 @@ from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
+from rollout.chat.loading import shipped_names, template_path
+from rollout.chat.template import ChatTemplate
+from rollout.config import ModelConfig
+from rollout.language import check_language, format_of
 from rollout.store.run_layout import RunLayout
-from rollout.template import ChatTemplate
 from rollout.weights.model_folder import weight_files
 
 
@@ -26,24 +29,42 @@ class RunInputs:
 def resolve_inputs(config: RunConfig) -> RunInputs:
     """Find or build the model of a recipe, and make its environment.
 
-    An environment may ask servers for their tools. Raises MissingError, ConfigError,
-    DataFileError, and InfraError where a server does not answer.
+    An environment may ask servers for their tools. The configuration names the format of tool calls
+    that `auto` has found. Raises MissingError, ConfigError, DataFileError, and InfraError where a
+    server does not answer.
     """
     environment = make_environment(config.env)  # first: a model may take half a minute to build
-    return RunInputs(config, find_model(config), environment)
+    model = find_model(config)
+    return RunInputs(_with_tool_format(config, model), model, environment)
 
 
 def find_model(config: RunConfig) -> Path:
     """Return the folder of the recipe's model, which is built if need be.
 
-    Raises MissingError, also where there are no safetensors, and ConfigError for a context or a
-    chat template that does not fit.
+    Raises MissingError, also where there are no safetensors, and ConfigError for a context, a chat
+    template or a wording that does not fit.
     """
     path = resolve_model(config.model.path, Path(config.run.models_dir), config.run.seed)
     weight_files(path)
     check_folder_context(path, config.model.max_model_len)
-    ChatTemplate.load(path)
+    template = ChatTemplate.load(path, config.model)
+    check_language(template, format_of(template, config.model.tool_format), config.episode)
     return path.resolve()
+
+
+def _with_tool_format(config: RunConfig, model: Path) -> RunConfig:
+    """Return `config` with the model's own tool format in place of `auto`."""
+    found = format_of(ChatTemplate.load(model, config.model), config.model.tool_format).tools.name
+    section = config.model.model_copy(update={"tool_format": found})
+    return config.model_copy(update={"model": section})
+
+
+def anywhere(model: ModelConfig) -> ModelConfig:
+    """Return a `[model]` section that means the same in a process with another working folder."""
+    choice = model.chat_template
+    if not choice or choice in shipped_names():
+        return model
+    return model.model_copy(update={"chat_template": str(template_path(choice).absolute())})
 
 
 class Environments:

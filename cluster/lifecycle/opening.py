@@ -13,10 +13,11 @@ from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.config.run_config import RunConfig, load_config, to_toml
+from cluster.config.run_config import RunConfig, to_toml
 from cluster.lifecycle.resume_check import differences
 from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
+from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from envs.errors import MissingError, StoreError
 from rollout.store.run_directory import RunDirectory, check_new_folder
@@ -97,7 +98,7 @@ class Opening:
         training = self.kind is RunKind.TRAIN
         checkpoint = newest_checkpoint(run.layout.checkpoints) if training else None
         step = int(checkpoint.name) if checkpoint else 0
-        before = load_config(str(run.layout.config_toml))
+        before = stored_config(run.layout.config_toml)
         changed = differences(before, self.config, but=_PLACES)
         if changed:
             after = f" after step {step}" if training else ""
@@ -167,7 +168,7 @@ def _check_resumable(kind: RunKind, layout: RunLayout, config: RunConfig, resume
             f"there is {found.words} in {path} already: resume it with --resume, or {instead}"
         )
     what = f"{kind.words.partition(' ')[2]} in {path}"
-    before = load_config(str(layout.config_toml))
+    before = stored_config(layout.config_toml)
     check_unchanged(kind, f"the {what}", before, config, instead)
 
 

@@ -10,6 +10,8 @@ from rollout.store.run_layout import RunKind
 
 _ALL = frozenset(RunKind)
 _TRAIN, _SFT = frozenset({RunKind.TRAIN}), frozenset({RunKind.SFT})
+_UNRESOLVED = "auto"
+"""A tool format that is still to be found; a run that is opened by a command has found it."""
 _EVAL, _COLLECT = frozenset({RunKind.EVAL}), frozenset({RunKind.COLLECT})
 
 
@@ -35,7 +37,19 @@ RULES = (
     ResumeRule(
         keys=("model",),
         kinds=_ALL,
+        but=("model.chat_template", "model.template_options", "model.tool_format"),
         reason="episodes of another model, or of other tokens, are another experiment",
+    ),
+    ResumeRule(
+        keys=("model.chat_template", "model.template_options"),
+        kinds=_ALL,
+        reason="the same conversation would be other tokens",
+    ),
+    ResumeRule(
+        keys=("model.tool_format",),
+        kinds=_ALL,
+        reason="it decides which text of a turn is a tool call, and what the prompt asks for",
+        applies=lambda config: config.model.tool_format != _UNRESOLVED,
     ),
     ResumeRule(keys=("env",), kinds=_ALL, reason="it defines the tasks"),
     ResumeRule(
@@ -146,6 +160,9 @@ def rules_of(kind: RunKind) -> Sequence[ResumeRule]:
 
 
 def _broken(kind: RunKind, before: RunConfig, now: RunConfig) -> Iterator[str]:
+    if now.model.tool_format == _UNRESOLVED:
+        section = now.model.model_copy(update={"tool_format": before.model.tool_format})
+        now = now.model_copy(update={"model": section})
     for rule in rules_of(kind):
         if rule.applies(before) and (found := differences(before, now, rule.keys, rule.but)):
             yield f"{', '.join(found)}: {rule.reason}"

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config.run_config import RunConfig, load_config
+from cluster.config.run_config import RunConfig
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.stored_config import stored_config
 from cluster.scheduling.schedule import task_of
 from cluster.scheduling.task_sources import TaskSource, task_source
 from envs.errors import EngineError, MissingError, StoreError
@@ -19,6 +20,7 @@ from envs.server.traffic import RecordedSession, TrafficReader
 from envs.services.adapted import AdaptedTools
 from envs.tasks import Task
 from envs.tools import JsonObject, ToolService
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.recorded_engine import RecordedEngine
 from rollout.episode import Episode, RolloutKind
@@ -29,7 +31,6 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
-from rollout.template import ChatTemplate
 
 _AT_ONCE = 64
 _PER_SERVER = 1_024
@@ -90,7 +91,7 @@ async def replay_run(run: Path, episode: str | None, traffic: Path | None = None
     recipe no longer gives the episode's task.
     """
     reader = RunReader(run)
-    config = load_config(str(_config_path(reader)))
+    config = stored_config(_config_path(reader))
     record = TrafficReader(_traffic_folder(reader, config, traffic))
     replays: list[Replay] = []
     left_out = 0
@@ -116,7 +117,7 @@ class _Replayer:
 
     def __init__(self, inputs: RunInputs, kind: RunKind, tools: ToolService) -> None:
         self._config = inputs.config
-        self._template = ChatTemplate.load(inputs.model)
+        self._template = ChatTemplate.load(inputs.model, inputs.config.model)
         self._scripted = kind is RunKind.TEACHER or (
             kind is RunKind.COLLECT and inputs.config.collect.source == "scripted"
         )
@@ -132,6 +133,7 @@ class _Replayer:
             worker=recorded.worker,
             source=recorded.source,
             max_model_len=self._config.model.max_model_len,
+            tool_format=self._config.model.tool_format,
         )
         engine = RecordedEngine(recorded)
         runner = EpisodeRunner(engine, self._tools, self._template, identity)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cluster.config.run_config import RunConfig, load_config
+from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.retention import whole_checkpoints
+from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import run_async
 from envs.errors import ConfigError, MissingError
@@ -109,7 +110,7 @@ def run_replay_step(run: Path, step: int) -> StepReplay:
     """As `replay_step`, with Ray for as long as it takes."""
     progress = Progress()
     progress.phase("starting Ray and the learner")
-    with ray_session(load_config(str(RunReader(run).layout.config_toml))):
+    with ray_session(stored_config(RunReader(run).layout.config_toml)):
         return run_async(replay_step(run, step, progress))
 
 
@@ -123,7 +124,7 @@ async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
     refuse_other_versions(reader.info.versions)
     base = nearest_checkpoint(reader, step)
     first = int(base.name) + 1 if base else 1
-    config = load_config(str(recipe_of(reader, first, step)))
+    config = stored_config(recipe_of(reader, first, step))
     steps = [recorded_step(reader, number) for number in range(first, step + 1)]
     return await _replay(config, base, steps, progress)
 

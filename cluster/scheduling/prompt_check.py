@@ -6,8 +6,8 @@ from cluster.lifecycle.inputs import RunInputs
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import ConfigError
 from envs.tasks import Task
-from rollout.prompts import opening_of
-from rollout.template import ChatTemplate
+from rollout.chat.template import ChatTemplate
+from rollout.language import Language, format_of
 
 CHECKED = 4_096
 """Tasks of a finite set that are looked at; what is longer beyond them is found as it comes."""
@@ -47,11 +47,14 @@ def check_some_prompts(inputs: RunInputs, source: TaskSource) -> str:
 
 def _long_prompts(inputs: RunInputs, tasks: Sequence[Task]) -> list[tuple[str, int]]:
     """Return the ids of tasks whose prompt fills the context, and their numbers of tokens."""
-    template, config = ChatTemplate.load(inputs.model), inputs.config
-    counted = (
-        (task.id, len(template.prompt(opening_of(template, task, config.episode))))
-        for task in tasks[:CHECKED]
-    )
+    config = inputs.config
+    template = ChatTemplate.load(inputs.model, config.model)
+    format = format_of(template, config.model.tool_format)
+    languages = (Language(template, format, task, config.episode) for task in tasks[:CHECKED])
+    counted = [
+        (task.id, len(language.tokenise(language.opening())))
+        for task, language in zip(tasks, languages, strict=False)
+    ]
     return [(task, tokens) for task, tokens in counted if tokens >= config.model.max_model_len]
 
 

@@ -12,6 +12,13 @@ from envs.config import Section
 from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogConfig
 
+_ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
+    "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
+    "episode": {"thoughts": "keep"},
+}
+"""Keys that a study of an older version does not have, with the value that changes nothing for it:
+with that value they are left out, so that such a study goes on.
+"""
 _IRRELEVANT: dict[str, set[str]] = {
     "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
     "learner": {"packing"},
@@ -137,6 +144,13 @@ def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
     for name, ignored in _IRRELEVANT.items():
         if name in tree:
             tree[name] = getattr(config, name).model_dump(mode="json", exclude=ignored)
+    for name, later in _ADDED_LATER.items():
+        if isinstance(section := tree.get(name), dict):
+            tree[name] = {
+                key: value
+                for key, value in section.items()
+                if key not in later or value != later[key]
+            }
     return {"run": {"seed": config.run.seed}, **tree}
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config.run_config import RunConfig, load_config
+from cluster.config.run_config import RunConfig
 from cluster.lifecycle.inputs import Environments, RunInputs, find_model
 from cluster.lifecycle.opening import Resume, open_run
+from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.scheduling.prompt_check import check_all_prompts
 from cluster.scheduling.task_sources import eval_tasks
@@ -218,7 +219,7 @@ def is_attempt(path: Path, config: RunConfig, kind: str) -> bool:
     layout = RunLayout(path)
     if not layout.run_json.exists():
         return False
-    before = load_config(str(layout.config_toml))
+    before = stored_config(layout.config_toml)
     return fingerprint(before, *_USED[kind]) == fingerprint(config, *_USED[kind])
 
 

@@ -30,14 +30,16 @@ from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, 
 from envs.errors import ConfigError
 from envs.remote.tokens import check_header
 from envs.tools import JsonObject
+from rollout.chat.template import ChatTemplate
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_prompt import TeacherNotes
+from rollout.engines.student_format import StudentFormat
 from rollout.evaluation.teacher_filter import FilterContext
+from rollout.language import format_of
 from rollout.store.ledger_state import State
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 _APART = ("by_tag", "failures")
 """Parts of the report that are shown apart from its numbers."""
@@ -209,7 +211,9 @@ def open_http(endpoint: EndpointConfig) -> httpx.AsyncClient:
 
 def _given(inputs: RunInputs) -> FilterContext:
     """Return what the filter has to know of the prompt that the source was given."""
-    section, control = inputs.config.collect, ChatTemplate.load(inputs.model).control_tokens
+    section, model = inputs.config.collect, inputs.config.model
+    template = ChatTemplate.load(inputs.model, model)
+    control = StudentFormat(template, format_of(template, model.tool_format)).foreign_tokens
     if section.source != "endpoint":
         return FilterContext("", control)
     notes = TeacherNotes(inputs.config.episode, section.endpoint.tool_format).text()

@@ -20,18 +20,20 @@ from envs.errors import ConfigError
 from envs.messages import Reply
 from envs.tasks import Task
 from envs.tools import ToolService
-from rollout.config import EpisodeConfig
+from rollout.chat.template import ChatTemplate
+from rollout.config import EpisodeConfig, ToolFormatName
 from rollout.engines.openai_client import ChatClient
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_engine import OpenAIEngine, TeacherTask
 from rollout.engines.scripted_engine import ScriptedEngine
+from rollout.engines.student_format import StudentFormat
 from rollout.episode import ANSWER_PART, Lease, is_correct
 from rollout.episode_schema import to_batch
+from rollout.language import format_of
 from rollout.runner import EpisodeRunner, Identity
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 _NAME = "teacher"
 
@@ -51,10 +53,21 @@ class TeacherHost:
     tools: ToolService
     template: ChatTemplate
     max_model_len: int
+    tool_format: ToolFormatName = "auto"
+
+    @property
+    def student(self) -> StudentFormat:
+        """How the model that learns from the episodes writes its turns."""
+        return StudentFormat(self.template, format_of(self.template, self.tool_format))
 
     def identity(self, source: str) -> Identity:
         """Return the identity that episodes of `source` record."""
-        return Identity(worker=_NAME, source=source, max_model_len=self.max_model_len)
+        return Identity(
+            worker=_NAME,
+            source=source,
+            max_model_len=self.max_model_len,
+            tool_format=self.tool_format,
+        )
 
 
 @asynccontextmanager
@@ -64,11 +77,12 @@ async def open_host(inputs: RunInputs, run: Path) -> AsyncIterator[TeacherHost]:
     With `tools.record`, calls and answers are recorded in the run directory `run`.
     """
     config = with_recording(inputs.config, run)
-    template = ChatTemplate.load(inputs.model)
+    template = ChatTemplate.load(inputs.model, config.model)
     tools = LocalTools(_NAME, config.tools)
     await tools.start()
     try:
-        yield TeacherHost(tools, template, config.model.max_model_len)
+        model = config.model
+        yield TeacherHost(tools, template, model.max_model_len, model.tool_format)
     finally:
         await tools.close()
 
@@ -79,7 +93,7 @@ class ScriptedTeacher:
     def __init__(
         self, host: TeacherHost, reply: Reply, trial_calls: Callable[[int, int], int]
     ) -> None:
-        engine = ScriptedEngine(reply, host.template)
+        engine = ScriptedEngine(reply, host.template, host.student)
         self._runner = EpisodeRunner(engine, host.tools, host.template, host.identity(_NAME))
         self._trial_calls = trial_calls
 
@@ -106,7 +120,8 @@ class EndpointTeacher:
         self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
     ) -> tuple[pa.RecordBatch, str]:
         host = self._host
-        engine = OpenAIEngine(self._client, self._config, host.template, TeacherTask(task, config))
+        part = TeacherTask(task, config, host.tool_format)
+        engine = OpenAIEngine(self._client, self._config, host.template, part)
         await engine.start()
         identity = host.identity(self._config.model)
         runner = EpisodeRunner(engine, host.tools, host.template, identity)

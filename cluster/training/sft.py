@@ -22,11 +22,11 @@ from cluster.training.sft_data import parse_source, sft_table
 from envs.errors import ConfigError
 from envs.tools import JsonObject
 from learner.config import check_adapters
+from rollout.chat.template import ChatTemplate
 from rollout.store.journal import replace_file
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 
 async def train_sft(
@@ -131,7 +131,8 @@ def _data_of(
     if sources:
         model = find_model(config)
         chosen = [parse_source(source) for source in sources]
-        table = sft_table(chosen, ChatTemplate.load(model), config.run.seed)
+        template, name = ChatTemplate.load(model, config.model), config.model.tool_format
+        table = sft_table(chosen, template, config.run.seed, name)
         return model, lambda run: table
     inputs = resolve_inputs(config)
     check_teacher(inputs)

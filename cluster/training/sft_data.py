@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cluster.lifecycle.stored_config import stored_config
 from cluster.teachers.selection_file import read_selection
 from envs.errors import ConfigError
 from envs.seeds import stable_hash
+from rollout.chat.template import ChatTemplate
+from rollout.config import ToolFormatName
 from rollout.episode import ANSWER_PART, is_correct
 from rollout.episode_schema import from_batch
+from rollout.language import format_of
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow
-from rollout.template import ChatTemplate
 
 _AT_ONCE = 256
 """Episodes in memory while the correct ones are chosen."""
@@ -47,16 +50,23 @@ def parse_source(text: str) -> Source:
     return Source(Path(path), number)
 
 
-def sft_table(sources: Sequence[Source], template: ChatTemplate, seed: int) -> pa.Table:
+def sft_table(
+    sources: Sequence[Source],
+    template: ChatTemplate,
+    seed: int,
+    tool_format: ToolFormatName = "auto",
+) -> pa.Table:
     """Return the episodes of all sources, each as often as its weight says.
 
     A weight of 2.5 gives every episode twice and half of them, sampled with `seed`, once more.
-    Raises ConfigError where a source has no episode to train on, or has another tokenizer's tokens.
+    Raises ConfigError where a source has no episode to train on, has another tokenizer's tokens, or
+    its calls in another format than the model's `tool_format`.
     """
     tables: list[pa.Table] = []
     for source in sources:
         table = selected_of(source.run)
         _check_tokens(table, template, source.run)
+        _check_format(template, source.run, tool_format)
         tables += _weighted(table, source, seed)
     if not tables:
         raise ConfigError("the weights leave no episode to train on: raise them")
@@ -107,6 +117,16 @@ def _weighted(table: pa.Table, source: Source, seed: int) -> list[pa.Table]:
     )
     sampled = sorted(order[: round(part * len(names))])
     return [table] * int(whole) + ([table.take(sampled)] if sampled else [])
+
+
+def _check_format(template: ChatTemplate, run: Path, tool_format: ToolFormatName) -> None:
+    stored = stored_config(RunReader(run).layout.config_toml).model.tool_format
+    found, expected = (format_of(template, name).tools.name for name in (stored, tool_format))
+    if found != expected:
+        raise ConfigError(
+            f"the episodes in {run} have tool calls in the format {found!r}, the model is to write "
+            f"{expected!r}: set model.tool_format = {found!r}, or collect again"
+        )
 
 
 def _check_tokens(table: pa.Table, template: ChatTemplate, run: Path) -> None:

@@ -14,7 +14,8 @@ from envs.errors import LearnerError
 from learner.backends.backend import Backend
 from learner.backends.lora import PEFT
 from learner.pretrained.folder import folder_weights
-from rollout.config import LoraConfig
+from rollout.chat.loading import CHAT_TEMPLATE_FILE, carried_template
+from rollout.config import ModelConfig
 from rollout.weights.layout import tensor_shapes
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -24,12 +25,14 @@ ADAPTER_FOLDER = "adapter"
 _OWN = ("config.json", "generation_config.json")
 
 
-def export_model(backend: Backend, source: Path, target: Path, lora: LoraConfig) -> None:
+def export_model(backend: Backend, source: Path, target: Path, model: ModelConfig) -> None:
     """Write the current weights to `target`, with the tokenizer files of `source`; collective.
 
-    With LoRA the weights are merged, and `target` also holds the adapters in ADAPTER_FOLDER. The
-    complete folder appears by a rename. Raises LearnerError where `target` exists.
+    If `model` names a chat template or options of one, `target` carries them in its own. With LoRA
+    the weights are merged, and `target` also holds the adapters in ADAPTER_FOLDER. The complete
+    folder appears by a rename. Raises LearnerError where `target` exists.
     """
+    lora = model.lora
     weights = _copied(backend, backend.named_weights())
     adapters = _copied(backend, backend.pushed_weights()) if lora.rank else {}
     exists = backend.gather(target.exists())[0]
@@ -41,6 +44,8 @@ def export_model(backend: Backend, source: Path, target: Path, lora: LoraConfig)
         partial.mkdir(parents=True)
         _write_weights(weights, source, partial)
         _copy_tokenizer(source, partial)
+        if (text := carried_template(source, model)) is not None:
+            (partial / CHAT_TEMPLATE_FILE).write_text(text, encoding="utf-8")
         if lora.rank:
             folder = partial / ADAPTER_FOLDER
             folder.mkdir()

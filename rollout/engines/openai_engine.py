@@ -8,7 +8,8 @@ from envs.errors import ConfigError, EngineError, TeacherError
 from envs.messages import Message
 from envs.tasks import Task
 from envs.tools import JsonObject
-from rollout.config import EpisodeConfig
+from rollout.chat.template import ChatTemplate
+from rollout.config import EpisodeConfig, ToolFormatName
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.engines.openai_client import ChatClient, Spending
 from rollout.engines.openai_config import EndpointConfig
@@ -20,7 +21,9 @@ from rollout.engines.openai_wire import (
     prompt_messages,
     read_reply,
 )
-from rollout.template import ChatTemplate
+from rollout.engines.student_format import StudentFormat
+from rollout.language import format_of
+from rollout.prompts import make_prompts
 from rollout.weights.manifest import WeightManifest
 
 _EMPTY_ATTEMPTS = 3
@@ -31,10 +34,13 @@ _LONG_TEXT = 4_000
 
 @dataclass(frozen=True, slots=True)
 class TeacherTask:
-    """The task that the endpoint works on, and the configuration of its episode."""
+    """The task that the endpoint works on, the configuration of its episode, and the student's
+    `model.tool_format`.
+    """
 
     task: Task
     episode: EpisodeConfig
+    tool_format: ToolFormatName = "auto"
 
 
 class OpenAIEngine:
@@ -42,7 +48,8 @@ class OpenAIEngine:
 
     Nothing is sampled here, so logprobs are NaN. The endpoint gets an instruction in addition to
     the student's messages; no token and no message of the episode contains it. Control tokens of
-    the student's template (roles, end of turn) are removed from the endpoint's text.
+    the student's template (roles, end of turn) are removed from the endpoint's text. The endpoint
+    reads and writes Hermes calls, or native ones; the episode has them in the student's format.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class OpenAIEngine:
         self._config = config
         self._template = template
         self._part = part
+        self._student = StudentFormat(template, format_of(template, part.tool_format))
         self._instruction = TeacherNotes(part.episode, config.tool_format).text()
         self.spent = Spending()
         """Requests and tokens of this episode."""
@@ -92,8 +100,8 @@ class OpenAIEngine:
                     "raise collect.endpoint.max_tokens"
                 )
         if len(turn.text) < _LONG_TEXT:
-            return self._completion(turn, params.max_tokens)
-        return await asyncio.to_thread(self._completion, turn, params.max_tokens)
+            return self._completion(turn, prompt, params.max_tokens)
+        return await asyncio.to_thread(self._completion, turn, prompt, params.max_tokens)
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         raise EngineError(f"an endpoint cannot load weights, found version {manifest.version}")
@@ -107,10 +115,12 @@ class OpenAIEngine:
     def _tokens_of(self, text: str) -> int:
         return len(self._template.encode(text))
 
-    def _completion(self, turn: ChatTurn, limit: int) -> Completion:
-        ids = self._template.encode(_without(turn.text, self._template.control_tokens))
+    def _completion(self, turn: ChatTurn, prompt: Prompt, limit: int) -> Completion:
+        clean = _without(turn.text, self._template.control_tokens)
+        text = self._student.written(clean, prompt.token_ids)
+        ids = self._template.encode(text)
         if not turn.cut:
-            ids.append(self._template.eos_token_id)
+            ids.append(self._template.end_of(text))
         shortened = ids[:limit]
         complete = not turn.cut and len(shortened) == len(ids)
         return Completion(
@@ -132,15 +142,25 @@ class OpenAIEngine:
             body["seed"] = params.seed
         if config.tool_format == "native":
             task = self._part.task
-            messages = [Message("user", task.question), *_after_opening(prompt)]
+            messages = self._student.read(_after_opening(prompt), task.tool_set)
+            messages = [Message("user", task.question), *messages]
             body["messages"] = native_messages(messages, self._instruction)
             body["tools"] = native_tools(task.tool_set.tools)
             if self._part.episode.max_calls_per_turn == 1:
                 body["parallel_tool_calls"] = False
         else:
-            body["messages"] = prompt_messages(prompt.messages, self._instruction)
+            body["messages"] = prompt_messages(self._as_hermes(prompt), self._instruction)
         body |= config.extra
         return {name: value for name, value in body.items() if name not in config.omit}
+
+    def _as_hermes(self, prompt: Prompt) -> list[Message]:
+        """Return the conversation with an opening that spells out tools and Hermes calls."""
+        episode, task = self._part.episode, self._part.task
+        wording = "hermes" if episode.prompt == "template" else episode.prompt
+        words = make_prompts(wording, wrap_answers=False)
+        opening = words.opening(task, episode.mode, episode.trial.calls)
+        rest = prompt.messages[len(opening) :]
+        return [*opening, *self._student.read(rest, task.tool_set)]
 
 
 def _after_opening(prompt: Prompt) -> list[Message]:

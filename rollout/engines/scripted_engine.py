@@ -4,16 +4,23 @@ import math
 
 from envs.errors import WeightSyncError
 from envs.messages import Reply
+from rollout.chat.template import ChatTemplate
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
-from rollout.template import ChatTemplate
+from rollout.engines.student_format import StudentFormat
 from rollout.weights.manifest import WeightManifest
 
 
 class ScriptedEngine:
-    """Engine whose turns are the texts of `reply`; nothing is sampled, so logprobs are NaN."""
+    """Engine whose turns are the texts of `reply`; nothing is sampled, so logprobs are NaN.
 
-    def __init__(self, reply: Reply, template: ChatTemplate) -> None:
+    With `student`, `reply` reads and writes Hermes calls, whatever format the student's model has.
+    """
+
+    def __init__(
+        self, reply: Reply, template: ChatTemplate, student: StudentFormat | None = None
+    ) -> None:
         self._reply = reply
+        self._student = student
         self._template = template
         self._version = 0
 
@@ -24,8 +31,8 @@ class ScriptedEngine:
     async def start(self) -> None: ...
 
     async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
-        text = self._reply(prompt.messages, prompt.seed)
-        ids = [*self._template.encode(text), self._template.eos_token_id]
+        text = self._text(prompt)
+        ids = [*self._template.encode(text), self._template.end_of(text)]
         cut = ids[: params.max_tokens]
         return Completion(
             tuple(cut),
@@ -33,6 +40,12 @@ class ScriptedEngine:
             (VersionSpan(0, self._version),),
             "stop" if len(cut) == len(ids) else "length",
         )
+
+    def _text(self, prompt: Prompt) -> str:
+        if self._student is None:
+            return self._reply(prompt.messages, prompt.seed)
+        text = self._reply(self._student.read(prompt.messages), prompt.seed)
+        return self._student.written(text, prompt.token_ids)
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         if manifest.version < self._version:

@@ -32,6 +32,7 @@ from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.catalog.teacher import trial_reply
 from envs.tools import ToolService
 from learner.pretrained.resolve import SMOLLM2, resolve_model
+from rollout.chat.template import ChatTemplate
 from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.engine_spec import EngineSpec
@@ -40,7 +41,6 @@ from rollout.engines.vllm_engine import VllmEngine
 from rollout.engines.vllm_environment import engine_environment
 from rollout.episode import Episode, Lease, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 
 MAX_MODEL_LEN = 512
 

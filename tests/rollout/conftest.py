@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from envs.messages import Message
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
+from rollout.chat.template import ChatTemplate
 from rollout.engine import VersionSpan
 from rollout.episode import (
     CallRecord,
@@ -23,7 +24,6 @@ from rollout.episode import (
     Timings,
     Turn,
 )
-from rollout.template import ChatTemplate
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -12,11 +12,11 @@ from envs.services.router import ToolRouter
 from envs.services.scripted import ScriptedTools
 from envs.tasksets.file.config import FileEnvConfig
 from envs.tools import AnswerStatus, ToolAnswer
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 
 SERVER = Path(__file__).resolve().parent.parent / "envs" / "remote" / "raw_mcp_server.py"
 COUNT = '<tool_call>{"name": "count", "arguments": {}}</tool_call>'

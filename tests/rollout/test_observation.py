@@ -9,15 +9,15 @@ from envs.messages import Message
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind
 from rollout.episode_schema import from_batch, to_batch
+from rollout.language import Language, format_of
 from rollout.observation import Cutter, fitted
-from rollout.prompts import opening_of
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 from rollout.transcript import render
 
 LEASE = Lease(
@@ -39,8 +39,13 @@ def tokenise(messages: Sequence[Message]) -> list[int]:
     return list("".join(f"<{m.role}>{m.content}</{m.role}>" for m in messages).encode())
 
 
+def prompt_tokens(template: ChatTemplate, task: Task, config: EpisodeConfig) -> int:
+    language = Language(template, format_of(template, "auto"), task, config)
+    return len(language.tokenise(language.opening()))
+
+
 def room_after(template: ChatTemplate, task: Task, config: EpisodeConfig, tokens: int) -> int:
-    return len(template.prompt(opening_of(template, task, config))) + tokens
+    return prompt_tokens(template, task, config) + tokens
 
 
 async def play(
@@ -84,7 +89,7 @@ async def test_a_long_answer_leaves_room_for_the_policys(
     assert episode.extra["cut_characters"] == length - kept
     assert episode.calls[0].result == "x" * length, "the record keeps the complete answer"
     ids = episode.token_ids_T[observed[0] : observed[-1] + 1]
-    whole = template.continuation([Message("tool", seen)], turn_ended=True)
+    whole = template.continuation([Message("tool", seen)], last_id=template.eos_token_id)
     assert list(ids) == whole, "the template ends the turn"
 
 
@@ -152,7 +157,7 @@ async def test_a_prompt_without_room_is_typed_and_samples_nothing(
         async def sample(self, prompt: Prompt, params: SamplingParams) -> Completion:
             raise AssertionError("nothing may be sampled")
 
-    length = len(template.prompt(opening_of(template, task, DIRECT)))
+    length = prompt_tokens(template, task, DIRECT)
     runner = EpisodeRunner(
         Forbidden(lambda messages, seed: "", template),
         ScriptedTools(lambda made, before: said("")),

@@ -10,12 +10,12 @@ from envs.messages import Message
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams, VersionSpan
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 
 UNIT = Identity(worker="unit", max_model_len=8_192)
 LONG = PhaseBudget(tokens=20_000)

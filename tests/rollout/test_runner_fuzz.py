@@ -13,11 +13,11 @@ from envs.messages import Message
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 
 FEW, MANY, TURNS = 30, 500, 20
 """500 examples of 20 completions: 10,000."""

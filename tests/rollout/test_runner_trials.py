@@ -27,13 +27,13 @@ from envs.tools import (
     ToolSet,
     ToolSpec,
 )
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Episode, Lease, Outcome, RolloutKind
 from rollout.prompts import make_prompts
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 
 CONFIG = ToolServerConfig(
     call_timeout_s=0.5, isolation=IsolationConfig(profile="files", required="landlock")

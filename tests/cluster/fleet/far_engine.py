@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from envs.errors import WeightSyncError
+from rollout.chat.template import ChatTemplate
 from rollout.engine import Engine
 from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.scripted_engine import ScriptedEngine
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest, checksum
 
 FACTORY = f"{__name__}:make_engine"

@@ -20,6 +20,7 @@ from cluster.scheduling.schedule import GroupPlan
 from cluster.scheduling.task_stream import TaskStream
 from envs.tasks import Task
 from learner.pretrained.tiny_model import build_tiny_model
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.engine_spec import EngineSpec
@@ -29,7 +30,6 @@ from rollout.store.ledger_state import State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 GROUPS, GROUP_SIZE = 2, 4

@@ -23,6 +23,7 @@ from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolSet, ToolSpec
 from learner.batch import read_episodes
 from learner.config import LearnerConfig
 from learner.objective.selection import select
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Prompt, SamplingParams
 from rollout.engines.scripted_engine import ScriptedEngine
@@ -32,7 +33,6 @@ from rollout.runner import EpisodeRunner, Identity
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
-from rollout.template import ChatTemplate
 from rollout.weights.manifest import WeightManifest
 
 GROUPS, SIZE = 6, 6

@@ -13,8 +13,8 @@ from cluster.scheduling.task_sources import training_tasks
 from cluster.training.train import run_train
 from envs.errors import ConfigError
 from learner.pretrained.resolve import resolve_model
-from rollout.prompts import opening_of
-from rollout.template import ChatTemplate
+from rollout.chat.template import ChatTemplate
+from rollout.language import Language, format_of
 
 InputsOf = Callable[[str, int], RunInputs]
 
@@ -40,7 +40,10 @@ def lengths(inputs: RunInputs) -> dict[str, int]:
     """Tokens of the prompt of every training task, the shortest first."""
     template, episode = ChatTemplate.load(inputs.model), inputs.config.episode
     tasks = inputs.environment.tasks("train", 0, None)
-    counted = {t.id: len(template.prompt(opening_of(template, t, episode))) for t in tasks}
+    languages = {t.id: Language(template, format_of(template, "auto"), t, episode) for t in tasks}
+    counted = {
+        task: len(language.tokenise(language.opening())) for task, language in languages.items()
+    }
     return dict(sorted(counted.items(), key=lambda pair: pair[1]))
 
 

@@ -25,6 +25,7 @@ from envs.errors import ConfigError, EngineError, InfraError, StoreError
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.openai_config import EndpointConfig
 from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind, Turn
@@ -34,7 +35,6 @@ from rollout.store.ledger_state import DropReason, State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 from tests.cluster.conftest import Numbered, canned
 from tests.rollout.conftest import make_tokenizer
 from tests.rollout.engines.fake_endpoint import KEY, PROMPT, FakeEndpoint, call, fails, says

@@ -14,9 +14,9 @@ from cluster.config.run_config import load_config
 from cluster.teachers.collect import run_collect
 from envs.errors import ConfigError
 from learner.pretrained.tiny_model import build_tiny_model
+from rollout.chat.template import ChatTemplate
 from rollout.episode_schema import from_batch
 from rollout.store.run_reader import RunReader
-from rollout.template import ChatTemplate
 
 MAX_LEN = 4096
 

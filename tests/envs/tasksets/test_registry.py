@@ -16,11 +16,11 @@ from envs.tasksets.registry import TASK_SETS, create_environment, every_key, rea
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tools import ToolSet
 from learner.pretrained.tiny_model import build_tokenizer
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.episode import Lease, Outcome, RolloutKind
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 from tests.envs.tasksets.toy_set import WITH_TOY, ToyEnvConfig
 
 TOY: dict[str, JsonValue] = {"name": "toy", "must": 1, "toy": {"largest": 3}}

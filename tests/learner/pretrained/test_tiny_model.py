@@ -12,8 +12,8 @@ from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.catalog.names import SYLLABLES, names_of
 from envs.tasksets.catalog.teacher import trial_reply
 from learner.pretrained.tiny_model import build_tiny_model, build_tokenizer
+from rollout.chat.template import ChatTemplate
 from rollout.prompts import CompactPrompts
-from rollout.template import ChatTemplate
 
 CALL = '<tool_call>{"name": "kabi", "arguments": {"text": "407", "key": "blue"}}</tool_call>'
 
@@ -88,7 +88,7 @@ def test_the_vocabulary_is_small_and_without_repeats(tokenizer: PreTrainedTokeni
 def test_the_chat_template_extends_its_prefix_at_two_tokens_a_message(folder: Path) -> None:
     template = ChatTemplate.load(folder)
     message = Message("tool", "407")
-    assert len(template.continuation([message], turn_ended=True)) == 3 + 2 + 1
+    assert len(template.continuation([message], last_id=template.eos_token_id)) == 3 + 2 + 1
     system = [Message("system", "trial"), Message("user", "go")]
     assert len(template.prompt(system)) == 2 * 3 + 1
 

@@ -12,6 +12,7 @@ from envs.messages import Message
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall
+from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_engine import OpenAIEngine, TeacherTask
@@ -20,7 +21,6 @@ from rollout.engines.openai_wire import ChatReply, native_messages, read_reply
 from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind
 from rollout.prompts import make_prompts
 from rollout.runner import EpisodeRunner, Identity
-from rollout.template import ChatTemplate
 from tests.rollout.engines.fake_endpoint import (
     KEY,
     NATIVE,

@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from envs.errors import TemplateError
 from envs.messages import Message
-from rollout.template import ChatTemplate
+from rollout.chat.template import ChatTemplate
 
 MakeTokenizer = Callable[[str | None], PreTrainedTokenizerFast]
 Edit = Callable[[str], str | None]
@@ -15,17 +15,14 @@ ASK = [Message("system", "s"), Message("user", "q")]
 def test_continuation_extends_the_prompt_as_the_template_would(template: ChatTemplate) -> None:
     answer, result = Message("assistant", "call"), Message("tool", "42 <b>é</b>")
     sampled = [*template.encode("call"), template.eos_token_id]
-    grown = template.prompt(ASK) + sampled + template.continuation([result], turn_ended=True)
+    grown = template.prompt(ASK) + sampled + template.continuation([result], last_id=sampled[-1])
     assert grown == template.prompt([*ASK, answer, result])
 
 
 def test_a_cut_turn_is_closed_before_the_observation(template: ChatTemplate) -> None:
     result = Message("tool", "no")
-    grown = (
-        template.prompt(ASK)
-        + template.encode("cut")
-        + template.continuation([result], turn_ended=False)
-    )
+    cut = template.encode("cut")
+    grown = template.prompt(ASK) + cut + template.continuation([result], last_id=cut[-1])
     assert grown == template.prompt([*ASK, Message("assistant", "cut"), result])
 
 
