@@ -45,7 +45,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", f"127.0.0.1:{free_port()}", "[::1]:1"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1"])
 def test_nobody_listens(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f" {address} ")
     with pytest.raises(MissingError) as caught, ray_session(load_config("catalog")):
