@@ -1,9 +1,12 @@
 """Observations that do not fit are cut, and say so."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from envs.messages import Message
 from envs.services.scripted import ScriptedTools
@@ -209,3 +212,38 @@ async def test_a_cutter_counts_over_an_episode() -> None:
         assert await cutter.fit([Message("tool", text)], tokenise, 200, 1) is not None
     assert cutter.counts["cut_observations"] == 2
     assert cutter.counts == replace(cutter).counts
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    room=st.integers(1, 900),
+    lengths=st.lists(st.integers(0, 1_500), min_size=12, max_size=12),
+    turn_tokens=st.integers(1, 400),
+    mode=st.sampled_from(["direct", "trial", "free"]),
+    limit=st.sampled_from([0, 1, 60, 300]),
+)
+def test_whatever_tools_answer_an_episode_fits_and_counts(
+    template: ChatTemplate,
+    task: Task,
+    room: int,
+    lengths: list[int],
+    turn_tokens: int,
+    mode: str,
+    limit: int,
+) -> None:
+    config = EpisodeConfig.model_validate(
+        {
+            "mode": mode,
+            "max_tokens_per_turn": turn_tokens,
+            "max_observation_tokens": limit,
+            "trial": {"calls": 3, "turns": 4},
+            "execution": {"calls": 3, "turns": 4},
+        }
+    )
+    longest = room_after(template, task, config, room)
+    answers = [said("é" * length) for length in lengths]
+    turns = [f"{DOUBLE}{DOUBLE}", "<experience>-</experience>", DOUBLE, "hm", DOUBLE] * 6
+    episode = asyncio.run(play(template, task, answers, longest, config, turns))
+    assert episode.outcome.counts, episode.error
+    assert len(episode.token_ids_T) <= longest
+    assert sum(turn.end - turn.start for turn in episode.turns) == sum(episode.loss_mask_T)
