@@ -46,7 +46,8 @@ FLOORS = {
     "cluster": (
         "metrics running",
         "config progress",
-        "checks dashboard lifecycle",
+        "dashboard lifecycle",
+        "checks",
         "fleet",
         "scheduling",
         "chaos evaluation teachers",

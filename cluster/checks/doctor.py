@@ -51,15 +51,15 @@ class Finding:
     advice: str = ""
 
 
-def run_doctor(as_json: bool, model: str | None) -> int:
+def run_doctor(as_json: bool) -> int:
     """Print what this machine has; return 1 if something is missing, else 0."""
-    findings = examine(model)
+    findings = examine()
     write_findings(findings, as_json=as_json, stream=sys.stdout)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
 
 
-def examine(model: str | None = None) -> list[Finding]:
-    """Check this machine, the installed packages and the chat template in folder `model`."""
+def examine() -> list[Finding]:
+    """Check this machine and the installed packages."""
     machine = read_machine(Path.cwd(), tuple(RAY_PORTS))
     versions = installed_versions()
     findings = [check_python(machine)]
@@ -73,8 +73,6 @@ def examine(model: str | None = None) -> list[Finding]:
     findings += check_sizes(machine)
     findings += check_sandbox(machine)
     findings += [check_open_files(machine), check_ports(machine)]
-    if model is not None:
-        findings.append(check_template(model))
     return findings
 
 
@@ -281,19 +279,3 @@ def check_ports(machine: Machine) -> Finding:
     taken = ", ".join(f"{port} ({RAY_PORTS.get(port, '?')})" for port in machine.taken_ports)
     advice = "ray status (a cluster may be running; `ray stop` ends it)"
     return Finding("ports", "warn", f"in use: {taken}", advice)
-
-
-def check_template(model: str) -> Finding:
-    """Whether the chat template of the model folder `model` can be used, and how."""
-    # Not imported at the top: the doctor must run where transformers is what is missing.
-    try:
-        templates = importlib.import_module("rollout.chat.findings")
-        found = templates.template_findings(Path(model))
-    except ImportError as error:
-        return Finding("chat template", "missing", f"cannot be tested: {error}", "make setup")
-    wrong = next((row for row in found if row.status == "missing"), None)
-    if wrong is not None:
-        advice = "give the folder of a model whose chat template fits, or set model.chat_template"
-        return Finding("chat template", "missing", wrong.detail, advice)
-    notes = [row.detail for row in found if row.name == "note"]
-    return Finding("chat template", "ok", "; ".join([f"{model}: only appends", *notes]))

@@ -28,6 +28,7 @@ from learner.memory import (
     shape_of,
 )
 from learner.packed.policy import CHUNK_LOGITS
+from learner.pretrained.architecture import BROKEN_CONFIG
 from learner.pretrained.resolve import TINY, check_context, resolve_model
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -124,8 +125,11 @@ def _parameters(architecture: Mapping[str, Any]) -> int:
     options = {key: value for key, value in architecture.items() if key != "model_type"}
     try:
         described = AutoConfig.for_model(architecture["model_type"], **options)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"expected a model_type that transformers knows: {error}") from None
+    except BROKEN_CONFIG as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(
+            f"expected a config.json that transformers knows, found: {told}"
+        ) from None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(described)
     return sum(parameter.numel() for parameter in model.parameters())

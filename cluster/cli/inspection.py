@@ -16,21 +16,43 @@ from cluster.cli.arguments import (
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.key_list import print_keys
 from cluster.cli.path_checks import check_tasks
+from cluster.config.run_config import load_config
 from cluster.progress import Progress
 from envs.tasks import Split
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: [bold]trialrun doctor --model models/my-model[/]")
+@app.command(
+    cls=RecipeCommand,
+    epilog="Example: [bold]trialrun doctor[/], or [bold]trialrun doctor models/my-model "
+    "model.dtype=bfloat16[/]",
+)
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="Check the chat template of this model folder too.")
+        str | None,
+        typer.Argument(help="A model folder: check it, and not this machine.", show_default=False),
     ] = None,
+    assignments: Assignments = None,
+    recipe: Annotated[
+        str, typer.Option(help="Take the settings of this recipe.", show_default=False)
+    ] = "",
+    gpu_memory_gib: Annotated[
+        float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU, in GiB.")
+    ] = 80.0,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine and the installed packages, and say what is missing and how to fix it."""
-    raise typer.Exit(stack("checks.doctor").run_doctor(as_json, model))
+    """Check this machine and the installed packages, or one model folder; starts nothing.
+
+    For a model: chat template, tool calls, thoughts, control tokens, weights, names, packing,
+    log-probabilities and memory. Exit code 1 if something is missing.
+    """
+    if model is None:
+        raise typer.Exit(stack("checks.doctor").run_doctor(as_json))
+    chosen = [*(assignments or []), *(overrides or []), f"model.path={model}"]
+    report_model = stack("checks.model_report", slow=True).run_model_report
+    raise typer.Exit(report_model(load_config(recipe, chosen), gpu_memory_gib, as_json=as_json))
 
 
 @app.command(epilog="Example: [bold]trialrun keys learner[/], or [bold]trialrun keys lr[/]")

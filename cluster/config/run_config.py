@@ -281,9 +281,9 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a shipped name or a TOML file) and apply `section.key=value` overrides.
 
-    A recipe's `[study]` is for `trialrun study`: it is checked and not returned. Raises ConfigError
-    for broken TOML, an unknown key or an impossible value; MissingError when there is no such
-    recipe.
+    Without a recipe, "", every key has its default. A recipe's `[study]` is for `trialrun study`:
+    it is checked and not returned. Raises ConfigError for broken TOML, an unknown key or an
+    impossible value; MissingError when there is no such recipe.
     """
     tree = read_recipe(recipe, overrides)
     checked_study(tree.pop("study", {}), recipe, overrides)
@@ -292,7 +292,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
     """Return a recipe as a tree with overrides applied, unchecked. Raises as `load_config` does."""
-    tree = _read(_locate(recipe))
+    tree = _read(_locate(recipe)) if recipe else {}
     for override in overrides:
         _override(tree, override)
     return tree

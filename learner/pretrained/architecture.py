@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -20,6 +21,8 @@ from rollout.config import ModelConfig
 from rollout.weights.layout import HEAD, adapter_layout, tensor_shapes
 from rollout.weights.model_folder import mixing_layers, read_architecture
 
+BROKEN_CONFIG = (ValueError, KeyError, StrictDataclassError)
+"""What transformers raises for a config.json that it does not know, or that contradicts itself."""
 _SCALED_LOGITS = (
     "final_logit_softcapping",
     "logits_scaling",
@@ -81,10 +84,10 @@ def build_skeleton(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except (*BROKEN_CONFIG, ImportError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"expected a causal language model that transformers can build in {folder}, found: "
-            f"{str(error).strip().splitlines()[0]}: choose another model"
+            f"{_one_line(error)}: choose another model"
         ) from error
 
 
@@ -98,10 +101,10 @@ def check_logits(folder: Path) -> None:
         )
     try:
         config = AutoConfig.from_pretrained(folder).get_text_config()
-    except (ValueError, KeyError) as error:
+    except BROKEN_CONFIG as error:
         raise ConfigError(
-            f"expected a model_type that transformers knows in {folder}, found: "
-            f"{str(error).strip().splitlines()[0]}: choose another model"
+            f"expected a model_type that transformers knows, and values that agree, in the "
+            f"config.json of {folder}, found: {_one_line(error)}: repair it or choose another model"
         ) from error
     scaled = [name for name in _SCALED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
     if scaled:
@@ -109,6 +112,10 @@ def check_logits(folder: Path) -> None:
             f"expected a model whose logits are its head's output, found {scaled[0]} in {folder}: "
             f"choose a model without it"
         )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _mixing(model: PreTrainedModel, folder: Path) -> list[str]:

@@ -84,16 +84,23 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
 
     transformers may put another pre-tokenizer in the place of the one in tokenizer.json, according
     to `tokenizer_class`. Where that changes how a text is split, the file counts. Raises
-    MissingError.
+    MissingError, and TemplateError for a folder that transformers cannot load it from.
     """
     if not (folder / "tokenizer_config.json").is_file():
         raise MissingError(
             f"expected a tokenizer in {folder}, found no tokenizer_config.json there: "
             "check the path of the model"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not _as_in_file(tokenizer, folder / "tokenizer.json"):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not _as_in_file(tokenizer, folder / "tokenizer.json"):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise all kinds for a broken file
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise TemplateError(
+            f"expected a tokenizer that transformers can load in {folder}, found: {told}: repair "
+            "the file that it names, or copy the model anew"
+        ) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     return tokenizer

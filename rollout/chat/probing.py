@@ -143,7 +143,7 @@ class Prober:
                     reason = reason if opening.parts and reason else str(error)
                 else:
                     return self._with_calls(form)
-        raise TemplateError(f"{reason}; or set model.chat_template to another template")
+        raise TemplateError(f"{reason}: repair it, or set model.chat_template to another one")
 
     def _with_calls(self, form: Form) -> Form:
         """Return a form in which calls are rendered, if the template ends those in another way

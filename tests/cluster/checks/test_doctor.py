@@ -20,7 +20,6 @@ from cluster.checks.doctor import (
     check_sandbox,
     check_sizes,
     check_stack,
-    check_template,
     check_torch_build,
     examine,
     run_doctor,
@@ -275,18 +274,11 @@ def test_gpus_are_read_from_the_drivers_table() -> None:
     )
 
 
-def test_a_model_folder_that_is_not_there_is_a_finding(tmp_path: Path) -> None:
-    finding = check_template(str(tmp_path / "nothing"))
-    assert finding.status == "missing"
-    assert "tokenizer_config.json" in finding.found
-
-
-def test_json_and_exit_code_agree(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code = run_doctor(as_json=True, model=str(tmp_path / "nothing"))
+def test_json_and_exit_code_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    code = run_doctor(as_json=True)
     shown = json.loads(capsys.readouterr().out)
-    assert code == 1
-    assert shown["ok"] is False
-    assert shown["findings"][-1]["name"] == "chat template"
+    statuses = {finding["status"] for finding in shown["findings"]}
+    assert (code, shown["ok"]) == ((1, False) if "missing" in statuses else (0, True))
     assert set(shown["findings"][0]) == {"name", "status", "found", "advice"}
 
 

@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from envs.errors import TemplateError
+from envs.errors import ConfigError, TemplateError
 from envs.messages import Message
+from learner.pretrained.tiny_model import build_tiny_model
 from rollout.chat.template import ChatTemplate
 
 MakeTokenizer = Callable[[str | None], PreTrainedTokenizerFast]
@@ -60,3 +62,13 @@ def test_it_knows_whether_tool_answers_are_marked(
     mark = "{% if m.role == 'tool' %}<tool_response>{% endif %}{{ m.content }}"
     assert ChatTemplate(tokenizer_with(chatml.replace("{{ m.content }}", mark))).wraps_answers
     assert not ChatTemplate(tokenizer_with(chatml)).wraps_answers
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_damaged_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    folder = build_tiny_model(tmp_path / "model", 0)
+    text = (folder / name).read_text()
+    (folder / name).write_text(text[: len(text) // 2])
+    with pytest.raises(ConfigError, match="expected") as caught:
+        ChatTemplate.load(folder)
+    assert "\n" not in str(caught.value)
