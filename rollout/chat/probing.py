@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pydantic import JsonValue
+
 from envs.errors import TemplateError
 from envs.messages import Role
 from rollout.chat.encoding import TextCodec
@@ -24,8 +26,8 @@ _PAST = {"system": SYSTEM, "user": USER}
 _TOOL_ROLES: tuple[ToolRole, ...] = ("tool", "called", "called_once", "user")
 
 
-class _UnfitError(Exception):
-    """A form in which a template does not show what it is given."""
+class _UnfitError(TemplateError):
+    """A form in which a template fails, or does not show what it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,17 @@ class Prober:
         for followers in _FOLLOWERS:
             first = self.after(frame, followers)
             for before in _FOLLOWERS:
-                history = (*OPENING, past, *before)
-                if self.after(frame, followers, history) != first:
+                try:
+                    later = self.after(frame, followers, (*OPENING, past, *before))
+                except TemplateError:  # such a template is only ever shown one round
+                    return False
+                if later != first:
                     return True
         return False
 
     def tail_text(self, form: Form, turns: Sequence[Turn], *, open_turn: bool) -> str:
         """Return the rendered conversation behind its first answer."""
-        text = self._renderer.render(form, turns, open_turn=open_turn)
+        text = self.render(form, turns, open_turn=open_turn)
         return text[text.find(ANSWER) + len(ANSWER) :]
 
     def _form(self) -> Form:
@@ -191,8 +196,8 @@ class Prober:
 
     def generation_prompt(self, form: Form) -> str:
         """Return what opens a turn of the policy at the start of an episode."""
-        opened = self._renderer.render(form, OPENING, open_turn=True)
-        closed = self._renderer.render(form, OPENING, open_turn=False)
+        opened = self.render(form, OPENING, open_turn=True)
+        closed = self.render(form, OPENING, open_turn=False)
         same = _alike(opened, closed)
         inside = [end - len(token) for token, end in self._tokens(opened) if end > same]
         return opened[min([same, *inside]) :]
@@ -233,20 +238,28 @@ class Prober:
         """Return the control tokens in `text` with their ends."""
         return [(found[0], found.end()) for found in self._codec.pattern.finditer(text)]
 
-    # The checks of a form
-
-    def _render(self, form: Form, turns: Sequence[Turn], *, open_turn: bool = True) -> str:
+    def render(
+        self,
+        form: Form,
+        turns: Sequence[Turn],
+        *,
+        open_turn: bool = True,
+        tools: Sequence[JsonValue] | None = None,
+    ) -> str:
+        """Return the text of a conversation. Raises TemplateError where the template fails."""
         try:
-            return self._renderer.render(form, turns, open_turn=open_turn)
+            return self._renderer.render(form, turns, open_turn=open_turn, tools=tools)
         except Exception as error:
             raise _UnfitError(
                 "expected a chat template for system, user, assistant and tool messages, found one "
                 f"that fails on them: {error}"
             ) from error
 
+    # The checks of a form
+
     def _shown(self, form: Form, turns: Sequence[Turn], texts: Sequence[str]) -> str:
         """Return a rendering in which all of `texts` occur once, in this order."""
-        text = self._render(form, turns)
+        text = self.render(form, turns)
         wrong = [probe for probe in texts if text.count(probe) != 1]
         if wrong:
             raise _UnfitError(
@@ -276,7 +289,7 @@ class Prober:
         return form
 
     def _check_followers(self, form: Form) -> None:
-        opened = self._render(form, OPENING)
+        opened = self.render(form, OPENING)
         start = opened[: opened.index(USER) + len(USER)]
         for followers in _FOLLOWERS:
             texts = (SYSTEM, USER, ANSWER, *(turn.text for turn in followers))
@@ -294,7 +307,7 @@ class Prober:
     def _check_stays(self, form: Form, turns: Sequence[Turn], text: str) -> None:
         """Check that what was appended after an answer stays when more is appended."""
         again = Turn("assistant", "PROBE-AGAIN", answer="PROBE-AGAIN")
-        longer = self._render(form, (*turns, again, Turn("user", "PROBE-LAST")))
+        longer = self.render(form, (*turns, again, Turn("user", "PROBE-LAST")))
         shown = turns[-1].text
         before, after = (
             found[found.find(ANSWER) : found.find(shown) + len(shown)] for found in (text, longer)

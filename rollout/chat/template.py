@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from envs.errors import TemplateError
 from envs.messages import Message
+from envs.tools import JsonObject
 from rollout.chat.encoding import TextCodec
 from rollout.chat.loading import declared_stops, load_tokenizer, shipped_or_file
 from rollout.chat.probing import OPENING, Prober
@@ -30,7 +31,7 @@ _NO_SYSTEM = (
     "the system text is the beginning of the first user turn: the template has no system role"
 )
 _JOINED = "user turns in a row are joined: the template wants roles to alternate"
-PROBE_TOOL: JsonValue = {
+PROBE_TOOL: JsonObject = {
     "type": "function",
     "function": {
         "name": "probe_tool",
@@ -207,9 +208,7 @@ class ChatTemplate:
             )
         hiding = Hiding(self._codec.pattern)
         shown = [hiding.value(tool) for tool in tools] if tools else None
-        text = self._renderer.render(
-            self._frame.form, _turns(messages, hiding), open_turn=True, tools=shown
-        )
+        text = self._prober.render(self._frame.form, _turns(messages, hiding), tools=shown)
         return self._ids(text, hiding)
 
     def continuation(
@@ -249,10 +248,8 @@ class ChatTemplate:
 
     def _finds_tools(self) -> bool:
         try:
-            text = self._renderer.render(
-                self._frame.form, OPENING, open_turn=True, tools=[PROBE_TOOL]
-            )
-        except Exception:
+            text = self._prober.render(self._frame.form, OPENING, tools=[PROBE_TOOL])
+        except TemplateError:
             return False
         return all(probe in text for probe in ("probe_tool", "PROBE-DESCRIPTION"))
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
@@ -21,6 +21,7 @@ from rollout.config import ModelConfig
 
 RANK, WORLD_SIZE, PORT = (int(text) for text in sys.argv[1:4])
 FOLDER = Path(sys.argv[4])
+Dtype = Literal["float32", "bfloat16", "float16"]
 OUT = FOLDER / f"world{WORLD_SIZE}"
 SMALL: dict[str, Any] = {
     "lr": 1e-3,
@@ -35,7 +36,9 @@ def table(name: str) -> pa.Table:
         return reader.read_all()
 
 
-def trainer(config: LearnerConfig, sft: SftConfig | None = None, dtype: str = "float32") -> Trainer:
+def trainer(
+    config: LearnerConfig, sft: SftConfig | None = None, dtype: Dtype = "float32"
+) -> Trainer:
     return Trainer(
         TrainerSetup(
             rank=RANK,
@@ -43,7 +46,7 @@ def trainer(config: LearnerConfig, sft: SftConfig | None = None, dtype: str = "f
             master_addr="127.0.0.1",
             master_port=PORT,
             model_path=str(FOLDER / "model"),
-            model=ModelConfig.model_validate({"path": str(FOLDER / "model"), "dtype": dtype}),
+            model=ModelConfig(path=str(FOLDER / "model"), dtype=dtype, chat_template="chatml"),
             learner=config,
             sft=sft,
         ),

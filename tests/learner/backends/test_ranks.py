@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learner.batch import predictable, read_episodes
+from rollout.chat.loading import shipped_or_file
 from rollout.episode import Episode, Outcome
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -157,6 +158,8 @@ def test_an_export_loads_in_transformers_with_equal_logprobs(
     out = folder / f"world{world_size}"
     model = AutoModelForCausalLM.from_pretrained(out / f"export{stage}")
     assert (out / f"export{stage}" / "tokenizer.json").read_text() == "{}"
+    carried = (out / f"export{stage}" / "chat_template.jinja").read_text()
+    assert carried == shipped_or_file("chatml")
     assert not list((out / f"export{stage}").glob("*.bin"))
     with pa.ipc.open_file(folder / "even.arrow") as reader:
         batch = read_episodes(reader.read_all())

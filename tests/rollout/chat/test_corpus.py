@@ -7,7 +7,6 @@ import pytest
 from envs.messages import Message
 from rollout.chat.template import ChatTemplate
 from tests.rollout.chat.template_corpus import (
-    corpus_template,
     corpus_tokenizer,
     differences,
     judged,
@@ -50,7 +49,6 @@ def test_qwen3_thinks_or_not(name: str, *, enable_thinking: bool) -> None:
 
 def test_a_template_that_appends_something_else_is_found_out() -> None:
     text = next(file for file in FILES if file.stem == "qwen3").read_text("utf-8")
-    template, tokenizer = corpus_template("qwen3", text)
+    tokenizer = corpus_tokenizer("qwen3", text)
     tokenizer.chat_template = text.replace("\\n<tool_response>", "\\n\\n<tool_response>")
     assert len(differences(ChatTemplate(corpus_tokenizer("qwen3", text)), tokenizer)) == 4
-    assert differences(template, tokenizer) == [], "it renders with the tokenizer's own template"
