@@ -59,6 +59,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "max_seq_len": ("model.max_model_len",),
     "max_seq_length": ("model.max_model_len",),
     "context_length": ("model.max_model_len",),
+    "chat_template_path": ("model.chat_template",),
+    "chat_template_kwargs": ("model.template_options",),
     "lora_rank": ("model.lora.rank",),
     "lora_r": ("model.lora.rank",),
     "lora_alpha": ("model.lora.alpha",),

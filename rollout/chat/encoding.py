@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from envs.errors import TemplateError
@@ -15,6 +15,7 @@ from envs.messages import MARKS
 from rollout.chat.world_text import Hiding, control_pattern
 
 _OPEN, _CLOSE = MARKS[3:5]
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MARKUP = re.compile(r"<[^<>\s]+>|<\||\|>|\[[^\[\]\s]+\]|\uff5c")
 """What an added token looks like that is not special, but structure all the same: `<think>`."""
 
@@ -43,6 +44,8 @@ class TextCodec:
         self.special = frozenset(str(token) for _, token in added if token.special)
         """Texts of the special tokens; no other token ends a turn."""
         self._texts = {number: text for text, number in self.controls.items()}
+        self._texts.pop(-1 if self.unknown_id is None else self.unknown_id, None)
+        """By id, without the unknown token: that stands for text."""
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text; control tokens in it become control tokens."""
@@ -78,31 +81,48 @@ class TextCodec:
             pieces.append(_renamed(number))
             last = end
         pieces += [piece.text for piece in hiding.pieces(rendered[last:])]
-        ids = self._plain_ids("".join(pieces))
-        if sum(number in self._texts for number in ids) == len(own):
+        ids = self._renamed.ids("".join(pieces))
+        if self._controls_in(ids) == len(own):
+            return ids
+        ids = self._strictly_renamed.ids("".join(pieces))
+        if self._controls_in(ids) == len(own):
             return ids
         # the world knows how the tokens are renamed: each sign of that by itself is harmless
         return [
             number
             for is_sign, group in groupby(pieces, lambda piece: piece == _OPEN)
             for number in (
-                self.encode("".join(group)) if is_sign else self._plain_ids("".join(group))
+                self.encode("".join(group))
+                if is_sign
+                else self._strictly_renamed.ids("".join(group))
             )
         ]
 
-    def _plain_ids(self, text: str) -> list[int]:
-        """Tokenise a text whose control tokens are those with new names."""
-        tokenizer, ids_of = self._renamed
-        found = tokenizer.encode(text, add_special_tokens=False).ids
-        return [ids_of.get(number, number) for number in found]
+    def _controls_in(self, ids: Sequence[int]) -> int:
+        return sum(number in self._texts for number in ids)
 
     @cached_property
-    def _renamed(self) -> tuple[Tokenizer, dict[int, int]]:
-        """The same tokenizer with its control tokens under other names, and where its ids differ,
-        the original ones.
+    def _renamed(self) -> "_Renamed":
+        """The same tokenizer with its control tokens under other names.
 
         With it one pass over the whole text is enough: the template's control tokens are written
         with their new names, and the old names are nothing but text.
+        """
+        renamed = Tokenizer(self._backend.model)
+        renamed.normalizer = self._backend.normalizer  # type: ignore[assignment]
+        renamed.pre_tokenizer = self._backend.pre_tokenizer  # type: ignore[assignment]
+        originals = {}
+        for number, token in sorted(self._backend.get_added_tokens_decoder().items()):
+            name = _renamed(number) if token.content in self.controls else token.content
+            originals[name] = number
+            flags = {flag: getattr(token, flag) for flag in _FLAGS}
+            renamed.add_tokens([AddedToken(name, **flags)])
+        return _Renamed(renamed, originals)
+
+    @cached_property
+    def _strictly_renamed(self) -> "_Renamed":
+        """The same for tokenizers whose ordinary vocabulary holds control tokens and puts them
+        together from text; seconds for a large vocabulary.
         """
         names = {text: _renamed(number) for text, number in self.controls.items()}
         state = json.loads(self._backend.to_str())
@@ -112,9 +132,21 @@ class TextCodec:
             originals[token["content"]] = token["id"]
         state["post_processor"] = None
         state["model"] = _renamed_model(state["model"], names)
-        renamed = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-        ids = [(renamed.token_to_id(text), number) for text, number in originals.items()]
-        return renamed, {new: old for new, old in ids if new is not None and new != old}
+        return _Renamed(Tokenizer.from_str(json.dumps(state, ensure_ascii=False)), originals)
+
+
+class _Renamed:
+    """A tokenizer some of whose tokens have other names; its ids are the original ones."""
+
+    def __init__(self, tokenizer: Tokenizer, originals: dict[str, int]) -> None:
+        """`originals` are the original ids by name."""
+        self._tokenizer = tokenizer
+        ids = ((tokenizer.token_to_id(name), number) for name, number in originals.items())
+        self._originals = {new: old for new, old in ids if new is not None and new != old}
+
+    def ids(self, text: str) -> list[int]:
+        found = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._originals.get(number, number) for number in found]
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
