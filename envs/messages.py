@@ -63,4 +63,7 @@ def unmarked(text: str) -> str:
 
 
 Reply = Callable[[Sequence[Message], int], str]
-"""Maps the conversation so far and the episode's seed to the text of the next turn."""
+"""Maps the conversation so far and the episode's seed to the text of the next turn.
+
+Tool calls are in the Hermes format in both, whatever the model writes that learns from them.
+"""

@@ -1,6 +1,7 @@
 """Episodes for the learner: flat token arrays and row offsets over Arrow buffers."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,22 @@ class EpisodeBatch:
     def rows(self, index: int) -> slice:
         """Return the tokens of one episode."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def sequences(self, index: int) -> list[slice]:
+        """Return the parts of an episode that the policy saw apart from each other, in order.
+
+        An episode that forks (its context was written again, as without earlier thoughts) has a
+        new prompt in its middle, from which on the policy saw nothing of what came before.
+        """
+        row = self.rows(index)
+        prompt_T = self.phases_N[row] == Phase.PROMPT
+        forks = np.flatnonzero(prompt_T[1:] & ~prompt_T[:-1]) + 1
+        edges = [row.start, *(row.start + forks).tolist(), row.stop]
+        return [slice(start, stop) for start, stop in pairwise(edges)]
+
+    def longest(self, index: int) -> int:
+        """Return the length of the longest sequence of an episode, in tokens."""
+        return max(part.stop - part.start for part in self.sequences(index))
 
 
 def read_episodes(table: pa.Table) -> EpisodeBatch:

@@ -26,7 +26,7 @@ class ModelLimits:
 
     def fitting(self, batch: EpisodeBatch) -> list[int]:
         """Return the episodes that are short enough. Raises LearnerError if there is none."""
-        indices = [i for i, length in enumerate(batch.lengths_B) if length <= self.max_tokens]
+        indices = [i for i in range(len(batch)) if batch.longest(i) <= self.max_tokens]
         if not indices:
             raise LearnerError(
                 f"expected an episode of at most model.max_model_len = {self.max_tokens} tokens, "

@@ -155,7 +155,7 @@ class EpisodeConfig(Section):
     thoughts: Literal["keep", "drop"] = "keep"
     """Whether later turns see the thoughts of earlier ones. `keep`, the default: all that was
     sampled stays in the context; `drop`: after each turn with a thought the context is written
-    again without it, for evaluation and demonstrations only; see docs/models.md.
+    again without it, so that an episode has more tokens to train; see docs/models.md.
     """
     trial: PhaseBudget = PhaseBudget()
     """Budget of the trial phase (`[episode.trial]`). When its turns or tokens are used up, the

@@ -253,13 +253,8 @@ class RunConfig(Section):
         check_adapters(self.model.lora, self.learner)
         if self.episode.experience == "dropped":
             raise ConfigError(
-                "expected episode.experience = 'carried' for training, found 'dropped': the "
-                "learner would treat execution as a continuation of trials that it did not see"
-            )
-        if self.episode.thoughts == "drop":
-            raise ConfigError(
-                "expected episode.thoughts = 'keep' for training, found 'drop': the learner would "
-                "treat a turn as a continuation of thoughts that it did not see"
+                "expected episode.experience = 'carried' for training, found 'dropped': trials "
+                "would be rewarded for an execution that did not see them"
             )
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(

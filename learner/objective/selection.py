@@ -165,7 +165,7 @@ def _invalid(
     if not np.isfinite(batch.rewards_B[index]):
         return ""  # an infrastructure failure, which has a reason of its own
     row = batch.rows(index)
-    if max_tokens is not None and row.stop - row.start > max_tokens:
+    if max_tokens is not None and batch.longest(index) > max_tokens:
         return OVERLONG
     logprobs_T = batch.logprobs_N[row][sampled_N[row]]
     if np.isinf(logprobs_T).any() or (logprobs_T > _MAX_LOGPROB).any():

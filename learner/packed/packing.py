@@ -19,9 +19,10 @@ _PIECES = 8
 class Pack:
     """Episodes as a prefix tree of U tokens, each computed once, and the P tokens to predict.
 
-    Episodes with a common prefix share its tokens. `paths_T` is the concatenation of S episodes,
-    of `lengths_S` tokens each, as indices into the tree. The last `owned_S` tokens of an episode
-    are new in the tree and lie there in order; the tokens before them belong to an earlier episode.
+    Episodes with a common prefix share its tokens. An episode that forks is several sequences, as
+    the policy saw it. `paths_T` is the concatenation of S sequences, of `lengths_S` tokens each, as
+    indices into the tree. The last `owned_S` tokens of a sequence are new in the tree and lie there
+    in order; the tokens before them belong to an earlier one.
 
     Of the P predicted tokens Q are different nodes of the tree. `predict_Q` is the node whose
     hidden state predicts the token, `targets_Q` the token's id. Per predicted token, `scores_P` is
@@ -59,8 +60,19 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A part of an episode that the policy saw as one context: all of it, unless it forks."""
+
+    episode: int
+    row: slice
+
+
+@dataclass(frozen=True, slots=True)
 class _Family:
-    """Episodes of one group sorted by tokens, and how many tokens each adds to the one before."""
+    """Episodes of one group sorted by tokens, and how many tokens each adds to the one before.
+
+    What an episode shares is counted for its first sequence only, so a fork may turn out cheaper.
+    """
 
     episodes: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -144,12 +156,14 @@ def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_])
     Without episodes it returns two dummy tokens without targets, which keep a rank in step with
     the others.
     """
-    order = _in_token_order(batch, indices)
+    order = _in_token_order(
+        batch, [_Sequence(index, row) for index in indices for row in batch.sequences(index)]
+    )
     if not order:
         return _dummy()
-    rows = [batch.rows(index) for index in order]
+    rows = [sequence.row for sequence in order]
     added = _added(batch, order)
-    # In sorted order an episode shares no longer prefix with any earlier episode than with the one
+    # In sorted order a sequence shares no longer prefix with any earlier one than with the one
     # just before, so each path is a prefix of that path plus new nodes: no tree search is needed.
     paths: list[NDArray[np.int64]] = []
     size = 0
@@ -164,7 +178,8 @@ def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_])
     targets_P = _joined([path[source] for path, source in zip(paths, sources, strict=True)])
     parents_P = _joined([path[source - 1] for path, source in zip(paths, sources, strict=True)])
     counts = [len(source) for source in sources]
-    temperatures = batch.temperatures_B[list(order)]
+    temperatures = batch.temperatures_B[[sequence.episode for sequence in order]]
+    numbers = {index: n for n, index in enumerate(dict.fromkeys(s.episode for s in order))}
     temperatures_P = np.repeat(np.where(temperatures > 0, temperatures, 1.0), counts)
     # A shared token is a target of several episodes, each with its own advantage, but its logits
     # are the same: score each node once (Q) and look the P results up. One temperature per node is
@@ -178,14 +193,7 @@ def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_])
     attended = [number for number, new in enumerate(added) if new]
     return Pack(
         token_ids_U=torch.from_numpy(token_ids_U),
-        positions_U=torch.from_numpy(
-            _joined(
-                [
-                    np.arange(part.start, part.stop) - row.start
-                    for part, row in zip(fresh, rows, strict=True)
-                ]
-            )
-        ),
+        positions_U=torch.from_numpy(_joined(_positions(fresh, rows))),
         paths_T=torch.from_numpy(_joined([paths[number] for number in attended])),
         lengths_S=tuple(len(paths[number]) for number in attended),
         owned_S=tuple(added[number] for number in attended),
@@ -193,9 +201,18 @@ def pack(batch: EpisodeBatch, indices: Sequence[int], loss_N: NDArray[np.bool_])
         targets_Q=torch.from_numpy(token_ids_U[targets_Q]),
         temperatures_Q=torch.from_numpy(temperatures_P[first_Q].astype(np.float32)),
         scores_P=torch.from_numpy(scores_P.reshape(-1)),
-        segments_P=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+        segments_P=torch.from_numpy(
+            np.repeat([numbers[sequence.episode] for sequence in order], counts)
+        ),
         sources_P=_joined([source + row.start for source, row in zip(sources, rows, strict=True)]),
     )
+
+
+def _positions(parts: Sequence[slice], rows: Sequence[slice]) -> list[NDArray[np.int64]]:
+    """Return the positions of parts within their sequences."""
+    return [
+        np.arange(part.start, part.stop) - row.start for part, row in zip(parts, rows, strict=True)
+    ]
 
 
 def _joined(parts: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
@@ -208,41 +225,49 @@ def _families(batch: EpisodeBatch, indices: Sequence[int]) -> list[_Family]:
         groups.setdefault(batch.groups_B[index], []).append(index)
     families = []
     for members in groups.values():
-        order = _in_token_order(batch, members)
+        order = _in_token_order(
+            batch, [_Sequence(index, batch.sequences(index)[0]) for index in members]
+        )
         if order:
-            lengths = tuple(int(batch.lengths_B[index]) for index in order)
-            families.append(_Family(tuple(order), lengths, _added(batch, order)))
+            episodes = tuple(first.episode for first in order)
+            lengths = tuple(int(batch.lengths_B[index]) for index in episodes)
+            added = tuple(
+                new + length - (first.row.stop - first.row.start)
+                for first, length, new in zip(order, lengths, _added(batch, order), strict=True)
+            )
+            families.append(_Family(episodes, lengths, added))
     return families
 
 
-def _in_token_order(batch: EpisodeBatch, indices: Sequence[int]) -> list[int]:
+def _in_token_order(batch: EpisodeBatch, sequences: Sequence[_Sequence]) -> list[_Sequence]:
     """Sort by temperature, then by tokens.
 
-    No episode then shares a longer prefix with an earlier episode than with the one before it.
+    No sequence then shares a longer prefix with an earlier one than with the one before it.
     Big-endian bytes compare like the sequence of token ids.
     """
 
-    def key(index: int) -> tuple[float, bytes, int]:
-        token_ids = batch.token_ids_N[batch.rows(index)].astype(">u4")
-        return float(batch.temperatures_B[index]), token_ids.tobytes(), index
+    def key(sequence: _Sequence) -> tuple[float, bytes, int, int]:
+        token_ids = batch.token_ids_N[sequence.row].astype(">u4")
+        temperature = float(batch.temperatures_B[sequence.episode])
+        return temperature, token_ids.tobytes(), sequence.episode, sequence.row.start
 
-    return sorted((index for index in indices if batch.lengths_B[index]), key=key)
+    return sorted((one for one in sequences if one.row.stop > one.row.start), key=key)
 
 
-def _added(batch: EpisodeBatch, order: Sequence[int]) -> tuple[int, ...]:
-    """Return per episode how many tokens follow the prefix it shares with the one before it."""
+def _added(batch: EpisodeBatch, order: Sequence[_Sequence]) -> tuple[int, ...]:
+    """Return per sequence how many tokens follow the prefix it shares with the one before it."""
     added: list[int] = []
     last = batch.token_ids_N[:0]
     temperature = np.float32(np.nan)
-    for index in order:
-        token_ids = batch.token_ids_N[batch.rows(index)]
+    for sequence in order:
+        token_ids = batch.token_ids_N[sequence.row]
         shared = 0
-        if batch.temperatures_B[index] == temperature:
+        if batch.temperatures_B[sequence.episode] == temperature:
             common = min(len(last), len(token_ids))
             differ = np.flatnonzero(last[:common] != token_ids[:common])
             shared = int(differ[0]) if len(differ) else common
         added.append(len(token_ids) - shared)
-        last, temperature = token_ids, batch.temperatures_B[index]
+        last, temperature = token_ids, batch.temperatures_B[sequence.episode]
     return tuple(added)
 
 

@@ -9,7 +9,7 @@ from envs.messages import Message
 from envs.tools import JsonObject, ToolSet
 from rollout.chat.template import ChatTemplate
 from rollout.formats.hermes import HermesFormat
-from rollout.formats.turn_format import TurnFormat
+from rollout.formats.turn_format import HERMES, TurnFormat
 from rollout.formats.values import typed_arguments
 
 _HERMES = HermesFormat()
@@ -34,17 +34,20 @@ class StudentFormat:
         if format.thinks and (found := _THOUGHT.match(text)):
             thought, text = found[1], text[found.end() :]
         turn = self._calls_written(text)
-        opened = format.opened_by(self.template.decode(list(context[-_TAIL:])))
+        opened = format.thinking is not None and format.opened_by(
+            self.template.decode(list(context[-_TAIL:]))
+        )
         if opened or thought:
             return format.thought_before(thought, turn, opened=opened)
         return turn
 
     def read(self, messages: Sequence[Message], tools: ToolSet | None = None) -> list[Message]:
-        """Return a conversation with the calls of the student's turns in the Hermes format.
+        """Return a conversation with the calls of the student's turns in the Hermes format, without
+        thoughts that have other marks than <think>.
 
         With `tools`, arguments that the student's format writes as text get their types.
         """
-        if self._is_hermes:
+        if self._is_hermes and self.format.thinking in (None, HERMES.thinking):
             return list(messages)
         return [
             replace(message, content=self._calls_read(message.content, tools))

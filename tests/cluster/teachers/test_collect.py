@@ -229,6 +229,8 @@ async def test_weights_say_how_often_an_episode_is_seen(
     assert drawn[0] == drawn[1]
     with pytest.raises(ConfigError, match="leave no episode"):
         sft_table([Source(one, 0.01)], template, 1)
+    with pytest.raises(ConfigError, match=r"in the format 'hermes'.*'glm'.*collect again"):
+        sft_table([Source(one)], template, 1, "glm")
 
 
 def test_a_source_is_a_folder_and_perhaps_a_weight(tmp_path: Path) -> None:

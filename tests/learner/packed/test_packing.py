@@ -11,6 +11,7 @@ from envs.errors import ConfigError, LearnerError, MissingError
 from learner.batch import EpisodeBatch, predictable, read_episodes
 from learner.packed.packing import balance, fill, pack, share_of_rank
 from learner.packed.policy import load_policy
+from rollout.episode import Phase
 
 CPU = torch.device("cpu")
 
@@ -199,3 +200,51 @@ def test_a_head_that_bends_logits_is_refused(llama_folder: Path, tmp_path: Path)
     )
     with pytest.raises(ConfigError, match="final_logit_softcapping"):
         load_policy(str(tmp_path), torch.float32, CPU)
+
+
+def forked(make_episode, make_table) -> EpisodeBatch:
+    """Two episodes alike, of which the first forks twice: its prompt is written again, longer."""
+    batch = read_episodes(make_table([make_episode(i, length=48) for i in range(2)]))
+    ids, phases = batch.token_ids_N.copy(), batch.phases_N.copy()
+    row = batch.rows(0)
+    phases[row][24:32] = Phase.PROMPT
+    phases[row][40:46] = Phase.PROMPT
+    ids[row][24:30] = ids[row][:6]
+    ids[row][40:44] = ids[row][:4]
+    ids[batch.rows(1)][:6] = ids[row][:6]
+    mask = np.isin(phases, [Phase.TRIAL, Phase.EXPERIENCE, Phase.EXECUTION])
+    return replace(batch, token_ids_N=ids, phases_N=phases, loss_mask_N=mask)
+
+
+def test_after_a_fork_a_token_is_predicted_from_what_the_policy_saw(
+    llama_folder: Path, make_episode, make_table
+) -> None:
+    batch = forked(make_episode, make_table)
+    mask_N = predictable(batch)
+    packed = pack(batch, [0, 1], mask_N)
+    assert [part.stop - part.start for part in batch.sequences(0)] == [24, 16, 8]
+    assert (batch.longest(0), batch.longest(1)) == (24, 48)
+    assert sorted(packed.sources_P) == np.flatnonzero(mask_N).tolist()
+    policy = load_policy(str(llama_folder), torch.float32, CPU)
+    logprobs_P, _ = policy(packed)
+    plain = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    for index in (0, 1):
+        for part in batch.sequences(index):
+            ids_1T = torch.from_numpy(batch.token_ids_N[part].astype(np.int64))[None]
+            with torch.no_grad():
+                all_TV = torch.log_softmax(plain(ids_1T).logits[0].float(), -1)
+            for position in np.flatnonzero(mask_N[part]):
+                found = logprobs_P[packed.sources_P == part.start + position]
+                expected = all_TV[position - 1, ids_1T[0, position]]
+                torch.testing.assert_close(found[0], expected, atol=2e-5, rtol=0)
+    owners = {
+        int(number): {int(source >= 48) for source in packed.sources_P[packed.segments_P == number]}
+        for number in packed.segments_P.unique()
+    }
+    assert sorted(owners.values(), key=str) == [{0}, {1}], "an episode is one segment of the loss"
+
+
+def test_a_forked_episode_stays_whole_on_one_rank(make_episode, make_table) -> None:
+    batch = forked(make_episode, make_table)
+    shares = [share_of_rank(batch, range(2), 2, rank, 60) for rank in range(2)]
+    assert sorted(i for share in shares for part in share for i in part) == [0, 1]

@@ -270,10 +270,11 @@ def test_the_marks_that_tokens_are_renamed_with_are_text_too(kind: str) -> None:
 
 async def test_a_tool_cannot_write_control_tokens_into_an_episode(task: Task) -> None:
     template = template_of("byte-level")
-    turns = iter(['so</think><tool_call>{"name": "double", "arguments": {"x": 1}}</tool_call>'] * 2)
+    call = '<tool_call>{"name": "double", "arguments": {"x": 1}}</tool_call>'
+    turns = iter([f"</think>{call}"] * 2)  # the template opens a thought
 
     def reply(messages: Sequence[Message], seed: int) -> str:
-        return next(turns, "so</think><answer>2</answer>")
+        return next(turns, "</think><answer>2</answer>")
 
     async def observed(text: str) -> Episode:
         tools = ScriptedTools(

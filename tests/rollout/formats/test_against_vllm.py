@@ -63,7 +63,9 @@ def read_by_vllm(
         model="m", messages=[{"role": "user", "content": "-"}], tools=schemas
     )
     tokenizer = corpus_tokenizer("unit", TOKENS)
-    tokenizer.add_tokens(["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<arg_key>", "</arg_key>"])
+    tokenizer.add_tokens(["[TOOL_CALLS]", "<arg_key>", "</arg_key>"])
+    if "[ARGS]" in text:  # vLLM chooses between Mistral's two ways by the vocabulary
+        tokenizer.add_tokens(["[ARGS]", "[CALL_ID]"])
     tokenizer.add_tokens(["<arg_value>", "</arg_value>"])
     parser = getattr(import_module(f"vllm.tool_parsers.{module}"), name)(tokenizer, request.tools)
     found = parser.extract_tool_calls(text, request).tool_calls
