@@ -12,7 +12,12 @@ from learner.packed.policy import load_policy
 from learner.packed.probe import check_logprobs
 from learner.pretrained.architecture import check_trained
 from rollout.weights.layout import HEAD, tensor_shapes
-from rollout.weights.model_folder import layer_kinds, read_architecture, text_section, weight_files
+from rollout.weights.model_folder import (
+    mixing_layers,
+    read_architecture,
+    text_section,
+    weight_files,
+)
 
 _NEEDS_TORCHVISION = "qwen3_5"
 """Start of the model types for which vLLM has one module for text and images."""
@@ -64,9 +69,9 @@ def check_serving(config: RunConfig, model: Path) -> None:
             f"expected cluster.transport = 'shm' for {model}, a model for images and text, found "
             "'cuda_ipc': vLLM's own transport does not know the names of its checkpoint"
         )
-    on_cpu, dtype = config.cluster.gpus_per_worker <= 0, config.model.dtype
-    if on_cpu and dtype != "bfloat16" and "linear_attention" in layer_kinds(model):
+    mixing = mixing_layers(architecture)
+    if config.cluster.gpus_per_worker <= 0 and mixing:
         raise ConfigError(
-            f"expected model.dtype = 'bfloat16' for {model}, found {dtype}: vLLM computes linear "
-            "attention on a CPU in bfloat16 only; set it, or use GPUs"
+            f"expected GPUs for {model} (layers with {', '.join(mixing)}), found workers on CPUs: "
+            "vLLM's CPU kernels for them give other log-probabilities than transformers"
         )

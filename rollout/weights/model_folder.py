@@ -48,12 +48,6 @@ def text_section(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {**architecture, **nested} if isinstance(nested, Mapping) else dict(architecture)
 
 
-def layer_kinds(folder: Path) -> set[str]:
-    """Return the values of `layer_types` in config.json; empty where there are none."""
-    text = text_section(read_architecture(folder))
-    return {str(kind) for kind in text.get("layer_types") or ()}
-
-
 def mixing_layers(architecture: Mapping[str, Any]) -> list[str]:
     """Return what in a config.json tells that more than attention mixes positions, sorted.
 

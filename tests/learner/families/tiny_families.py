@@ -107,12 +107,16 @@ def build_family(family: Family, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+_MIXING = {"conv", "linear_attention"}
+
+
 def _causal(name: str, stands_for: str, **text: Any) -> Family:
     return Family(
         model=f"{name}ForCausalLM",
         config=f"{name}Config",
         text=text,
         stands_for=stands_for,
+        unserved="other log-probabilities" if set(text.get("layer_types", ())) & _MIXING else "",
         dtype="bfloat16" if "linear_num_value_heads" in text else "float32",
     )
 
