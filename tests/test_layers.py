@@ -84,7 +84,8 @@ _ROLLOUT = (
     "httpx jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
 )
 _LEARNER = (
-    "deepspeed gguf numpy peft pyarrow pydantic safetensors tokenizers torch transformers xxhash"
+    "deepspeed gguf huggingface_hub numpy peft pyarrow pydantic safetensors tokenizers torch "
+    "transformers xxhash"
 )
 _ENVS = (
     "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "

@@ -36,6 +36,8 @@ def check_training(config: RunConfig, section: OptimizerSection, model: Path) ->
     ConfigError with the reason and the way out, MissingError, DataFileError.
     """
     trained = check_trained(model, config.model)
+    if trained.mixing or section.packing == "off":
+        _check_no_forks(config, model)
     if sum(file.stat().st_size for file in weight_files(model)) <= _PROBED:
         cpu, packing = torch.device("cpu"), section.packing == "auto"
         check_logprobs(load_policy(str(model), torch.float32, cpu, packing=packing))
@@ -45,6 +47,18 @@ def check_training(config: RunConfig, section: OptimizerSection, model: Path) ->
         f"one episode per pass of the learner: {', '.join(trained.mixing)} in this model would mix "
         "packed episodes"
     )
+
+
+def _check_no_forks(config: RunConfig, model: Path) -> None:
+    """Refuse episodes that show the policy a conversation anew: each is several sequences."""
+    episode = config.episode
+    for key, found in (("thoughts", episode.thoughts), ("experience", episode.experience)):
+        if found in ("drop", "dropped"):
+            raise ConfigError(
+                f"expected episodes that only append where the learner takes one per pass ({model} "
+                f"mixes packed ones, or packing is 'off'), found episode.{key} = {found!r}: keep "
+                "them, or train a model of attention alone with packing = 'auto'"
+            )
 
 
 def check_serving(config: RunConfig, model: Path) -> None:

@@ -14,7 +14,8 @@ from envs.tasksets.catalog.config import CatalogConfig
 
 _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
-    "episode": {"thoughts": "keep"},
+    "episode": {"thoughts": "keep", "max_observation_tokens": 0},
+    "rollouts": {"max_drops_per_group": 16},
 }
 """Keys that a study of an older version does not have, with the value that changes nothing for it:
 with that value they are left out, so that such a study goes on.

@@ -41,6 +41,19 @@ def test_a_model_whose_episodes_are_not_packed_is_told(
     assert said.startswith(note) and bool(said) == bool(note)
 
 
+@pytest.mark.parametrize("fork", ["episode.thoughts=drop", "episode.experience=dropped"])
+def test_forked_episodes_need_a_learner_that_packs(tmp_path: Path, fork: str) -> None:
+    hybrid = recipe(tmp_path, build_family(FAMILIES["LFM2"], tmp_path / "hybrid"), fork)
+    with pytest.raises(ConfigError, match=rf"found {fork.split('=')[0].replace('.', '[.]')} = "):
+        check_training(hybrid, hybrid.learner, Path(hybrid.model.path))
+    dense = build_family(FAMILIES["Qwen3"], tmp_path / "dense")
+    unpacked = recipe(tmp_path, dense, fork, "learner.packing=off")
+    with pytest.raises(ConfigError, match="packing is 'off'"):
+        check_training(unpacked, unpacked.learner, dense)
+    packed = recipe(tmp_path, dense, fork)
+    assert check_training(packed, packed.learner, dense) == ""
+
+
 def test_an_episode_may_be_longer_than_a_window(tmp_path: Path) -> None:
     config = recipe(tmp_path, build_family(FAMILIES["Mistral"], tmp_path / "model"))
     assert config.model.max_model_len > WINDOW
