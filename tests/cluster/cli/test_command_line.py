@@ -2,11 +2,20 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
 from cluster.cli.command_line import interruptible
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    """SIGINT as on a terminal: tests in the background of a shell inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press() -> None:
@@ -30,6 +39,12 @@ def test_an_interruption_that_is_not_swallowed_ends_the_block() -> None:
         press()
         reached = True
     assert not reached
+
+
+def test_an_ignored_interruption_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        press()
 
 
 def test_without_an_interruption_nothing_is_raised() -> None:
