@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile
 UNIT := -m "not real and not gpu"
+# `make check` leaves these to `make test`: they start sandboxes and servers, or train tiny models.
+SLOW := envs/sandbox envs/server envs/gateway envs/remote learner/families cluster/replay cluster/study envs/sources examples e2e interop gpu
 # In the order of the files: tests/conftest.py puts the longest ones first.
 REAL := -m "real or gpu" --no-loadscope-reorder
 
@@ -19,7 +21,7 @@ if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
 for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
 endef
 
-.PHONY: help setup interop demo test check types unit lint format lock
+.PHONY: help setup interop demo test check types fast unit lint format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -37,10 +39,13 @@ test: setup interop ## every test in two processes, unit tests first, then the r
 	@$(RUN_BOTH)
 
 check: setup lint ## lint, types, layer test and fast unit tests
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast
 
 types: setup ## basedpyright over the packages and the tests
 	$(PY) -m basedpyright
+
+fast: setup ## the unit tests without those that take longest, see SLOW
+	$(PYTEST) $(UNIT) $(addprefix --ignore=tests/,$(SLOW)) $(ARGS)
 
 unit: setup ## the tests that start neither vLLM nor DeepSpeed nor Ray
 	$(PYTEST) $(UNIT) $(ARGS)

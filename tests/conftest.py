@@ -1,6 +1,7 @@
 """What every test starts from: no network, one thread per process, GPU tests only with a GPU."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ _SHARING = ("tests/e2e/",)
 """Folders whose files share a pool of vLLM workers, so one process runs all of them."""
 
 
+_ALL_REAL = re.compile(r"^pytestmark = .*\bmark\.real\b", re.M)
+
+
 class OneProcessPerFile(LoadScopeScheduling):
     """Distributes files over processes, and the folders in `_SHARING` as a whole."""
 
@@ -41,6 +45,13 @@ class OneProcessPerFile(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessPerFile:
     return OneProcessPerFile(config, log)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files of `real` tests only for the unit tests: their imports take seconds."""
+    if "not real" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return True if _ALL_REAL.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,6 +28,7 @@ TARGETS = (
     "test",
     "check",
     "types",
+    "fast",
     "unit",
     "lint",
     "format",

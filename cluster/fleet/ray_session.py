@@ -59,6 +59,7 @@ def _start(config: RunConfig) -> None:
     )
     try:
         ray.init(
+            address="local",  # or it joins what `ray start` left running, and refuses num_cpus
             num_cpus=max(psutil.cpu_count() or 1, int(wanted) + 2),
             include_dashboard=False,
             log_to_driver=False,

@@ -263,7 +263,6 @@ def test_there_is_one_writer_at_a_time(path: Path) -> None:
 
 FULL_DISK = """
 import sys, resource
-from tests.rollout.conftest import lease_in
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 """
 
