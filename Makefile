@@ -4,8 +4,9 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile
 UNIT := -m "not real and not gpu"
-# `make check` leaves these to `make test`: they start sandboxes and servers, or train tiny models.
-SLOW := envs/sandbox envs/server envs/gateway envs/remote learner/families cluster/replay cluster/study envs/sources examples e2e interop gpu
+# `make check` leaves these to `make test`: they start sandboxes and servers, or compute for long.
+SLOW := envs/sandbox envs/server envs/gateway envs/remote envs/sources envs/tasksets learner/families \
+    rollout/chat/test_corpus.py rollout/test_runner_trials.py cluster/replay cluster/study examples e2e interop gpu
 # In the order of the files: tests/conftest.py puts the longest ones first.
 REAL := -m "real or gpu" --no-loadscope-reorder
 
