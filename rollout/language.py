@@ -22,6 +22,13 @@ def format_of(template: ChatTemplate, name: ToolFormatName) -> TurnFormat:
     return choose_format(name, template.chat_template, template.vocabulary)
 
 
+def opens_thought(template: ChatTemplate, format: TurnFormat, context: Sequence[int]) -> bool:
+    """Whether the template has opened a thought at the end of the ids `context`."""
+    if format.thinking is None:
+        return False
+    return format.opened_by(template.decode(list(context[-_TAIL:])))
+
+
 def check_language(template: ChatTemplate, format: TurnFormat, config: EpisodeConfig) -> bool:
     """Return whether the chat template lists the tools of an episode.
 
@@ -79,7 +86,13 @@ class Language:
         """Return the actions of a turn that continued the ids `context`. Raises PolicyError."""
         limit, tools = self._config.max_calls_per_turn, self._task.tool_set
         try:
-            parsed = parse_turn(text, tools, limit, self._format, opened=self._opened(context))
+            parsed = parse_turn(
+                text,
+                tools,
+                limit,
+                self._format,
+                opened=opens_thought(self._template, self._format, context),
+            )
         except PolicyError as error:
             if finish == "length" and error.kind is PolicyErrorKind.UNCLOSED_TAG:
                 raise PolicyError(
@@ -106,17 +119,11 @@ class Language:
         thinking, turn = self._format.thinking, messages[-1]
         if self._config.thoughts == "keep" or thinking is None:
             return None
-        opened = self._opened(context)
+        opened = opens_thought(self._template, self._format, context)
         spoken = thinking.spoken(turn.content, self._format.tools, opened=opened).text
         if spoken == turn.content:
             return None
         return [*messages[:-1], replace(turn, content=spoken.strip())]
-
-    def _opened(self, context: Sequence[int]) -> bool:
-        """Whether the template has opened a thought at the end of the context."""
-        if self._format.thinking is None:
-            return False
-        return self._format.opened_by(self._template.decode(context[-_TAIL:]))
 
     def _expected(self, stage: SessionPurpose, parsed: ParsedTurn) -> str:
         expected = self.prompts.expected(stage, self._task.tool_set)

@@ -11,10 +11,10 @@ from rollout.chat.template import ChatTemplate
 from rollout.formats.hermes import HermesFormat
 from rollout.formats.turn_format import HERMES, TurnFormat
 from rollout.formats.values import typed_arguments
+from rollout.language import opens_thought
 
 _HERMES = HermesFormat()
 _THOUGHT = re.compile(r"\s*<think>\n?(.*?)\n?</think>\n?", re.DOTALL)
-_TAIL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,7 @@ class StudentFormat:
         if format.thinks and (found := _THOUGHT.match(text)):
             thought, text = found[1], text[found.end() :]
         turn = self._calls_written(text)
-        opened = format.thinking is not None and format.opened_by(
-            self.template.decode(list(context[-_TAIL:]))
-        )
+        opened = opens_thought(self.template, format, context)
         if opened or thought:
             return format.thought_before(thought, turn, opened=opened)
         return turn
