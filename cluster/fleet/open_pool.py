@@ -11,6 +11,7 @@ from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
 from cluster.lifecycle.inputs import anywhere, with_recording
+from cluster.lifecycle.model_checks import check_serving
 from rollout.engines.engine_spec import EngineSpec
 
 _SEED_BITS = 2**31 - 1
@@ -22,8 +23,10 @@ async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[
     """Yield a pool whose workers, which sample from `model`, are still starting.
 
     With `tools.record`, calls and answers are recorded in the run directory `run`. Raises
-    MissingError, and InfraError if no tool server starts.
+    MissingError, ConfigError for a model that vLLM cannot serve, and InfraError if no tool server
+    starts.
     """
+    check_serving(config, model)
     config = with_recording(config, run)
     fleet = ToolFleet(config)
     relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config.run_config import RunConfig, load_config
+from cluster.fleet.open_pool import open_pool
 from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.training.sft import run_sft
@@ -115,3 +116,15 @@ def test_a_model_for_images_and_text_is_pushed_through_shared_memory(tmp_path: P
     direct = recipe(tmp_path, folder, *gpus, "cluster.transport=cuda_ipc")
     with pytest.raises(ConfigError, match=r"expected cluster\.transport = 'shm'"):
         check_serving(direct, folder)
+
+
+async def test_no_pool_opens_on_a_model_that_vllm_cannot_serve(tmp_path: Path) -> None:
+    """Whoever opens it: a study and a collection make no check of their own."""
+    folder = build_family(FAMILIES["LFM2"], tmp_path / "model")
+    config = recipe(tmp_path, folder)
+    with pytest.raises(ConfigError) as told:
+        check_serving(config, folder)
+    with pytest.raises(ConfigError) as caught:
+        async with open_pool(config, folder, tmp_path / "run"):
+            pass
+    assert str(caught.value) == str(told.value)
