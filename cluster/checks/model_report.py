@@ -83,13 +83,18 @@ def _language(config: RunConfig, folder: Path) -> Iterator[Finding]:
     origin = "as the chat template shows" if asked == "auto" else "model.tool_format"
     if asked == "auto" and not format.as_template:
         origin = "the template shows none"
-    by = "the template" if listed else "our own wording"
-    yield Finding("tool calls", "ok", f"format {format.tools.name} ({origin}); tools told by {by}")
+    where = "by the chat template" if listed else "in the system message"
+    told = f"format {format.tools.name} ({origin}); tools are listed {where}"
+    yield Finding("tool calls", "ok", told)
     thinking = format.thinking
     if thinking is not None:
-        found = f"what stands in {thinking.opening} ... {thinking.closing} is no action"
+        found = f"nothing between {thinking.opening} and {thinking.closing} is an action"
     else:
-        found = "channels other than the final one" if format.thinks else "no marks of thoughts"
+        found = (
+            "nothing in the analysis channel is an action"
+            if format.thinks
+            else "no marks of thoughts"
+        )
     yield Finding("thoughts", "ok", found)
 
 

@@ -51,11 +51,11 @@ def _findings(template: ChatTemplate) -> Iterator[TemplateFinding]:
     role = "has one" if template.system_role else "none: its text begins the first user turn"
     yield _ok("system role", role)
     yield _ok("thinking", thinking_of(template))
-    tools = "shown by the template" if template.renders_tools else "described by trialrun"
+    tools = "the template can list them" if template.renders_tools else "the template lists none"
     yield _ok("tools", tools)
     yield _ok("ends of turns", ", ".join(map(template.token_text, template.stop_token_ids)))
     count = len(template.structure_tokens)
-    yield _ok("control tokens", f"{count}; text of the world becomes none of them")
+    yield _ok("control tokens", f"{count}; text of tools and tasks becomes none of them")
     lost = template.lost_signs
     yield TemplateFinding(
         name="round trip",
