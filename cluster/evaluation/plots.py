@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from cluster.evaluation.evaluate import report_on
 from cluster.metrics import CURVES, METRICS
+from cluster.older_metrics import OLDER, OLDER_CURVES, read_metrics
 from envs.errors import MissingError
 from rollout.evaluation.compare import Comparison, PairRow
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
@@ -48,7 +49,8 @@ def draw_run(path: Path) -> Path:
         }
         content = {"version": SERIES_VERSION, "run": reader.info.run, "series": drawn}
         replace_file(layout.plot_json, json.dumps(content).encode())
-        curves = {METRICS[name].heading: values for name, values in series.items()}
+        known = {**METRICS, **OLDER}
+        curves = {known[name].heading: values for name, values in series.items()}
         plot_training(curves, path.resolve().name, layout.plot)
     elif reader.episodes():
         plot_report(report_on(path), path.resolve().name, layout.plot)
@@ -58,10 +60,13 @@ def draw_run(path: Path) -> Path:
 
 
 def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]]:
-    """Return the plotted metrics by step; values that were not finite are missing."""
+    """Return the plotted metrics by step, rows of older versions included; values that were not
+    measured are missing.
+    """
+    rows = [(row.step, read_metrics(row.values)) for row in metrics]
     series = {
-        name: {row.step: row.values[name] for row in metrics if name in row.values}
-        for name in CURVES
+        name: {step: values[name] for step, values in rows if name in values}
+        for name in (*CURVES, *OLDER_CURVES)
     }
     return {name: values for name, values in series.items() if values}
 
