@@ -5,7 +5,7 @@ equal, those that arrive too old. What the policy can do is seen in all of them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np

@@ -145,7 +145,7 @@ class TestDrawing:
         assert (path / "plot.png").read_bytes().startswith(self.PNG)
         assert json.loads((path / "plot.json").read_text())["series"] == {
             "reward_mean": {"steps": [1, 2], "values": [0.25, 0.5]},
-            "mismatch_kl": {"steps": [2], "values": [1e-4]},
+            "mismatch": {"steps": [2], "values": [1e-4]},
         }
 
     def test_nothing_to_draw(self, trialrun: Command, make_run: MakeRun) -> None:
