@@ -180,27 +180,27 @@ def _updates() -> Iterable[Metric]:
     about = "Divergence from the reference policy by `learner.kl_estimator`, whatever the weights, "
     about += "the masks, the aggregation and `learner.kl_unbiased`. Measured only with "
     about += "`learner.kl_coef`."
-    shown = {"label": "ref kl", "title": "KL to the reference (nats per token)", "form": ".1e"}
+    shown = {"label": "ref kl", "title": "KL to reference (nats per token)", "form": ".1e"}
     yield _metric("reference_kl", "nats per token", SEEN, "mean", about, **shown)
 
 
 def _start() -> Iterable[Metric]:
     about = "Entropy of the policy's next-token distribution at the start of the step."
     shown = {"before": "entropy", "label": "entropy", "form": ".2f"}
-    title = "entropy at the step's start (nats per token)"
+    title = "entropy at start (nats per token)"
     yield _metric("start_entropy", "nats per token", START, "mean", about, title=title, **shown)
     about = (
         "How far the learner's logprobs are from the sampler's: k3 of log p - log mu. It has the "
     )
     about += "steps in it that the policy made since the token was sampled; see the next two."
     shown = {"before": "mismatch_kl", "label": "mismatch", "form": ".1e"}
-    title = "mismatch of sampler and learner (nats per token)"
+    title = "mismatch (nats per token)"
     yield _metric("mismatch", "nats per token", START, "mean", about, title=title, **shown)
     about = "The same of tokens sampled with the very weights that the step starts from: the "
     about += "engine's part."
     shown = {
         "label": "of it fresh",
-        "title": "mismatch of tokens of the same weights",
+        "title": "mismatch of fresh tokens",
         "form": ".1e",
     }
     yield _metric("mismatch_fresh", "nats per token", START, "mean", about, **shown)

@@ -5,9 +5,10 @@ something else: they keep a name of their own, so that no curve joins two meanin
 which nothing was measured was recorded as 0: it is left out, as such a number is today.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cluster.metrics import METRICS, Metric
+from cluster.metrics import CURVES, METRICS, Metric
+from rollout.store.run_reader import MetricsRow
 
 _RENAMED = {metric.before: metric.name for metric in METRICS.values() if metric.before}
 _NEW = "loss_tokens"
@@ -17,13 +18,13 @@ _GIVEN = "over the episodes given to the learner, which dynamic sampling had sel
 _UPDATES = "over `updates * tokens`, too small by the factor `learner.minibatches`"
 _SUM = "weighted and masked like the loss: a sum that depends on `learner.aggregation`"
 _CHANGED = {
-    "answer_mean": ("answer_mean", "Mean score of the answers", _GIVEN),
-    "reward_mean": ("reward_mean", "Mean reward", _GIVEN),
-    "trial_calls": ("given_trial_calls", "Mean number of trial calls", _GIVEN),
-    "informative_trials": ("informative_trials", "Mean number of distinct trial calls", _GIVEN),
+    "answer_mean": ("answer_mean", "Score of answers", _GIVEN),
+    "reward_mean": ("reward_mean", "Reward", _GIVEN),
+    "trial_calls": ("given_trial_calls", "Trial calls", _GIVEN),
+    "informative_trials": ("informative_trials", "Distinct trial calls", _GIVEN),
     "sampled_tokens": ("given_sampled_tokens", "Tokens sampled", _GIVEN),
     "sampled_tokens_per_s": ("given_sampled_tokens_per_s", "Tokens sampled per second", _GIVEN),
-    "reference_kl": ("weighted_reference_kl", "KL divergence to the reference policy", _SUM),
+    "reference_kl": ("weighted_reference_kl", "KL to reference", _SUM),
     "clip_fraction": ("minibatch_clip_fraction", "Share of clipped tokens", _UPDATES),
     "masked_fraction": ("minibatch_masked_fraction", "Share of masked tokens", _UPDATES),
     "corrected_fraction": ("minibatch_corrected_fraction", "Share of corrected tokens", _UPDATES),
@@ -42,7 +43,7 @@ OLDER: Mapping[str, Metric] = {
         over="given",
         averaging="as recorded",
         meaning=f"{what}, {over}.",
-        title=f"{what.strip('`')}, as older versions measured it",
+        title=f"{what.strip('`').lower()} (older version)",
     )
     for old, (name, what, over) in _CHANGED.items()
 }
@@ -83,3 +84,15 @@ def read_metrics(values: Mapping[str, float]) -> dict[str, float]:
         if not (idle and name in _ZERO_WITHOUT_UPDATE)
         and not (value == 0 and name in _ZERO_WHERE_OFF)
     }
+
+
+def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]]:
+    """Return the plotted metrics by step, rows of older versions included; values that were not
+    measured are missing.
+    """
+    rows = [(row.step, read_metrics(row.values)) for row in metrics]
+    series = {
+        name: {step: values[name] for step, values in rows if name in values}
+        for name in (*CURVES, *OLDER_CURVES)
+    }
+    return {name: values for name, values in series.items() if values}

@@ -166,6 +166,7 @@ def test_lines_and_curves_are_of_registered_metrics() -> None:
     assert {*RL_LINE, *SFT_LINE, *CURVES} <= METRICS.keys()
     assert line_of({"loss": 0.5, "unknown": 1.0}, SFT_LINE) == "loss 0.500"
     assert METRICS["mismatch"].label == "mismatch"
+    assert all(len(METRICS[name].heading) <= 34 for name in CURVES), "a panel is no wider"
     assert not any(metric.name.startswith("kl") for metric in METRICS.values())
 
 

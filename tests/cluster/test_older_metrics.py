@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.evaluation.plots import training_series
 from cluster.metrics import CURVES, METRICS
-from cluster.older_metrics import OLDER, OLDER_CURVES, is_older, read_metrics
+from cluster.older_metrics import (
+    OLDER,
+    OLDER_CURVES,
+    is_older,
+    read_metrics,
+    training_series,
+)
 from rollout.store.run_reader import MetricsRow, RunReader
 
 OLD_RUN = Path(__file__).parent / "lifecycle" / "old_runs" / "train"
@@ -60,6 +65,7 @@ def test_a_row_of_today_is_read_as_it_is() -> None:
     assert not is_older(row)
     assert read_metrics(row) == row
     assert is_older(TRAINED)
+    assert all(len(OLDER[name].heading) <= 34 for name in OLDER_CURVES), "a panel is no wider"
 
 
 def test_the_plot_of_a_run_that_a_newer_version_resumed_joins_what_is_the_same() -> None:
