@@ -187,7 +187,7 @@ def test_a_step_of_an_older_version_is_compared_under_todays_names(run: Path) ->
     metrics = dict(full.metrics) | {"entropy": 0.5, "clip_fraction": 0.1, "reward_mean": 0.75}
     del metrics["loss_tokens"]
     recorded = replace(full, metrics=metrics)
-    new = {"start_entropy": 0.5, "clip_fraction": 0.4, "trained_reward": 0.5}
+    new: Any = {"start_entropy": 0.5, "clip_fraction": 0.4, "trained_reward": 0.5}
     assert list(recorded.differences(report_of(WEIGHTS, **new))) == []
     found = list(recorded.differences(report_of(WEIGHTS, **new | {"start_entropy": 0.6})))
     assert [difference.where for difference in found] == ["metric start_entropy"]
