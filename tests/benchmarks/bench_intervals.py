@@ -2,8 +2,8 @@
 
 Run: python -m tests.benchmarks.bench_intervals [--draws 10000] [--only accuracy]
 
-Each row draws evaluations with a known truth: tasks with a chance of success each (Beta, so that two
-attempts at one task have the row's correlation), attempts at every task, and for errors also a
+Each row draws evaluations with a known truth: tasks with a chance of success each (Beta, so that
+two attempts at one task have the row's correlation), attempts at every task, and for errors also a
 number of calls. "coverage" is the share of draws whose interval holds the truth, "too wide" and
 "too narrow" mark what is outside of 0.93 to 0.97. The last column is what ± 1.96 standard errors
 would cover.

@@ -61,7 +61,6 @@ def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> flo
         )
     task = sample_parts(config, "heldout", 0, index)
     sampled = task.tools
-    goals = tuple(tool.operation for tool in sampled.needed)
     situation = _Situation(
         belief=tuple(_belief(config, kind, sampled)),
         states=("fresh",) * len(sampled.listed),
