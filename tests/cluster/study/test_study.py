@@ -13,12 +13,12 @@ from cluster.config.run_config import load_config
 from cluster.study.graph import Results, Stage, StageGraph
 from cluster.study.recipe import Study, load_study, read_seeds
 from cluster.study.report import ModelRow, StageTime, StudyReport, to_markdown
-from cluster.study.results import CeilingResult
+from cluster.study.results import CeilingResult, EvaluationResult
 from cluster.study.statistics import Cell, differences_of, rows_of
 from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogEnvConfig
 from envs.tools import JsonObject
-from rollout.evaluation.intervals import interval_from_error, share_interval
+from rollout.evaluation.intervals import NO_INTERVAL, interval_from_error, share_interval
 
 
 @dataclass
@@ -342,6 +342,22 @@ def test_the_page_holds_every_number_a_reader_asks_for() -> None:
     assert numbers["wall_s"] == 120.0
     assert numbers["ceilings"] == {"depth1-names": 0.375}
     assert numbers["ceiling_estimates"]["depth1-names"]["high"] == pytest.approx(0.395, abs=1e-3)
+
+
+def test_results_that_an_older_version_stored_are_read() -> None:
+    """They have a standard error and no interval; a ceiling did not say how many tasks it had."""
+    stored = {
+        **{"arm": "a", "setting": "s", "temperature": "greedy", "accuracy": 1.0, "stderr": 0.0},
+        **{"trial_calls_per_episode": 1.0, "tasks": 96},
+    }
+    found = EvaluationResult.model_validate(stored)
+    assert found.interval == share_interval([(1.0, 1.0)] * 96)
+    alone = EvaluationResult.model_validate({**stored, "stderr": None, "tasks": 1})
+    assert alone.interval == NO_INTERVAL
+    ceiling = CeilingResult.model_validate(
+        {"setting": "s", "success": 0.5, "standard_error": 0.02, "seconds": 1.0}
+    )
+    assert (ceiling.tasks, ceiling.interval) == (0, NO_INTERVAL)
 
 
 def test_training_refuses_an_execution_that_forgot_its_trials() -> None:

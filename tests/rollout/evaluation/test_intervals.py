@@ -202,3 +202,18 @@ def test_it_holds_the_true_share_often_enough(
     scores_NG = rng.binomial(attempts, chance_NG) / attempts
     held = [low <= share <= high for low, high in map(of, scores_NG.tolist())]
     assert sum(held) / len(held) >= 0.92
+
+
+def test_errors_per_call_of_five_tasks_hold_the_truth_where_1_96_errors_do_not() -> None:
+    rng = np.random.default_rng(11)
+    held = normal = 0
+    for _ in range(400):
+        calls_G = 1 + rng.poisson(3, 5)
+        errors_G = rng.binomial(calls_G, rng.beta(1, 1, 5))
+        clusters = list(zip(errors_G.tolist(), calls_G.tolist(), strict=True))
+        found = ratio_estimate(clusters, share=True)
+        assert found.value is not None and found.stderr is not None
+        assert found.low is not None and found.high is not None
+        held += found.low <= 0.5 <= found.high
+        normal += abs(found.value - 0.5) <= 1.96 * found.stderr
+    assert held / 400 >= 0.95 > 0.88 > normal / 400
