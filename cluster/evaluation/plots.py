@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.evaluation.evaluate import report_on
+from cluster.evaluation.report_files import report_on
 from cluster.metrics import METRICS
 from cluster.older_metrics import OLDER, training_series
 from envs.errors import MissingError

@@ -13,9 +13,9 @@ from cluster.config.run_config import RunConfig, to_toml
 from cluster.evaluation.evaluate import (
     check_evaluation,
     missing_episodes,
-    report_on,
     run_episodes,
 )
+from cluster.evaluation.report_files import report_on
 from cluster.progress import Progress
 from envs.errors import ConfigError
 from envs.tasks import Task
