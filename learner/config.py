@@ -232,10 +232,12 @@ class LearnerConfig(OptimizerSection):
     tis_floor: float = Field(default=0.0, ge=0)
     """`proximal` only: lower bound."""
     max_sequence_dlogp: float = Field(default=0.0, ge=0)
-    """Mask an episode whose mean |learner - behaviour| logprob per token exceeds this; 0 is off."""
+    """Mask the policy loss, not the KL penalty, of episodes whose mean |learner - behaviour| logprob
+    per token exceeds this; 0 is off."""
     max_negative_kl: float = Field(default=0.0, ge=0)
-    """Mask negative advantages in episodes whose mean behaviour - learner logprob per token exceeds
-    this (DeepSeek-V3.2's off-policy sequence masking); 0 is off."""
+    """Mask the policy loss, not the KL penalty, of negative advantages in episodes whose mean
+    behaviour - learner logprob per token exceeds this (DeepSeek-V3.2's off-policy sequence
+    masking); 0 is off."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     """Mean over tokens (DAPO), mean of per-episode means (GRPO), or sums divided by
     `constant_length` (Dr. GRPO; with 1 plain sums, as LUSPO)."""
@@ -248,10 +250,12 @@ class LearnerConfig(OptimizerSection):
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the initial weights; 0 keeps no reference copy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's estimators; as an on-policy loss k1 has no useful gradient, k2 the exact one."""
+    """Schulman's estimators. As a loss over the policy's own samples, k1 has no gradient on average,
+    k2 that of KL(policy || initial weights), and k3 that of the reverse KL(initial weights ||
+    policy); `kl_unbiased` gives k1 and k3 the gradient of k2, on other samples too."""
     kl_unbiased: bool = False
-    """Multiply the penalty by the token's ratio, which makes its gradient unbiased
-    (DeepSeek-V3.2)."""
+    """Multiply the penalty by the token's ratio to the sampler, which makes the gradient of k1 and
+    k3 unbiased (DeepSeek-V3.2); refused for k2."""
     ppo_epochs: int = Field(default=1, ge=1)
     """Passes over the episodes of one step."""
     minibatches: int = Field(default=1, ge=1)
@@ -295,6 +299,12 @@ class LearnerConfig(OptimizerSection):
                     f"{key} = {found!r} does nothing with kl_coef = 0: set kl_coef above 0, or "
                     f"{key} to {default!r}"
                 )
+        if self.kl_unbiased and self.kl_estimator == "k2":
+            raise ValueError(
+                "expected kl_estimator = 'k1' or 'k3' with kl_unbiased = true, found 'k2': times "
+                "the ratio its gradient is another one; set kl_estimator = 'k3', or kl_unbiased = "
+                "false"
+            )
         if self.loss == "gspo" and self.credit == "phase":
             raise ValueError(
                 "expected one advantage per sequence with loss = 'gspo', found credit = 'phase': "

@@ -27,6 +27,10 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
         ({"dual_clip": 1.2}, "dual_clip"),
         ({"ratio_reference": "proximal", "tis_floor": 2.0}, "tis_floor"),
         ({"loss": "gspo", "credit": "phase"}, "gspo_token"),
+        (
+            {"kl_coef": 0.1, "kl_estimator": "k2", "kl_unbiased": True},
+            "'k1' or 'k3' with kl_unbiased = true, found 'k2'.* set kl_estimator = 'k3'",
+        ),
         ({"overlong": {"max_tokens": 100}}, r"overlong.buffer_tokens below .* = 100, found 128"),
         ({"overlong": {"max_tokens": 64, "buffer_tokens": 64}}, r"= 64, found 64"),
     ],
