@@ -59,6 +59,8 @@ ignores is refused. A value equal to the default is accepted: a run's config.tom
 _IGNORED_BY_FUNCTIONS = frozenset({"sapo_tau_positive", "sapo_tau_negative"})
 """Options that a custom loss does not receive."""
 
+_LEAST_MAXRL_EPS = 0.01
+
 
 class OptimizerSection(Section):
     """Common keys of `[learner]` and `[sft]`: how weights are sharded and updated."""
@@ -232,8 +234,8 @@ class LearnerConfig(OptimizerSection):
     tis_floor: float = Field(default=0.0, ge=0)
     """`proximal` only: lower bound."""
     max_sequence_dlogp: float = Field(default=0.0, ge=0)
-    """Mask the policy loss, not the KL penalty, of episodes whose mean |learner - behaviour| logprob
-    per token exceeds this; 0 is off."""
+    """Mask the policy loss, not the KL penalty, of episodes whose mean |learner - behaviour|
+    logprob per token exceeds this; 0 is off."""
     max_negative_kl: float = Field(default=0.0, ge=0)
     """Mask the policy loss, not the KL penalty, of negative advantages in episodes whose mean
     behaviour - learner logprob per token exceeds this (DeepSeek-V3.2's off-policy sequence
@@ -250,9 +252,9 @@ class LearnerConfig(OptimizerSection):
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the initial weights; 0 keeps no reference copy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's estimators. As a loss over the policy's own samples, k1 has no gradient on average,
-    k2 that of KL(policy || initial weights), and k3 that of the reverse KL(initial weights ||
-    policy); `kl_unbiased` gives k1 and k3 the gradient of k2, on other samples too."""
+    """Schulman's estimators. As a loss over the policy's own samples, k1 has no gradient on
+    average, k2 that of KL(policy || initial weights), and k3 that of the reverse KL(initial weights
+    || policy); `kl_unbiased` gives k1 and k3 the gradient of k2, on other samples too."""
     kl_unbiased: bool = False
     """Multiply the penalty by the token's ratio to the sampler, which makes the gradient of k1 and
     k3 unbiased (DeepSeek-V3.2); refused for k2."""
@@ -299,6 +301,12 @@ class LearnerConfig(OptimizerSection):
                     f"{key} = {found!r} does nothing with kl_coef = 0: set kl_coef above 0, or "
                     f"{key} to {default!r}"
                 )
+        if self.advantage == "maxrl" and 0 < self.advantage_eps < _LEAST_MAXRL_EPS:
+            raise ValueError(
+                f"expected advantage_eps = 0 or at least {_LEAST_MAXRL_EPS:g} with advantage = "
+                f"'maxrl', found {self.advantage_eps:g}: groups without a success would be divided "
+                "by it alone, and outweigh all others; set it to 0 or 0.1"
+            )
         if self.kl_unbiased and self.kl_estimator == "k2":
             raise ValueError(
                 "expected kl_estimator = 'k1' or 'k3' with kl_unbiased = true, found 'k2': times "

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 
 from learner.batch import EpisodeBatch, phase_weights, predictable, sampled_counts
 from learner.config import LearnerConfig
-from learner.objective.advantages import NO_REWARD, AdvantageRule, Advantages, group_advantages
+from learner.objective.advantages import (
+    NO_REWARD,
+    AdvantageRule,
+    Advantages,
+    group_advantages,
+    vary,
+)
 from learner.objective.credit import PhaseRewards, overlong_penalties, phase_rewards, trial_costs
 from rollout.episode import Outcome, Phase
 
@@ -106,13 +112,7 @@ def varies(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = 
     parts = (
         [rewards.trial_B, rewards.execution_B] if config.credit == "phase" else [rewards.episode_B]
     )
-    return any(_spread(part) > 1e-6 for part in parts)
-
-
-def _spread(rewards_B: NDArray[np.float64]) -> float:
-    """Return the difference of the largest and the smallest reward; missing ones do not count."""
-    known = rewards_B[np.isfinite(rewards_B)]
-    return float(known.max() - known.min()) if len(known) else 0.0
+    return any(vary(part) for part in parts)
 
 
 def _advantages(
@@ -124,7 +124,7 @@ def _advantages(
     )
 
     def compare(rewards_B: NDArray[np.float64]) -> Advantages:
-        return group_advantages(rewards_B.astype(np.float32), batch.groups_B, rule)
+        return group_advantages(rewards_B, batch.groups_B, rule)
 
     if config.credit == "episode":
         nothing = np.full(len(batch), np.nan, np.float32)

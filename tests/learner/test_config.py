@@ -27,6 +27,7 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
         ({"dual_clip": 1.2}, "dual_clip"),
         ({"ratio_reference": "proximal", "tis_floor": 2.0}, "tis_floor"),
         ({"loss": "gspo", "credit": "phase"}, "gspo_token"),
+        ({"advantage": "maxrl", "advantage_eps": 1e-6}, "at least 0.01 .*'maxrl', found 1e-06"),
         (
             {"kl_coef": 0.1, "kl_estimator": "k2", "kl_unbiased": True},
             "'k1' or 'k3' with kl_unbiased = true, found 'k2'.* set kl_estimator = 'k3'",
@@ -96,6 +97,11 @@ def test_every_option_is_a_recipe_line() -> None:
     assert config.overlong.buffer_tokens == 100
     assert config.entropy_gradient
     assert not LearnerConfig().entropy_gradient
+
+
+@pytest.mark.parametrize("eps", [0, 0.01, 0.1])
+def test_maxrl_takes_a_divisor_that_is_none_or_large_enough(eps: float) -> None:
+    assert LearnerConfig(advantage="maxrl", advantage_eps=eps).advantage_eps == eps
 
 
 def test_an_unknown_key_is_refused() -> None:

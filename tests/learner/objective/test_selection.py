@@ -112,6 +112,38 @@ def test_length_is_punished_before_the_limit(make_episode, make_table) -> None:
     np.testing.assert_allclose(selection.advantages_B, [0.1, -0.1], atol=1e-6)
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-6, 0.1])
+def test_equal_executions_get_nothing_of_what_their_trials_cost(
+    make_episode, make_table, eps: float
+) -> None:
+    """Answers are all wrong; only trial turns were malformed, and only trials were paid for."""
+    episodes = [
+        replace(
+            make_episode(i, reward=sum(parts), length=8),
+            reward_parts=dict(zip(("answer", "malformed", "trial_cost"), parts, strict=True)),
+            turns=(replace(trials(0)[0], policy_error="malformed_json" if parts[1] else ""),),
+        )
+        for i, parts in enumerate([(0, -0.1, -0.06), (0, 0, -0.07), (0, -0.1, -0.01), (0, 0, 0)])
+    ]
+    batch = read_episodes(make_table(episodes))
+    config = LearnerConfig(credit="phase", advantage_eps=eps)
+    selection = select(batch, config)
+    assert np.ptp(selection.rewards.execution_B) > 0, "no rounding: nothing is tested"
+    assert selection.kept == (0, 1, 2, 3)
+    assert selection.advantages_B.tolist() == [0, 0, 0, 0]
+    assert (selection.trial_advantages_B != 0).all()
+    assert varies(batch, config)
+
+
+def test_one_rule_says_that_a_group_does_not_vary(make_episode, make_table) -> None:
+    """Choice of groups and advantages agree on both sides of the limit."""
+    for difference, reasons in ((5e-7, ("zero_variance",) * 2), (2e-6, ("", ""))):
+        pair = [make_episode(0, reward=0.5), make_episode(1, reward=0.5 + difference)]
+        batch = read_episodes(make_table(pair))
+        assert varies(batch, LearnerConfig()) == (reasons == ("", ""))
+        assert select(batch, LearnerConfig(advantage_eps=0.0)).reasons_B == reasons
+
+
 def trials(count: int) -> tuple[Turn, ...]:
     calls = tuple(
         CallRecord(
