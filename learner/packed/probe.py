@@ -109,6 +109,12 @@ def _plain(policy: PolicyModule, episodes: Sequence[Tensor]) -> Tensor:
     """Return the logprobs that the model's own forward pass gives, with transformers' attention."""
     model: Any = policy.policy
     model.set_attn_implementation(PLAIN)
+    if model.get_decoder().config._attn_implementation != PLAIN:
+        raise ConfigError(
+            f"expected a model whose attention transformers can replace, found "
+            f"{type(model).__name__}, where it cannot: what the learner computes could not be "
+            "checked; choose another model"
+        )
     try:
         scores = []
         for ids in episodes:

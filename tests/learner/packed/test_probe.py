@@ -181,6 +181,19 @@ def test_noise_is_off_in_nested_configurations_only_where_it_is_noise() -> None:
     assert (text.resid_pdrop, text.attention_dropout, text.layer_norm_eps) == (0, 0, 0.5)
 
 
+def test_attention_that_cannot_be_checked_is_refused(tmp_path: Path) -> None:
+    """Falcon with ALiBi: transformers' own SDPA and eager differ, and cannot be exchanged."""
+    config = transformers.FalconConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, alibi=True
+    )
+    transformers.FalconForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"'packed_sdpa', found in .*packing to 'off'"):
+        load_policy(str(tmp_path), torch.float32, CPU)
+    alone = load_policy(str(tmp_path), torch.float32, CPU, packing=False)
+    with pytest.raises(ConfigError, match=r"can replace, found FalconForCausalLM"):
+        check_logprobs(alone)
+
+
 def test_what_is_exported_has_the_dropout_of_its_source(built: Any, tmp_path: Path) -> None:
     trainer_of(built("Phi"), sft=True).export_model(tmp_path / "exported")
     assert AutoConfig.from_pretrained(tmp_path / "exported").resid_pdrop == 0.1
