@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from envs.config import Section
 from envs.errors import ConfigError
+from learner.credit_config import PhaseWeights, SoftOverlong, TrialCost, refuse_ignored
 from rollout.config import EpisodeConfig, LoraConfig
 
 Estimator = Literal[
@@ -107,6 +108,12 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _muon_is_unsharded(self) -> Self:
+        default = OptimizerSection.model_fields["muon_lr"].default
+        if self.optimizer != "muon" and self.muon_lr != default:
+            raise ValueError(
+                f"muon_lr = {self.muon_lr:g} does nothing with optimizer = {self.optimizer!r}: set "
+                f"optimizer = 'muon', or muon_lr to {default:g}; the rate of AdamW is lr"
+            )
         if self.optimizer == "muon" and self.zero_stage != 0:
             raise ValueError(
                 f"optimizer = 'muon' works on whole matrices: expected zero_stage = 0, found "
@@ -127,53 +134,6 @@ class OptimizerSection(Section):
             raise ValueError(
                 "offload_params = 'cpu' needs offload_optimizer = 'cpu': the step runs where the "
                 "weights lie"
-            )
-        return self
-
-
-class PhaseWeights(Section):
-    """Loss weight of a sampled token by the phase it belongs to."""
-
-    trial: float = Field(default=1.0, ge=0)
-    """Tokens of exploratory turns."""
-    experience: float = Field(default=1.0, ge=0)
-    """Tokens of the notes that the policy writes after its trials (`<experience>`)."""
-    execution: float = Field(default=1.0, ge=0)
-    """Tokens of the execution turns, the answer included."""
-
-
-class TrialCost(Section):
-    """`[learner.trial_cost]`: cost of trial calls, subtracted before rewards are compared."""
-
-    per_call: float = Field(default=0.0, ge=0)
-    """Subtracted from the reward per charged trial call; 0 is off."""
-    charge: Literal["all", "successes", "excess"] = "excess"
-    """Which calls are charged. `all`: every trial call; `successes`: those of episodes with a
-    correct answer; `excess`: of these episodes, the calls above the fewest that a correct episode
-    of the group needed."""
-    min_success_rate: float = Field(default=0.75, ge=0, le=1)
-    """Only groups with at least this accuracy are charged, so that a policy that still needs
-    trials does not learn to stop trying."""
-    most: float = Field(default=0.5, ge=0)
-    """Maximum cost of one episode, so that an expensive success stays better than a failure."""
-
-
-class SoftOverlong(Section):
-    """`[learner.overlong]`: DAPO's soft length penalty, in sampled tokens of the episode."""
-
-    max_tokens: int = Field(default=0, ge=0)
-    """Episodes of this many sampled tokens or more get the full `penalty`; 0 is off."""
-    buffer_tokens: int = Field(default=128, ge=1)
-    """The penalty rises linearly over this many tokens before `max_tokens`; must be below it."""
-    penalty: float = Field(default=1.0, ge=0)
-    """Subtracted from the reward at `max_tokens`."""
-
-    @model_validator(mode="after")
-    def _the_shortest_pay_nothing(self) -> Self:
-        if 0 < self.max_tokens <= self.buffer_tokens:
-            raise ValueError(
-                f"expected overlong.buffer_tokens below overlong.max_tokens = {self.max_tokens}, "
-                f"found {self.buffer_tokens}: the first sampled token would be penalised; lower it"
             )
         return self
 
@@ -294,13 +254,14 @@ class LearnerConfig(OptimizerSection):
                     f"{key} = {found!r} does nothing with {user} = {chosen!r}: set "
                     f"{user} to {' or '.join(map(repr, values))}, or {key} to {default!r}"
                 )
-        for key in ("kl_unbiased", "kl_estimator"):
-            found, default = getattr(self, key), type(self).model_fields[key].default
-            if self.kl_coef == 0 and found != default:
-                raise ValueError(
-                    f"{key} = {found!r} does nothing with kl_coef = 0: set kl_coef above 0, or "
-                    f"{key} to {default!r}"
-                )
+        refuse_ignored(self, "kl_coef", ("kl_unbiased", "kl_estimator"))
+        if self.credit == "phase" and self.trial_cost.per_call and not self.phase_weights.parts[0]:
+            raise ValueError(
+                f"trial_cost.per_call = {self.trial_cost.per_call:g} does nothing with credit = "
+                "'phase' and phase_weights.trial = phase_weights.experience = 0: it is charged to "
+                "tokens that are not trained; set phase_weights.trial above 0, or credit = "
+                "'episode'"
+            )
         if self.advantage == "maxrl" and 0 < self.advantage_eps < _LEAST_MAXRL_EPS:
             raise ValueError(
                 f"expected advantage_eps = 0 or at least {_LEAST_MAXRL_EPS:g} with advantage = "

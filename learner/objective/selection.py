@@ -109,10 +109,12 @@ def varies(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = 
     if config.advantage == "reinforce_pp":
         return True
     rewards = shaped_rewards(batch, config, _invalid_reasons(batch, max_tokens))
-    parts = (
-        [rewards.trial_B, rewards.execution_B] if config.credit == "phase" else [rewards.episode_B]
+    if config.credit == "episode":
+        return vary(rewards.episode_B)
+    trains_trial, trains_execution = config.phase_weights.parts
+    return (trains_trial and vary(rewards.trial_B)) or (
+        trains_execution and vary(rewards.execution_B)
     )
-    return any(vary(part) for part in parts)
 
 
 def _advantages(
@@ -130,11 +132,18 @@ def _advantages(
         nothing = np.full(len(batch), np.nan, np.float32)
         return compare(rewards.episode_B), Advantages(nothing, (NO_REWARD,) * len(batch))
     execution, trial = compare(rewards.execution_B), compare(rewards.trial_B)
-    # A group trains if one of the two parts varies; the part that does not gets advantage 0.
-    reasons_B = tuple(
-        "" if not (mine and other) else mine
-        for mine, other in zip(execution.reasons_B, trial.reasons_B, strict=True)
-    )
+    # A group trains if one of the two parts varies; the part that does not gets advantage 0. A part
+    # without a weight in the loss decides nothing.
+    trains_trial, trains_execution = config.phase_weights.parts
+    if not trains_execution:
+        reasons_B = trial.reasons_B
+    elif not trains_trial:
+        reasons_B = execution.reasons_B
+    else:
+        reasons_B = tuple(
+            "" if not (mine and other) else mine
+            for mine, other in zip(execution.reasons_B, trial.reasons_B, strict=True)
+        )
     in_loss = np.array([not reason for reason in reasons_B])
 
     def filled(part: Advantages) -> NDArray[np.float32]:

@@ -57,6 +57,21 @@ def test_combinations_that_cannot_work_are_refused(section: dict[str, object], n
         ({"constant_length": 1}, "set aggregation to 'constant'"),
         ({"kl_unbiased": True}, "set kl_coef above 0"),
         ({"kl_estimator": "k1"}, "set kl_coef above 0"),
+        ({"trial_cost": {"charge": "all"}}, "charge = 'all' does nothing with per_call = 0"),
+        ({"trial_cost": {"min_success_rate": 0.5}}, "or min_success_rate to 0.75"),
+        ({"trial_cost": {"most": 0.1}}, "set per_call above 0"),
+        ({"overlong": {"penalty": 0.5}}, "penalty = 0.5 does nothing with max_tokens = 0"),
+        ({"overlong": {"buffer_tokens": 64}}, "or buffer_tokens to 128"),
+        ({"muon_lr": 0.1}, "muon_lr = 0.1 does nothing with optimizer = 'adamw'"),
+        ({"phase_weights": {"trial": 0, "experience": 0, "execution": 0}}, "set execution to 1"),
+        (
+            {
+                "credit": "phase",
+                "trial_cost": {"per_call": 0.1},
+                "phase_weights": {"trial": 0, "experience": 0},
+            },
+            "trial_cost.per_call = 0.1 does nothing .* set phase_weights.trial above 0",
+        ),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(

@@ -6,7 +6,8 @@ import pytest
 from envs.errors import LearnerError
 from envs.tools import AnswerStatus
 from learner.batch import phase_weights, read_episodes
-from learner.config import LearnerConfig, PhaseWeights, SoftOverlong, TrialCost
+from learner.config import LearnerConfig
+from learner.credit_config import PhaseWeights, SoftOverlong, TrialCost
 from learner.objective.selection import select, varies
 from learner.report import Scores, annotate, step_metrics
 from rollout.episode import CallRecord, Outcome, Phase, Turn
@@ -91,6 +92,30 @@ def test_a_group_that_teaches_one_phase_only_stays(make_episode, make_table) -> 
     assert selection.kept == (0, 1)
     np.testing.assert_array_equal(selection.advantages_B, [0, 0])
     np.testing.assert_allclose(selection.trial_advantages_B, [0.25, -0.25])
+
+
+@pytest.mark.parametrize(
+    ("weights", "trained"),
+    [({"trial": 0.0, "experience": 0.0}, False), ({"execution": 0.0}, True), ({}, True)],
+)
+def test_a_phase_without_weight_does_not_make_a_group_vary(
+    make_episode, make_table, weights: dict[str, float], trained: bool
+) -> None:
+    """Only the trials of these two differ: where they are not trained, nothing is learned."""
+    episodes = [
+        replace(
+            make_episode(i, reward=1.0 - cost, length=8),
+            reward_parts={"answer": 1.0, "trial_cost": -cost},
+        )
+        for i, cost in enumerate([0.0, 0.5])
+    ]
+    batch = read_episodes(make_table(episodes))
+    config = LearnerConfig.model_validate({"credit": "phase", "phase_weights": weights})
+    assert varies(batch, config) == trained
+    selection = select(batch, config)
+    assert selection.reasons_B == (("", "") if trained else ("zero_variance",) * 2)
+    loss_N = selection.advantages_N * selection.weights_N
+    assert bool(np.nan_to_num(loss_N).any()) == trained
 
 
 def test_a_cost_of_the_learner_makes_a_group_vary(make_episode, make_table) -> None:
