@@ -14,15 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig, to_toml
+from cluster.lifecycle.input_files import edited_files, input_digests
 from cluster.lifecycle.resume_check import differences
 from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
-from envs.errors import MissingError, StoreError
+from envs.errors import ConfigError, MissingError, StoreError
 from rollout.store.run_directory import RunDirectory, check_new_folder
 from rollout.store.run_kind import is_blank, kind_of
-from rollout.store.run_layout import RunInfo, RunKind, RunLayout
+from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
 from rollout.store.run_lock import is_written
 
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
@@ -170,6 +171,11 @@ def _check_resumable(kind: RunKind, layout: RunLayout, config: RunConfig, resume
     what = f"{kind.words.partition(' ')[2]} in {path}"
     before = stored_config(layout.config_toml)
     check_unchanged(kind, f"the {what}", before, config, instead)
+    if edited := edited_files(read_run_info(layout).input_digests, config):
+        raise ConfigError(
+            f"the {what} was started with other contents of {', '.join(edited)}: restore them, "
+            f"or {instead}"
+        )
 
 
 def _info(config: RunConfig, kind: RunKind) -> RunInfo:
@@ -180,4 +186,5 @@ def _info(config: RunConfig, kind: RunKind) -> RunInfo:
         created_at=time.time(),
         command=shlex.join(sys.argv),
         versions={name: version(name) for name in STACK},
+        input_digests=input_digests(config),
     )

@@ -55,6 +55,8 @@ class RunInfo(BaseModel):
     """Command line that started it."""
     versions: dict[str, str] = {}
     """Package versions that the run was started with."""
+    input_digests: dict[str, str] = {}
+    """SHA-256 of the files that its recipe names, by key; empty in older run directories."""
     layout_version: int = LAYOUT_VERSION
 
 
