@@ -47,7 +47,7 @@ def check_logprobs(policy: PolicyModule) -> float:
     training = policy.training
     try:
         gaps = _gaps(policy)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except LearnerError as error:
         raise ConfigError(f"{name}: {error}") from error
