@@ -241,6 +241,9 @@ def test_attention_that_the_learner_does_not_compute_is_refused(
         check_trained(built(name), ModelConfig(max_model_len=MAX_LEN))
     with pytest.raises(ConfigError, match=REASONS[name]):
         load_policy(str(built(name)), torch.float32, CPU, packing=packing)
+    gpu = torch.device("cuda")  # never used: another attention is chosen for it
+    with pytest.raises(ConfigError, match=REASONS[name]):
+        load_policy(str(built(name)), torch.bfloat16, gpu, packing=packing)
 
 
 @pytest.mark.parametrize("change", ["s_aux", "softcap", "position_bias", "indices", "mask"])
