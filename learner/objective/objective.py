@@ -62,17 +62,19 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class PackLoss:
-    """`loss` is differentiable; the counts are tokens, `kl` a weighted sum in nats.
+    """`loss` is differentiable; the counts are tokens.
 
     `clipped` tokens were clipped by the loss, `masked` tokens were excluded as too far off-policy,
-    `corrected` tokens had an importance weight outside its bounds.
+    `corrected` tokens had an importance weight outside its bounds. `kl` is the plain sum of
+    `kl_estimator` over the tokens, in nats: without weights, masks and ratios; None without a
+    reference.
     """
 
     loss: Tensor
     clipped: int = 0
     masked: int = 0
     corrected: int = 0
-    kl: float = 0.0
+    kl: float | None = None
 
     def detached(self) -> "PackLoss":
         """Return the same without the autograd graph."""
@@ -124,11 +126,11 @@ def pack_loss(
         loss_P = loss_P * importance_P
         corrected = int(outside_P.sum())
     loss = (weights_P * loss_P).sum()
-    kl = 0.0
+    kl = None
     if prediction.reference_P is not None:
-        penalty = _penalty(logprobs_P, prediction.reference_P, given, config)
-        loss = loss + config.kl_coef * penalty
-        kl = float(penalty.detach())
+        penalty_P = kl_penalty(logprobs_P, prediction.reference_P, config.kl_estimator)
+        kl = float(penalty_P.detach().sum())
+        loss = loss + config.kl_coef * _penalty(penalty_P, logprobs_P, given, config)
     if config.entropy_gradient:
         loss = loss - config.entropy_coef * (given.weights_P * prediction.entropies_P).sum()
     return PackLoss(
@@ -158,13 +160,12 @@ def _denominator(given: _Constants, config: LearnerConfig) -> Tensor:
 
 
 def _penalty(
-    logprobs_P: Tensor, reference_P: Tensor, given: _Constants, config: LearnerConfig
+    penalty_P: Tensor, logprobs_P: Tensor, given: _Constants, config: LearnerConfig
 ) -> Tensor:
     """Return the weighted sum of the KL penalty over all tokens, whatever the off-policy masks.
 
     The masks are for the policy's gain: tokens that have drifted furthest are the ones to be held.
     """
-    penalty_P = kl_penalty(logprobs_P, reference_P, config.kl_estimator)
     if config.kl_unbiased:
         # The tokens are the sampler's, so its ratio is the right one under `proximal` too, and
         # without the bounds of the correction, which would bring the bias back.

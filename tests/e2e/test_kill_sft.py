@@ -97,7 +97,7 @@ def learnt(run: RunLayout) -> list[dict[str, float]]:
         {
             name: value
             for name, value in row.values.items()
-            if name not in ("seconds", "tokens_per_s")
+            if name not in ("seconds", "sequence_tokens_per_s")
         }
         | {"step": row.step}
         for row in RunReader(run.root).metrics()
