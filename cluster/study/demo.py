@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config.run_config import RunConfig
+from cluster.evaluation.text_table import with_interval
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs, with_recording
 from cluster.lifecycle.opening import Resume, check_run, next_free
@@ -24,6 +25,7 @@ from cluster.training.train import train_steps
 from envs.tasks import Environment
 from envs.tools import JsonObject
 from rollout.episode import ANSWER_PART, is_correct
+from rollout.evaluation.intervals import Interval
 from rollout.evaluation.summary import EvalSummary
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import EpisodeFilter, RunReader
@@ -165,7 +167,7 @@ def _eval_path(config: RunConfig, policy: Policy, how: str) -> Path:
 
 def _table(results: Results) -> Table:
     tasks = max(summary.tasks for summary in results.values())
-    table = Table(title=f"Accuracy on held-out tools ({tasks} tasks, mean ± standard error)")
+    table = Table(title=f"Accuracy on held-out tools ({tasks} tasks, [95 % interval] over tasks)")
     table.add_column("policy")
     for column in (GREEDY, SAMPLED, "trials per episode"):
         table.add_column(column, justify="right")
@@ -181,9 +183,10 @@ def _table(results: Results) -> Table:
 
 
 def _score(summary: EvalSummary) -> str:
-    if summary.accuracy is None or summary.stderr is None:
+    if summary.accuracy is None:
         return "-"
-    return f"{summary.accuracy:.2f} ± {summary.stderr:.2f}"
+    interval = Interval(summary.accuracy_low, summary.accuracy_high, summary.accuracy_method)
+    return with_interval(summary.accuracy, interval, summary.tasks, ".2f")
 
 
 def _two_episodes(run: Path) -> Sequence[tuple[str, str]]:
