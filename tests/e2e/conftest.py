@@ -105,12 +105,16 @@ class SharedPool:
         """Run `work` on the pool's event loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
+    def inputs(self, config: RunConfig) -> RunInputs:
+        """Return the inputs of a job with another recipe on the same model and environment."""
+        return replace(self._inputs, config=config)
+
     @asynccontextmanager
     async def job(self, config: RunConfig, run: RunDirectory, workers: int) -> AsyncIterator[Job]:
         """Open the training job of `run` on `workers` healthy workers."""
         self.pool.resize(workers)
         await self.pool.wait_healthy(workers)
-        async with open_job_on(self.pool, replace(self._inputs, config=config), run) as job:
+        async with open_job_on(self.pool, self.inputs(config), run) as job:
             yield job
 
     def close(self) -> None:
