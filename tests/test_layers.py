@@ -49,7 +49,7 @@ FLOORS = {
         "dashboard lifecycle",
         "checks",
         "fleet",
-        "scheduling",
+        "jobs scheduling",
         "chaos evaluation teachers",
         "replay training",
         "study",
@@ -101,7 +101,7 @@ THIRD_PARTY = {
 VENDORS = {
     "vllm": ("rollout/engines/vllm_*.py",),
     "deepspeed": ("learner/backends/deepspeed_backend.py",),
-    "ray": ("cluster/fleet/*.py",),
+    "ray": ("cluster/fleet/*.py", "cluster/jobs/ray_jobs.py"),
     "fastapi": ("envs/server/*.py", "envs/gateway/*.py", "cluster/dashboard/*.py"),
     "uvicorn": ("envs/server/main.py", "cluster/*.py"),
     "mcp": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.config.places import BUILT_MODELS
 from cluster.config.run_config import RunConfig
 from envs.errors import MissingError, StoreError
+from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunLayout, existing_run
 
-BUILT_MODELS = ("tiny", "smollm2-135m-instruct")
-"""Models that are built here, so that no folder has to exist."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MOST_LISTED = 8
 _DEPTH = 2
@@ -55,9 +55,11 @@ def check_tasks(config: RunConfig) -> None:
 def check_run_folder(path: Path, *, resume: bool, elsewhere: str) -> None:
     """Raise StoreError where `path` holds a run that is not to be resumed.
 
-    `elsewhere` says how to choose another folder.
+    What a failed start left, without any record, is no run. `elsewhere` says how to choose another
+    folder.
     """
-    if RunLayout(path).run_json.exists() and not resume:
+    layout = RunLayout(path)
+    if layout.run_json.exists() and not resume and not is_blank(layout):
         raise StoreError(
             f"there is a run in {path} already: resume it with --resume, or {elsewhere}"
         )

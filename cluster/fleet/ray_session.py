@@ -9,7 +9,7 @@ import psutil
 import ray
 
 from cluster.config.run_config import ClusterSection, RunConfig
-from cluster.fleet.ray_address import check_ray_address, no_cluster
+from cluster.fleet.ray_address import check_ray_address, no_cluster, own_cluster
 from cluster.fleet.ray_environment import RAY_START_WAIT, RAY_START_WAIT_S
 from envs.errors import InfraError
 
@@ -21,10 +21,13 @@ OBJECT_STORE_BYTES = 512 * 2**20
 def ray_session(config: RunConfig) -> Iterator[None]:
     """Connect to the cluster in RAY_ADDRESS (Ray sets it for submitted jobs), or start Ray here.
 
-    Raises MissingError if no cluster answers at RAY_ADDRESS, InfraError if Ray does not start.
+    `auto` is the cluster that this user has started on this machine. Raises MissingError if no
+    cluster answers at RAY_ADDRESS, InfraError if Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS", "").strip()
+    if address == "auto":
+        address = own_cluster()
     if address:
         check_ray_address(address)
         _join(address)

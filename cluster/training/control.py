@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.progress import Progress
-from rollout.store.control import MAX_WORKERS, ControlEvent, take_requests
+from rollout.store.control import MAX_WORKERS, ControlEvent, StopRequest, take_requests
 from rollout.store.run_directory import RunDirectory
 
 logger = logging.getLogger("trialrun")
@@ -34,6 +35,8 @@ class Controls:
     pool: Resizable
     room: Callable[[], int]
     """Number of further workers that the cluster has room for now."""
+    stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)
+    """Ends the job in order, as SIGTERM does."""
 
     def answer(self, progress: Progress) -> None:
         """Do what was asked since the last time; every request gets an answer in the journal."""
@@ -42,6 +45,8 @@ class Controls:
             request, refused, note = event.request, "", ""
             if request is None:
                 refused = 'expected a request such as {"kind": "scale", "workers": 2}, found none'
+            elif isinstance(request, StopRequest):
+                note = "the job ends now; finished work is kept"
             elif not 1 <= request.workers <= MAX_WORKERS:
                 refused = f"expected 1 to {MAX_WORKERS} workers, found {request.workers}"
             else:
@@ -56,6 +61,8 @@ class Controls:
             shown = "an unreadable request" if request is None else request.describe()
             outcome = f"refused: {refused}" if refused else note or "done"
             progress.say(f"{event.actor} requested: {shown} ({outcome})")
+            if isinstance(request, StopRequest):
+                self.stop()
 
     def _resize(self, desired: int) -> str:
         """Resize the pool and return a note for the requester, or an empty string."""

@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.ray_session import ray_session, room_for_workers
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.lifecycle.opening import Resume, check_run
-from cluster.lifecycle.retention import keep_newest
+from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
@@ -25,7 +26,7 @@ from learner.outputs.digest import push_metrics
 from learner.report import StepReport
 from rollout.episode import ANSWER_PART
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunKind
+from rollout.store.run_layout import RunKind, RunLayout
 
 
 class Stopwatch:
@@ -133,19 +134,40 @@ def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:
         progress.say(warning)
 
 
-def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
+def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> JsonObject:
     """Train, or resume training; returns where the policy is."""
     config.check_trainable()
     progress = Progress()
     progress.phase("preparing model and tasks")
-    opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
+    wanted = Resume.flag(resume=resume, requeue=requeue)
+    opening = check_run(RunKind.TRAIN, config.path, config, wanted)
+    if opening.resumes and _is_complete(config):
+        progress.say(f"all {config.run.steps} steps are done")
+        return _result(config)
     inputs = resolve_inputs(config)
     check_serving(config, inputs.model)
     if note := check_training(config, config.learner, inputs.model):
         progress.say(note)
     warn_of_long_prompts(inputs, progress)
-    progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
+    progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
     with ray_session(config), opening.open(progress) as run:
         progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
-        exported = run_async(train(inputs, run, progress))
-    return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
+        run_async(train(inputs, run, progress))
+    return _result(config)
+
+
+def _is_complete(config: RunConfig) -> bool:
+    """Whether the run has made all its steps and exported its model."""
+    layout = RunLayout(config.path)
+    newest = newest_checkpoint(layout.checkpoints)
+    done = int(newest.name) if newest else 0
+    return layout.model.exists() and done >= config.run.steps
+
+
+def _result(config: RunConfig) -> JsonObject:
+    layout = RunLayout(config.path.absolute())
+    return {
+        "run_dir": str(layout.root),
+        "model": str(layout.model),
+        "steps": config.run.steps,
+    }

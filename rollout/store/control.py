@@ -7,7 +7,7 @@ is one file, written atomically, which the job removes when it takes the request
 import secrets
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -47,8 +47,20 @@ class ScaleRequest(BaseModel):
         return f"scale to {self.workers} workers"
 
 
-ControlRequest = ScaleRequest
-"""Every kind of request; further kinds form a union with it, distinguished by `kind`."""
+class StopRequest(BaseModel):
+    """Request to stop the job; what it has finished is kept, and it can be resumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["stop"] = "stop"
+
+    def describe(self) -> str:
+        """Return the request in a few words, for logs."""
+        return "stop"
+
+
+ControlRequest = Annotated[ScaleRequest | StopRequest, Field(discriminator="kind")]
+"""Every kind of request, distinguished by `kind`."""
 
 
 class ControlEvent(BaseModel):

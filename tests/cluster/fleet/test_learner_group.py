@@ -32,7 +32,7 @@ class Rank:
     def sft(
         self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
     ) -> Iterator[dict[str, float]]:
-        assert (steps_done, checkpoints) == (0, "checkpoints")
+        assert (steps_done, checkpoints) == (0, str(Path("checkpoints").absolute()))
         for step, order in enumerate(table["order"].to_pylist()):
             if order == "fail":
                 raise NonFiniteError("the loss of step 1 is nan")

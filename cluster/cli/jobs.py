@@ -1,0 +1,341 @@
+"""Commands about runs as jobs: submit, runs, status, logs, scale, stop; names find runs."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from getpass import getuser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.arguments import (
+    Assignments,
+    DryRunOption,
+    RecipeArgument,
+    RecipeCommand,
+    SetOption,
+    read_config,
+    stop_if_dry,
+)
+from cluster.cli.command_line import JsonOption, report, stack
+from cluster.cli.path_checks import check_inputs
+from cluster.cli.run_target import Target, find_target
+from cluster.config.places import home
+from cluster.jobs.directories import RunStatus, runs_below, status_of
+from cluster.jobs.submission import scaling, this_program, training
+from envs.errors import ConfigError, DeadlineError, InfraError, MissingError, StoreError
+from envs.tools import JsonObject
+from rollout.store.control import (
+    MAX_WORKERS,
+    ControlEvent,
+    ControlRequest,
+    ScaleRequest,
+    StopRequest,
+    send_request,
+)
+from rollout.store.run_layout import RunLayout
+from rollout.store.run_lock import is_written
+
+RunName = Annotated[
+    str, typer.Argument(help="Name of a run, or its directory.", show_default=False)
+]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        help="The cluster: http://HEAD:8265 (its dashboard) or HEAD:6379. Default: "
+        "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster that you started on this machine.",
+        show_default=False,
+    ),
+]
+_STOP_S = 120.0
+"""How long a job may take to end in order, in seconds."""
+_ANSWER_S = 15.0
+_POLL_S = 0.2
+
+app = typer.Typer()
+
+
+@app.command(
+    cls=RecipeCommand,
+    epilog="Example: [bold]trialrun submit catalog --address http://head:8265 -- run.name=first[/]",
+)
+def submit(
+    recipe: RecipeArgument,
+    assignments: Assignments = None,
+    address: AddressOption = "",
+    program: Annotated[
+        str,
+        typer.Option(
+            help="How trialrun is started on the head: `trialrun` in an image. Default: the path "
+            "of this command, in a virtual environment that every node has at the same path.",
+            show_default=False,
+        ),
+    ] = "",
+    runtime_env: Annotated[
+        str,
+        typer.Option(
+            "--runtime-env-json", help="Ray runtime_env to add, as JSON.", show_default=False
+        ),
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the log until the job ends.")
+    ] = True,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on a Ray cluster, as a job; the same command resumes a run that was stopped.
+
+    Only the resolved recipe is uploaded, with absolute paths: every node needs trialrun, the model
+    and the tasks at the same paths, and a run.dir that all of them see.
+    """
+    config = read_config(recipe, assignments, overrides)
+    config.check_trainable()
+    stop_if_dry(config, dry_run=dry_run)
+    check_inputs(config)
+    words = program.split() or this_program()
+    job = training(config, words, _runtime_env(runtime_env))
+    jobs = stack("jobs.ray_jobs").RayJobs.at(address)
+    for other in jobs.jobs():
+        if not other.ended and other.directory == str(config.path):
+            raise StoreError(
+                f"the job {other.id} trains the run in {config.path} already: wait for its end, or "
+                f"type `trialrun stop {config.run.name}`"
+            )
+    found = jobs.submit(job, config)
+    result = {"job": found, "run_dir": str(config.path), "cluster": jobs.address}
+    if as_json or not wait:
+        report(result, as_json=as_json)
+    if wait:
+        name = config.run.name
+        _say(f"job {found}, run directory {config.path}; Ctrl-C leaves it running:")
+        _say(f"trialrun status {name} | logs {name} --follow | scale {name} N | stop {name}")
+        _follow(jobs, found)
+
+
+@app.command(epilog="Example: [bold]trialrun runs[/], or [bold]trialrun runs /shared/runs[/]")
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of run directories. Default: runs, below TRIALRUN_HOME if that is set.",
+            show_default=False,
+        ),
+    ] = None,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List runs: those in a folder, and with --address (or RAY_ADDRESS) the jobs of a cluster."""
+    found = [_row(status_of(path)) for path in runs_below(folder or home(os.environ) / "runs")]
+    if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
+        seen = {row["run_dir"] for row in found}
+        jobs = stack("jobs.ray_jobs").RayJobs.at(address).jobs()
+        found += [_job_row(job) for job in jobs if job.directory not in seen]
+    if as_json:
+        report({"runs": found}, as_json=True)
+        return
+    for row in found:
+        step = f"step {row['step']}" + (f"/{row['steps']}" if row.get("steps") else "")
+        _print(f"{row['name']:<24} {row['kind']:<8} {row['state']:<12} {step:<14} {row['run_dir']}")
+    if not found:
+        _say(f"no run in {folder or home(os.environ) / 'runs'}")
+
+
+@app.command(epilog="Example: [bold]trialrun status first[/]")
+def status(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
+    """Show whether a run is running, how far it is, where its files are, and its job."""
+    target = find_target(run, address)
+    found: JsonObject = _row(status_of(target.layout.root)) if target.layout else {}
+    job = target.job(needed=target.layout is None)
+    if job is not None:
+        found = {**_job_row(job), **found, "job": job.id, "job_status": job.status}
+        if job.message and job.ended:
+            found["job_message"] = job.message
+    report(found, as_json=as_json)
+
+
+@app.command(epilog="Example: [bold]trialrun logs first --follow[/]")
+def logs(
+    run: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what comes, until the job ends.")
+    ] = False,
+    address: AddressOption = "",
+) -> None:
+    """Print the log of a run's job."""
+    target = find_target(run, address)
+    job = target.job(needed=True)
+    if follow:
+        _follow(target.jobs, job.id)
+    else:
+        sys.stdout.write(target.jobs.logs(job))
+
+
+def _number(text: str) -> int:
+    """Read the target number of workers. Raises typer.BadParameter for anything but digits."""
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_WORKERS:
+        raise typer.BadParameter(
+            f"expected the target number of workers, 1 to {MAX_WORKERS}, found {text!r}: "
+            "it is the total, not a change (for example 4, not +2)"
+        )
+    return int(text)
+
+
+@app.command(epilog="Example: [bold]trialrun scale first 4[/]")
+def scale(
+    run: RunName,
+    workers: Annotated[
+        int,
+        typer.Argument(parser=_number, metavar="WORKERS", help="Target number of rollout workers."),
+    ],
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
+    ] = 30.0,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Change the number of rollout workers of a running training job.
+
+    New workers start, load the current weights and receive work; surplus workers finish their
+    episodes first. A restarted job returns to the recipe's worker count.
+    """
+    target = find_target(run, address)
+    if target.layout is None:
+        _scale_there(target, workers, timeout_s)
+        report({"run_dir": target.job(needed=True).directory, "workers": workers}, as_json=as_json)
+        return
+    answer = _ask(target.layout, ScaleRequest(workers=workers), timeout_s)
+    note = {"note": answer.note} if answer.note else {}
+    report({"run_dir": str(target.layout.root), "workers": workers, **note}, as_json=as_json)
+
+
+@app.command(epilog="Example: [bold]trialrun stop first[/]")
+def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
+    """Stop a running job in order; what it has finished is kept, and the same command resumes it.
+
+    Exit code 3 if nothing runs.
+    """
+    target = find_target(run, address)
+    if target.layout is not None and not is_written(target.layout):
+        raise MissingError(
+            f"expected a running job that writes to {target.layout.root}, found none"
+        )
+    if target.layout is None or not _stops_when_asked(target.layout):
+        job = target.job(needed=True)
+        target.jobs.stop(job)
+        target.jobs.wait_for_end(job.id, _STOP_S)
+    found = {"run_dir": str(target.layout.root)} if target.layout else {}
+    if target.layout is not None:
+        _wait_until_free(target.layout)
+        found |= {key: str(value) for key, value in _row(status_of(target.layout.root)).items()}
+    report({**found, "state": "stopped"}, as_json=as_json)
+
+
+def _stops_when_asked(layout: RunLayout) -> bool:
+    """Ask a job through its run directory; return whether it answered."""
+    try:
+        _ask(layout, StopRequest(), _ANSWER_S)
+    except DeadlineError:  # only training takes requests, once its workers run
+        return False
+    return True
+
+
+def _ask(layout: RunLayout, request: ControlRequest, timeout_s: float) -> ControlEvent:
+    """Send a request to the job that writes to a run. Raises ConfigError if it refuses."""
+    event = ControlEvent(at=time.time(), actor=getuser(), request=request)
+    answer = send_request(layout, event, timeout_s)
+    if answer.refused:
+        raise ConfigError(f"the job on {layout.root} refused: {answer.refused}")
+    return answer
+
+
+def _scale_there(target: Target, workers: int, timeout_s: float) -> None:
+    """Scale a run whose directory only the cluster sees: a short job there asks for it."""
+    run = target.job(needed=True)
+    asked = target.jobs.submit(scaling(run.directory, str(workers), run.entrypoint))
+    ended = target.jobs.wait_for_end(asked, timeout_s + 60)
+    if ended.status != "SUCCEEDED":
+        raise InfraError(f"the cluster did not scale {run.run}: {target.jobs.logs(ended).strip()}")
+
+
+def _wait_until_free(layout: RunLayout) -> None:
+    until = time.monotonic() + _STOP_S
+    while is_written(layout):
+        if time.monotonic() > until:
+            raise DeadlineError(
+                f"the job that writes to {layout.root} did not end in {_STOP_S:g} s"
+            )
+        time.sleep(_POLL_S)
+
+
+def _follow(jobs: Any, submission_id: str) -> None:
+    """Print a job's log until it ends. Raises InfraError where it failed."""
+
+    async def tail() -> None:
+        async for lines in jobs.follow(jobs.job(submission_id)):
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+
+    asyncio.run(tail())
+    ended = jobs.wait_for_end(submission_id, _STOP_S)
+    if ended.status == "FAILED":
+        hint = (
+            ": the head has no such program; name it with --program, `trialrun` in an image"
+            if "exit code 127" in ended.message or "exited with code 127" in ended.message
+            else ""
+        )
+        raise InfraError(f"the job {submission_id} failed{hint}. {ended.message}".strip())
+    _say(f"the job {submission_id} ended: {ended.status.lower()}")
+
+
+def _runtime_env(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--runtime-env-json {text!r} is not JSON: {error}") from None
+    if not isinstance(found, dict) or "working_dir" in found:
+        raise ConfigError(
+            f"--runtime-env-json {text!r}: expected an object without working_dir, which holds the "
+            "recipe"
+        )
+    return found
+
+
+def _row(found: RunStatus) -> JsonObject:
+    writer = found.writer
+    return {
+        "name": found.name,
+        "kind": str(found.kind),
+        "state": found.state,
+        "step": found.step,
+        "steps": found.steps,
+        "last_step": dict(found.newest),
+        "run_dir": str(found.path),
+        "checkpoint": str(found.checkpoint) if found.checkpoint else None,
+        "model": str(found.model) if found.model else None,
+        "job": writer.submission_id or None if writer else None,
+        "process": f"{writer.pid} on {writer.host}" if writer else None,
+    }
+
+
+def _job_row(job: Any) -> JsonObject:
+    return {
+        "name": job.run,
+        "kind": job.command,
+        "state": job.status.lower(),
+        "step": "?",
+        "steps": None,
+        "run_dir": job.directory,
+        "job": job.id,
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
