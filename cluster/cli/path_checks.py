@@ -23,7 +23,7 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def check_model(ref: str) -> None:
-    """Raise MissingError where `ref` is neither a model that is built here nor a model folder."""
+    """Raise MissingError where `ref` is no model that is built here, no folder and no Hub id."""
     folder = Path(ref).expanduser()
     if ref in BUILT_MODELS or (folder / "config.json").is_file():
         return
@@ -32,16 +32,11 @@ def check_model(ref: str) -> None:
             f"expected a model folder in model.path, found no config.json in {folder.absolute()}"
         )
     if _HUB_ID.fullmatch(ref) and not folder.parent.is_dir():
-        local = f"models/{folder.name}"
-        raise MissingError(
-            f"expected a model folder in model.path, found nothing at {ref!r}. If it is an id of "
-            f"the Hugging Face Hub, download it with `hf download {ref} --local-dir {local}`, then "
-            f"set model.path={local}"
-        )
+        return  # the Hub knows
     raise MissingError(
         f"expected a model folder in model.path, found nothing at {ref!r} (looked in "
-        f"{folder.absolute()}): set it to a Hugging Face model folder or to "
-        f"{' or '.join(BUILT_MODELS)}"
+        f"{folder.absolute()}): set it to a Hugging Face model folder, to an id of the Hugging "
+        f"Face Hub, or to {' or '.join(BUILT_MODELS)}"
     )
 
 

@@ -105,8 +105,12 @@ class Opening:
         checkpoint = newest_checkpoint(run.layout.checkpoints) if training else None
         step = int(checkpoint.name) if checkpoint else 0
         if training:
-            after = f"the checkpoint of step {step}" if step else "the initial model: no checkpoint"
-            progress.say(f"resuming {run.path} from {after}")
+            after = (
+                f"the checkpoint of step {step}"
+                if step
+                else "the initial model: it has no checkpoint yet"
+            )
+            progress.say(f"the run in {run.path} continues from {after}")
         before = _comparable(stored_config(run.layout.config_toml))
         changed = differences(before, _comparable(self.config), but=_PLACES)
         if changed:

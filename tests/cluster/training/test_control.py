@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from cluster.progress import Progress
+from cluster.running import run_async
 from cluster.training import control
 from cluster.training.control import Controls, controlled
-from rollout.store.control import MAX_WORKERS, ControlEvent, ScaleRequest, send_request
+from envs.errors import TrialrunError
+from rollout.store.control import (
+    MAX_WORKERS,
+    ControlEvent,
+    ScaleRequest,
+    StopRequest,
+    send_request,
+)
 from rollout.store.journal import read_objects
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -102,6 +110,33 @@ def test_an_impossible_request_is_refused(
     assert refused[0].startswith(reason)
     assert refused[1].startswith(UNREADABLE)
     assert list(run.layout.requests.iterdir()) == []
+
+
+def test_a_job_that_is_asked_to_stop_answers_first(run: RunDirectory) -> None:
+    event = ControlEvent(at=1.0, actor="ada", request=StopRequest())
+    (run.layout.requests / "1.json").write_text(event.model_dump_json())
+    answered: list[int] = []
+    pool = Pool()
+    Controls(
+        run, pool, lambda: 9, stop=lambda: answered.append(len(read_objects(run.layout.control)))
+    ).answer(Progress(quiet=True))
+    assert answered == [1] and pool.sizes == [2]
+    (row,) = read_objects(run.layout.control)
+    assert (row["request"], row["refused"]) == ({"kind": "stop"}, "")
+    assert row["note"] == "the job ends now; finished work is kept"
+
+
+def test_a_request_to_stop_ends_the_command_as_sigterm_does(run: RunDirectory) -> None:
+    (run.layout.requests / "1.json").write_text(
+        ControlEvent(at=1.0, actor="ada", request=StopRequest()).model_dump_json()
+    )
+
+    async def job() -> None:
+        async with controlled(Controls(run, Pool(), lambda: 9), Progress(quiet=True)):
+            await asyncio.sleep(60)
+
+    with pytest.raises(TrialrunError, match=r"stopped on request .* with --requeue"):
+        run_async(job())
 
 
 def test_a_request_of_an_older_client_is_carried_out(run: RunDirectory) -> None:
