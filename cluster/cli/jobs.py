@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import signal
+import socket
 import sys
 import time
 from getpass import getuser
@@ -26,6 +28,7 @@ from cluster.cli.run_target import Target, find_target
 from cluster.config.places import home
 from cluster.jobs.directories import RunStatus, runs_below, status_of
 from cluster.jobs.submission import scaling, this_program, training
+from cluster.lifecycle.writer import read_writer
 from envs.errors import ConfigError, DeadlineError, InfraError, MissingError, StoreError
 from envs.tools import JsonObject
 from rollout.store.control import (
@@ -223,24 +226,31 @@ def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False)
         raise MissingError(
             f"expected a running job that writes to {target.layout.root}, found none"
         )
-    if target.layout is None or not _stops_when_asked(target.layout):
-        job = target.job(needed=True)
+    job = target.job(needed=target.layout is None)
+    if job is not None and not job.ended:
         target.jobs.stop(job)
         target.jobs.wait_for_end(job.id, _STOP_S)
-    found = {"run_dir": str(target.layout.root)} if target.layout else {}
+    elif target.layout is not None:
+        _stop_process(target.layout)
+    found: JsonObject = _job_row(job) if job is not None else {}
     if target.layout is not None:
         _wait_until_free(target.layout)
-        found |= {key: str(value) for key, value in _row(status_of(target.layout.root)).items()}
+        found |= _row(status_of(target.layout.root))
     report({**found, "state": "stopped"}, as_json=as_json)
 
 
-def _stops_when_asked(layout: RunLayout) -> bool:
-    """Ask a job through its run directory; return whether it answered."""
+def _stop_process(layout: RunLayout) -> None:
+    """Stop a job that is no Ray job, or whose cluster is out of reach. Raises DeadlineError."""
     try:
         _ask(layout, StopRequest(), _ANSWER_S)
     except DeadlineError:  # only training takes requests, once its workers run
-        return False
-    return True
+        writer = read_writer(layout)
+        if writer is None or writer.host != socket.gethostname():
+            where = f"process {writer.pid} on {writer.host}" if writer else "its process"
+            raise DeadlineError(
+                f"the job on {layout.root} takes no requests now: end {where} with SIGTERM"
+            ) from None
+        os.kill(writer.pid, signal.SIGTERM)
 
 
 def _ask(layout: RunLayout, request: ControlRequest, timeout_s: float) -> ControlEvent:

@@ -16,10 +16,11 @@ _LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", 
 _ANSWER_S = 10.0
 
 
-def download(model: str, folder: Path) -> Path:
+def download(model: str, folder: Path, endpoint: str | None = None) -> Path:
     """Return the folder of the Hub's `model` below `folder`, downloaded if it is not there.
 
-    A download that was interrupted goes on. Raises MissingError where the Hub cannot be reached or
+    A download that was interrupted goes on. `endpoint` is the Hub's address, None for the usual one
+    (HF_ENDPOINT). Raises MissingError where the Hub cannot be reached or
     does not give the model.
     """
     target = folder / model.replace("/", "--")
@@ -28,7 +29,11 @@ def download(model: str, folder: Path) -> Path:
     partial = target.with_name(f".{target.name}.partial")
     try:
         snapshot_download(
-            model, local_dir=partial, ignore_patterns=list(_LEFT_OUT), etag_timeout=_ANSWER_S
+            model,
+            local_dir=partial,
+            ignore_patterns=list(_LEFT_OUT),
+            etag_timeout=_ANSWER_S,
+            endpoint=endpoint,
         )
     except (OSError, ValueError, HTTPError) as error:
         reason = " ".join(str(error).split())[:200]
