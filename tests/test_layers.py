@@ -84,8 +84,8 @@ _ROLLOUT = (
     "httpx jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
 )
 _LEARNER = (
-    "deepspeed gguf huggingface_hub numpy peft pyarrow pydantic safetensors tokenizers torch "
-    "transformers xxhash"
+    "deepspeed gguf httpx2 huggingface_hub numpy peft pyarrow pydantic safetensors tokenizers "
+    "torch transformers xxhash"
 )
 _ENVS = (
     "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "
@@ -106,7 +106,7 @@ VENDORS = {
     "uvicorn": ("envs/server/main.py", "cluster/*.py"),
     "mcp": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
     "mcp_types": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
-    "httpx2": ("envs/remote/mcp_*.py",),
+    "httpx2": ("envs/remote/mcp_*.py", "learner/pretrained/hub.py"),
     "websockets": ("envs/remote/openenv_client.py", "envs/server/connection.py"),
     "peft": ("learner/backends/peft_adapters.py",),
     "matplotlib": ("cluster/evaluation/plots.py",),

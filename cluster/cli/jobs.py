@@ -23,9 +23,10 @@ from cluster.cli.arguments import (
     stop_if_dry,
 )
 from cluster.cli.command_line import JsonOption, report, stack
-from cluster.cli.path_checks import check_inputs
+from cluster.cli.path_checks import check_model, check_tasks
 from cluster.cli.run_target import Target, find_target
 from cluster.config.places import home
+from cluster.config.run_config import RunConfig
 from cluster.jobs.directories import RunStatus, runs_below, status_of
 from cluster.jobs.submission import scaling, this_program, training
 from cluster.lifecycle.writer import read_writer
@@ -35,6 +36,7 @@ from rollout.store.control import (
     MAX_WORKERS,
     ControlEvent,
     ControlRequest,
+    ScaleByRequest,
     ScaleRequest,
     StopRequest,
     send_request,
@@ -98,7 +100,7 @@ def submit(
     config = read_config(recipe, assignments, overrides)
     config.check_trainable()
     stop_if_dry(config, dry_run=dry_run)
-    check_inputs(config)
+    _check_inputs(config)
     words = program.split() or this_program()
     job = training(config, words, _runtime_env(runtime_env))
     jobs = stack("jobs.ray_jobs").RayJobs.at(address)
@@ -134,11 +136,11 @@ def runs(
     """List runs: those in a folder, and with --address (or RAY_ADDRESS) the jobs of a cluster."""
     found = [_row(status_of(path)) for path in runs_below(folder or home(os.environ) / "runs")]
     if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
-        seen = {row["run_dir"] for row in found}
+        seen = {str(row["run_dir"]) for row in found}
         jobs = stack("jobs.ray_jobs").RayJobs.at(address).jobs()
         found += [_job_row(job) for job in jobs if job.directory not in seen]
     if as_json:
-        report({"runs": found}, as_json=True)
+        report({"runs": [*found]}, as_json=True)
         return
     for row in found:
         step = f"step {row['step']}" + (f"/{row['steps']}" if row.get("steps") else "")
@@ -177,22 +179,34 @@ def logs(
         sys.stdout.write(target.jobs.logs(job))
 
 
-def _number(text: str) -> int:
-    """Read the target number of workers. Raises typer.BadParameter for anything but digits."""
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_WORKERS:
+def _workers(text: str) -> ScaleRequest | ScaleByRequest:
+    """Read `4`, `+2` or `-1`. Raises typer.BadParameter for anything else."""
+    digits = text.removeprefix("+").removeprefix("-")
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+    if not 1 <= number <= MAX_WORKERS or len(text) - len(digits) > 1:
         raise typer.BadParameter(
-            f"expected the target number of workers, 1 to {MAX_WORKERS}, found {text!r}: "
-            "it is the total, not a change (for example 4, not +2)"
+            f"expected a number of workers, 1 to {MAX_WORKERS}, or a change such as +2 or -1, "
+            f"found {text!r}"
         )
-    return int(text)
+    if text == digits:
+        return ScaleRequest(workers=number)
+    return ScaleByRequest(change=-number if text.startswith("-") else number)
 
 
-@app.command(epilog="Example: [bold]trialrun scale first 4[/]")
+@app.command(
+    context_settings={"ignore_unknown_options": True},  # -1 is a number
+    epilog="Example: [bold]trialrun scale first 4[/], or [bold]trialrun scale first +1[/]",
+)
 def scale(
     run: RunName,
     workers: Annotated[
-        int,
-        typer.Argument(parser=_number, metavar="WORKERS", help="Target number of rollout workers."),
+        Any,
+        typer.Argument(
+            parser=_workers,
+            metavar="N|+N|-N",
+            help="Target number of rollout workers, or by how many more or fewer.",
+            show_default=False,
+        ),
     ],
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
@@ -203,16 +217,17 @@ def scale(
     """Change the number of rollout workers of a running training job.
 
     New workers start, load the current weights and receive work; surplus workers finish their
-    episodes first. A restarted job returns to the recipe's worker count.
+    episodes first. A resumed run keeps the number, unless its recipe has another one than before.
     """
     target = find_target(run, address)
     if target.layout is None:
         _scale_there(target, workers, timeout_s)
-        report({"run_dir": target.job(needed=True).directory, "workers": workers}, as_json=as_json)
+        report({"run_dir": target.job(needed=True).directory}, as_json=as_json)
         return
-    answer = _ask(target.layout, ScaleRequest(workers=workers), timeout_s)
+    answer = _ask(target.layout, workers, timeout_s)
     note = {"note": answer.note} if answer.note else {}
-    report({"run_dir": str(target.layout.root), "workers": workers, **note}, as_json=as_json)
+    found = {"run_dir": str(target.layout.root), "workers": answer.workers, **note}
+    report(found, as_json=as_json)
 
 
 @app.command(epilog="Example: [bold]trialrun stop first[/]")
@@ -262,10 +277,11 @@ def _ask(layout: RunLayout, request: ControlRequest, timeout_s: float) -> Contro
     return answer
 
 
-def _scale_there(target: Target, workers: int, timeout_s: float) -> None:
+def _scale_there(target: Target, workers: ScaleRequest | ScaleByRequest, timeout_s: float) -> None:
     """Scale a run whose directory only the cluster sees: a short job there asks for it."""
     run = target.job(needed=True)
-    asked = target.jobs.submit(scaling(run.directory, str(workers), run.entrypoint))
+    by = f"{workers.change:+d}" if isinstance(workers, ScaleByRequest) else str(workers.workers)
+    asked = target.jobs.submit(scaling(run.directory, by, run.entrypoint))
     ended = target.jobs.wait_for_end(asked, timeout_s + 60)
     if ended.status != "SUCCEEDED":
         raise InfraError(f"the cluster did not scale {run.run}: {target.jobs.logs(ended).strip()}")
@@ -299,6 +315,17 @@ def _follow(jobs: Any, submission_id: str) -> None:
         )
         raise InfraError(f"the job {submission_id} failed{hint}. {ended.message}".strip())
     _say(f"the job {submission_id} ended: {ended.status.lower()}")
+
+
+def _check_inputs(config: RunConfig) -> None:
+    """Raise MissingError for a model or tasks that neither this machine nor the cluster can have.
+
+    An absolute path may exist on the nodes alone, where the job looks again.
+    """
+    if not Path(config.model.path).is_absolute():
+        check_model(config.model.path)
+    if not Path(getattr(config.env, "path", "")).is_absolute():
+        check_tasks(config)
 
 
 def _runtime_env(text: str) -> dict[str, Any]:

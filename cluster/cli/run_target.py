@@ -7,6 +7,7 @@ from typing import Any
 from cluster.cli.command_line import stack
 from cluster.cli.path_checks import run_at
 from cluster.config.places import home
+from cluster.fleet.ray_address import own_cluster
 from cluster.jobs.directories import find_run
 from cluster.lifecycle.writer import read_writer
 from envs.errors import MissingError, TrialrunError
@@ -66,12 +67,12 @@ def find_target(name: str, address: str) -> Target:
         return Target(RunLayout(found), address, (None, None))
     if "/" in name or Path(name).is_dir():
         run_at(Path(name))  # it says what is wrong with the path
-    if not (address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")):
+    jobs = _jobs_for_a_name(address)
+    if jobs is None:
         raise MissingError(
             f"expected a run, found none called {name!r} in {folders[0]}: give its path, or the "
             "cluster that runs it, with --address http://HEAD:8265"
         )
-    jobs = _connect(address)
     job = next((job for job in jobs.jobs() if job.run == name), None)
     if job is None:
         raise MissingError(
@@ -81,6 +82,16 @@ def find_target(name: str, address: str) -> Target:
     layout = RunLayout(Path(job.directory)) if job.directory else None
     seen = layout if layout is not None and layout.run_json.exists() else None
     return Target(seen, address, (jobs, job))
+
+
+def _jobs_for_a_name(address: str) -> Any:
+    """Return the jobs of the cluster that is named, or of one's own on this machine; else None."""
+    if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
+        return _connect(address)
+    try:
+        return _connect(own_cluster())
+    except MissingError:  # it was not asked for
+        return None
 
 
 def _connect(address: str) -> Any:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
-from cluster.fleet.ray_session import ray_session
+from cluster.fleet.ray_session import missing_resources, ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
 from cluster.lifecycle.model_checks import check_training
@@ -116,6 +116,8 @@ def run_sft(
         progress.say(note)
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
     with ray_session(config), opening.open(progress) as run:
+        if note := missing_resources(config.cluster, workers=0, ranks=config.learner.ranks):
+            progress.say(note)
         table = table_for(run)
         metrics = run_async(train_sft(config, model, table, run, progress))
     return {

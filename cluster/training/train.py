@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.ray_session import ray_session, room_for_workers
+from cluster.fleet.ray_session import missing_resources, ray_session, room_for_workers
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
+from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
@@ -25,6 +27,7 @@ from envs.tools import JsonObject
 from learner.outputs.digest import push_metrics
 from learner.report import StepReport
 from rollout.episode import ANSWER_PART
+from rollout.store.control import scaled_to
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind, RunLayout
 
@@ -150,10 +153,37 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
         progress.say(note)
     warn_of_long_prompts(inputs, progress)
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
+    workers = _remembered_workers(config) if opening.resumes else config.rollouts.workers
     with ray_session(config), opening.open(progress) as run:
-        progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
+        inputs = _with_workers(inputs, workers, progress)
+        ranks = config.learner.ranks
+        if note := missing_resources(config.cluster, workers=workers, ranks=ranks):
+            progress.say(note)
+        progress.phase(f"starting the learner and {workers} vLLM workers")
         run_async(train(inputs, run, progress))
     return _result(config)
+
+
+def _remembered_workers(config: RunConfig) -> int:
+    """Return the number of workers of a resumed run: what `trialrun scale` set last, unless the
+    recipe has another number than the run had.
+    """
+    layout = RunLayout(config.path)
+    before = stored_config(layout.config_toml).rollouts.workers
+    if config.rollouts.workers != before:
+        return config.rollouts.workers
+    return scaled_to(layout) or before
+
+
+def _with_workers(inputs: RunInputs, workers: int, progress: Progress) -> RunInputs:
+    rollouts = inputs.config.rollouts
+    if workers == rollouts.workers:
+        return inputs
+    progress.say(f"{workers} workers, as `trialrun scale` set (recipe: {rollouts.workers})")
+    config = inputs.config.model_copy(
+        update={"rollouts": rollouts.model_copy(update={"workers": workers})}
+    )
+    return replace(inputs, config=config)
 
 
 def _is_complete(config: RunConfig) -> bool:

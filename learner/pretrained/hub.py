@@ -4,8 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
 
 from envs.errors import MissingError
 
@@ -35,7 +35,7 @@ def download(model: str, folder: Path, endpoint: str | None = None) -> Path:
             etag_timeout=_ANSWER_S,
             endpoint=endpoint,
         )
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, httpx2.HTTPError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MissingError(
             f"expected a model folder or a model of the Hugging Face Hub in model.path, found "

@@ -135,8 +135,10 @@ def test_a_dry_run_prints_the_resolved_recipe_and_starts_nothing(
         (("train", "catalog", "--run.steps=3"), 2, "did you mean run.steps=3?"),
         (("demo", "--num-workers", "--json"), 2, "did you mean rollouts.workers=VALUE?"),
         (("eval", "catalog", "--frobnicate"), 2, "No such option: --frobnicate"),
-        (("scale", "runs/x", "+2"), 2, "it is the total, not a change"),
-        (("scale", "runs/x", "0"), 2, "target number of workers"),
+        (("scale", "runs/x", "2x"), 2, "expected a number of workers"),
+        (("scale", "runs/x", "+-2"), 2, "expected a number of workers"),
+        (("scale", "runs/x", "-1"), 3, "runs/x"),
+        (("scale", "runs/x", "0"), 2, "expected a number of workers"),
     ],
 )
 def test_bad_input_is_one_message_and_its_exit_code(

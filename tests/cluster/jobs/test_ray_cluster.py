@@ -20,6 +20,7 @@ import psutil
 import pytest
 from ray.util import get_node_ip_address
 
+from cluster.jobs.directories import RunStatus, status_of
 from rollout.store.ledger_state import State
 from rollout.store.run_reader import RunReader
 
@@ -28,7 +29,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).parent / "ray")
 TRIALRUN = (sys.executable, "-m", "cluster.cli.main")
-LOGS = (*TRIALRUN, "logs", "first")
 RECIPE = (
     "run.name=first",
     "run.checkpoint_every=1",
@@ -71,17 +71,16 @@ class Cluster:
         name, *rest = command
         return json.loads(self.run(*TRIALRUN, name, "--json", *rest, folder=folder))
 
-    def wait_for(self, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait until the status of the run is as wanted, and return it."""
+    def wait_for(self, run: Path, what: Callable[[RunStatus], bool]) -> None:
+        """Wait until the status of the run is as wanted; it is read here, which costs little."""
         until = time.monotonic() + 300
         while time.monotonic() < until:
-            found = self.trialrun("status", "first")
-            if what(found):
-                return found
-            assert found["job_status"] in ("PENDING", "RUNNING"), self.run(
-                *TRIALRUN, "logs", "first"
-            )
-        pytest.fail(f"not within the deadline; last: {found}")
+            found = status_of(run) if (run / "run.json").exists() else None
+            if found is not None and what(found):
+                return
+            time.sleep(0.2)
+        log = self.run(*TRIALRUN, "logs", "first", "--address", self.api)
+        pytest.fail(f"not within the deadline: {found}\n{log}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -147,13 +146,14 @@ def test_a_run_goes_on_as_another_job_and_nothing_is_lost(cluster: Cluster) -> N
     refused = plain(cluster, "train", "catalog", *RECIPE, code=1)
     assert "Type run.dir=/SHARED/runs" in refused, "a relative place in a job of the plain way"
 
-    cluster.wait_for(lambda found: found["step"] >= 1)
+    assert cluster.trialrun("status", "first", *address)["job"] == submitted["job"]
+    cluster.wait_for(run, lambda found: found.step >= 1)
     assert "step " in cluster.run(*TRIALRUN, "logs", "first")
-    cluster.trialrun("scale", "first", "2")
-    cluster.wait_for(lambda found: found["last_step"]["workers"] == 2)
+    cluster.trialrun("scale", "first", "+1")
+    cluster.wait_for(run, lambda found: found.newest["workers"] == 2)
     elsewhere = cluster.nodes[1]
     assert cluster.trialrun("scale", "first", "1", *address, folder=elsewhere)["workers"] == 1
-    cluster.wait_for(lambda found: found["last_step"]["workers"] == 1)
+    cluster.wait_for(run, lambda found: found.newest["workers"] == 1)
 
     listed = cluster.trialrun("runs", *address, folder=elsewhere)["runs"]
     assert [(row["name"], row["job"]) for row in listed] == [("first", submitted["job"])]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
@@ -16,6 +17,7 @@ from cluster.jobs.ray_jobs import RayJobs
 from cluster.jobs.submission import RECIPE, training
 from cluster.lifecycle.opening import new_run
 from envs.errors import DeadlineError, InfraError, MissingError
+from rollout.store.control import ScaleByRequest, ScaleRequest
 from rollout.store.run_layout import RunKind
 
 OURS = {"trialrun_run": "first", "trialrun_dir": "/shared/runs/first", "trialrun_command": "train"}
@@ -102,12 +104,12 @@ def test_a_job_that_is_not_there_or_does_not_end_is_one_line(client: Client) -> 
 def test_a_run_that_only_the_cluster_sees_is_scaled_there(client: Client) -> None:
     jobs = jobs_of(client)
     target = Target(None, "", (jobs, jobs.job("b")))
-    _scale_there(target, 3, 1.0)
+    _scale_there(target, ScaleRequest(workers=3), 1.0)
     assert client.found[-1].entrypoint == "trialrun scale /shared/runs/second 3"
     client.ends = JobStatus.FAILED
     client.logs["job-4"] = "error: refused\n"
     with pytest.raises(InfraError, match="did not scale second: error: refused"):
-        _scale_there(target, 4, 1.0)
+        _scale_there(target, ScaleByRequest(change=-1), 1.0)
 
 
 def test_a_run_of_a_terminal_has_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +121,7 @@ def test_a_run_of_a_terminal_has_no_job(tmp_path: Path, monkeypatch: pytest.Monk
         target.job(needed=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: [])
     with pytest.raises(MissingError, match=r"none called 'nowhere' in .*with --address"):
         find_target("nowhere", "")
 

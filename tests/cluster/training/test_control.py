@@ -17,6 +17,7 @@ from rollout.store.control import (
     ControlEvent,
     ScaleRequest,
     StopRequest,
+    scaled_to,
     send_request,
 )
 from rollout.store.journal import read_objects
@@ -110,6 +111,30 @@ def test_an_impossible_request_is_refused(
     assert refused[0].startswith(reason)
     assert refused[1].startswith(UNREADABLE)
     assert list(run.layout.requests.iterdir()) == []
+
+
+def test_workers_are_added_and_the_last_number_is_remembered(run: RunDirectory) -> None:
+    assert scaled_to(run.layout) is None
+    pool = Pool()
+    for name, request in (
+        ("1", '{"kind": "scale", "workers": 5}'),
+        ("2", '{"kind": "scale_by", "change": -2}'),
+        ("3", '{"kind": "scale_by", "change": -3}'),
+        ("4", '{"kind": "stop"}'),
+    ):
+        put_text(run, name, f'"request": {request}')
+    Controls(run, pool, lambda: 9, stop=lambda: None).answer(Progress(quiet=True))
+    assert pool.sizes == [2, 5, 3]
+    rows = read_objects(run.layout.control)
+    assert [row["workers"] for row in rows] == [5, 3, None, None]
+    assert rows[2]["refused"] == "expected 1 to 4096 workers, found 0"
+    assert scaled_to(run.layout) == 3
+
+
+def test_the_number_that_an_older_version_answered_is_remembered(run: RunDirectory) -> None:
+    answer = '"request": {"kind": "scale", "workers": 4}, "request_id": "1", "refused": ""'
+    run.layout.control.write_text(f'{{"at": 1.0, "actor": "ada", {answer}}}\n')
+    assert scaled_to(run.layout) == 4
 
 
 def test_a_job_that_is_asked_to_stop_answers_first(run: RunDirectory) -> None:
