@@ -138,7 +138,10 @@ def runs(
     if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
         seen = {str(row["run_dir"]) for row in found}
         jobs = stack("jobs.ray_jobs").RayJobs.at(address).jobs()
-        found += [_job_row(job) for job in jobs if job.directory not in seen]
+        for job in jobs:  # the newest first; one that was refused has no run
+            if job.directory not in seen and not (job.ended and not job.directory):
+                found.append(_job_row(job))
+                seen.add(job.directory)
     if as_json:
         report({"runs": [*found]}, as_json=True)
         return

@@ -17,6 +17,7 @@ from rich.table import Table
 from cluster.config.run_config import RolloutsSection, RunConfig
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.ray_session import ray_session
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.opening import Opening, Resume, check_run
 from cluster.progress import Progress
@@ -59,7 +60,7 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool, requeue: bool = F
     section, size = config.collect, _size(inputs)
     progress.phase(
         f"{section.source}: {size.tasks} tasks x {section.samples} "
-        f"in mode {config.episode.mode}, episodes in {out}"
+        f"in mode {config.episode.mode}; {RUN_DIRECTORY_IS}{out.absolute()}"
     )
     affordable = True
     if opening.resumes and _is_complete(out, size):

@@ -73,7 +73,7 @@ class Cluster:
 
     def wait_for(self, run: Path, what: Callable[[RunStatus], bool]) -> None:
         """Wait until the status of the run is as wanted; it is read here, which costs little."""
-        until = time.monotonic() + 300
+        until, found = time.monotonic() + 300, None
         while time.monotonic() < until:
             found = status_of(run) if (run / "run.json").exists() else None
             if found is not None and what(found):
