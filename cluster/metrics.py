@@ -1,8 +1,40 @@
-"""Every metric that a training step records in `metrics/`: its unit, its meaning, its format."""
+"""Every metric that a training step records in `metrics/`: unit, meaning, over what, and averaging.
+
+A number of which nothing was measured is NaN, stored as null, shown as `-` and absent from plots.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+PLAYED = "played"
+GIVEN = "given"
+COMPARED = "compared"
+TRAINED = "trained"
+START = "start tokens"
+SEEN = "seen tokens"
+UPDATES = "updates"
+STEP = "step"
+
+POPULATIONS: Mapping[str, str] = {
+    PLAYED: "Every group that the step played to its end, and its episodes with a reward, whatever "
+    "became of them: trained on, replaced because all rewards are equal, dropped as too old or "
+    "because nothing was sampled, left out by the learner (also as longer than the context). Not "
+    "in it: groups of which fewer than two episodes count (infrastructure failures, prompts "
+    "without room), which end before they are complete. After a resume the groups that an earlier "
+    "process dropped for the step are counted too, each once.",
+    GIVEN: "Episodes that the step took and gave to the learner.",
+    COMPARED: "Given episodes with a reward that the learner compares: not those that this policy "
+    "cannot have sampled or that are longer than the context.",
+    TRAINED: "Given episodes that at least one update of the step trained on.",
+    START: "Tokens under the loss, each once, scored with the weights at the start of the step. In "
+    "a step of one update only those of that update; with more, also those of updates that failed.",
+    SEEN: "Tokens under the loss of every update that was made: a token counts once per update "
+    "that saw it.",
+    UPDATES: "Updates of the weights that the step made.",
+    STEP: "The step itself.",
+}
+"""What numbers are taken over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,15 +43,19 @@ class Metric:
 
     name: str
     unit: str
+    over: str
+    """What it is taken over: a key of POPULATIONS."""
+    averaging: str
+    """How one number is made of them: `mean`, `sum`, `count`, `maximum`, ..."""
     meaning: str
+    before: str = ""
+    """Name under which older versions recorded the same number."""
     label: str = ""
     """Name in a line about a step; empty stands for `title` or `name`."""
     title: str = ""
     """Name above a plot; empty stands for `label` or `name`."""
     form: str = ".3g"
     """How a line shows it: a format of `format`, and a suffix behind a blank, as `.1f s`."""
-    of_update: bool = False
-    """Measured only where an optimizer step was made: without one it is not shown as zero."""
 
     @property
     def heading(self) -> str:
@@ -50,285 +86,194 @@ _REASONS = {
 """Why the learner leaves an episode out of a step."""
 
 _YIELDS = {
-    "trial_yield": "gain in the chance of a correct answer per informative trial call",
-    "trial_yield_any": "the same for any informative trial call against none",
+    "trial_yield": "Gain in the chance of a correct answer per distinct trial call.",
+    "trial_yield_any": "The same for any trial call against none.",
 }
 
 
-def _rewards() -> Iterable[Metric]:
-    yield Metric(
-        name="reward_mean",
-        unit="reward",
-        meaning="Mean reward of the episodes that have one.",
-        label="reward",
-        form=".2f",
-    )
-    yield Metric(
-        name="answer_mean",
-        unit="share",
-        meaning="Accuracy: mean score of the answers, before penalties.",
-        label="accuracy",
-        form=".2f",
-    )
-    yield Metric(
-        name="trial_calls",
-        unit="calls per episode",
-        meaning="Mean number of trial calls.",
-        label="trials",
-        title="trial calls per episode",
-        form=".1f",
-    )
-    yield Metric(
-        name="informative_trials",
-        unit="calls per episode",
-        meaning="Mean number of trial calls that told the policy something new.",
-    )
-    for name, meaning in _YIELDS.items():
-        gain = f"{meaning[0].upper()}{meaning[1:]}"
-        yield Metric(name=name, unit="share per call", meaning=f"{gain}.")
-        yield Metric(
-            name=f"{name}_se", unit="share per call", meaning=f"Standard error of `{name}`."
-        )
-        yield Metric(
-            name=f"{name}_groups", unit="groups", meaning=f"Groups that `{name}` is estimated from."
-        )
-    yield Metric(
-        name="trial_cost_charged",
-        unit="reward",
-        meaning="Mean price of trial calls that was taken from the reward.",
-    )
-    yield Metric(
-        name="trial_cost_payers", unit="share", meaning="Share of episodes that paid such a price."
-    )
-    yield Metric(name="advantage_size", unit="reward", meaning="Mean absolute advantage.")
-    yield Metric(
-        name="trial_advantage_size",
-        unit="reward",
-        meaning='Mean absolute advantage of trials under `learner.credit = "phase"`.',
-    )
+def _metric(name: str, unit: str, over: str, averaging: str, meaning: str, **shown: str) -> Metric:
+    return Metric(name=name, unit=unit, over=over, averaging=averaging, meaning=meaning, **shown)
 
 
-def _episodes() -> Iterable[Metric]:
-    yield Metric(name="episodes", unit="episodes", meaning="Episodes of the step.", form=".0f")
-    yield Metric(
-        name="trained_episodes",
-        unit="episodes",
-        meaning="Episodes that the step trained on.",
-        form=".0f",
-    )
-    yield Metric(
-        name="dropped",
-        unit="episodes",
-        meaning="Episodes that the learner left out, for any reason.",
-        label="dropped",
-        form=".0f",
-    )
+def _played() -> Iterable[Metric]:
+    about = "Answers' mean score before penalties, as in an evaluation."
+    yield _metric("success", "share", PLAYED, "mean", about, label="success", form=".2f")
+    about = "Reward of an episode, before what the learner subtracts."
+    yield _metric("reward", "reward", PLAYED, "mean", about, label="reward", form=".2f")
+    yield _metric("played_groups", "groups", PLAYED, "count", "Groups played.", form=".0f")
+    about = "Episodes played that have a reward: the weight of the step in a mean over steps."
+    yield _metric("played_episodes", "episodes", PLAYED, "count", about, form=".0f")
+    about = "Groups that were replaced because their rewards do not differ (dynamic sampling)."
+    shown = {"label": "replaced", "title": "groups replaced (equal rewards)", "form": ".0f"}
+    yield _metric("replaced_groups", "groups", PLAYED, "count", about, **shown)
+    about = "Groups that were dropped because they arrived too old (`rollouts.max_staleness`)."
+    yield _metric("stale_groups", "groups", PLAYED, "count", about, form=".0f")
+    about = "Groups of which every episode is right: its answer is worth more than 0.5."
+    yield _metric("all_right_groups", "groups", PLAYED, "count", about, form=".0f")
+    about = "Groups of which no episode is right."
+    yield _metric("all_wrong_groups", "groups", PLAYED, "count", about, form=".0f")
+    about = "Trial calls of an episode."
+    shown = {"label": "trials", "title": "trial calls per episode", "form": ".1f"}
+    yield _metric("trial_calls", "calls per episode", PLAYED, "mean", about, **shown)
+    about = "Trial calls of an episode whose name and arguments are new in it."
+    yield _metric("distinct_trials", "calls per episode", PLAYED, "mean", about)
+    for name, about in _YIELDS.items():
+        how = "slopes within groups, pooled by their precision"
+        yield _metric(name, "share per call", PLAYED, how, about)
+        about = f"Standard error (HC3) of `{name}`."
+        yield _metric(f"{name}_se", "share per call", PLAYED, "standard error", about)
+        about = f"Groups in which the calls differ, from which `{name}` is estimated."
+        yield _metric(f"{name}_groups", "groups", PLAYED, "count", about)
+    about = "Tokens that the policy sampled."
+    yield _metric("sampled_tokens", "tokens", PLAYED, "sum", about, form=",.0f")
+
+
+def _given() -> Iterable[Metric]:
+    about = "Episodes given to the learner."
+    yield _metric("episodes", "episodes", GIVEN, "count", about, form=".0f")
+    about = "Episodes trained on."
+    yield _metric("trained_episodes", "episodes", TRAINED, "count", about, form=".0f")
+    about = "`success` of what was trained on: dynamic sampling moves it towards one half."
+    shown = {"label": "trained on", "title": "success of what was trained on", "form": ".2f"}
+    yield _metric("trained_success", "share", TRAINED, "mean", about, **shown)
+    about = "`reward` of what was trained on."
+    shown = {"title": "reward of what was trained on", "form": ".2f"}
+    yield _metric("trained_reward", "reward", TRAINED, "mean", about, **shown)
+    about = "Episodes that the learner left out, for any reason."
+    yield _metric("dropped", "episodes", GIVEN, "count", about, label="dropped", form=".0f")
     for reason, meaning in _REASONS.items():
-        yield Metric(
-            name=f"dropped_{reason}", unit="episodes", meaning=f"Left out because {meaning}."
-        )
-    yield Metric(
-        name="staleness_mean",
-        unit="versions",
-        meaning="Policy versions by which the oldest token of an episode lags behind, on average.",
-        title="staleness (versions)",
-        form=".2f",
+        about = f"Left out because {meaning}."
+        yield _metric(f"dropped_{reason}", "episodes", GIVEN, "count", about)
+    about = (
+        "Policy versions by which the oldest token of an episode lags behind; episodes without a "
     )
-    yield Metric(
-        name="staleness_max",
-        unit="versions",
-        meaning="The same, of the most stale episode.",
-        label="stale",
-        form=".0f",
-    )
+    about += "sampled token do not count."
+    shown = {"title": "staleness (versions)", "form": ".2f"}
+    yield _metric("staleness_mean", "versions", GIVEN, "mean", about, **shown)
+    shown = {"label": "stale", "form": ".0f"}
+    yield _metric("staleness_max", "versions", GIVEN, "maximum", about, **shown)
+    about = "Price of trial calls that the learner subtracted from the reward."
+    yield _metric("trial_cost_charged", "reward", COMPARED, "mean", about)
+    about = "Share of episodes that paid such a price."
+    yield _metric("trial_cost_payers", "share", COMPARED, "mean", about)
+    about = "Absolute advantage; episodes without one, as of groups that do not vary, do not count."
+    yield _metric("advantage_size", "reward", COMPARED, "mean", about)
+    about = 'The same of trials under `learner.credit = "phase"`.'
+    yield _metric("trial_advantage_size", "reward", COMPARED, "mean", about)
 
 
 def _updates() -> Iterable[Metric]:
-    yield Metric(
-        name="loss",
-        unit="",
-        meaning="Mean loss of an update.",
-        label="loss",
-        form=".3f",
-        of_update=True,
-    )
-    yield Metric(
-        name="grad_norm",
-        unit="",
-        meaning="Mean 2-norm of the gradient before clipping.",
-        label="grad",
-        title="gradient norm",
-        form=".2f",
-        of_update=True,
-    )
-    yield Metric(
-        name="entropy",
-        unit="nats per token",
-        meaning="Mean entropy of the policy's next-token distribution.",
-        label="entropy",
-        title="entropy (nats per token)",
-        form=".2f",
-        of_update=True,
-    )
-    yield Metric(
-        name="optimizer_steps",
-        unit="steps",
-        meaning="Updates of the weights in the step.",
-        form=".0f",
-    )
-    yield Metric(
-        name="lr", unit="", meaning="Learning rate of the last update.", label="lr", form=".1e"
-    )
+    about, shown = "Loss of an update.", {"label": "loss", "form": ".3f"}
+    yield _metric("loss", "", UPDATES, "mean", about, **shown)
+    about = "2-norm of an update's gradient before clipping."
+    shown = {"label": "grad", "title": "gradient norm", "form": ".2f"}
+    yield _metric("grad_norm", "", UPDATES, "mean", about, **shown)
+    about = "Updates of the weights in the step."
+    yield _metric("optimizer_steps", "updates", UPDATES, "count", about, form=".0f")
+    yield _metric("lr", "", UPDATES, "last", "Learning rate.", label="lr", form=".1e")
+    about = "Share of tokens whose ratio was clipped."
+    yield _metric("clip_fraction", "share", SEEN, "mean", about)
+    about = "Share of tokens that an off-policy mask removed from the loss."
+    yield _metric("masked_fraction", "share", SEEN, "mean", about)
+    about = "Share of tokens whose importance weight was bounded."
+    yield _metric("corrected_fraction", "share", SEEN, "mean", about)
+    about = "Divergence from the reference policy by `learner.kl_estimator`, whatever the weights, "
+    about += "the masks, the aggregation and `learner.kl_unbiased`. Measured only with "
+    about += "`learner.kl_coef`."
+    shown = {"label": "ref kl", "title": "KL to reference (nats per token)", "form": ".1e"}
+    yield _metric("reference_kl", "nats per token", SEEN, "mean", about, **shown)
 
 
-def _mismatch() -> Iterable[Metric]:
-    for name, meaning in (
-        ("clip_fraction", "Share of tokens whose ratio was clipped."),
-        ("masked_fraction", "Share of tokens that a correction removed from the loss."),
-        ("corrected_fraction", "Share of tokens whose importance weight was bounded."),
-    ):
-        yield Metric(name=name, unit="share", meaning=meaning, of_update=True)
-    yield Metric(
-        name="reference_kl",
-        unit="nats per token",
-        meaning="KL divergence to the reference policy (`learner.kl_coef`).",
-        label="ref kl",
-        title="KL to the reference",
-        form=".1e",
-        of_update=True,
+def _start() -> Iterable[Metric]:
+    about = "Entropy of the policy's next-token distribution at the start of the step."
+    shown = {"before": "entropy", "label": "entropy", "form": ".2f"}
+    title = "entropy at start (nats per token)"
+    yield _metric("start_entropy", "nats per token", START, "mean", about, title=title, **shown)
+    about = (
+        "How far the learner's logprobs are from the sampler's: k3 of log p - log mu. It has the "
     )
-    yield Metric(
-        name="mismatch_kl",
-        unit="nats per token",
-        meaning="KL divergence of sampler and trainer on the same tokens and weights.",
-        label="mismatch",
-        title="KL of sampler and trainer",
-        form=".1e",
-        of_update=True,
-    )
-    for name, meaning in (
-        ("dlogp_mean", "Mean absolute difference of the sampler's and the trainer's logprobs."),
-        ("dlogp_p99", "99th percentile of the same."),
-    ):
-        yield Metric(name=name, unit="nats", meaning=meaning, form=".1e", of_update=True)
-    yield Metric(
-        name="dlogp_max",
-        unit="nats",
-        meaning="Largest of the same.",
-        label="|dlogp|max",
-        form=".1e",
-        of_update=True,
-    )
+    about += "steps in it that the policy made since the token was sampled; see the next two."
+    shown = {"before": "mismatch_kl", "label": "mismatch", "form": ".1e"}
+    title = "mismatch (nats per token)"
+    yield _metric("mismatch", "nats per token", START, "mean", about, title=title, **shown)
+    about = "The same of tokens sampled with the very weights that the step starts from: the "
+    about += "engine's part."
+    shown = {
+        "label": "of it fresh",
+        "title": "mismatch of fresh tokens",
+        "form": ".1e",
+    }
+    yield _metric("mismatch_fresh", "nats per token", START, "mean", about, **shown)
+    about = "The same of older tokens."
+    shown = {"title": "mismatch of older tokens", "form": ".1e"}
+    yield _metric("mismatch_stale", "nats per token", START, "mean", about, **shown)
+    about = "Absolute difference of the learner's and the sampler's logprob."
+    shown = {"before": "dlogp_mean", "form": ".1e"}
+    yield _metric("abs_dlogp_mean", "nats", START, "mean", about, **shown)
+    shown = {"before": "dlogp_p99", "form": ".1e"}
+    yield _metric("abs_dlogp_p99", "nats", START, "99th percentile", about, **shown)
+    shown = {"before": "dlogp_max", "label": "|dlogp|max", "form": ".1e"}
+    yield _metric("abs_dlogp_max", "nats", START, "maximum", about, **shown)
 
 
 def _sizes() -> Iterable[Metric]:
-    yield Metric(name="tokens", unit="tokens", meaning="Tokens under the loss.", form=",.0f")
-    yield Metric(
-        name="sequence_tokens",
-        unit="tokens",
-        meaning="Tokens that went through the model, prompts and observations included.",
-        form=",.0f",
-    )
-    yield Metric(
-        name="sampled_tokens",
-        unit="tokens",
-        meaning="Tokens that the policy sampled in the episodes of the step.",
-        form=",.0f",
-    )
-    yield Metric(
-        name="unscored_tokens",
-        unit="tokens",
-        meaning="Sampled tokens of trained episodes without a logprob of the sampler.",
-        form=",.0f",
-    )
-    yield Metric(name="step", unit="", meaning="Number of the step, from 1.", form=".0f")
-    yield Metric(name="steps", unit="steps", meaning="Steps of the SFT in all.", form=".0f")
-    yield Metric(
-        name="skipped",
-        unit="steps",
-        meaning="SFT steps without an update because something was not finite.",
-        form=".0f",
-    )
+    about = "Tokens under the loss; one that several updates saw counts once."
+    shown = {"before": "tokens", "form": ",.0f"}
+    yield _metric("loss_tokens", "tokens", TRAINED, "sum", about, **shown)
+    about = "Tokens of the episodes, prompts and observations included."
+    yield _metric("sequence_tokens", "tokens", TRAINED, "sum", about, form=",.0f")
+    about = "Sampled tokens without a logprob of the sampler, of episodes selected for training."
+    yield _metric("unscored_tokens", "tokens", GIVEN, "sum", about, form=",.0f")
+    yield _metric("step", "", STEP, "last", "Number of the step, from 1.", form=".0f")
+    yield _metric("steps", "steps", STEP, "last", "Steps of the SFT in all.", form=".0f")
+    about = "SFT steps so far without an update because something was not finite."
+    yield _metric("skipped", "steps", STEP, "count", about, form=".0f")
+    about = "Hash of the weights that were pushed to the engines."
+    yield _metric("pushed_weights_digest", "hash", STEP, "last", about, form=".0f")
+    about = "Hash of every tensor of the whole model; only where it was asked for."
+    yield _metric("weights_digest", "hash", STEP, "last", about, form=".0f")
 
 
 def _times() -> Iterable[Metric]:
-    yield Metric(
-        name="seconds", unit="s", meaning="Time of the learner's computation.", form=".1f s"
-    )
-    yield Metric(
-        name="collect_s",
-        unit="s",
-        meaning="Time that the step waited for its episodes.",
-        label="collect",
-        form=".1f s",
-    )
-    yield Metric(
-        name="learn_s",
-        unit="s",
-        meaning="Time of the learner's step, checkpoint included.",
-        label="learn",
-        form=".1f s",
-    )
-    yield Metric(
-        name="push_s",
-        unit="s",
-        meaning="Time to bring the new weights to the engines.",
-        label="push",
-        form=".2f s",
-    )
-    yield Metric(
-        name="step_s", unit="s", meaning="Time of the whole step.", label="took", form=".1f s"
-    )
-    yield Metric(
-        name="tokens_per_s",
-        unit="tokens/s",
-        meaning="`sequence_tokens` per second of the learner.",
-        label="tok/s",
-        form=",.0f",
-    )
-    yield Metric(
-        name="sampled_tokens_per_s",
-        unit="tokens/s",
-        meaning="`sampled_tokens` per second of the whole step.",
-        label="sampled tok/s",
-        form=",.0f",
-    )
+    def seconds(name: str, about: str, label: str = "", form: str = ".1f s") -> Metric:
+        return _metric(name, "s", STEP, "sum", about, label=label, form=form)
 
-
-def _fleet() -> Iterable[Metric]:
-    yield Metric(
-        name="workers",
-        unit="workers",
-        meaning="Healthy rollout workers at the end of the step.",
-        label="workers",
-        form=".0f",
-    )
-    yield Metric(
-        name="worker_losses",
-        unit="workers",
-        meaning="Rollout workers lost since the job started.",
-        label="lost",
-        form=".0f",
-    )
+    yield seconds("seconds", "Time of the learner's computation.")
+    yield seconds("collect_s", "Time that the step waited for its episodes.", "collect")
+    yield seconds("learn_s", "Time of the learner's step, checkpoint included.", "learn")
+    yield seconds("push_s", "Time to bring the new weights to the engines.", "push", ".2f s")
+    yield seconds("step_s", "Time of the whole step.", "took")
+    about = "`sequence_tokens` divided by `seconds`."
+    shown = {"before": "tokens_per_s", "label": "tok/s", "form": ",.0f"}
+    yield _metric("sequence_tokens_per_s", "tokens/s", TRAINED, "ratio", about, **shown)
+    about = "`sampled_tokens` divided by `step_s`."
+    shown = {"label": "sampled tok/s", "form": ",.0f"}
+    yield _metric("sampled_tokens_per_s", "tokens/s", PLAYED, "ratio", about, **shown)
+    about = "Healthy rollout workers at the end of the step."
+    yield _metric("workers", "workers", STEP, "count", about, label="workers", form=".0f")
+    about = "Rollout workers lost since the job started."
+    yield _metric("worker_losses", "workers", STEP, "count", about, label="lost", form=".0f")
 
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
-    for topic in (_rewards, _episodes, _updates, _mismatch, _sizes, _times, _fleet)
+    for topic in (_played, _given, _updates, _start, _sizes, _times)
     for metric in topic()
 }
 """The registry, by name."""
 
 RL_LINE = (
-    *("answer_mean", "reward_mean", "trial_calls", "entropy", "grad_norm", "mismatch_kl"),
-    *("dlogp_max", "staleness_max", "step_s", "collect_s", "learn_s", "push_s"),
+    *("success", "reward", "trained_success", "replaced_groups", "trial_calls"),
+    *("start_entropy", "grad_norm", "mismatch", "mismatch_fresh"),
+    *("abs_dlogp_max", "staleness_max", "step_s", "collect_s", "learn_s", "push_s"),
     *("sampled_tokens_per_s", "workers"),
 )
 """Metrics in the line about a step of RL, in order."""
-SFT_LINE = ("loss", "grad_norm", "lr", "tokens_per_s")
+SFT_LINE = ("loss", "grad_norm", "lr", "sequence_tokens_per_s")
 """Metrics in the line about a step of SFT, in order."""
 CURVES = (
-    *("reward_mean", "answer_mean", "trial_calls", "mismatch_kl", "reference_kl", "entropy"),
+    *("success", "reward", "trained_success", "replaced_groups", "trial_calls"),
+    *("mismatch", "mismatch_fresh", "mismatch_stale", "reference_kl", "start_entropy"),
     *("loss", "grad_norm", "staleness_mean"),
 )
 """Metrics of training that are plotted; a run may lack some."""
@@ -337,16 +282,10 @@ CURVES = (
 def line_of(metrics: Mapping[str, float], shown: Sequence[str]) -> str:
     """Return `metrics` named in `shown`, labelled and formatted; what was not measured is `-`."""
     return "  ".join(
-        f"{metric.label or metric.name} {_text(metric, metrics)}"
+        f"{metric.label or metric.name} {metric.text(metrics[metric.name])}"
         for metric in (METRICS[name] for name in shown)
         if metric.name in metrics
     )
-
-
-def _text(metric: Metric, metrics: Mapping[str, float]) -> str:
-    if metric.of_update and metrics.get("optimizer_steps") == 0:
-        return NOT_MEASURED
-    return metric.text(metrics[metric.name])
 
 
 def dropped_reasons(metrics: Mapping[str, float]) -> dict[str, int]:

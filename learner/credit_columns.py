@@ -18,7 +18,7 @@ class CreditColumns:
 
     `answers_B` is the reward part of the answer (the total reward if there is no such part, NaN
     without a reward); `malformed_B` and `trial_cost_B` are parts of the reward, at most 0.
-    `informative_B` counts trial calls whose name and arguments are new in the episode: only they
+    `distinct_B` counts trial calls whose name and arguments are new in the episode: only they
     can have shown anything new.
     """
 
@@ -26,7 +26,7 @@ class CreditColumns:
     malformed_B: NDArray[np.float64]
     trial_cost_B: NDArray[np.float64]
     trial_calls_B: NDArray[np.int64]
-    informative_B: NDArray[np.int64]
+    distinct_B: NDArray[np.int64]
     trial_faults_B: NDArray[np.bool_]
     execution_faults_B: NDArray[np.bool_]
 
@@ -42,13 +42,13 @@ def read_credit_columns(batch: pa.RecordBatch) -> CreditColumns:
     in_trial = np.isin(turns.field("phase").to_numpy(), _TRIAL_PHASES)
     faulty = np.array([bool(error) for error in turns.field("policy_error").to_pylist()], bool)
     count = batch.num_rows
-    trial_calls_B, informative_B = _trial_calls(turns, episode_of_turn, count)
+    trial_calls_B, distinct_B = _trial_calls(turns, episode_of_turn, count)
     return CreditColumns(
         answers_B=np.where(np.isfinite(answers_B), answers_B, rewards_B),
         malformed_B=np.array([row.get("malformed", 0.0) for row in parts]),
         trial_cost_B=np.array([row.get("trial_cost", 0.0) for row in parts]),
         trial_calls_B=trial_calls_B,
-        informative_B=informative_B,
+        distinct_B=distinct_B,
         trial_faults_B=np.bincount(episode_of_turn, faulty & in_trial, count) > 0,
         execution_faults_B=np.bincount(episode_of_turn, faulty & ~in_trial, count) > 0,
     )

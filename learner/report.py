@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from learner.batch import EpisodeBatch
 from learner.objective.corrections import mismatch
-from learner.objective.credit import TrialYield, trial_yield
 from learner.objective.objective import PackLoss
 from learner.objective.selection import Selection
 from learner.packed.packing import Pack
@@ -34,17 +34,22 @@ ANNOTATION_SCHEMA = pa.schema(
 """
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Scores:
     """What a rank measures during a step over its N tokens; NaN where it scored nothing.
 
-    `logprobs_N` are those of the weights at the start of the step, at the sampling temperature.
+    `logprobs_N` are those of the weights at the start of the step, at the sampling temperature. The
+    rest is summed over the updates that were made: `loss`; `seen`, their tokens, a token counted
+    once per update; how many of these were `clipped`, `masked` and `corrected`; and the sum `kl`
+    over the `kl_seen` tokens that a reference scored.
     """
 
     logprobs_N: NDArray[np.float32]
     entropies_N: NDArray[np.float32]
     loss: float = 0.0
     kl: float = 0.0
+    kl_seen: int = 0
+    seen: int = 0
     clipped: int = 0
     masked: int = 0
     corrected: int = 0
@@ -53,12 +58,18 @@ class Scores:
     @classmethod
     def empty(cls, tokens: int) -> "Scores":
         """Return scores without any measurement."""
-        return cls(np.full(tokens, np.nan, np.float32), np.full(tokens, np.nan, np.float32))
+        return cls(
+            logprobs_N=np.full(tokens, np.nan, np.float32),
+            entropies_N=np.full(tokens, np.nan, np.float32),
+        )
 
-    def add(self, share: PackLoss) -> None:
-        """Add the loss and counts of one pack."""
+    def add(self, share: PackLoss, tokens: int) -> None:
+        """Add the loss and counts of one pack with `tokens` tokens under the loss."""
         self.loss += float(share.loss.detach())
-        self.kl += share.kl
+        self.seen += tokens
+        if share.kl is not None:
+            self.kl += share.kl
+            self.kl_seen += tokens
         self.clipped += share.clipped
         self.masked += share.masked
         self.corrected += share.corrected
@@ -78,6 +89,8 @@ class Scores:
             merged.entropies_N[scored_N] = scores.entropies_N[scored_N]
             merged.loss += scores.loss
             merged.kl += scores.kl
+            merged.kl_seen += scores.kl_seen
+            merged.seen += scores.seen
             merged.clipped += scores.clipped
             merged.masked += scores.masked
             merged.corrected += scores.corrected
@@ -98,79 +111,83 @@ class StepReport:
 def step_metrics(
     batch: EpisodeBatch, selection: Selection, scores: Scores, seconds: float
 ) -> dict[str, float]:
-    """Return the metrics of a step, the same on every rank; means are per token under loss.
+    """Return the metrics of a step, the same on every rank.
 
-    A step without any trained episode reports zeros, but still its `reward_mean`.
+    A number of which nothing was measured is NaN, never 0: in a step without any update the loss,
+    the gradient and what is counted per update; without any trained episode their rewards.
+    `cluster/metrics.py` says over what each of them is taken.
     """
-    trained_N = ~np.isnan(scores.logprobs_N)
-    tokens = int(trained_N.sum())
-    updates = max(len(scores.grad_norms), 1)
-    gap = mismatch(scores.logprobs_N[trained_N], batch.logprobs_N[trained_N])
-    compared_B = np.isfinite(selection.rewards.episode_B)
-    rewards = batch.rewards_B[np.isfinite(batch.rewards_B) & compared_B]
-    sequence_tokens = int(batch.lengths_B[list(selection.kept)].sum())
+    kept = list(selection.kept)
+    updates = len(scores.grad_norms)
+    sequence_tokens = int(batch.lengths_B[kept].sum())
     metrics = {
-        "loss": scores.loss / updates,
-        "grad_norm": float(np.mean(scores.grad_norms)) if scores.grad_norms else 0.0,
-        "reward_mean": float(rewards.mean()) if len(rewards) else math.nan,
+        "loss": _ratio(scores.loss, updates),
+        "grad_norm": _mean(np.array(scores.grad_norms)),
+        "trained_reward": _mean(batch.rewards_B[kept]),
+        "trained_success": _mean(batch.credit.answers_B[kept]),
         "episodes": float(len(batch)),
-        "trained_episodes": float(len(selection.kept)),
-        "tokens": float(tokens),
+        "trained_episodes": float(len(kept)),
+        "loss_tokens": float(_loss_tokens(batch, selection)),
         "sequence_tokens": float(sequence_tokens),
-        "entropy": float(scores.entropies_N[trained_N].mean()) if tokens else 0.0,
-        "clip_fraction": scores.clipped / (updates * tokens) if tokens else 0.0,
-        "masked_fraction": scores.masked / (updates * tokens) if tokens else 0.0,
-        "corrected_fraction": scores.corrected / (updates * tokens) if tokens else 0.0,
+        "clip_fraction": _ratio(scores.clipped, scores.seen),
+        "masked_fraction": _ratio(scores.masked, scores.seen),
+        "corrected_fraction": _ratio(scores.corrected, scores.seen),
         "unscored_tokens": float(selection.unscored),
-        "reference_kl": scores.kl / updates,
-        "mismatch_kl": gap.kl,
-        "dlogp_mean": gap.mean,
-        "dlogp_p99": gap.p99,
-        "dlogp_max": gap.max,
-        "optimizer_steps": float(len(scores.grad_norms)),
+        "reference_kl": _ratio(scores.kl, scores.kl_seen),
+        "optimizer_steps": float(updates),
         "seconds": seconds,
-        "tokens_per_s": sequence_tokens / seconds,
+        "sequence_tokens_per_s": sequence_tokens / seconds if kept else math.nan,
     }
-    metrics |= credit_metrics(batch, selection)
+    metrics |= start_metrics(batch, scores) | credit_metrics(selection)
     reasons = Counter(reason for reason in selection.reasons_B if reason)
     metrics["dropped"] = float(reasons.total())
     return metrics | {f"dropped_{reason}": float(count) for reason, count in reasons.items()}
 
 
-def credit_metrics(batch: EpisodeBatch, selection: Selection) -> dict[str, float]:
-    """Return cost and benefit of trials over episodes with a reward; NaN without information.
-
-    `trial_yield` is the gain in the chance of a correct answer per informative trial call,
-    `trial_yield_any` that of any such call against none (estimated by `credit.trial_yield`).
-    """
-    valid_B = np.isfinite(selection.rewards.episode_B)
-    answers_B = np.where(valid_B, batch.credit.answers_B, np.nan)
-    doses_B = batch.credit.informative_B.astype(np.float64)
-    per_call = trial_yield(answers_B, doses_B, batch.groups_B)
-    any_call = trial_yield(answers_B, (doses_B > 0).astype(np.float64), batch.groups_B)
-    costs_B = selection.rewards.costs_B[valid_B]
+def start_metrics(batch: EpisodeBatch, scores: Scores) -> dict[str, float]:
+    """Return what the weights at the start of the step make of the tokens that they scored."""
+    scored_N = ~np.isnan(scores.logprobs_N)
+    gap = mismatch(scores.logprobs_N[scored_N], batch.logprobs_N[scored_N])
     return {
-        **_yield_metrics("trial_yield", per_call),
-        **_yield_metrics("trial_yield_any", any_call),
-        "informative_trials": float(doses_B[valid_B].mean()) if valid_B.any() else math.nan,
-        "trial_cost_charged": float(costs_B.mean()) if valid_B.any() else 0.0,
-        "trial_cost_payers": float((costs_B > 0).mean()) if valid_B.any() else 0.0,
+        "start_entropy": _mean(scores.entropies_N[scored_N]),
+        "mismatch": gap.kl,
+        "abs_dlogp_mean": gap.mean,
+        "abs_dlogp_p99": gap.p99,
+        "abs_dlogp_max": gap.max,
+    }
+
+
+def credit_metrics(selection: Selection) -> dict[str, float]:
+    """Return the costs of trials over episodes with a reward to compare, and what the advantages
+    became.
+    """
+    compared_B = np.isfinite(selection.rewards.episode_B)
+    costs_B = selection.rewards.costs_B[compared_B]
+    return {
+        "trial_cost_charged": _mean(costs_B),
+        "trial_cost_payers": _mean(costs_B > 0),
         "trial_advantage_size": _mean_size(selection.trial_advantages_B),
         "advantage_size": _mean_size(selection.advantages_B),
     }
 
 
-def _yield_metrics(name: str, found: TrialYield) -> dict[str, float]:
-    return {
-        name: found.value,
-        f"{name}_se": found.standard_error,
-        f"{name}_groups": float(found.groups),
-    }
+def _loss_tokens(batch: EpisodeBatch, selection: Selection) -> int:
+    """Return how many tokens of trained episodes are under the loss."""
+    kept_B = np.zeros(len(batch), bool)
+    kept_B[list(selection.kept)] = True
+    return int((np.repeat(kept_B, batch.lengths_B) & (selection.weights_N > 0)).sum())
+
+
+def _ratio(total: float, count: int) -> float:
+    return total / count if count else math.nan
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _mean_size(advantages_B: NDArray[np.float32]) -> float:
-    known = advantages_B[~np.isnan(advantages_B)]
-    return float(np.abs(known).mean()) if len(known) else 0.0
+    return _mean(np.abs(advantages_B[~np.isnan(advantages_B)]))
 
 
 def annotate(batch: EpisodeBatch, selection: Selection, scores: Scores) -> pa.Table:

@@ -1,5 +1,6 @@
 """One rank of the learner: RL steps, SFT, logprobs, checkpoints and export, without Ray."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ class Trainer:
         selection = selection.without(set(selection.kept) - trained, NON_FINITE)
         merged = Scores.merge(self._backend.gather(scores))
         metrics = step_metrics(batch, selection, merged, time.perf_counter() - started)
-        metrics["lr"] = self._config.lr * rl_scale(self._config, max(self._optimizer_steps - 1, 0))
+        metrics["lr"] = self._last_rate() if merged.grad_norms else math.nan
         return StepReport(
             metrics=metrics,
             annotations=annotate(batch, selection, merged) if self._backend.rank == 0 else None,
@@ -209,7 +210,7 @@ class Trainer:
             seen.append((packed, share.detached(), logprobs_P.detach(), entropies_P.detach()))
         scores.grad_norms.append(self._step(rl_scale(self._config, self._optimizer_steps)))
         for packed, share, logprobs_P, entropies_P in seen:
-            scores.add(share)
+            scores.add(share, len(packed.sources_P))
             if proximal_N is None:
                 scores.record(packed, logprobs_P, entropies_P)
 
@@ -237,10 +238,10 @@ class Trainer:
             "loss": sum(self._backend.gather(loss)),
             "grad_norm": norm,
             "lr": self._optimizer.lr * scale,
-            "tokens": float((loss_N > 0).sum()),
+            "loss_tokens": float((loss_N > 0).sum()),
             "sequence_tokens": float(tokens),
             "seconds": seconds,
-            "tokens_per_s": tokens / seconds,
+            "sequence_tokens_per_s": tokens / seconds,
         }
 
     def _score(
@@ -262,6 +263,10 @@ class Trainer:
         limit = self._optimizer.micro_batch_tokens if self._backend.packs else 0
         share = share_of_rank(batch, indices, self._backend.world_size, self._backend.rank, limit)
         return [pack(batch, episodes, loss_N) for episodes in share]
+
+    def _last_rate(self) -> float:
+        """Return the learning rate of the last update of RL."""
+        return self._config.lr * rl_scale(self._config, max(self._optimizer_steps - 1, 0))
 
     def _step(self, lr_scale: float) -> float:
         norm = self._backend.step(lr_scale)

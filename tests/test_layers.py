@@ -45,7 +45,7 @@ FLOORS = {
     ),
     "cluster": (
         "metrics running",
-        "config progress",
+        "config older_metrics progress",
         "dashboard lifecycle",
         "checks",
         "fleet",

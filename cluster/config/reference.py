@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from cluster.config.run_config import RecipeKeys, RunConfig, to_toml
 from cluster.config.section_tree import Key, Place, places
-from cluster.metrics import METRICS
+from cluster.metrics import METRICS, POPULATIONS
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
 _WIDTH = 98
@@ -81,12 +81,20 @@ def reference() -> str:
     lines = [_INTRODUCTION]
     for section in section_docs():
         lines += [f"\n## `{section.heading}`\n", f"{section.doc}\n", *_key_table(section)]
-    lines += ["\n## Metrics\n", f"{_METRICS}\n", "| name | unit | meaning |", "|---|---|---|"]
-    lines += [
-        f"| `{metric.name}` | {metric.unit or '-'} | {_cell(metric.meaning)} |"
-        for metric in METRICS.values()
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_metric_tables()]) + "\n"
+
+
+def _metric_tables() -> Iterator[str]:
+    """Yield what metrics are taken over, and the metrics."""
+    yield f"\n## Metrics\n\n{_METRICS}\n\n| over | what that is |\n|---|---|"
+    for name, meaning in POPULATIONS.items():
+        yield f"| {name} | {_cell(meaning)} |"
+    yield f"\n{_METRIC_NOTES}\n\n| name | unit | over | averaging | meaning |"
+    yield "|---|---|---|---|---|"
+    for metric in METRICS.values():
+        before = f" Older versions: `{metric.before}`." if metric.before else ""
+        cells = (f"`{metric.name}`", metric.unit or "-", metric.over, metric.averaging)
+        yield f"| {' | '.join(cells)} | {_cell(metric.meaning + before)} |"
 
 
 def documented_toml(config: RunConfig) -> str:
@@ -191,8 +199,14 @@ terminal, and `trialrun train RECIPE --dry-run` prints a recipe with all keys re
 section stands for a name that the recipe chooses."""
 _METRICS = """\
 What a training step records in the run directory (`metrics/`), and what the dashboard, `trialrun
-plot` and the lines on the terminal show. A number that is not finite is stored as null. An SFT
-records those of them that apply to it."""
+plot` and the lines on the terminal show. A number of which nothing was measured is stored as null,
+shown as `-` and absent from plots; it is never 0. An SFT records those metrics that apply to it."""
+_METRIC_NOTES = """\
+`success` and `reward` are the learning curves. To average them over steps, weight each step by its
+`played_episodes`, which has no bias. An unweighted mean leans towards one half, because a step ends
+with a group that varies: a success of 0.8 is then shown as 0.795 with 8 groups of 8, and as 0.763
+with 2 groups of 4. Steps that an older version recorded are plotted too: the same numbers under
+today's names, and those that were taken over something else in plots of their own."""
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference(), encoding="utf-8")

@@ -5,6 +5,7 @@ this file only when they plot. No display is needed.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cluster.evaluation.evaluate import report_on
-from cluster.metrics import CURVES, METRICS
+from cluster.metrics import METRICS
+from cluster.older_metrics import OLDER, training_series
 from envs.errors import MissingError
 from rollout.evaluation.compare import Comparison, PairRow
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
 from rollout.evaluation.statistics import ClusteredEstimate
 from rollout.store.journal import replace_file
 from rollout.store.run_layout import RunKind
-from rollout.store.run_reader import MetricsRow, RunReader
+from rollout.store.run_reader import RunReader
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can distinguish."""
@@ -48,22 +50,14 @@ def draw_run(path: Path) -> Path:
         }
         content = {"version": SERIES_VERSION, "run": reader.info.run, "series": drawn}
         replace_file(layout.plot_json, json.dumps(content).encode())
-        curves = {METRICS[name].heading: values for name, values in series.items()}
+        known = {**METRICS, **OLDER}
+        curves = {known[name].heading: values for name, values in series.items()}
         plot_training(curves, path.resolve().name, layout.plot)
     elif reader.episodes():
         plot_report(report_on(path), path.resolve().name, layout.plot)
     else:
         raise MissingError(f"expected episodes to draw, found none in {path}")
     return layout.plot
-
-
-def training_series(metrics: Sequence[MetricsRow]) -> dict[str, dict[int, float]]:
-    """Return the plotted metrics by step; values that were not finite are missing."""
-    series = {
-        name: {row.step: row.values[name] for row in metrics if name in row.values}
-        for name in CURVES
-    }
-    return {name: values for name, values in series.items() if values}
 
 
 def plot_report(report: EvalReport, title: str, out: Path) -> None:
@@ -81,7 +75,10 @@ def plot_report(report: EvalReport, title: str, out: Path) -> None:
 
 
 def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Path) -> None:
-    """Plot one panel per series, with its values by step, as a PNG."""
+    """Plot one panel per series, with its values by step, as a PNG; a line is broken where a step
+    has no value.
+    """
+    steps = sorted({step for values in series.values() for step in values})
     count = max(len(series), 1)
     across = min(count, _CURVES_PER_ROW)
     down = -(-count // across)
@@ -91,12 +88,24 @@ def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Pa
     for panel in panels[len(series) :]:
         panel.set_visible(False)
     for panel, (name, values) in zip(panels, series.items(), strict=False):
-        panel.plot(list(values), list(values.values()), color=COLOURS[0], linewidth=1.2)
+        panel.plot(
+            steps,
+            with_gaps(values, steps),
+            color=COLOURS[0],
+            linewidth=1.2,
+            marker=".",
+            markersize=3,
+        )
         panel.set_title(name, fontsize="medium")
         panel.grid(alpha=0.3)
         panel.set_xlabel("step", fontsize="small")
         panel.tick_params(labelsize="small")
     figure.savefig(out, dpi=_DPI)
+
+
+def with_gaps(values: Mapping[int, float], steps: Sequence[int]) -> list[float]:
+    """Return one value per step, NaN where there is none: there a line is broken."""
+    return [values.get(step, math.nan) for step in steps]
 
 
 def plot_comparison(comparison: Comparison, out: Path) -> None:

@@ -18,7 +18,7 @@ RUN_DIRECTORY_IS = "the run directory is "
 """What a command prints before the path of its run; jobs are recognised by it in their logs."""
 _DEPTH = 3
 """Levels of folders below a folder of runs in which runs are looked for."""
-_SHOWN = ("accuracy", "answer_mean", "reward_mean", "loss", "workers")
+_SHOWN = ("success", "reward", "loss", "workers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

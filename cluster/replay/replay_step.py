@@ -15,6 +15,7 @@ from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.retention import whole_checkpoints
 from cluster.lifecycle.stored_config import stored_config
+from cluster.older_metrics import is_older, read_metrics
 from cluster.progress import Progress
 from cluster.running import run_async
 from envs.errors import ConfigError, MissingError
@@ -26,7 +27,7 @@ from rollout.store.run_reader import RunReader
 
 KERNELS = ("torch", "deepspeed", "transformers")
 """Packages that may round differently in another version."""
-TIMINGS = frozenset({"seconds", "tokens_per_s"})
+TIMINGS = frozenset({"seconds", "sequence_tokens_per_s"})
 """Metrics of the learner that are not compared."""
 
 
@@ -70,9 +71,13 @@ class Recorded:
         yield from _first(
             "weights of", recorded_digests(self.annotations), recorded_digests(report.annotations)
         )
+        recorded = read_metrics(self.metrics)
         names = sorted(report.metrics.keys() - TIMINGS)
+        if is_older(self.metrics):
+            # An older version measured less, and some numbers over something else.
+            names = [name for name in names if name in recorded]
         new = {n: report.metrics[n] if math.isfinite(report.metrics[n]) else None for n in names}
-        yield from _first("metric", {name: self.metrics.get(name) for name in names}, new)
+        yield from _first("metric", {name: recorded.get(name) for name in names}, new)
         yield from _annotations(self.annotations, report.annotations)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
 from cluster.scheduling.dispatcher import Affinity, Dispatcher
+from cluster.scheduling.played import PlayedGroup
 from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import first_cause
@@ -85,6 +86,10 @@ class GroupSource(Protocol):
 
     async def collect(self, count: int) -> list[Group]:
         """Return the `count` groups of the next step."""
+        ...
+
+    def take_left(self, step: int) -> list[PlayedGroup]:
+        """Return, once, the groups that were played for `step` and that `collect` did not take."""
         ...
 
     async def push_weights(self, manifest: WeightManifest) -> None:
@@ -170,14 +175,19 @@ def by_sample(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def drop(
-    ledger: Ledger, episodes: Sequence[str], reason: DropReason, step: int | None = None
+    ledger: Ledger,
+    episodes: Sequence[str],
+    reason: DropReason,
+    step: int | None = None,
+    collected_for: int | None = None,
 ) -> None:
-    """End episodes untrained; `step` is the step whose learner left them out. Episodes that were
-    dropped before a resume stay as they are.
+    """End episodes untrained; `step` is the step whose learner left them out, `collected_for` the
+    one that played their group and did not take it. Episodes that were dropped before a resume stay
+    as they are.
     """
     remaining = [name for name in episodes if ledger.entries[name].state is not State.DROPPED]
     if remaining:
-        ledger.drop(remaining, reason, step)
+        ledger.drop(remaining, reason, step, collected_for)
 
 
 def abandon(ledger: Ledger) -> None:

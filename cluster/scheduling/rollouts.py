@@ -10,6 +10,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
 from cluster.scheduling.drops import GroupDrops
 from cluster.scheduling.groups import Group, GroupDispatcher, LostGroup, abandon, drop
+from cluster.scheduling.played import LeftGroups, PlayedGroup, played_group, stored_left
 from cluster.scheduling.schedule import ScheduledGroup
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError
@@ -42,6 +43,7 @@ class Rollouts:
         section = config.rollouts
         limit = section.max_refills + section.max_drops_per_group * section.groups_per_step
         self._drops = GroupDrops(limit)
+        self._left = LeftGroups()
         self._version = 0
         self._running: set[asyncio.Task[None]] = set()
         self._ready: deque[Group] = deque()
@@ -55,7 +57,8 @@ class Rollouts:
         bounds. Raises ConfigError or InfraError if too many are dropped.
         """
         groups: list[Group] = []
-        refills = 0
+        # A resumed step has used up the refills that it had made before.
+        refills = self._left.count(self._version + 1, DropReason.ZERO_VARIANCE)
         while len(groups) < count:
             group = await self._next_group()
             if group.planned_step is not None:
@@ -72,6 +75,10 @@ class Rollouts:
         self._drops.end_step()
         return groups
 
+    def take_left(self, step: int) -> list[PlayedGroup]:
+        """Return, once, the groups that were played for `step` and that `collect` did not take."""
+        return self._left.take(step)
+
     async def push_weights(self, manifest: WeightManifest) -> None:
         """Push weights to the pool and admit the groups that the new version allows."""
         await self._pool.load_weights(manifest)
@@ -82,6 +89,9 @@ class Rollouts:
         """Start rollouts with policy `version`, first those that were in flight at a kill."""
         self._resume_open_leases()
         self._version = version
+        if self._run.ledger.groups:
+            reader = RunReader(self._run.path)
+            self._left = LeftGroups(stored_left(reader, self._run.ledger, version))
         self._started += version * self._section.groups_per_step
         self._admit()
 
@@ -120,7 +130,9 @@ class Rollouts:
         return group.has_signal(self._learner, self._max_tokens)
 
     def _drop(self, group: Group, reason: DropReason) -> None:
-        drop(self._run.ledger, group.episodes, reason)
+        step = self._version + 1
+        drop(self._run.ledger, group.episodes, reason, collected_for=step)
+        self._left.add(step, played_group(group.name, group.batch, reason))
         self._drops.add(reason, group.task)
         self._replace_one()
 

@@ -22,6 +22,7 @@ from cluster.scheduling.groups import (
     drop,
     lost_group,
 )
+from cluster.scheduling.played import LeftGroups, PlayedGroup, played_group
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError, first_cause
 from rollout.store.ledger_state import DropReason, Entry, State
@@ -56,6 +57,7 @@ class Rounds:
         self._learner = config.learner
         self._max_tokens = config.model.max_model_len
         self._skipped: Counter[str] = Counter()
+        self._left = LeftGroups()
         self._steps = config.run.steps
         self._reader = RunReader(run.path)
         self._version = 0
@@ -83,6 +85,10 @@ class Rounds:
                 f"expected {count} groups in round {self._consumed}, found {len(groups)}"
             )
         return groups
+
+    def take_left(self, step: int) -> list[PlayedGroup]:
+        """Return, once, the groups that were played for `step` and that `collect` did not take."""
+        return self._left.take(step)
 
     async def push_weights(self, manifest: WeightManifest) -> None:
         """Wait for the rounds in flight, push weights, and start the round that they admit."""
@@ -131,10 +137,15 @@ class Rounds:
                 elif refills > 0 and not group.has_signal(self._learner, self._max_tokens):
                     refills -= 1
                     drops.add(DropReason.ZERO_VARIANCE, group.task)
-                    drop(self._run.ledger, group.episodes, DropReason.ZERO_VARIANCE)
+                    self._leave(group, step)
                 else:
                     groups.append(group)
         return groups
+
+    def _leave(self, group: Group, step: int) -> None:
+        reason = DropReason.ZERO_VARIANCE
+        drop(self._run.ledger, group.episodes, reason, collected_for=step)
+        self._left.add(step, played_group(group.name, group.batch, reason))
 
     def _note_skipped(self, lost: LostGroup) -> None:
         if lost.reason is DropReason.PROMPT_TOO_LONG:

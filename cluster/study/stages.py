@@ -12,6 +12,7 @@ from cluster.config.run_config import RunConfig
 from cluster.lifecycle.inputs import Environments, RunInputs, find_model
 from cluster.lifecycle.opening import Resume, open_run
 from cluster.lifecycle.stored_config import stored_config
+from cluster.older_metrics import read_metrics
 from cluster.progress import Progress
 from cluster.scheduling.prompt_check import check_all_prompts
 from cluster.scheduling.task_sources import eval_tasks
@@ -209,9 +210,17 @@ async def _rl_model(inputs: RunInputs, folder: Path, progress: Progress) -> Mode
         played_episodes=len(reader.episodes()),
         trained_tokens=_trained_tokens(rows),
         optimizer_steps=int(sum(row.get("optimizer_steps", 0.0) for row in rows)),
-        first_answers=rows[0]["answer_mean"],
-        last_answers=rows[-1]["answer_mean"],
+        first_answers=_accuracy(rows[0]),
+        last_answers=_accuracy(rows[-1]),
     )
+
+
+def _accuracy(row: dict[str, float]) -> float | None:
+    """Return the success of a step; a step that an older version trained has another name for it,
+    and one without any answer has none.
+    """
+    values = read_metrics(row)
+    return values.get("success", values.get("answer_mean"))
 
 
 def is_attempt(path: Path, config: RunConfig, kind: str) -> bool:

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
 from cluster.config.run_config import RunConfig
 from cluster.fleet.ray_session import missing_resources, ray_session, room_for_workers
 from cluster.jobs.directories import RUN_DIRECTORY_IS
@@ -19,14 +16,19 @@ from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
+from cluster.scheduling.played import played_group
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
 from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job, table_of
+from cluster.training.step_metrics import (
+    mismatch_by_staleness,
+    played_metrics,
+    staleness_metrics,
+)
 from envs.tools import JsonObject
 from learner.outputs.digest import push_metrics
 from learner.report import StepReport
-from rollout.episode import ANSWER_PART
 from rollout.store.control import scaled_to
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind, RunLayout
@@ -105,29 +107,15 @@ async def _checkpoint(job: Job, step: int) -> None:
 def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -> dict[str, float]:
     """Return the metrics of one step: of the learner, the episodes and the pool."""
     table = table_of(groups)
-    staleness = np.maximum(step - 1 - table["oldest_version"].to_numpy(), 0)
+    taken = [played_group(group.name, group.batch) for group in groups]
     return {
         **report.metrics,
-        "answer_mean": _mean_of(table["reward_parts"], ANSWER_PART),
-        "trial_calls": _mean_of(table["extra"], "trial_calls"),
-        "episodes": float(table.num_rows),
-        "sampled_tokens": float(_true_in(table["loss_mask"])),
-        "staleness_mean": float(staleness.mean()),
-        "staleness_max": float(staleness.max()),
+        **played_metrics([*taken, *job.rollouts.take_left(step)]),
+        **staleness_metrics(step, table),
+        **mismatch_by_staleness(step, table, report.annotations),
         "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
         "worker_losses": float(job.pool.losses),
     }
-
-
-def _true_in(masks: pa.ChunkedArray) -> int:
-    """Return how many elements of the lists of booleans are true."""
-    flat = (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in masks.chunks)
-    return sum(int(np.count_nonzero(mask)) for mask in flat)
-
-
-def _mean_of(maps: pa.ChunkedArray, key: str) -> float:
-    """Return the mean of `key` over rows of string-to-number maps."""
-    return float(np.mean([dict(row)[key] for row in maps.to_pylist()]))
 
 
 def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:

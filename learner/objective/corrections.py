@@ -1,5 +1,6 @@
 """Off-policy corrections between the sampler's and the learner's logprobs, and their mismatch."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,9 +82,12 @@ class Mismatch:
 
 
 def mismatch(learner_N: NDArray[np.float32], behaviour_N: NDArray[np.float32]) -> Mismatch:
-    """Compare logprobs of sampled tokens; `kl` is the k3 estimate of KL(sampler || learner)."""
+    """Compare logprobs of sampled tokens; `kl` is the k3 estimate of KL(sampler || learner).
+
+    Without any token everything is NaN.
+    """
     if not len(learner_N):
-        return Mismatch(kl=0.0, mean=0.0, p99=0.0, max=0.0)
+        return Mismatch(kl=math.nan, mean=math.nan, p99=math.nan, max=math.nan)
     difference_N = learner_N.astype(np.float64) - behaviour_N.astype(np.float64)
     size_N = np.abs(difference_N)
     k3_N = np.expm1(np.clip(difference_N, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - difference_N

@@ -62,17 +62,19 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class PackLoss:
-    """`loss` is differentiable; the counts are tokens, `kl` a weighted sum in nats.
+    """`loss` is differentiable; the counts are tokens.
 
     `clipped` tokens were clipped by the loss, `masked` tokens were excluded as too far off-policy,
-    `corrected` tokens had an importance weight outside its bounds.
+    `corrected` tokens had an importance weight outside its bounds. `kl` is the plain sum of
+    `kl_estimator` over the tokens, in nats: without weights, masks and ratios; None without a
+    reference.
     """
 
     loss: Tensor
     clipped: int = 0
     masked: int = 0
     corrected: int = 0
-    kl: float = 0.0
+    kl: float | None = None
 
     def detached(self) -> "PackLoss":
         """Return the same without the autograd graph."""
@@ -124,14 +126,14 @@ def pack_loss(
         loss_P = loss_P * importance_P
         corrected = int(outside_P.sum())
     loss = (weights_P * loss_P).sum()
-    kl = 0.0
+    kl = None
     if prediction.reference_P is not None:
         penalty_P = kl_penalty(logprobs_P, prediction.reference_P, config.kl_estimator)
+        kl = float(penalty_P.detach().sum())
         if config.kl_unbiased:
             penalty_P = penalty_P * ratio_P.exp()
         penalty = (weights_P * penalty_P).sum()
         loss = loss + config.kl_coef * penalty
-        kl = float(penalty.detach())
     if config.entropy_gradient:
         loss = loss - config.entropy_coef * (given.weights_P * prediction.entropies_P).sum()
     return PackLoss(

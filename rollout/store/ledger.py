@@ -102,14 +102,23 @@ class Ledger(LedgerState):
         """Record that `step` trained on `episodes`. Raises StoreError unless all are finished."""
         self._record(Trained(step=step, episodes=tuple(episodes)))
 
-    def drop(self, episodes: Sequence[str], reason: DropReason, step: int | None = None) -> None:
+    def drop(
+        self,
+        episodes: Sequence[str],
+        reason: DropReason,
+        step: int | None = None,
+        collected_for: int | None = None,
+    ) -> None:
         """Record that `episodes` are not trained on.
 
         With `step`, the learner of that step left them out, and a roll-back of the step makes them
-        ready again; without it they are dropped for good. Raises StoreError for an episode that
-        has already ended.
+        ready again; without it they are dropped for good. `collected_for` is the step that played
+        their group and dropped it before the learner. Raises StoreError for an episode that has
+        already ended.
         """
-        self._record(Dropped(reason=reason, episodes=tuple(episodes), step=step))
+        self._record(
+            Dropped(reason=reason, episodes=tuple(episodes), step=step, collected_for=collected_for)
+        )
 
     def roll_back(self, step: int) -> None:
         """Make episodes that were trained on, or left out, after `step` ready again."""

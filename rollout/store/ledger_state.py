@@ -114,6 +114,9 @@ class Dropped(_Event):
     episodes: tuple[str, ...]
     step: int | None = None
     """Step whose learner left them out; None for episodes that no learner received."""
+    collected_for: int | None = None
+    """Step that played their group to its end and did not take it; it counts in the step's metrics,
+    also after a resume."""
 
 
 class RolledBack(_Event):
@@ -139,6 +142,9 @@ class Entry:
     step: int | None = None
     """Step that trained on it or left it out, also after that step was rolled back."""
     reason: DropReason | None = None
+    collected_for: int | None = None
+    """Step that played the episode's group to its end and dropped the group; a roll-back does not
+    change it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +271,15 @@ class LedgerState:
                 return self._trained(event)
             case Dropped():
                 changed = self._moved(event.episodes, State.DROPPED, State.LEASED, State.FINISHED)
-                return [replace(entry, reason=event.reason, step=event.step) for entry in changed]
+                return [
+                    replace(
+                        entry,
+                        reason=event.reason,
+                        step=event.step,
+                        collected_for=event.collected_for,
+                    )
+                    for entry in changed
+                ]
             case RolledBack():
                 return [
                     replace(entry, state=State.FINISHED, reason=None)

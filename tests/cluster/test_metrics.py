@@ -9,22 +9,35 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.metrics import CURVES, METRICS, RL_LINE, SFT_LINE, Metric, dropped_reasons, line_of
+from cluster.metrics import (
+    CURVES,
+    METRICS,
+    POPULATIONS,
+    RL_LINE,
+    SFT_LINE,
+    Metric,
+    dropped_reasons,
+    line_of,
+)
 from cluster.scheduling.groups import Group
 from cluster.training.train import step_row
 from learner.batch import read_episodes
 from learner.config import LearnerConfig
 from learner.objective import advantages, selection
 from learner.objective.selection import select
+from learner.outputs.digest import PUSHED_METRIC, WHOLE_METRIC
 from learner.report import Scores, StepReport, step_metrics
 from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
 
 ROOT = Path(__file__).parents[2]
 PRODUCERS = {
-    "learner/report.py": ("step_metrics", "credit_metrics"),
+    "learner/report.py": ("step_metrics", "start_metrics", "credit_metrics"),
     "learner/trainer.py": ("sft", "_sft_update", "rl_step"),
     "cluster/training/train.py": ("step_row", "_step"),
+    "cluster/training/step_metrics.py": (
+        *("played_metrics", "staleness_metrics", "mismatch_by_staleness"),
+    ),
 }
 """Functions that write metrics, by file."""
 
@@ -82,6 +95,7 @@ def emitted(groups: list[Group]) -> set[str]:
     names: set[str] = set()
     for path, functions in PRODUCERS.items():
         names |= emitted_by((ROOT / path).read_text(), functions)
+    names |= {WHOLE_METRIC, PUSHED_METRIC}
     return names | row_of(groups).keys() | {f"dropped_{reason}" for reason in reasons()}
 
 
@@ -92,7 +106,8 @@ def row_of(groups: list[Group]) -> dict[str, float]:
     scores = Scores.empty(len(batch.token_ids_N))
     report = StepReport(step_metrics(batch, select(batch, config), scores, 2.0), None, [])
     pool = SimpleNamespace(workers=[SimpleNamespace(state="healthy")], losses=0)
-    job: Any = SimpleNamespace(pool=pool)
+    rollouts = SimpleNamespace(take_left=lambda step: [])
+    job: Any = SimpleNamespace(pool=pool, rollouts=rollouts)
     return step_row(job, 1, groups, report)
 
 
@@ -133,12 +148,26 @@ def test_a_metric_explains_itself_and_can_be_shown(metric: Metric) -> None:
     assert metric.meaning.endswith(".") and metric.meaning[0] in "`" + metric.meaning[0].upper()
     assert metric.text(0.5) != "-"
     assert metric.text(math.nan) == "-"
+    assert metric.over in POPULATIONS and metric.averaging
+
+
+def test_every_population_is_that_of_a_metric_and_explained() -> None:
+    assert {metric.over for metric in METRICS.values()} == POPULATIONS.keys()
+    assert all(meaning.endswith(".") for meaning in POPULATIONS.values())
+
+
+def test_no_name_of_today_is_an_older_name_of_another_metric() -> None:
+    before = [metric.before for metric in METRICS.values() if metric.before]
+    assert len(before) == len(set(before))
+    assert not METRICS.keys() & set(before)
 
 
 def test_lines_and_curves_are_of_registered_metrics() -> None:
     assert {*RL_LINE, *SFT_LINE, *CURVES} <= METRICS.keys()
     assert line_of({"loss": 0.5, "unknown": 1.0}, SFT_LINE) == "loss 0.500"
-    assert METRICS["mismatch_kl"].label == "mismatch"
+    assert METRICS["mismatch"].label == "mismatch"
+    assert all(len(METRICS[name].heading) <= 34 for name in CURVES), "a panel is no wider"
+    assert not any(metric.name.startswith("kl") for metric in METRICS.values())
 
 
 def test_reasons_come_commonest_first() -> None:

@@ -39,10 +39,12 @@ def watched() -> Watched:
     return Watched()
 
 
+NAN = float("nan")
 UPDATED = {"optimizer_steps": 1.0, "episodes": 64.0, "dropped": 0.0}
 NOT_UPDATED = {
     **{"optimizer_steps": 0.0, "episodes": 64.0, "dropped": 64.0, "dropped_zero_variance": 64.0},
-    **{"entropy": 0.0, "grad_norm": 0.0, "mismatch_kl": 0.0, "reward_mean": 0.5},
+    **{"start_entropy": NAN, "grad_norm": NAN, "mismatch": NAN, "mismatch_fresh": NAN},
+    **{"reward": 0.5, "trained_success": NAN, "replaced_groups": 3.0},
 }
 
 
@@ -50,7 +52,12 @@ def test_an_sft_is_twenty_lines_however_long(capsys: pytest.CaptureFixture[str])
     progress = Progress()
     for step in range(1, 1001):
         progress.sft_step(
-            {"step": float(step), "steps": 1000.0, "loss": 1 / step, "tokens_per_s": 7512.4}
+            {
+                "step": float(step),
+                "steps": 1000.0,
+                "loss": 1 / step,
+                "sequence_tokens_per_s": 7512.4,
+            }
         )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 20
@@ -141,11 +148,11 @@ def test_a_step_says_its_time_and_the_time_left(watched: Watched) -> None:
 
 
 def test_what_was_not_measured_is_not_zero(watched: Watched) -> None:
-    watched.progress.step(7, 40, NOT_UPDATED | {"answer_mean": float("nan")})
+    watched.progress.step(7, 40, NOT_UPDATED | {"success": NAN})
     line, warning = watched.after(0)
     assert line == (
-        "step  7/40  accuracy -  reward 0.50  entropy -  grad -  mismatch -  "
-        "dropped 64/64 (zero_variance 64)"
+        "step  7/40  success -  reward 0.50  trained on -  replaced 3  entropy -  grad -  "
+        "mismatch -  of it fresh -  dropped 64/64 (zero_variance 64)"
     )
     assert warning.startswith("warning: step 7 trained nothing")
 

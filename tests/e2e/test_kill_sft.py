@@ -49,7 +49,7 @@ class Sft:
             assert self._process.poll() is None, self._said.read_text()
             assert time.monotonic() < deadline, "it never came so far"
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.02)
+                self._process.wait(0.2)
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
 
@@ -97,7 +97,7 @@ def learnt(run: RunLayout) -> list[dict[str, float]]:
         {
             name: value
             for name, value in row.values.items()
-            if name not in ("seconds", "tokens_per_s")
+            if name not in ("seconds", "sequence_tokens_per_s")
         }
         | {"step": row.step}
         for row in RunReader(run.root).metrics()

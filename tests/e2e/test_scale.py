@@ -69,7 +69,8 @@ async def scaled_up_and_down(shared_pool: SharedPool, config: RunConfig) -> None
 def test_a_job_at_work_gets_more_and_fewer_workers(
     lessons: Lessons, shared_pool: SharedPool
 ) -> None:
-    config = lessons.config("scaled", "run.deterministic=false", "run.steps=10000")
+    quick = ("rollouts.groups_per_step=1", "rollouts.group_size=2", "rollouts.max_refills=0")
+    config = lessons.config("scaled", *quick, "run.deterministic=false", "run.steps=10000")
     shared_pool.run(scaled_up_and_down(shared_pool, config))
     control = read_objects(RunReader(config.path).layout.control)
     assert [(row["request"], row["refused"]) for row in control] == [

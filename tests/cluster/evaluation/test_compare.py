@@ -1,6 +1,7 @@
 """`trialrun compare` and `trialrun plot` on run directories, run as commands."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -145,8 +146,14 @@ class TestDrawing:
         assert (path / "plot.png").read_bytes().startswith(self.PNG)
         assert json.loads((path / "plot.json").read_text())["series"] == {
             "reward_mean": {"steps": [1, 2], "values": [0.25, 0.5]},
-            "mismatch_kl": {"steps": [2], "values": [1e-4]},
+            "mismatch": {"steps": [2], "values": [1e-4]},
         }
+
+    def test_a_line_is_broken_where_nothing_was_measured(self) -> None:
+        from cluster.evaluation.plots import with_gaps
+
+        shown = with_gaps({1: 0.5, 3: 0.0}, [1, 2, 3])
+        assert (shown[0], math.isnan(shown[1]), shown[2]) == (0.5, True, 0.0)
 
     def test_nothing_to_draw(self, trialrun: Command, make_run: MakeRun) -> None:
         make_run("a", [])

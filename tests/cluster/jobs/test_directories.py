@@ -27,10 +27,10 @@ def test_the_states_of_a_training_run(tmp_path: Path) -> None:
         assert status_of(config.path).state == "running"
     assert status_of(config.path).state == "failed start"
     with open_run(RunKind.TRAIN, config.path, config, Resume.NO, QUIET) as run:
-        run.record_metrics(1, {"reward_mean": 0.5, "workers": 2.0, "other": 1.0})
+        run.record_metrics(1, {"reward": 0.5, "workers": 2.0, "other": 1.0})
     stopped = status_of(config.path)
     assert (stopped.state, stopped.step, stopped.steps) == ("stopped", 1, 2)
-    assert stopped.newest == {"reward_mean": 0.5, "workers": 2.0}
+    assert stopped.newest == {"reward": 0.5, "workers": 2.0}
     assert (stopped.model, stopped.checkpoint) == (None, None)
     layout = RunLayout(config.path)
     (layout.checkpoints / "000002").mkdir()

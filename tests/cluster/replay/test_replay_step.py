@@ -44,7 +44,8 @@ def report_of(
     weights: dict[str, torch.Tensor], *, whole: bool = True, **metrics: float
 ) -> StepReport:
     annotations = pa.table({"episode": ORDER, "advantage": [0.5, -0.5], "entropies": [[1.0], []]})
-    values = {"loss": 0.25, "reward_mean": float("nan"), "seconds": 3.0} | metrics
+    values = {"loss": 0.25, "trained_reward": float("nan"), "seconds": 3.0, "loss_tokens": 8.0}
+    values |= metrics
     report = StepReport(values, annotations, [])
     return with_weight_digests(report, tensor_digests(weights.items())) if whole else report
 
@@ -168,8 +169,8 @@ def test_what_the_step_recorded_is_compared_and_said(run: Path, whole: bool, pus
             ["weights of norm", "metric weights_digest"],
         ),
         (WEIGHTS, {"loss": 0.25000000000000006}, ["metric loss"]),
-        (WEIGHTS, {"reward_mean": 0.0}, ["metric reward_mean"]),
-        (WEIGHTS, {"entropy": 1.0}, ["metric entropy"]),
+        (WEIGHTS, {"trained_reward": 0.0}, ["metric trained_reward"]),
+        (WEIGHTS, {"start_entropy": 1.0}, ["metric start_entropy"]),
     ],
 )
 def test_the_first_difference_of_every_kind_is_named(
@@ -178,6 +179,18 @@ def test_the_first_difference_of_every_kind_is_named(
     recorded = recorded_step(RunReader(run), 1)
     found = list(recorded.differences(report_of(weights, whole=True, **metrics)))
     assert [difference.where for difference in found] == where
+
+
+def test_a_step_of_an_older_version_is_compared_under_todays_names(run: Path) -> None:
+    """What that version measured over something else, or did not measure, is left out."""
+    full = recorded_step(RunReader(run), 1)
+    metrics = dict(full.metrics) | {"entropy": 0.5, "clip_fraction": 0.1, "reward_mean": 0.75}
+    del metrics["loss_tokens"]
+    recorded = replace(full, metrics=metrics)
+    new: Any = {"start_entropy": 0.5, "clip_fraction": 0.4, "trained_reward": 0.5}
+    assert list(recorded.differences(report_of(WEIGHTS, **new))) == []
+    found = list(recorded.differences(report_of(WEIGHTS, **new | {"start_entropy": 0.6})))
+    assert [difference.where for difference in found] == ["metric start_entropy"]
 
 
 def test_what_the_learner_computed_per_episode_is_compared(run: Path) -> None:

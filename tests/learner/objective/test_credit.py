@@ -22,7 +22,7 @@ def columns(**given: list[float]) -> CreditColumns:
         malformed_B=np.array(given.get("malformed", [0.0] * 4)),
         trial_cost_B=np.array(given.get("trial_cost", [0.0] * 4)),
         trial_calls_B=zeros.astype(np.int64),
-        informative_B=zeros.astype(np.int64),
+        distinct_B=zeros.astype(np.int64),
         trial_faults_B=np.array(given.get("trial_faults", [0] * 4), bool),
         execution_faults_B=np.array(given.get("execution_faults", [0] * 4), bool),
     )

@@ -158,7 +158,8 @@ def test_the_kl_penalty(packed, estimator: str, value: float, unbiased: bool) ->
     without, _ = loss_of(packed, LearnerConfig(), ratios)
     share, _ = loss_of(packed, config, ratios, reference=reference)
     expected = value * (2 if unbiased else 1) / 4
-    assert share.kl == pytest.approx(expected, rel=1e-5)
+    assert without.kl is None, "nothing was measured"
+    assert share.kl == pytest.approx(value, rel=1e-5), "a sum over tokens, without any factor"
     assert share.loss.item() - without.loss.item() == pytest.approx(0.1 * expected, rel=1e-4)
 
 

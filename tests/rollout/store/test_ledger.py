@@ -197,6 +197,17 @@ def test_a_roll_back_gives_the_learner_back_what_it_left_out(ledger: Ledger, pat
     assert resumed.audit().reasons == {DropReason.ZERO_VARIANCE: 2}
 
 
+def test_a_group_stays_that_of_the_step_that_played_it(ledger: Ledger, path: Path) -> None:
+    """Dropped before the learner: a roll-back of the step does not give it back."""
+    names = finish_group(ledger, "g0")
+    ledger.drop(names, DropReason.ZERO_VARIANCE, collected_for=3)
+    ledger.roll_back(1)
+    for state in (ledger, LedgerReader(path).refresh()):
+        assert {state.entries[name].collected_for for name in names} == {3}
+        assert {state.entries[name].state for name in names} == {State.DROPPED}
+        assert state.ready_groups() == []
+
+
 def test_reconciling_squares_the_ledger_with_the_store(ledger: Ledger) -> None:
     ledger.lease(leases("g", 4))
     for lease in leases("g", 4)[2:]:

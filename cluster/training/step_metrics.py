@@ -1,0 +1,128 @@
+"""What the loop measures of a step beside the learner: the groups played, and their staleness."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cluster.scheduling.played import PlayedGroup
+from learner.objective.corrections import mismatch
+from learner.objective.credit import TrialYield, trial_yield
+from rollout.episode import is_correct
+from rollout.store.ledger_state import DropReason
+
+
+def played_metrics(groups: Sequence[PlayedGroup]) -> dict[str, float]:
+    """Return what the groups that were played for a step say about the policy, those included that
+    the step did not take: without them a good policy looks worse, and a bad one better.
+
+    A mean over no episode is NaN.
+    """
+    groups = [group for group in groups if len(group.rewards_G)]
+    correct = [is_correct(group.answers_G) for group in groups]
+    reasons = [group.reason for group in groups]
+    return {
+        "success": _mean_over([group.answers_G for group in groups]),
+        "reward": _mean_over([group.rewards_G for group in groups]),
+        "played_groups": float(len(groups)),
+        "played_episodes": float(sum(len(group.rewards_G) for group in groups)),
+        "replaced_groups": float(reasons.count(DropReason.ZERO_VARIANCE)),
+        "stale_groups": float(reasons.count(DropReason.STALE)),
+        "all_right_groups": float(sum(bool(right_G.all()) for right_G in correct)),
+        "all_wrong_groups": float(sum(not right_G.any() for right_G in correct)),
+        "trial_calls": _mean_over([group.trial_calls_G for group in groups]),
+        "distinct_trials": _mean_over([group.distinct_G for group in groups]),
+        "sampled_tokens": float(sum(group.sampled_tokens for group in groups)),
+        **yield_metrics(groups),
+    }
+
+
+def yield_metrics(groups: Sequence[PlayedGroup]) -> dict[str, float]:
+    """Return the gain in the chance of a correct answer per distinct trial call, and that of any
+    such call against none, as `credit.trial_yield` estimates them.
+
+    Over all groups played, because a group of equal answers has a slope of 0 and a weight: a mean
+    over the groups that vary would take the slope of a few for that of all.
+    """
+    answers_B = np.concatenate([group.answers_G for group in groups] or [np.empty(0)])
+    doses_B = np.concatenate([group.distinct_G for group in groups] or [np.empty(0)])
+    doses_B = doses_B.astype(np.float64)
+    groups_B = [group.name for group in groups for _ in group.answers_G]
+    return {
+        **_yield("trial_yield", trial_yield(answers_B, doses_B, groups_B)),
+        **_yield(
+            "trial_yield_any", trial_yield(answers_B, (doses_B > 0).astype(np.float64), groups_B)
+        ),
+    }
+
+
+def staleness_metrics(step: int, table: pa.Table) -> dict[str, float]:
+    """Return by how many versions the oldest token of the episodes of `table` lags behind the
+    weights at the start of `step`; NaN if nothing was sampled.
+    """
+    oldest_B = table["oldest_version"].to_numpy()
+    lag_B = np.maximum(step - 1 - oldest_B[oldest_B >= 0], 0)
+    return {
+        "staleness_mean": float(lag_B.mean()) if len(lag_B) else math.nan,
+        "staleness_max": float(lag_B.max()) if len(lag_B) else math.nan,
+    }
+
+
+def mismatch_by_staleness(
+    step: int, table: pa.Table, annotations: pa.Table | None
+) -> dict[str, float]:
+    """Return the mismatch of tokens that were sampled with the weights at the start of `step`,
+    which is the engine's alone, and of older tokens, which has the policy's own steps in it.
+
+    `annotations` are the learner's, one row per episode of `table`; without them both are NaN.
+    """
+    trainer_N, sampler_N, version_N = _scored(table, annotations)
+    fresh_N = version_N >= step - 1
+    return {
+        "mismatch_fresh": mismatch(trainer_N[fresh_N], sampler_N[fresh_N]).kl,
+        "mismatch_stale": mismatch(trainer_N[~fresh_N], sampler_N[~fresh_N]).kl,
+    }
+
+
+def _scored(
+    table: pa.Table, annotations: pa.Table | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Return per scored token the logprobs of learner and sampler, and the sampler's version."""
+    trainer: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
+    sampler: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
+    versions: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    columns = [] if annotations is None else _rows(table, annotations)
+    for logprobs_T, spans, positions_K, trainer_K in columns:
+        if not len(positions_K):
+            continue
+        starts = np.array([span["start"] for span in spans])
+        made_with = np.array([span["version"] for span in spans], np.int64)
+        trainer.append(trainer_K)
+        sampler.append(logprobs_T[positions_K])
+        versions.append(made_with[np.searchsorted(starts, positions_K, side="right") - 1])
+    return np.concatenate(trainer), np.concatenate(sampler), np.concatenate(versions)
+
+
+def _rows(table: pa.Table, annotations: pa.Table) -> "zip[tuple[Any, Any, Any, Any]]":
+    return zip(
+        (value.values.to_numpy(zero_copy_only=False) for value in table["logprobs"]),
+        table["spans"].to_pylist(),
+        (value.values.to_numpy() for value in annotations["loss_positions"]),
+        (value.values.to_numpy() for value in annotations["trainer_logprobs"]),
+        strict=True,
+    )
+
+
+def _mean_over(columns: Sequence[NDArray[Any]]) -> float:
+    return float(np.concatenate(columns).mean()) if columns else math.nan
+
+
+def _yield(name: str, found: TrialYield) -> dict[str, float]:
+    return {
+        name: found.value,
+        f"{name}_se": found.standard_error,
+        f"{name}_groups": float(found.groups),
+    }
