@@ -58,6 +58,7 @@ AddressOption = Annotated[
 _STOP_S = 120.0
 """How long a job may take to end in order, in seconds."""
 _ANSWER_S = 15.0
+_BLOCK = 1 << 20
 _POLL_S = 0.2
 
 app = typer.Typer()
@@ -173,13 +174,28 @@ def logs(
     ] = False,
     address: AddressOption = "",
 ) -> None:
-    """Print the log of a run's job."""
+    """Print the log of a run: of its job, or else of its directory."""
     target = find_target(run, address)
-    job = target.job(needed=True)
-    if follow:
+    job = target.job(needed=target.layout is None or not target.layout.log.exists())
+    if job is None:
+        assert target.layout is not None
+        _print_log(target.layout, follow=follow)
+    elif follow:
         _follow(target.jobs, job.id)
     else:
         sys.stdout.write(target.jobs.logs(job))
+
+
+def _print_log(layout: RunLayout, *, follow: bool) -> None:
+    with layout.log.open(encoding="utf-8") as log:
+        while True:
+            ends = not (follow and is_written(layout))  # before the rest is read
+            while text := log.read(_BLOCK):
+                sys.stdout.write(text)
+            sys.stdout.flush()
+            if ends:
+                return
+            time.sleep(_POLL_S)
 
 
 def _workers(text: str) -> ScaleRequest | ScaleByRequest:

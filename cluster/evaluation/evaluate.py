@@ -183,7 +183,11 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         return path
     progress.say(f"if interrupted, resume with: --run {path}")
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{path.absolute()}")
-    with ray_session(config), opening.open(progress) as run:
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
         run_async(_run_on_a_pool(inputs, run, tasks, progress))
     return path
 

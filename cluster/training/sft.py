@@ -115,7 +115,11 @@ def run_sft(
     if note := check_training(config, config.sft, model):
         progress.say(note)
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
-    with ray_session(config), opening.open(progress) as run:
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
         if note := missing_resources(config.cluster, workers=0, ranks=config.learner.ranks):
             progress.say(note)
         table = table_for(run)

@@ -142,7 +142,11 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
     warn_of_long_prompts(inputs, progress)
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
     workers = _remembered_workers(config) if opening.resumes else config.rollouts.workers
-    with ray_session(config), opening.open(progress) as run:
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
         inputs = _with_workers(inputs, workers, progress)
         ranks = config.learner.ranks
         if note := missing_resources(config.cluster, workers=workers, ranks=ranks):

@@ -92,6 +92,11 @@ class RunLayout:
         return self.root / "writer.json"
 
     @property
+    def log(self) -> Path:
+        """What the commands that wrote to the run have printed, with times; may be absent."""
+        return self.root / "log.txt"
+
+    @property
     def manifest(self) -> Path:
         """Journal of the directory itself: its writers, and the segments that they started."""
         return self.root / "manifest.jsonl"

@@ -1,5 +1,6 @@
 """Jobs as the commands see them; `Client` stands for Ray's."""
 
+import io
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,17 +9,20 @@ from typing import Any, cast
 import psutil
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from rich.console import Console
 
 from cluster.cli.jobs import _scale_there
+from cluster.cli.main import main
 from cluster.cli.run_target import Target, find_target
 from cluster.config.run_config import load_config
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.jobs.ray_jobs import RayJobs
 from cluster.jobs.submission import RECIPE, training
 from cluster.lifecycle.opening import new_run
+from cluster.progress import Progress
 from envs.errors import DeadlineError, InfraError, MissingError
 from rollout.store.control import ScaleByRequest, ScaleRequest
-from rollout.store.run_layout import RunKind
+from rollout.store.run_layout import RunKind, RunLayout
 
 OURS = {"trialrun_run": "first", "trialrun_dir": "/shared/runs/first", "trialrun_command": "train"}
 
@@ -124,6 +128,25 @@ def test_a_run_of_a_terminal_has_no_job(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(psutil, "process_iter", lambda attributes: [])
     with pytest.raises(MissingError, match=r"none called 'nowhere' in .*with --address"):
         find_target("nowhere", "")
+
+
+def test_the_log_of_a_run_of_a_terminal_is_in_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("catalog", [f"run.dir={tmp_path}"])
+    new_run(config.path, config, RunKind.TRAIN).close()
+    progress = Progress(console=Console(file=io.StringIO()))
+    progress.say("before the run is open")
+    with pytest.raises(InfraError), progress.logged(RunLayout(config.path).log):
+        progress.say("step 1/2 [all of it]")
+        raise InfraError("the disk is full")
+    progress.say("after it is closed")
+    for option in ((), ("--follow",)):
+        monkeypatch.setattr("sys.argv", ["trialrun", "logs", str(config.path), *option])
+        with pytest.raises(SystemExit):
+            main()
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[20:] for line in lines] == ["step 1/2 [all of it]", "error: the disk is full"]
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}"])
