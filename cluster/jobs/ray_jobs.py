@@ -68,7 +68,8 @@ class RayJobs:
             _check_url(found)
         else:
             check_ray_address(found)
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        for chatty in ("job.sdk", "dashboard_sdk"):  # they set a level of their own
+            logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
         with _as_given(found):
             try:
                 return cls(JobSubmissionClient(found), found)

@@ -190,6 +190,8 @@ def test_an_interruption_is_one_line_that_says_how_to_resume() -> None:
     )
     assert stopped_text("train", train) == again
     assert stopped_text("train", [*train, "--resume"]) == again
+    assert stopped_text("train", [*train, "--requeue"]).endswith("run.steps=3 --requeue")
+    assert "goes on" in stopped_text("submit", ["submit", "catalog"])
     assert stopped_text("eval", ["eval", "file"]).endswith("trialrun eval file --run RUN_DIRECTORY")
     assert stopped_text("study", ["study", "--dir", "a b"]).endswith("trialrun study --dir 'a b'")
     assert stopped_text("plot", ["plot", "x"]) == "stopped"
