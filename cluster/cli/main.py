@@ -282,7 +282,7 @@ def evaluate(
     check_inputs(config)
     run = run and absolute_place("--run", run, os.environ)
     path = stack("evaluation.evaluate", slow=True).run_eval(config, run)
-    found = stack("evaluation.evaluate").report_on(path)
+    found = stack("evaluation.report_files").report_on(path)
     stack("evaluation.plots").plot_report(found, path.name, path / "plot.png")
     if as_json:
         sys.stdout.write(json.dumps(json.loads((path / "eval.json").read_bytes())) + "\n")

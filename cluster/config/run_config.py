@@ -260,6 +260,11 @@ class RunConfig(Section):
                 "expected episode.experience = 'carried' for training, found 'dropped': trials "
                 "would be rewarded for an execution that did not see them"
             )
+        if self.episode.mode == "direct" and not self.learner.phase_weights.execution:
+            raise ConfigError(
+                "expected learner.phase_weights.execution above 0 with episode.mode = 'direct', "
+                "found 0: such episodes have no other phase; set it to 1"
+            )
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(
                 "expected episode.seeded = true with a run.seed: otherwise the seed has no effect"
