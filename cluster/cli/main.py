@@ -54,7 +54,11 @@ app = typer.Typer(
 
 def _show_version(*, wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"trialrun {metadata.version('trialrun')}\n")
+        try:
+            found = metadata.version("trialrun")
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found = "from a checkout"
+        sys.stdout.write(f"trialrun {found}\n")
         raise typer.Exit
 
 
