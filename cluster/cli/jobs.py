@@ -24,13 +24,20 @@ from cluster.cli.arguments import (
 )
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.path_checks import check_model, check_tasks
+from cluster.cli.run_rows import job_row, row_of, run_row
 from cluster.cli.run_target import Target, find_target
 from cluster.config.places import home
 from cluster.config.run_config import RunConfig
-from cluster.jobs.directories import RunStatus, runs_below, status_of
+from cluster.jobs.directories import runs_below, status_of
 from cluster.jobs.submission import scaling, this_program, training
 from cluster.lifecycle.writer import read_writer
-from envs.errors import ConfigError, DeadlineError, InfraError, MissingError, StoreError
+from envs.errors import (
+    ConfigError,
+    DeadlineError,
+    InfraError,
+    MissingError,
+    StoreError,
+)
 from envs.tools import JsonObject
 from rollout.store.control import (
     MAX_WORKERS,
@@ -135,13 +142,13 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List runs: those in a folder, and with --address (or RAY_ADDRESS) the jobs of a cluster."""
-    found = [_row(status_of(path)) for path in runs_below(folder or home(os.environ) / "runs")]
+    found = [row_of(path) for path in runs_below(folder or home(os.environ) / "runs")]
     if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
         seen = {str(row["run_dir"]) for row in found}
         jobs = stack("jobs.ray_jobs").RayJobs.at(address).jobs()
         for job in jobs:  # the newest first; one that was refused has no run
             if job.directory not in seen and not (job.ended and not job.directory):
-                found.append(_job_row(job))
+                found.append(job_row(job))
                 seen.add(job.directory)
     if as_json:
         report({"runs": [*found]}, as_json=True)
@@ -157,10 +164,10 @@ def runs(
 def status(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
     """Show whether a run is running, how far it is, where its files are, and its job."""
     target = find_target(run, address)
-    found: JsonObject = _row(status_of(target.layout.root)) if target.layout else {}
+    found: JsonObject = run_row(status_of(target.layout.root)) if target.layout else {}
     job = target.job(needed=target.layout is None)
     if job is not None:
-        found = {**_job_row(job), **found, "job": job.id, "job_status": job.status}
+        found = {**job_row(job), **found, "job": job.id, "job_status": job.status}
         if job.message and job.ended:
             found["job_message"] = job.message
     report(found, as_json=as_json)
@@ -266,10 +273,10 @@ def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False)
         target.jobs.wait_for_end(job.id, _STOP_S)
     elif target.layout is not None:
         _stop_process(target.layout)
-    found: JsonObject = _job_row(job) if job is not None else {}
+    found: JsonObject = job_row(job) if job is not None else {}
     if target.layout is not None:
         _wait_until_free(target.layout)
-        found |= _row(status_of(target.layout.root))
+        found |= run_row(status_of(target.layout.root))
     report({**found, "state": "stopped"}, as_json=as_json)
 
 
@@ -358,35 +365,6 @@ def _runtime_env(text: str) -> dict[str, Any]:
             "recipe"
         )
     return found
-
-
-def _row(found: RunStatus) -> JsonObject:
-    writer = found.writer
-    return {
-        "name": found.name,
-        "kind": str(found.kind),
-        "state": found.state,
-        "step": found.step,
-        "steps": found.steps,
-        "last_step": dict(found.newest),
-        "run_dir": str(found.path),
-        "checkpoint": str(found.checkpoint) if found.checkpoint else None,
-        "model": str(found.model) if found.model else None,
-        "job": writer.submission_id or None if writer else None,
-        "process": f"{writer.pid} on {writer.host}" if writer else None,
-    }
-
-
-def _job_row(job: Any) -> JsonObject:
-    return {
-        "name": job.run,
-        "kind": job.command,
-        "state": job.status.lower(),
-        "step": "?",
-        "steps": None,
-        "run_dir": job.directory,
-        "job": job.id,
-    }
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ def check_checkpoints(kind: RunKind, layout: RunLayout, before: RunConfig, inste
         RunKind.TRAIN: before.run.checkpoint_every,
         RunKind.SFT: before.sft.checkpoint_every,
     }.get(kind)
-    if every is None or layout.model.exists():
+    if every is None or (kind is RunKind.SFT and layout.model.exists()):  # that one is complete
         return
     last = max((row.step for row in RunReader(layout.root).metrics()), default=0)
     due = last // every * every  # a step's metrics are recorded after its checkpoint

@@ -48,5 +48,9 @@ def download(model: str, folder: Path, endpoint: str | None = None) -> Path:
         raise MissingError(
             f"expected config.json in the Hub's {model}, found none: no language model"
         )
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:  # another process was first
+        if not (target / "config.json").is_file():
+            raise
     return target

@@ -1,6 +1,7 @@
 """Jobs as the commands see them; `Client` stands for Ray's."""
 
 import io
+import json
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,24 @@ def test_the_log_of_a_run_of_a_terminal_is_in_its_directory(
             main()
         lines = capsys.readouterr().out.splitlines()
         assert [line[20:] for line in lines] == ["step 1/2 [all of it]", "error: the disk is full"]
+
+
+def test_a_damaged_run_is_listed_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config("catalog", [f"run.dir={tmp_path}"])
+    new_run(config.path, config, RunKind.TRAIN).close()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    monkeypatch.setattr("sys.argv", ["trialrun", "runs", str(tmp_path), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert [(row["name"], row["state"]) for row in rows] == [
+        ("catalog", "failed start"),
+        ("damaged", "unreadable"),
+    ]
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}"])

@@ -44,3 +44,16 @@ def test_the_recipe_that_the_run_had_decides_which_checkpoints_were_due(tmp_path
     config = trained(tmp_path, RunKind.TRAIN, 3, "run.checkpoint_every=4")
     often = load_config("catalog", [f"run.dir={tmp_path}", "run.checkpoint_every=1"])
     assert check_run(RunKind.TRAIN, config.path, often, Resume.REQUIRED).resumes
+
+
+def test_a_complete_sft_needs_no_checkpoint_and_a_training_run_that_goes_on_does(
+    tmp_path: Path,
+) -> None:
+    sft = trained(tmp_path / "sft", RunKind.SFT, 5, "sft.checkpoint_every=2")
+    RunLayout(sft.path).model.mkdir()
+    assert check_run(RunKind.SFT, sft.path, sft, Resume.IF_PRESENT).resumes
+    rl = trained(tmp_path / "rl", RunKind.TRAIN, 5, "run.checkpoint_every=5")
+    RunLayout(rl.path).model.mkdir()
+    more = rl.model_copy(update={"run": rl.run.model_copy(update={"steps": 9})})
+    with pytest.raises(StoreError, match="expected a checkpoint of step 5"):
+        check_run(RunKind.TRAIN, rl.path, more, Resume.REQUIRED)
