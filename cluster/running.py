@@ -11,7 +11,10 @@ Result = TypeVar("Result")
 
 
 def run_async(main: Coroutine[None, None, Result]) -> Result:
-    """Run `main` to its end; SIGTERM cancels it as Ctrl-C does, so that everything is closed."""
+    """Run `main` to its end; SIGTERM cancels it as Ctrl-C does, so that everything is closed.
+
+    Raises TrialrunError where SIGTERM ended it.
+    """
 
     async def cancellable() -> Result:
         task = asyncio.current_task()
@@ -25,6 +28,6 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
         raise first_cause(errors) from errors
     except asyncio.CancelledError:
         raise TrialrunError(
-            "stopped by SIGTERM; finished work is stored: the same command resumes it "
-            "(train, sft and collect with --resume, eval with --run)"
+            "stopped on request (SIGTERM); finished work is stored: the same command resumes it "
+            "(train, sft and collect with --requeue, eval with --run)"
         ) from None

@@ -50,13 +50,16 @@ def stopped_text(command: str, arguments: Sequence[str]) -> str:
     """Return the line that an interrupted command prints: what is kept and how to resume."""
     again = f"trialrun {shlex.join(arguments)}"
     if command in _RESUMED_BY_OPTION:
-        option = "" if "--resume" in arguments else " --resume"
+        given = "--resume" in arguments or "--requeue" in arguments
+        option = "" if given else " --resume"
         return f"stopped; finished work is kept; resume with: {again}{option}"
     if command in _RESUMED_AS_IS:
         return f"stopped; finished work is kept; resume with: {again}"
     if command in _RESUMED_BY_RUN:
         option = "" if "--run" in arguments else " --run RUN_DIRECTORY"
         return f"stopped; finished work is kept; resume with: {again}{option}"
+    if command == "submit":
+        return "no longer following; a job that was submitted goes on: see `trialrun runs`"
     return "stopped"
 
 

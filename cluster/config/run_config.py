@@ -41,9 +41,13 @@ class RunSection(Section):
     name: str = Field(default="run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     """Name of the run; its directory is `dir/name`. Letters, digits, `.`, `_` and `-`."""
     dir: str = "runs"
-    """Folder of run directories."""
+    """Folder of run directories. A relative one is below the environment variable TRIALRUN_HOME,
+    or the working folder; on a cluster every node must see it.
+    """
     models_dir: str = "models"
-    """Folder for models that are built or converted here; later runs reuse them."""
+    """Folder for models that are built, converted or downloaded; later runs reuse them. Relative
+    as `dir`.
+    """
     seed: int = Field(default=0, ge=0)
     """Random seed; every other seed is derived from it."""
     steps: int = Field(default=100, ge=0)

@@ -12,6 +12,7 @@ from cluster.evaluation.report_files import report_on
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving
 from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
@@ -134,8 +135,12 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         opening.open(progress).close()
         return path
     progress.say(f"if interrupted, resume with: --run {path}")
-    progress.phase("starting Ray")
-    with ray_session(config), opening.open(progress) as run:
+    progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{path.absolute()}")
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
         run_async(_run_on_a_pool(inputs, run, tasks, progress))
     return path
 

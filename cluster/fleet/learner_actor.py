@@ -13,6 +13,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from cluster.fleet.shared_folder import Answer, Question, answer
 from cluster.fleet.weight_relay import place_here
 from cluster.lifecycle.retention import checkpoint_path
 from learner.outputs.digest import tensor_digests, with_weight_digests
@@ -50,6 +51,10 @@ class LearnerActor:
 
     def ping(self) -> None:
         """Answer once the rank has nothing else to do; only its death makes this fail."""
+
+    def look(self, question: Question, rank: int) -> Answer:
+        """Say whether this node has the run directory and the model that the driver has."""
+        return answer(question, rank)
 
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)

@@ -243,6 +243,7 @@ class RolloutPool:
         return was_healthy
 
     async def _bring_up(self, worker: Worker) -> None:
+        await worker.client.ping()  # until Ray has a place for it: waiting for one is no failure
         async with asyncio.timeout(self._timing.start_timeout_s):
             await worker.client.start()
         worker.state = WorkerState.STALE

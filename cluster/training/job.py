@@ -92,6 +92,7 @@ async def open_job_on(
     checkpoint = newest_checkpoint(run.layout.checkpoints)
     learner = LearnerGroup(config, str(inputs.model))
     try:
+        await learner.check_folder(run.path)
         await asyncio.gather(learner.start(), pool.wait_healthy())
         source = Rounds if config.run.deterministic else Rollouts
         rollouts = source(pool, tasks, run, config)

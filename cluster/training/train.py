@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
-from cluster.fleet.ray_session import ray_session, room_for_workers
+from cluster.fleet.ray_session import missing_resources, ray_session, room_for_workers
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
+from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
@@ -29,8 +32,9 @@ from cluster.training.step_metrics import (
 from envs.tools import JsonObject
 from learner.outputs.digest import push_metrics
 from learner.report import StepReport
+from rollout.store.control import scaled_to
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunKind
+from rollout.store.run_layout import RunKind, RunLayout
 
 
 class Stopwatch:
@@ -149,19 +153,71 @@ def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:
         progress.say(warning)
 
 
-def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
+def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> JsonObject:
     """Train, or resume training; returns where the policy is."""
     config.check_trainable()
     progress = Progress()
     progress.phase("preparing model and tasks")
-    opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
+    wanted = Resume.flag(resume=resume, requeue=requeue)
+    opening = check_run(RunKind.TRAIN, config.path, config, wanted)
+    if opening.resumes and _is_complete(config):
+        progress.say(f"all {config.run.steps} steps are done")
+        return _result(config)
     inputs = resolve_inputs(config)
     check_serving(config, inputs.model)
     if note := check_training(config, config.learner, inputs.model):
         progress.say(note)
     warn_of_long_prompts(inputs, progress)
-    progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
-    with ray_session(config), opening.open(progress) as run:
-        progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
-        exported = run_async(train(inputs, run, progress))
-    return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
+    progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
+    workers = _remembered_workers(config) if opening.resumes else config.rollouts.workers
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
+        inputs = _with_workers(inputs, workers, progress)
+        ranks = config.learner.ranks
+        if note := missing_resources(config.cluster, workers=workers, ranks=ranks):
+            progress.say(note)
+        progress.phase(f"starting the learner and {workers} vLLM workers")
+        run_async(train(inputs, run, progress))
+    return _result(config)
+
+
+def _remembered_workers(config: RunConfig) -> int:
+    """Return the number of workers of a resumed run: what `trialrun scale` set last, unless the
+    recipe has another number than the run had.
+    """
+    layout = RunLayout(config.path)
+    before = stored_config(layout.config_toml).rollouts.workers
+    if config.rollouts.workers != before:
+        return config.rollouts.workers
+    return scaled_to(layout) or before
+
+
+def _with_workers(inputs: RunInputs, workers: int, progress: Progress) -> RunInputs:
+    rollouts = inputs.config.rollouts
+    if workers == rollouts.workers:
+        return inputs
+    progress.say(f"{workers} workers, as `trialrun scale` set (recipe: {rollouts.workers})")
+    config = inputs.config.model_copy(
+        update={"rollouts": rollouts.model_copy(update={"workers": workers})}
+    )
+    return replace(inputs, config=config)
+
+
+def _is_complete(config: RunConfig) -> bool:
+    """Whether the run has made all its steps and exported its model."""
+    layout = RunLayout(config.path)
+    newest = newest_checkpoint(layout.checkpoints)
+    done = int(newest.name) if newest else 0
+    return layout.model.exists() and done >= config.run.steps
+
+
+def _result(config: RunConfig) -> JsonObject:
+    layout = RunLayout(config.path.absolute())
+    return {
+        "run_dir": str(layout.root),
+        "model": str(layout.model),
+        "steps": config.run.steps,
+    }

@@ -7,6 +7,7 @@
     metrics/        one row per step                    checkpoints/    written by the learner
     tool_traffic/   written by recording tool servers
     requests/       waiting requests to the running job
+    writer.json     the last writing process and its Ray job; log.txt what its command printed
 
 Every file is either append-only, with one write per entry, or replaced atomically, so that a kill
 at any point leaves a readable directory. A kill of the process loses nothing that was
