@@ -7,6 +7,7 @@ import asyncio
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,10 @@ async def run_episodes(
     total, missing = len(tasks) * plan.samples, missing_episodes(config, run.ledger, tasks)
     with progress.counter(total, "episodes", total - missing) as counter:
         async with asyncio.TaskGroup() as group:
-            for scheduled in (*schedule.resume(), *map(schedule.schedule, unscheduled)):
+            for scheduled in chain(schedule.resume(), map(schedule.schedule, unscheduled)):
                 group.create_task(_run_group(dispatcher, run, scheduled, counter))
-    run.sync()
+                await asyncio.sleep(0)  # or the loop stands still for thousands of episodes
+    await run.synced()
 
 
 def missing_episodes(config: RunConfig, ledger: LedgerState, tasks: Sequence[Task]) -> int:

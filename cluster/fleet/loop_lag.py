@@ -28,8 +28,8 @@ class LagSummary:
     max_s: float
 
 
-class LoopLag:
-    """Measures by how much timers of the running event loop fire late.
+class LagCounts:
+    """Counts how late ticks were.
 
     A standstill of 5 s counts for every tick that it delayed, with what was left of it then. So a
     percentile is over moments in time: how long an answer that arrives at a random one would wait.
@@ -37,6 +37,27 @@ class LoopLag:
 
     def __init__(self) -> None:
         self._seen: Counter[int] = Counter()
+
+    def note(self, late_s: float) -> int:
+        """Count a tick that was `late_s` late, and those that it delayed; return how many."""
+        missed = int(late_s / TICK_S)
+        for tick in range(missed + 1):
+            self._seen[int((late_s - tick * TICK_S) * _PER_S)] += 1
+        return missed
+
+    def take(self) -> LagSummary:
+        """Return a summary of what was counted since the last call; NaN if nothing was."""
+        seen, self._seen = self._seen, Counter()
+        return LagSummary(
+            p50_s=_quantile(seen, 0.5), p99_s=_quantile(seen, 0.99), max_s=_quantile(seen, 1.0)
+        )
+
+
+class LoopLag:
+    """Measures by how much timers of the running event loop fire late."""
+
+    def __init__(self) -> None:
+        self._counts = LagCounts()
         self._timer: asyncio.TimerHandle | None = None
         self._stalled_s = 0.0
         """Time in which the loop stood still, since the start."""
@@ -54,10 +75,7 @@ class LoopLag:
 
     def take(self) -> LagSummary:
         """Return a summary of what was measured since the last call; NaN if nothing was."""
-        seen, self._seen = self._seen, Counter()
-        return LagSummary(
-            p50_s=_quantile(seen, 0.5), p99_s=_quantile(seen, 0.99), max_s=_quantile(seen, 1.0)
-        )
+        return self._counts.take()
 
     @asynccontextmanager
     async def deadline(self, seconds: float) -> AsyncIterator[None]:
@@ -92,9 +110,7 @@ class LoopLag:
         late_s = max(asyncio.get_running_loop().time() - due, 0.0)
         if late_s >= STALL_S:
             self._stalled_s += late_s
-        missed = int(late_s / TICK_S)
-        for tick in range(missed + 1):
-            self._seen[int((late_s - tick * TICK_S) * _PER_S)] += 1
+        missed = self._counts.note(late_s)
         self._tick_at(due + (missed + 1) * TICK_S)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 import pyarrow as pa
 
@@ -46,6 +46,8 @@ class Rollouts:
         self._left = LeftGroups()
         self._version = 0
         self._running: set[asyncio.Task[None]] = set()
+        """Groups in flight, and the admission while it lasts."""
+        self._admission: asyncio.Task[None] | None = None
         self._ready: deque[Group] = deque()
         self._started = 0
         self._next_number = 0
@@ -60,6 +62,7 @@ class Rollouts:
         # A resumed step has used up the refills that it had made before.
         refills = self._left.count(self._version + 1, DropReason.ZERO_VARIANCE)
         while len(groups) < count:
+            await asyncio.sleep(0)  # hundreds of groups may be ready, each takes a while to look at
             group = await self._next_group()
             if group.planned_step is not None:
                 groups.append(group)
@@ -114,17 +117,32 @@ class Rollouts:
     # Admission
 
     def _admit(self) -> None:
-        allowed = (self._version + 1 + self._section.max_staleness) * self._section.groups_per_step
-        while self._started < allowed:
+        if self._admission is None or self._admission.done():
+            self._admission = self._run_beside(self._launch_allowed())
+
+    async def _launch_allowed(self) -> None:
+        """Launch one group per turn of the event loop, which would stand still if a new version
+        started thousands of episodes at once.
+        """
+        while self._started < self._allowed():
             number = self._next_number
             self._next_number += 1
             self._launch(self._groups.schedule.schedule(number))
+            await asyncio.sleep(0)
+
+    def _allowed(self) -> int:
+        return (self._version + 1 + self._section.max_staleness) * self._section.groups_per_step
 
     def _launch(self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch] = ()) -> None:
         self._started += 1
-        running = asyncio.create_task(self._run_group(scheduled, stored))
+        self._run_beside(self._run_group(scheduled, stored))
+
+    def _run_beside(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run `work` as a task whose error `collect` raises."""
+        running = asyncio.create_task(work)
         self._running.add(running)
         running.add_done_callback(lambda _: self._arrived.set())
+        return running
 
     def _has_signal(self, group: Group) -> bool:
         return group.has_signal(self._learner, self._max_tokens)

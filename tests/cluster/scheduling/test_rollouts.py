@@ -243,7 +243,7 @@ async def test_what_the_learner_leaves_out_is_dropped_and_compared_again_after_a
         rollouts = await started(fleet, numbered, run, config)
         nothing: Any = None
         job = Job(config, run, nothing, rollouts, nothing, None)
-        job.record_step(1, await rollouts.collect(2), report)
+        await job.record_step(1, await rollouts.collect(2), report)
         audit = run.ledger.audit()
         assert audit.violations == ()
         assert audit.states[State.TRAINED] == 6
@@ -256,6 +256,6 @@ async def test_what_the_learner_leaves_out_is_dropped_and_compared_again_after_a
         assert [group.batch.num_rows for group in groups] == [4, 4], "the baseline is as it was"
         assert [group.planned_step for group in groups] == [1, 1]
         job = Job(config, again, nothing, resumed, nothing, None)
-        job.record_step(1, groups, report)
+        await job.record_step(1, groups, report)
         assert again.ledger.audit() == audit
         await resumed.close()
