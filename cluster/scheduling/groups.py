@@ -150,8 +150,7 @@ class GroupDispatcher:
             episodes = [episode for batch in batches for episode in batch["episode"].to_pylist()]
             drop(self._run.ledger, episodes, lost.reason)
             return lost
-        # In a thread, because it copies megabytes, and many groups may end at once.
-        return Group(scheduled.name, await asyncio.to_thread(by_sample, batches))
+        return Group(scheduled.name, by_sample(batches))
 
     def error_of(self, lost: LostGroup) -> str:
         """Return what went wrong with the episode that `lost` names."""

@@ -64,6 +64,7 @@ class Job:
         if report.annotations is not None:
             self.run.annotate(step, report.annotations)
         await self.run.synced()
+        self.run.ledger.archive_settled()
 
 
 def table_of(groups: Sequence[Group]) -> pa.Table:

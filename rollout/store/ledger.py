@@ -80,6 +80,10 @@ class Ledger(LedgerState):
         self._writes = writes or Writes(path)
         self._journal = Journal(path)
         LedgerReader(path, self).refresh()
+        self._own: set[str] = set()
+        """Groups that this process leased and has not archived."""
+        self._settled: set[str] = set()
+        """Those that were settled when `archive_settled` was last called."""
 
     def lease(self, leases: Sequence[Lease]) -> None:
         """Schedule a whole group. Raises StoreError for a group or an episode known before."""
@@ -93,6 +97,7 @@ class Ledger(LedgerState):
         self._record(
             Leased(run=run, kind=kind, group=group, group_number=number, task=task, samples=samples)
         )
+        self._own.add(group)
 
     def re_lease(self, episode: str, why: str) -> Lease:
         """Schedule `episode` again: the new lease has the same seed and the next attempt."""
@@ -137,6 +142,17 @@ class Ledger(LedgerState):
         """
         for entry in list(self.entries.values()):
             self._reconcile(entry, stored.get(entry.lease.episode, {}))
+
+    def archive_settled(self) -> None:
+        """Archive what was settled at the last call already, so that memory does not grow with
+        every step: who settles a group may still look at it for a while.
+
+        Groups of an earlier process stay: a resumed run asks for those of steps yet to come.
+        """
+        for group in self._settled:
+            self.archive(group)
+        self._own -= self._settled
+        self._settled = {group for group in self._own if self.is_settled(group)}
 
     def sync(self) -> None:
         """Force the ledger to the disk."""

@@ -10,21 +10,19 @@ it the names of its lease; the learner returns one annotation per token at once.
 long as it needs for RATE of them to end per second. The CPU time is that of the process, all
 threads, without what the simulation takes (names and annotations). What Ray takes is not in it.
 
-Lag: how long an answer that arrives at a random moment waits for the loop. Moments in which the
-loop was ready and the kernel ran other programs (`schedstat`) do not count in the first three
-columns, so that a busy machine gives the figures of a quiet one; they do in "wall p99". The
-resident memory at the start is that after the first step, when as many episodes are in flight as
-ever.
+Lag: how long an answer that arrives at a random moment waits for the loop. The first three columns
+count no more of it than the CPU time that all threads of this process used meanwhile, so that a
+busy machine gives about the figures of a quiet one; waits for the disk are not in them. "Wall p99"
+has everything. The resident memory at the start is that after the first step, when as many episodes
+are in flight as ever.
 """
 
 import argparse
 import asyncio
 import multiprocessing
-import os
 import resource
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +40,7 @@ from cluster.config.run_config import RunConfig, to_toml
 from cluster.fleet.loop_lag import TICK_S, LagCounts
 from cluster.fleet.pool import PoolTiming, RolloutPool
 from cluster.progress import Progress
+from cluster.running import run_async
 from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.task_stream import TaskStream
 from cluster.training.job import Job
@@ -357,37 +356,30 @@ async def train(setting: Setting) -> list[float]:
 
 
 class Delays:
-    """How late timers of the loop fire, with and without waiting for a CPU."""
+    """How late timers of the loop fire: by the clock, and by the CPU time of this process."""
 
     def __init__(self) -> None:
         self.own, self.wall = LagCounts(), LagCounts()
-        self._schedstat = os.open(
-            f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY
-        )
         self._running = False
 
     def start(self) -> None:
         self._running = True
-        self._tick_at(asyncio.get_running_loop().time() + TICK_S, self._waited_s())
+        self._tick_at(asyncio.get_running_loop().time() + TICK_S, time.process_time())
 
     def close(self) -> None:
         self._running = False
 
-    def _waited_s(self) -> float:
-        """Seconds for which this thread was ready and had no CPU."""
-        return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
+    def _tick_at(self, due: float, used_s: float) -> None:
+        asyncio.get_running_loop().call_at(due, self._tick, due, used_s)
 
-    def _tick_at(self, due: float, waited_s: float) -> None:
-        asyncio.get_running_loop().call_at(due, self._tick, due, waited_s)
-
-    def _tick(self, due: float, waited_before_s: float) -> None:
+    def _tick(self, due: float, used_before_s: float) -> None:
         if not self._running:
             return
         late_s = max(asyncio.get_running_loop().time() - due, 0.0)
-        waited_s = self._waited_s()
-        self.own.note(max(late_s - (waited_s - waited_before_s), 0.0))
+        used_s = time.process_time()
+        self.own.note(min(late_s, used_s - used_before_s))
         missed = self.wall.note(late_s)
-        self._tick_at(due + (missed + 1) * TICK_S, waited_s)
+        self._tick_at(due + (missed + 1) * TICK_S, used_s)
 
 
 def cpu_seconds() -> float:
@@ -397,7 +389,7 @@ def cpu_seconds() -> float:
 
 def measure(setting: Setting) -> list[float]:
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        return asyncio.run(train(replace(setting, folder=folder)))
+        return run_async(train(replace(setting, folder=folder)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
