@@ -18,6 +18,10 @@ class Serving(Protocol):
 
 
 W = TypeVar("W", bound=Serving)
+_PER_TURN = 16
+"""Places handed over in one turn of the event loop when workers open: to start thousands of
+episodes in one turn would stop it.
+"""
 
 
 class FreeSlots(Generic[W]):
@@ -31,13 +35,14 @@ class FreeSlots(Generic[W]):
         self._lowest = 0
         """No open worker has fewer episodes."""
         self._line: deque[asyncio.Future[W]] = deque()
+        self._serving_line = False
 
     def open(self, worker: W) -> None:
         """Hand out the free places of `worker`."""
         self._open[worker.name] = worker
         self._list(worker)
-        while worker.running < self._per_worker and self._hand_over(worker):
-            pass
+        if self._line:
+            self._serve_line_soon()
 
     def close(self, worker: W) -> None:
         """Hand out no place of `worker` any more."""
@@ -47,8 +52,10 @@ class FreeSlots(Generic[W]):
     def take(self, prefer: str = "") -> W | None:
         """Take a place on the worker called `prefer` if it has one, else on the least loaded.
 
-        Returns None if there is no place.
+        Returns None if there is no place, or if others are in line for it.
         """
+        if self._line:
+            return None
         worker = self._open.get(prefer)
         if worker is None or worker.running >= self._per_worker:
             worker = self._least_loaded()
@@ -66,6 +73,7 @@ class FreeSlots(Generic[W]):
             self._line.appendleft(place)
         else:
             self._line.append(place)
+        self._serve_line_soon()
         try:
             return await place
         except asyncio.CancelledError:
@@ -87,6 +95,19 @@ class FreeSlots(Generic[W]):
             place = self._line.popleft()
             if not place.done():
                 place.set_exception(error)
+
+    def _serve_line_soon(self) -> None:
+        if not self._serving_line and self._least_loaded() is not None:
+            self._serving_line = True
+            asyncio.get_running_loop().call_soon(self._serve_line)
+
+    def _serve_line(self) -> None:
+        self._serving_line = False
+        for _ in range(_PER_TURN):
+            worker = self._least_loaded()
+            if worker is None or not self._hand_over(worker):
+                return
+        self._serve_line_soon()
 
     def _hand_over(self, worker: W) -> bool:
         """Give a place of `worker` to the first in line, if there is one."""

@@ -51,6 +51,11 @@ class Writes:
         self._raised = False
         self._closed = False
 
+    @property
+    def queued(self) -> int:
+        """Writes that were added and are not done."""
+        return self._added - self._done
+
     def start(self) -> None:
         """Write on the thread from now on, for callers in the running event loop."""
         loop = asyncio.get_running_loop()
