@@ -5,6 +5,7 @@ A killed evaluation is resumed in its run directory: stored episodes are not run
 
 import asyncio
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
@@ -64,9 +65,10 @@ async def run_episodes(
     total, missing = len(tasks) * plan.samples, missing_episodes(config, run.ledger, tasks)
     with progress.counter(total, "episodes", total - missing) as counter:
         async with asyncio.TaskGroup() as group:
-            for scheduled in (*schedule.resume(), *map(schedule.schedule, unscheduled)):
+            for scheduled in chain(schedule.resume(), map(schedule.schedule, unscheduled)):
                 group.create_task(_run_group(dispatcher, run, scheduled, counter))
-    run.sync()
+                await asyncio.sleep(0)  # or the loop stands still for thousands of episodes
+    await run.synced()
 
 
 def missing_episodes(config: RunConfig, ledger: LedgerState, tasks: Sequence[Task]) -> int:

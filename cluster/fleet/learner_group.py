@@ -87,9 +87,8 @@ class LearnerGroup:
 
         With `digest_weights` the report has a digest of every weight of the whole model.
         """
-        return (await self._all(LearnerActor.rl_step, _put(table), digest_weights=digest_weights))[
-            0
-        ]
+        stored = await _put(table)
+        return (await self._all(LearnerActor.rl_step, stored, digest_weights=digest_weights))[0]
 
     async def sft(
         self, table: pa.Table, seed: int, checkpoints: Path, steps_done: int = 0
@@ -99,7 +98,7 @@ class LearnerGroup:
         Checkpoints go to the folder `checkpoints`; `steps_done` is the step of the loaded one. The
         learner's deadline is for one step. Raises LearnerError.
         """
-        arguments = (_put(table), seed, steps_done, str(checkpoints.absolute()))
+        arguments = (await _put(table), seed, steps_done, str(checkpoints.absolute()))
         streams = [
             rank.sft.options(num_returns="streaming").remote(*arguments) for rank in self._ranks
         ]
@@ -129,7 +128,7 @@ class LearnerGroup:
 
     async def logprobs(self, table: pa.Table) -> list[Any]:
         """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
-        return (await self._all(LearnerActor.logprobs, _put(table)))[0]
+        return (await self._all(LearnerActor.logprobs, await _put(table)))[0]
 
     async def watch(self) -> None:
         """Return never. Raises LearnerLostError soon after a rank's death, whether it works or not.
@@ -220,12 +219,13 @@ def _call(
     return getattr(rank, method.__name__).remote(*arguments, **named)
 
 
-def _put(table: pa.Table) -> Any:
+async def _put(table: pa.Table) -> Any:
     """Store `table` in Ray; a method that is called with the result gets the table itself.
 
-    It is stored as one chunk, because each chunk would be pickled as some hundred buffers.
+    It is stored as one chunk, because each chunk would be pickled as some hundred buffers. A step
+    of thousands of long episodes is a gigabyte, whose two copies must not stop the event loop.
     """
-    return ray.put(table.combine_chunks())
+    return await asyncio.to_thread(lambda: ray.put(table.combine_chunks()))
 
 
 async def _next(stream: Any) -> dict[str, float] | None:

@@ -2,19 +2,28 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import ray
 
+from cluster.checks.machine import memory_limit
 from cluster.config.run_config import ClusterSection, RunConfig
 from cluster.fleet.ray_address import check_ray_address, no_cluster, own_cluster
 from cluster.fleet.ray_environment import RAY_START_WAIT, RAY_START_WAIT_S
 from envs.errors import ConfigError, InfraError
 
-OBJECT_STORE_BYTES = 512 * 2**20
-"""Size of a local Ray's object store. Trajectories pass through it, weights do not."""
+LEAST_STORE_BYTES = 512 * 2**20
+"""Smallest object store of a Ray that is started here."""
+_SHARE_OF_MEMORY = 0.3
+"""Ray's own default."""
+_SHARE_OF_SHM = 0.5
+"""Ray's own default takes 95 % of what is free; weights need room there too: two versions of them
+(`cluster.shm_dir`).
+"""
 
 
 @contextmanager
@@ -74,6 +83,16 @@ def missing_resources(section: ClusterSection, *, workers: int, ranks: int) -> s
     return f"{found}: what has no room waits until nodes join"
 
 
+def object_store_bytes(memory: int, shm: int) -> int:
+    """Return the size of a local Ray's object store where `memory` and `shm` bytes are free.
+
+    Every episode passes through it, and stays until the learner has had it: at 13 bytes a token,
+    8,192 of 16,000 tokens are 1.7 GB, and what does not fit is spilled to the disk and read again.
+    The size is a limit: memory that no episode has used is not taken.
+    """
+    return max(int(min(_SHARE_OF_MEMORY * memory, _SHARE_OF_SHM * shm)), LEAST_STORE_BYTES)
+
+
 def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False)
@@ -95,7 +114,10 @@ def _start(config: RunConfig) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes(
+                min(psutil.virtual_memory().available, memory_limit(Path("/sys/fs/cgroup"))),
+                shutil.disk_usage("/dev/shm").free,
+            ),
         )
     except Exception as error:  # a start that times out is a plain Exception
         waited = os.environ.get(RAY_START_WAIT, "30")

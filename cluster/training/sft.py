@@ -76,7 +76,7 @@ async def _train(
         await learner.export_model(run.layout.model)
     finally:
         await learner.close()
-    run.sync()
+    await run.synced()
     for checkpoint in checkpoints.iterdir():  # not needed: the exported model is complete
         shutil.rmtree(checkpoint)
 

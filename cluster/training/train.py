@@ -1,5 +1,6 @@
 """The training loop: collect, step, checkpoint, push."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
-from cluster.scheduling.played import played_group
+from cluster.scheduling.played import PlayedGroup, played_group
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
 from cluster.training.control import Controls, controlled
@@ -108,14 +109,14 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     report = await job.learner.rl_step(
         table_of(groups), digest_weights=saves or job.config.run.deterministic
     )
-    job.record_step(step, groups, report)
+    await job.record_step(step, groups, report)
     if saves:
         await _checkpoint(job, step)
     watch.lap("learn_s")
     manifest = await job.learner.publish_weights(step)
     await job.rollouts.push_weights(manifest)
     watch.lap("push_s")
-    metrics = step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
+    metrics = await step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
     metrics["step_s"] = sum(watch.laps.values())
     metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
     job.run.record_metrics(step, metrics)
@@ -132,17 +133,33 @@ async def _checkpoint(job: Job, step: int) -> None:
     keep_newest(job.run.layout.checkpoints, job.config.run.keep_checkpoints)
 
 
-def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -> dict[str, float]:
-    """Return the metrics of one step: of the learner, the episodes and the pool."""
+async def step_row(
+    job: Job, step: int, groups: Sequence[Group], report: StepReport
+) -> dict[str, float]:
+    """Return the metrics of one step: of the learner, the episodes, the pool and the driver."""
+    left, lag = job.rollouts.take_left(step), job.pool.lag.take()
+    # In a thread: with thousands of long episodes this takes seconds.
+    measured = await asyncio.to_thread(_measured, step, groups, left, report)
+    return {
+        **measured,
+        "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
+        "worker_losses": float(job.pool.losses),
+        "loop_lag_p50_s": lag.p50_s,
+        "loop_lag_p99_s": lag.p99_s,
+        "loop_lag_max_s": lag.max_s,
+    }
+
+
+def _measured(
+    step: int, groups: Sequence[Group], left: Sequence[PlayedGroup], report: StepReport
+) -> dict[str, float]:
     table = table_of(groups)
     taken = [played_group(group.name, group.batch) for group in groups]
     return {
         **report.metrics,
-        **played_metrics([*taken, *job.rollouts.take_left(step)]),
+        **played_metrics([*taken, *left]),
         **staleness_metrics(step, table),
         **mismatch_by_staleness(step, table, report.annotations),
-        "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
-        "worker_losses": float(job.pool.losses),
     }
 
 

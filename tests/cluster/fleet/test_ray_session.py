@@ -1,17 +1,26 @@
 """What a user reads where Ray does not start, or is not where RAY_ADDRESS says."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 import ray
 
 from cluster.cli.command_line import stack
 from cluster.config.run_config import ClusterSection, RunConfig
 from cluster.fleet.ray_environment import RAY_AUTH_MODE, RAY_START_WAIT
-from cluster.fleet.ray_session import missing_resources, ray_session, room_for_workers
+from cluster.fleet.ray_session import (
+    LEAST_STORE_BYTES,
+    missing_resources,
+    object_store_bytes,
+    ray_session,
+    room_for_workers,
+)
 from envs.errors import ConfigError, InfraError, MissingError, TrialrunError
 
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -97,6 +106,28 @@ def test_an_imported_ray_is_left_as_it_is(
     environment.setenv("RAY_AUTH_TOKEN", "secret")
     stack("scheduling.groups")
     assert RAY_AUTH_MODE not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("memory", "shm", "store"),
+    [
+        (1_000 * 2**30, 500 * 2**30, 250 * 2**30),  # /dev/shm decides: the weights get half
+        (100 * 2**30, 500 * 2**30, 30 * 2**30),
+        (1 * 2**30, 64 * 2**20, LEAST_STORE_BYTES),
+    ],
+)
+def test_the_object_store_has_the_size_of_the_node(memory: int, shm: int, store: int) -> None:
+    assert object_store_bytes(memory, shm) == store
+
+
+def test_a_ray_started_here_gets_a_store_of_that_size(environment: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    environment.setattr(ray, "init", lambda **options: asked.update(options))
+    environment.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=8 * 2**30))
+    environment.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * 2**30))
+    with ray_session(RunConfig()):
+        pass
+    assert asked["object_store_memory"] == 3 * 2**30
 
 
 @pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
