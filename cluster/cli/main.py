@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.cli import inspection
+from cluster.cli import inspection, rendering
 from cluster.cli import runs as cli_runs
 from cluster.cli.arguments import (
     Assignments,
@@ -278,6 +278,7 @@ def evaluate(
 
 
 app.add_typer(inspection.app)
+app.add_typer(rendering.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_runs.episodes, name="episodes")
 
