@@ -19,58 +19,63 @@ from cluster.deploy.render_options import RenderOptions, name_for
 
 app = typer.Typer()
 
+Kind = Annotated[
+    Literal["rayjob", "raycluster"],
+    typer.Option("--as", help="A job with its own cluster, or a cluster that takes jobs."),
+]
+Name = Annotated[str, typer.Option(help="Name of the objects. Default: made from run.name.")]
+Namespace = Annotated[str, typer.Option(help="Namespace of the objects.")]
+Image = Annotated[
+    str, typer.Option(help="Image of every pod. Default: the two that docker/ builds.")
+]
+PullSecret = Annotated[
+    str, typer.Option("--pull-secret", help="Secret with which images are pulled.")
+]
+Volume = Annotated[
+    str, typer.Option(help="Claim of the volume for runs, models and data; ReadWriteMany.")
+]
+TokenSecret = Annotated[
+    str,
+    typer.Option(
+        "--token-secret", help="Secret with Ray's token as auth_token. Default: KubeRay makes one."
+    ),
+]
+GpusPerPod = Annotated[
+    int, typer.Option("--gpus-per-pod", min=1, help="Largest number of GPUs of one pod.")
+]
+MaxWorkers = Annotated[
+    int,
+    typer.Option(
+        "--max-workers",
+        min=0,
+        help="Add pods for up to this number of rollout workers, as `trialrun scale` asks. "
+        "Default: rollouts.workers.",
+    ),
+]
+GpuMemory = Annotated[
+    float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU, in GiB.")
+]
+ModelConfig = Annotated[
+    Path | None,
+    typer.Option("--model-config", help="config.json of a model that is not on this machine."),
+]
 
-@app.command(
-    cls=RecipeCommand,
-    epilog="Example: [bold]trialrun render qwen2.5-7b --as rayjob > job.yaml[/]",
-)
+
+@app.command(cls=RecipeCommand, epilog="Example: [bold]trialrun render qwen2.5-7b --as rayjob[/]")
 def render(
     recipe: RecipeArgument,
     assignments: Assignments = None,
-    kind: Annotated[
-        Literal["rayjob", "raycluster"],
-        typer.Option("--as", help="A job with its own cluster, or a cluster that takes jobs."),
-    ] = "rayjob",
-    name: Annotated[
-        str, typer.Option(help="Name of the objects. Default: made from run.name.")
-    ] = "",
-    namespace: Annotated[str, typer.Option(help="Namespace of the objects.")] = "",
-    image: Annotated[
-        str,
-        typer.Option(help="Image of every pod. Default: the two that docker/ builds."),
-    ] = "",
-    pull_secret: Annotated[
-        str, typer.Option("--pull-secret", help="Secret with which images are pulled.")
-    ] = "",
-    volume: Annotated[
-        str, typer.Option(help="Claim of the volume for runs, models and data; ReadWriteMany.")
-    ] = "trialrun-runs",
-    token_secret: Annotated[
-        str,
-        typer.Option(
-            "--token-secret",
-            help="Secret with Ray's token as auth_token. Default: KubeRay makes one.",
-        ),
-    ] = "",
-    gpus_per_pod: Annotated[
-        int, typer.Option("--gpus-per-pod", min=1, help="Largest number of GPUs of one pod.")
-    ] = 8,
-    max_workers: Annotated[
-        int,
-        typer.Option(
-            "--max-workers",
-            min=0,
-            help="Add pods for up to this number of rollout workers, as `trialrun scale` asks. "
-            "Default: rollouts.workers.",
-        ),
-    ] = 0,
-    gpu_memory_gib: Annotated[
-        float, typer.Option("--gpu-memory-gib", min=1, help="Memory of one GPU, in GiB.")
-    ] = 80.0,
-    model_config: Annotated[
-        Path | None,
-        typer.Option("--model-config", help="config.json of a model that is not on this machine."),
-    ] = None,
+    kind: Kind = "rayjob",
+    name: Name = "",
+    namespace: Namespace = "",
+    image: Image = "",
+    pull_secret: PullSecret = "",
+    volume: Volume = "trialrun-runs",
+    token_secret: TokenSecret = "",
+    gpus_per_pod: GpusPerPod = 8,
+    max_workers: MaxWorkers = 0,
+    gpu_memory_gib: GpuMemory = 80.0,
+    model_config: ModelConfig = None,
     overrides: SetOption = None,
 ) -> None:
     """Print the recipe as objects of Kubernetes for KubeRay (YAML); starts nothing.

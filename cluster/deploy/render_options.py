@@ -55,7 +55,7 @@ def check_name(flag: str, name: str) -> None:
 
 
 def name_for(run_name: str) -> str:
-    """Return the name of a run as Kubernetes allows it. Raises ConfigError where nothing is left."""
+    """Return the name of a run as Kubernetes allows it. Raises ConfigError if none is left."""
     name = re.sub(r"[^a-z0-9]+", "-", run_name.lower())[:_LONGEST_NAME].strip("-")
     if not name:
         raise ConfigError(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import ipaddress
 import os
 import subprocess
 import sys
@@ -122,9 +123,7 @@ def cpu_torch() -> Iterator[dict[str, str]]:
     if folder is None:
         yield {}
         return
-    gateway = docker(
-        "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
-    ).strip()
+    gateway = _engine_address()
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer((gateway, 8999), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -135,6 +134,13 @@ def cpu_torch() -> Iterator[dict[str, str]]:
         finally:
             server.shutdown()
             thread.join(10)
+
+
+def _engine_address() -> str:
+    """Return this machine's address in the engine's network: the first one of its subnet."""
+    shown = "{{(index .IPAM.Config 0).Subnet}}"
+    subnet = docker("network", "inspect", "bridge", "--format", shown).strip()
+    return str(ipaddress.ip_network(subnet)[1])
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

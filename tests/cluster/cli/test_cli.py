@@ -25,7 +25,7 @@ from learner.pretrained.tiny_model import build_tiny_model
 
 _COMMANDS = (
     *("demo", "study", "doctor", "sft", "collect", "train", "audit", "eval", "serve", "estimate"),
-    *("episodes", "scale", "compare", "plot", "replay-step", "keys"),
+    *("episodes", "scale", "compare", "plot", "replay-step", "keys", "render"),
 )
 Capture = pytest.CaptureFixture[str]
 
