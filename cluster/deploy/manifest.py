@@ -40,7 +40,8 @@ def _yaml(tree: Tree) -> str:
 def _notes(cluster: Cluster, inputs: Mapping[str, str], command: Sequence[str]) -> list[str]:
     options = cluster.options
     lines = [f"# Made by: {' '.join(command)}", "# Before `kubectl apply`, the cluster needs:"]
-    lines.append("#   the KubeRay operator, 1.5 or newer")
+    release = "1.6" if options.token_secret else "1.5.1"
+    lines.append(f"#   the KubeRay operator, {release} or newer")
     lines.append(
         f"#   a claim {options.volume} that several pods can write to (ReadWriteMany), seen at "
         f"{MOUNT} by user {USER}"
