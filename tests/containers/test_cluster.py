@@ -4,6 +4,7 @@ Long, by command: `make containers`.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
 
@@ -21,10 +22,20 @@ from tests.containers.engine import (
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
+_LESSONS = (
+    *("run.dir=/srv/runs", "run.models_dir=/srv/runs/models", "engine.kv_cache_mib=64"),
+    # one tool, truly described: in seconds of lessons a model learns to call it now and then
+    *("env.catalog.tools=1", "env.catalog.recurrent=1.0", "env.catalog.quirks={none=1.0}"),
+    *("env.catalog.docs={true=1.0}", "episode.trial_call_cost=0.02"),
+)
+_TEACH = (
+    *("trialrun", "sft", "catalog", *_LESSONS, "run.name=taught"),
+    *("teacher.episodes=400", "sft.epochs=3"),
+)
 _TRAIN = (
-    *("trialrun", "train", "catalog", "run.dir=/srv/runs", "run.models_dir=/srv/runs/models"),
-    *("run.checkpoint_every=1", "rollouts.workers=2", "rollouts.groups_per_step=2"),
-    *("rollouts.group_size=2", "engine.kv_cache_mib=64"),
+    *("trialrun", "train", "catalog", *_LESSONS, "run.name=long"),
+    *("model.path=/srv/runs/taught/model", "run.checkpoint_every=1", "rollouts.workers=2"),
+    *("rollouts.groups_per_step=4", "rollouts.group_size=4"),
 )
 _SHM = (
     "import os, shutil\n"
@@ -90,7 +101,8 @@ def test_a_head_without_the_token_takes_no_job(cluster: Compose) -> None:
 
 
 def test_a_job_outlives_a_killed_container_a_cut_network_and_a_new_node(cluster: Compose) -> None:
-    cluster.submit("long", *_TRAIN, "run.name=long", "run.steps=2000", wait=False)
+    assert "'teach' succeeded" in cluster.submit("teach", *_TEACH, wait=True, timeout_s=900)
+    cluster.submit("long", *_TRAIN, "run.steps=2000", wait=False)
     wait_for("a first step", lambda: cluster.steps_of("long") > 0, 420)
     learner = cluster.container_with("LearnerActor")
     assert len(learner) == 1
@@ -119,7 +131,10 @@ def test_a_job_outlives_a_killed_container_a_cut_network_and_a_new_node(cluster:
     wait_for("four nodes", lambda: len(cluster.alive_nodes()) == 4, 180)
     cluster.on_head("trialrun", "scale", "/srv/runs/long", "3")
     wait_for("three workers", lambda: "workers 3" in cluster.log_of("long"), 420)
-    assert "error:" not in cluster.log_of("long")
+    log = cluster.log_of("long")
+    assert "error:" not in log
+    # Weights that have changed went to engines in other containers.
+    assert re.search(r"^step .* trained on [0-9]", log, re.MULTILINE), log[-4000:]
     cluster.on_head("ray", "job", "stop", "--address", "http://127.0.0.1:8265", "long")
 
 
@@ -127,7 +142,7 @@ def test_the_same_run_goes_on_in_a_job_that_is_submitted_again(cluster: Compose)
     done = cluster.steps_of("long")
     assert done > 0, "the test before this one starts the run"
     steps = f"run.steps={done + 3}"
-    log = cluster.submit("again", *_TRAIN, "run.name=long", steps, "--resume", wait=True)
+    log = cluster.submit("again", *_TRAIN, steps, "--resume", wait=True)
     assert "'again' succeeded" in log
     assert f"step {done + 3}/{done + 3}" in log
     cluster.on_head("test", "-f", "/srv/runs/long/model/config.json")
