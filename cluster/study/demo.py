@@ -14,6 +14,7 @@ from cluster.config.run_config import RunConfig
 from cluster.evaluation.text_table import with_interval
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs, with_recording
+from cluster.lifecycle.model_checks import check_model
 from cluster.lifecycle.opening import Resume, check_run, next_free
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -56,9 +57,12 @@ def run_demo(config: RunConfig) -> JsonObject:
         free = next_free(Path(config.run.dir), config.run.name)
         config = with_values(config, "run", name=free.name)
     progress = Progress()
+    progress.phase("building the model")
+    inputs = resolve_inputs(config)
+    check_model(config, inputs.model)
     progress.phase(f"starting Ray; everything goes to {config.path.resolve()}")
     with ray_session(config):
-        results = run_async(_demonstrate(config, progress))
+        results = run_async(_demonstrate(inputs, progress))
     console = Console(stderr=True)
     console.print(_table(results))
     for title, text in _two_episodes(_eval_path(config, TRAINED, SAMPLED)):
@@ -74,9 +78,7 @@ def run_demo(config: RunConfig) -> JsonObject:
 Results = Mapping[tuple[Policy, str], EvalSummary]
 
 
-async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
-    progress.phase("building the model")
-    inputs = resolve_inputs(config)
+async def _demonstrate(inputs: RunInputs, progress: Progress) -> Results:
     progress.say(
         "the teacher generates episodes, and SFT trains two copies of the model on them: one with "
         "trials, one without"

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from cluster.evaluation.text_table import with_interval
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.inputs import Environments
+from cluster.lifecycle.inputs import Environments, find_model
+from cluster.lifecycle.model_checks import check_model
 from cluster.lifecycle.opening import STACK
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -59,6 +60,8 @@ def _run_missing(study: Study, seeds: Sequence[int], folder: Path) -> StudyRepor
     missing = sum(len(graph.unfinished) for graph in graphs)
     progress.say(f"{missing} stages to run in {folder}, for {len(seeds)} seeds")
     if missing:
+        progress.phase("preparing the model")
+        check_model(study.config, find_model(study.config))
         progress.phase("starting Ray")
         with ray_session(study.config):
             run_async(_run_stages(study, contexts, folder))
