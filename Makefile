@@ -40,7 +40,7 @@ test: setup interop ## every test in two processes, unit tests first, then the r
 	@$(RUN_BOTH)
 
 containers: setup ## build the images and try a cluster of containers: needs a container engine and `docker compose`, takes long
-	TRIALRUN_CONTAINERS=1 $(PY) -m pytest -v -x tests/containers $(ARGS)
+	TRIALRUN_CONTAINERS=1 $(PY) -m pytest -v tests/containers $(ARGS)
 
 check: setup lint ## lint, types, layer test and fast unit tests
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast
