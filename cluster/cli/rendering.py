@@ -40,6 +40,14 @@ TokenSecret = Annotated[
         "--token-secret", help="Secret with Ray's token as auth_token. Default: KubeRay makes one."
     ),
 ]
+SeccompProfile = Annotated[
+    str,
+    typer.Option(
+        "--seccomp-profile",
+        help="Seccomp profile on the nodes, such as trialrun.json, for pods that run tools. "
+        "Default: the container engine's.",
+    ),
+]
 GpusPerPod = Annotated[
     int, typer.Option("--gpus-per-pod", min=1, help="Largest number of GPUs of one pod.")
 ]
@@ -72,6 +80,7 @@ def render(
     pull_secret: PullSecret = "",
     volume: Volume = "trialrun-runs",
     token_secret: TokenSecret = "",
+    seccomp_profile: SeccompProfile = "",
     gpus_per_pod: GpusPerPod = 8,
     max_workers: MaxWorkers = 0,
     gpu_memory_gib: GpuMemory = 80.0,
@@ -92,6 +101,7 @@ def render(
         pull_secret=pull_secret,
         volume=volume,
         token_secret=token_secret,
+        seccomp_profile=seccomp_profile,
         gpus_per_pod=gpus_per_pod,
         max_workers=max_workers,
     )

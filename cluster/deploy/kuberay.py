@@ -182,7 +182,8 @@ def _pod(cluster: Cluster, group: PodGroup) -> Tree:
         "securityContext": _CONTAINER_SECURITY,
         "volumeMounts": mounts,
     }
-    spec: Tree = {**_pod_spec(cluster), "containers": [container]}
+    profile = cluster.options.seccomp_profile if group.name != "head" else ""
+    spec: Tree = {**_pod_spec(cluster, profile), "containers": [container]}
     if group.name == "head":
         container["ports"] = [
             {"name": "gcs-server", "containerPort": 6379},
@@ -216,8 +217,11 @@ def _doctor(container: Tree) -> Tree:
     }
 
 
-def _pod_spec(cluster: Cluster) -> Tree:
-    found: Tree = {"securityContext": _POD_SECURITY}
+def _pod_spec(cluster: Cluster, profile: str = "") -> Tree:
+    security = dict(_POD_SECURITY)
+    if profile:
+        security["seccompProfile"] = {"type": "Localhost", "localhostProfile": profile}
+    found: Tree = {"securityContext": security}
     if cluster.options.pull_secret:
         found["imagePullSecrets"] = [{"name": cluster.options.pull_secret}]
     return found

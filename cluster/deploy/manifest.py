@@ -49,6 +49,10 @@ def _notes(cluster: Cluster, inputs: Mapping[str, str], command: Sequence[str]) 
     lines += [f"#   on that volume, for {key}: {path}" for key, path in inputs.items()]
     if options.token_secret:
         lines.append(f"#   a secret {options.token_secret} with the key auth_token")
+    if options.seccomp_profile:
+        lines.append(
+            f"#   on every node, below the kubelet's folder seccomp: {options.seccomp_profile}"
+        )
     lines.append("# Pods:")
     for group in cluster.groups:
         pods = str(group.replicas) if group.most == group.least else f"{group.least}-{group.most}"

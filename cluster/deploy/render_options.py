@@ -28,6 +28,9 @@ class RenderOptions:
     """Claim of a volume that several pods can write to."""
     token_secret: str = ""
     """Secret with Ray's token under the key `auth_token`; empty lets the operator make one."""
+    seccomp_profile: str = ""
+    """File below the kubelet's folder of profiles, for pods that run tools; empty means the
+    container engine's own profile."""
     gpus_per_pod: int = 8
     """Largest number of GPUs of one pod, usually those of a node."""
     max_workers: int = 0

@@ -117,6 +117,17 @@ def test_pods_satisfy_the_restricted_standard(kind: str) -> None:
     assert cluster_of(tree)["autoscalerOptions"]["securityContext"]["capabilities"]
 
 
+def test_pods_that_run_tools_get_the_seccomp_profile_that_is_named() -> None:
+    pods = all_pods(documents(seccomp_profile="trialrun.json")[1])
+    named = {name: pod["securityContext"]["seccompProfile"] for name, pod in pods.items()}
+    ours = {"type": "Localhost", "localhostProfile": "trialrun.json"}
+    default = {"type": "RuntimeDefault"}
+    assert named == {"head": default, "submitter": default, "learner": ours, "rollout": ours}
+    assert "below the kubelet's folder seccomp: trialrun.json" in rendered(
+        seccomp_profile="trialrun.json"
+    )
+
+
 def test_doctor_looks_at_every_node_that_runs_tools_before_ray_starts() -> None:
     for name, pod in ray_pods(documents()[1]).items():
         if name == "head":

@@ -35,7 +35,7 @@ def render(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     [
         ("RayJob", ("qwen2.5-7b", "--as", "rayjob", "--namespace", "team")),
         ("RayCluster", ("qwen2.5-7b", "--as", "raycluster", "--max-workers", "12")),
-        ("RayJob", ("qwen2.5-7b-lora", "--as", "rayjob", "--token-secret", "t")),
+        ("RayJob", ("qwen2.5-7b-lora", "--token-secret", "t", "--seccomp-profile", "p.json")),
         ("RayJob", ("qwen2.5-0.5b", "--pull-secret", "p", "--image", "host/x:1")),
         ("RayCluster", ("catalog", "--as", "raycluster", "rollouts.workers=3")),
     ],
