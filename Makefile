@@ -22,10 +22,10 @@ if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
 for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
 endef
 
-.PHONY: help setup interop demo test check types fast unit lint format lock
+.PHONY: help setup interop demo test check types fast unit lint format lock containers
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: ## create .venv with the pinned stack (cpu or gpu); does nothing where it is up to date
 	@./requirements/setup.sh
@@ -38,6 +38,9 @@ demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 A
 
 test: setup interop ## every test in two processes, unit tests first, then the real ones: make test ARGS='tests/rollout'
 	@$(RUN_BOTH)
+
+containers: setup ## build the images and try a cluster of containers: needs a container engine and `docker compose`, takes long
+	TRIALRUN_CONTAINERS=1 $(PY) -m pytest -v tests/containers $(ARGS)
 
 check: setup lint ## lint, types, layer test and fast unit tests
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast

@@ -1,6 +1,13 @@
 # The tool server alone: the standard library, `envs/` and its dependencies. No torch, no Ray.
 #   docker build -f docker/tools.Dockerfile -t trialrun-tools:0.1.0 .
-FROM python:3.11-slim-bookworm
+# BASE_IMAGE: Debian 12 or later with Python 3.11 or 3.12 and its module venv. docker/README.md says
+# how to make one where no image registry can be reached.
+ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+FROM ${BASE_IMAGE}
+
+# An environment of its own: Debian's Python refuses packages from elsewhere.
+RUN python3 -m venv /srv/venv
+ENV PATH=/srv/venv/bin:$PATH
 
 # The lock file only pins versions here; the rest of the stack is not installed.
 COPY requirements/cpu.lock /tmp/constraints.txt
@@ -12,7 +19,8 @@ RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
 RUN useradd --create-home --uid 10001 trialrun
 WORKDIR /srv/trialrun
 COPY envs/ envs/
-USER trialrun
+# A number: Kubernetes cannot tell from a name whether it is root.
+USER 10001
 
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 EXPOSE 8300

@@ -4,18 +4,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 
 from requirements import install
-from tests.project_tree import imported_names, project_modules, top, tree_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -26,6 +23,7 @@ TARGETS = (
     "interop",
     "demo",
     "test",
+    "containers",
     "check",
     "types",
     "fast",
@@ -34,7 +32,6 @@ TARGETS = (
     "format",
     "lock",
 )
-MANIFESTS = sorted((ROOT / "docker").glob("*.yaml"))
 
 
 def locked(device: str) -> dict[str, str]:
@@ -219,66 +216,6 @@ def test_a_warning_of_our_own_code_is_an_error(module: str) -> None:
 def test_a_warning_of_a_vendor_is_not() -> None:
     with pytest.warns(UserWarning, match="theirs"):
         warnings.warn_explicit("theirs", UserWarning, "x.py", 1, module="envsubst.x")
-
-
-def _images(node: object) -> Iterator[str]:
-    """Yield every `image` under a YAML node."""
-    match node:
-        case dict():
-            if isinstance(node.get("image"), str):
-                yield node["image"]
-            for child in node.values():
-                yield from _images(child)
-        case list():
-            for child in node:
-                yield from _images(child)
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_a_manifest_names_images_that_are_built_here(path: Path) -> None:
-    images = set(_images(yaml.safe_load(path.read_text()))) - {"busybox:1.36"}
-    assert images
-    for image in images:
-        name, _, tag = image.partition(":")
-        assert tag == VERSION, image
-        assert (ROOT / "docker" / f"{name.removeprefix('trialrun-')}.Dockerfile").is_file(), image
-
-
-def test_the_kuberay_job_runs_the_pinned_ray_with_both_worker_groups() -> None:
-    job = yaml.safe_load((ROOT / "docker" / "rayjob.yaml").read_text())
-    cluster = job["spec"]["rayClusterSpec"]
-    assert cluster["rayVersion"] == locked("gpu")["ray"]
-    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    assert set(groups) == {"learner", "rollout"}
-    for group in groups.values():
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-        pod = group["template"]["spec"]
-        mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
-        assert mounts == {volume["name"] for volume in pod["volumes"]}
-
-
-def test_dockerfiles_copy_only_what_exists() -> None:
-    for path in (ROOT / "docker").glob("*.Dockerfile"):
-        text = path.read_text().replace("\\\n", " ")
-        for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
-            sources = [word for word in line.split() if not word.startswith("--")][:-1]
-            assert all((ROOT / source).exists() for source in sources), f"{path.name}: {line}"
-        assert re.findall(r"^USER (\w+)$", text, re.MULTILINE)[-1] == "trialrun"
-
-
-def test_the_tools_image_installs_what_envs_imports() -> None:
-    text = (ROOT / "docker" / "tools.Dockerfile").read_text()
-    imported = {
-        top(name)
-        for path in project_modules()
-        if path.startswith("envs/")
-        for name in imported_names(tree_of(path))
-    }
-    wanted = imported - set(sys.stdlib_module_names) - {"envs"}
-    if "yaml" in wanted:
-        wanted = wanted - {"yaml"} | {"pyyaml"}
-    # starlette comes with fastapi.
-    assert wanted - {"starlette"} <= set(re.findall(r"\w+", text)), wanted
 
 
 def test_licence_and_changelog_are_there() -> None:

@@ -48,7 +48,7 @@ FLOORS = {
         "config older_metrics progress",
         "dashboard lifecycle",
         "checks",
-        "fleet",
+        "deploy fleet",
         "jobs scheduling",
         "chaos evaluation teachers",
         "replay training",

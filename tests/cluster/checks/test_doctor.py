@@ -13,6 +13,7 @@ from cluster.checks.doctor import (
     Finding,
     check_attention,
     check_gpus,
+    check_libraries,
     check_one_vllm,
     check_open_files,
     check_ports,
@@ -26,6 +27,7 @@ from cluster.checks.doctor import (
     write_findings,
 )
 from cluster.checks.machine import Gpu, Kernel, Machine, memory_limit, parse_gpus, read_machine
+from envs.config import IsolationConfig
 
 KERNEL = Kernel("6.18", "", seccomp=True, landlock=7, namespaces_refusal="")
 MACHINE = Machine(
@@ -63,7 +65,8 @@ def test_a_machine_without_faults_has_none() -> None:
         check_gpus(MACHINE),
         check_attention(MACHINE, VERSIONS),
         *check_sizes(MACHINE),
-        *check_sandbox(MACHINE),
+        check_libraries(MACHINE, VERSIONS),
+        *check_sandbox(MACHINE, IsolationConfig()),
         check_open_files(MACHINE),
         check_ports(MACHINE),
     ]
@@ -228,8 +231,53 @@ def test_what_is_too_small_is_said(field: str, name: str) -> None:
 )
 def test_a_kernel_that_gives_less_is_said(change: dict, statuses: dict[str, str]) -> None:
     kernel = dataclasses.replace(KERNEL, **change)
-    findings = check_sandbox(dataclasses.replace(MACHINE, kernel=kernel))
+    findings = check_sandbox(dataclasses.replace(MACHINE, kernel=kernel), IsolationConfig())
     assert {finding.name: finding.status for finding in findings} == statuses
+
+
+@pytest.mark.parametrize(
+    ("change", "isolation", "missing"),
+    [
+        ({"landlock": 0}, {"required": "seccomp"}, set()),
+        ({"landlock": 0}, {"profile": "files"}, {"sandbox: landlock", "sandbox: profiles"}),
+        (
+            {"namespaces_refusal": "no"},
+            {"required": "namespaces"},
+            {"sandbox: namespaces"},
+        ),
+        (
+            {"namespaces_refusal": "no"},
+            {"profile": "files+quota"},
+            {"sandbox: namespaces", "sandbox: profiles"},
+        ),
+        ({"namespaces_refusal": "no"}, {"profile": "files"}, set()),
+    ],
+)
+def test_what_a_recipe_needs_of_the_sandbox_decides_what_is_missing(
+    change: dict, isolation: dict, missing: set[str]
+) -> None:
+    kernel = dataclasses.replace(KERNEL, **change)
+    findings = check_sandbox(
+        dataclasses.replace(MACHINE, kernel=kernel), IsolationConfig(**isolation)
+    )
+    assert {found.name for found in findings if found.status == "missing"} == missing
+
+
+def test_inside_a_container_the_way_to_namespaces_is_a_seccomp_profile() -> None:
+    kernel = dataclasses.replace(KERNEL, namespaces_refusal="unshare: no", filtered=True)
+    findings = check_sandbox(dataclasses.replace(MACHINE, kernel=kernel), IsolationConfig())
+    (found,) = [found for found in findings if found.name == "sandbox: namespaces"]
+    assert "seccomp profile" in found.advice
+    assert "sysctl" not in found.advice
+
+
+def test_the_cpu_build_of_vllm_needs_a_library_of_the_system() -> None:
+    bare = dataclasses.replace(MACHINE, missing_libraries=("libnuma.so.1",))
+    found = check_libraries(bare, VERSIONS)
+    assert found.status == "missing"
+    assert "libnuma.so.1" in found.found
+    assert "libnuma1" in found.advice
+    assert check_libraries(bare, {"vllm": "0.32.0"}).status == "ok"
 
 
 def test_this_machine_can_be_read(tmp_path: Path, unused_tcp_port: int) -> None:
@@ -275,7 +323,7 @@ def test_gpus_are_read_from_the_drivers_table() -> None:
 
 
 def test_json_and_exit_code_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    code = run_doctor(as_json=True)
+    code = run_doctor(IsolationConfig(), as_json=True)
     shown = json.loads(capsys.readouterr().out)
     statuses = {finding["status"] for finding in shown["findings"]}
     assert (code, shown["ok"]) == ((1, False) if "missing" in statuses else (0, True))
@@ -283,7 +331,7 @@ def test_json_and_exit_code_agree(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_stack_of_this_environment_is_found() -> None:
-    statuses = {finding.name: finding.status for finding in examine()}
+    statuses = {finding.name: finding.status for finding in examine(IsolationConfig())}
     assert statuses["Python"] == statuses["one vLLM"] == "ok"
     assert statuses["torch build"] != "missing"
     assert statuses["attention"] == "ok"

@@ -26,7 +26,7 @@ from learner.pretrained.tiny_model import build_tiny_model
 
 _COMMANDS = (
     *("demo", "study", "doctor", "sft", "collect", "train", "audit", "eval", "serve", "estimate"),
-    *("episodes", "compare", "plot", "replay-step", "keys"),
+    *("episodes", "compare", "plot", "replay-step", "keys", "render"),
     *("submit", "runs", "status", "logs", "scale", "stop"),
 )
 Capture = pytest.CaptureFixture[str]
