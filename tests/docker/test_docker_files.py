@@ -3,11 +3,13 @@
 `make containers` builds and runs them.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,36 @@ def test_compose_builds_the_images_that_it_names_with_arguments_that_exist() -> 
         assert given <= set(arguments_of(path)), name
     for service in yaml.safe_load(GPU.read_text())["services"].values():
         assert set(service.get("build", {}).get("args", {})) <= {"ACCELERATOR"}
+
+
+@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
+def test_docker_compose_accepts_the_files_and_refuses_a_missing_token(
+    files: tuple[Path, ...],
+) -> None:
+    if shutil.which("docker") is None or compose("version").returncode != 0:
+        pytest.skip("the plugin `docker compose` is not installed")
+    words = [word for path in files for word in ("--file", str(path))]
+    tokens = {"RAY_AUTH_TOKEN": "a", "TRIALRUN_TOOLS_TOKEN": "b"}
+    accepted = compose(*words, "config", "--quiet", environ=tokens)
+    assert accepted.returncode == 0, accepted.stderr
+    refused = compose(*words, "config", "--quiet", environ={"TRIALRUN_TOOLS_TOKEN": "b"})
+    assert refused.returncode != 0
+    assert "RAY_AUTH_TOKEN" in refused.stderr
+
+
+def compose(
+    *arguments: str, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `docker compose`, which needs no engine to read files."""
+    inherited = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+    return subprocess.run(
+        ["docker", "compose", *arguments],
+        env={**inherited, **(environ or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_compose_publishes_ports_on_this_machine_only() -> None:
