@@ -53,6 +53,9 @@ class LearnerActor:
         """Say whether this node has the run directory and the model that the driver has."""
         return answer(question, rank)
 
+    def ping(self) -> None:
+        """Answer once the rank has nothing else to do; only its death makes this fail."""
+
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)
         self._trainer = resolve_name(TRAINER)(setup, resolve_name(BACKEND))
