@@ -41,13 +41,9 @@ class RunSection(Section):
     name: str = Field(default="run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     """Name of the run; its directory is `dir/name`. Letters, digits, `.`, `_` and `-`."""
     dir: str = "runs"
-    """Folder of run directories. A relative one is below the environment variable TRIALRUN_HOME,
-    or the working folder; on a cluster every node must see it.
-    """
+    """Folder of run directories, which every node must see; relative to TRIALRUN_HOME, if set."""
     models_dir: str = "models"
-    """Folder for models that are built, converted or downloaded; later runs reuse them. Relative
-    as `dir`.
-    """
+    """Folder for models that are built, converted or downloaded; later runs reuse them."""
     seed: int = Field(default=0, ge=0)
     """Random seed; every other seed is derived from it."""
     steps: int = Field(default=100, ge=0)

@@ -49,12 +49,12 @@ class LearnerActor:
             probe.bind((address, 0))
             return address, int(probe.getsockname()[1])
 
-    def ping(self) -> None:
-        """Answer once the rank has nothing else to do; only its death makes this fail."""
-
     def look(self, question: Question, rank: int) -> Answer:
         """Say whether this node has the run directory and the model that the driver has."""
         return answer(question, rank)
+
+    def ping(self) -> None:
+        """Answer once the rank has nothing else to do; only its death makes this fail."""
 
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)

@@ -25,7 +25,7 @@ from cluster.jobs.directories import RunStatus, status_of
 from rollout.store.ledger_state import State
 from rollout.store.run_reader import RunReader
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -62,7 +62,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -75,7 +75,7 @@ class Cluster:
 
     def wait_for(self, run: Path, what: Callable[[RunStatus], bool]) -> None:
         """Wait until the status of the run is as wanted; it is read here, which costs little."""
-        until, found = time.monotonic() + 300, None
+        until, found = time.monotonic() + 600, None
         while time.monotonic() < until:
             found = status_of(run) if (run / "run.json").exists() else None
             if found is not None and what(found):
