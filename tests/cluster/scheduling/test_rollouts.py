@@ -281,7 +281,7 @@ async def test_a_full_disk_ends_the_collection_and_what_was_finished_is_stored(
         with monkeypatch.context() as disk:
             disk.setattr("os.write", full)
             fleet.gates["g000001"].set()
-            with pytest.raises(StoreError, match="could not write.*Make room and resume"):
+            with pytest.raises(StoreError, match=r"could not write.*Make room and resume"):
                 await rollouts.collect(2)
         await rollouts.close()
     reader = RunReader(config.path)
