@@ -117,6 +117,10 @@ class LearnerError(InfraError):
     pass
 
 
+class LearnerLostError(LearnerError):
+    """A rank of the learner died or does not answer; the ranks can be started anew."""
+
+
 class NonFiniteError(LearnerError):
     pass
 

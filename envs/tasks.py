@@ -59,7 +59,10 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """Highest success rate without trying the tools first, in [0, 1], and its standard error."""
+    """Highest success rate without trying the tools first, in [0, 1], and its standard error.
+
+    The environment's documentation says for which policies it holds.
+    """
 
     success: float
     standard_error: float

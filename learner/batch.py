@@ -8,8 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from envs.errors import LearnerError
-from learner.config import PhaseWeights
 from learner.credit_columns import CreditColumns, read_credit_columns
+from learner.credit_config import PhaseWeights
 from rollout.episode import Phase
 from rollout.episode_schema import ragged
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from envs.config import Section
 from envs.errors import ConfigError
+from learner.credit_config import PhaseWeights, SoftOverlong, TrialCost, refuse_ignored
 from rollout.config import EpisodeConfig, LoraConfig
 
 Estimator = Literal[
@@ -59,6 +60,8 @@ ignores is refused. A value equal to the default is accepted: a run's config.tom
 _IGNORED_BY_FUNCTIONS = frozenset({"sapo_tau_positive", "sapo_tau_negative"})
 """Options that a custom loss does not receive."""
 
+_LEAST_MAXRL_EPS = 0.01
+
 
 class OptimizerSection(Section):
     """Common keys of `[learner]` and `[sft]`: how weights are sharded and updated."""
@@ -105,6 +108,12 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _muon_is_unsharded(self) -> Self:
+        default = OptimizerSection.model_fields["muon_lr"].default
+        if self.optimizer != "muon" and self.muon_lr != default:
+            raise ValueError(
+                f"muon_lr = {self.muon_lr:g} does nothing with optimizer = {self.optimizer!r}: set "
+                f"optimizer = 'muon', or muon_lr to {default:g}; the rate of AdamW is lr"
+            )
         if self.optimizer == "muon" and self.zero_stage != 0:
             raise ValueError(
                 f"optimizer = 'muon' works on whole matrices: expected zero_stage = 0, found "
@@ -125,53 +134,6 @@ class OptimizerSection(Section):
             raise ValueError(
                 "offload_params = 'cpu' needs offload_optimizer = 'cpu': the step runs where the "
                 "weights lie"
-            )
-        return self
-
-
-class PhaseWeights(Section):
-    """Loss weight of a sampled token by the phase it belongs to."""
-
-    trial: float = Field(default=1.0, ge=0)
-    """Tokens of exploratory turns."""
-    experience: float = Field(default=1.0, ge=0)
-    """Tokens of the notes that the policy writes after its trials (`<experience>`)."""
-    execution: float = Field(default=1.0, ge=0)
-    """Tokens of the execution turns, the answer included."""
-
-
-class TrialCost(Section):
-    """`[learner.trial_cost]`: cost of trial calls, subtracted before rewards are compared."""
-
-    per_call: float = Field(default=0.0, ge=0)
-    """Subtracted from the reward per charged trial call; 0 is off."""
-    charge: Literal["all", "successes", "excess"] = "excess"
-    """Which calls are charged. `all`: every trial call; `successes`: those of episodes with a
-    correct answer; `excess`: of these episodes, the calls above the fewest that a correct episode
-    of the group needed."""
-    min_success_rate: float = Field(default=0.75, ge=0, le=1)
-    """Only groups with at least this accuracy are charged, so that a policy that still needs
-    trials does not learn to stop trying."""
-    most: float = Field(default=0.5, ge=0)
-    """Maximum cost of one episode, so that an expensive success stays better than a failure."""
-
-
-class SoftOverlong(Section):
-    """`[learner.overlong]`: DAPO's soft length penalty, in sampled tokens of the episode."""
-
-    max_tokens: int = Field(default=0, ge=0)
-    """Episodes of this many sampled tokens or more get the full `penalty`; 0 is off."""
-    buffer_tokens: int = Field(default=128, ge=1)
-    """The penalty rises linearly over this many tokens before `max_tokens`; must be below it."""
-    penalty: float = Field(default=1.0, ge=0)
-    """Subtracted from the reward at `max_tokens`."""
-
-    @model_validator(mode="after")
-    def _the_shortest_pay_nothing(self) -> Self:
-        if 0 < self.max_tokens <= self.buffer_tokens:
-            raise ValueError(
-                f"expected overlong.buffer_tokens below overlong.max_tokens = {self.max_tokens}, "
-                f"found {self.buffer_tokens}: the first sampled token would be penalised; lower it"
             )
         return self
 
@@ -232,10 +194,12 @@ class LearnerConfig(OptimizerSection):
     tis_floor: float = Field(default=0.0, ge=0)
     """`proximal` only: lower bound."""
     max_sequence_dlogp: float = Field(default=0.0, ge=0)
-    """Mask an episode whose mean |learner - behaviour| logprob per token exceeds this; 0 is off."""
+    """Mask the policy loss, not the KL penalty, of episodes whose mean |learner - behaviour|
+    logprob per token exceeds this; 0 is off."""
     max_negative_kl: float = Field(default=0.0, ge=0)
-    """Mask negative advantages in episodes whose mean behaviour - learner logprob per token exceeds
-    this (DeepSeek-V3.2's off-policy sequence masking); 0 is off."""
+    """Mask the policy loss, not the KL penalty, of negative advantages in episodes whose mean
+    behaviour - learner logprob per token exceeds this (DeepSeek-V3.2's off-policy sequence
+    masking); 0 is off."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     """Mean over tokens (DAPO), mean of per-episode means (GRPO), or sums divided by
     `constant_length` (Dr. GRPO; with 1 plain sums, as LUSPO)."""
@@ -248,10 +212,12 @@ class LearnerConfig(OptimizerSection):
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the initial weights; 0 keeps no reference copy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's estimators; as an on-policy loss k1 has no useful gradient, k2 the exact one."""
+    """Schulman's estimators. As a loss over the policy's own samples, k1 has no gradient on
+    average, k2 that of KL(policy || initial weights), and k3 that of the reverse KL(initial weights
+    || policy); `kl_unbiased` gives k1 and k3 the gradient of k2, on other samples too."""
     kl_unbiased: bool = False
-    """Multiply the penalty by the token's ratio, which makes its gradient unbiased
-    (DeepSeek-V3.2)."""
+    """Multiply the penalty by the token's ratio to the sampler, which makes the gradient of k1 and
+    k3 unbiased (DeepSeek-V3.2); refused for k2."""
     ppo_epochs: int = Field(default=1, ge=1)
     """Passes over the episodes of one step."""
     minibatches: int = Field(default=1, ge=1)
@@ -288,13 +254,26 @@ class LearnerConfig(OptimizerSection):
                     f"{key} = {found!r} does nothing with {user} = {chosen!r}: set "
                     f"{user} to {' or '.join(map(repr, values))}, or {key} to {default!r}"
                 )
-        for key in ("kl_unbiased", "kl_estimator"):
-            found, default = getattr(self, key), type(self).model_fields[key].default
-            if self.kl_coef == 0 and found != default:
-                raise ValueError(
-                    f"{key} = {found!r} does nothing with kl_coef = 0: set kl_coef above 0, or "
-                    f"{key} to {default!r}"
-                )
+        refuse_ignored(self, "kl_coef", ("kl_unbiased", "kl_estimator"))
+        if self.credit == "phase" and self.trial_cost.per_call and not self.phase_weights.parts[0]:
+            raise ValueError(
+                f"trial_cost.per_call = {self.trial_cost.per_call:g} does nothing with credit = "
+                "'phase' and phase_weights.trial = phase_weights.experience = 0: it is charged to "
+                "tokens that are not trained; set phase_weights.trial above 0, or credit = "
+                "'episode'"
+            )
+        if self.advantage == "maxrl" and 0 < self.advantage_eps < _LEAST_MAXRL_EPS:
+            raise ValueError(
+                f"expected advantage_eps = 0 or at least {_LEAST_MAXRL_EPS:g} with advantage = "
+                f"'maxrl', found {self.advantage_eps:g}: groups without a success would be divided "
+                "by it alone, and outweigh all others; set it to 0 or 0.1"
+            )
+        if self.kl_unbiased and self.kl_estimator == "k2":
+            raise ValueError(
+                "expected kl_estimator = 'k1' or 'k3' with kl_unbiased = true, found 'k2': times "
+                "the ratio its gradient is another one; set kl_estimator = 'k3', or kl_unbiased = "
+                "false"
+            )
         if self.loss == "gspo" and self.credit == "phase":
             raise ValueError(
                 "expected one advantage per sequence with loss = 'gspo', found credit = 'phase': "

@@ -105,6 +105,11 @@ class Trainer:
         batch = self._read(table)
         fitting = self._limits.fitting(batch)
         weights_N = phase_weights(batch, config.phase_weights)
+        if not any(weights_N[batch.rows(index)].any() for index in fitting):
+            raise ConfigError(
+                "expected sft.phase_weights above 0 for a phase of the demonstrations, found none: "
+                "no token would be trained on; set sft.phase_weights.execution to 1"
+            )
         steps = [
             indices
             for epoch in range(config.epochs)

@@ -34,7 +34,7 @@ FLOORS = {
         "evaluation",
     ),
     "learner": (
-        "credit_columns pretrained",
+        "credit_columns credit_config pretrained",
         "config",
         "batch memory trainer_setup",
         "limits packed",

@@ -267,7 +267,7 @@ def evaluate(
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
     path = stack("evaluation.evaluate", slow=True).run_eval(config, run)
-    found = stack("evaluation.evaluate").report_on(path)
+    found = stack("evaluation.report_files").report_on(path)
     stack("evaluation.plots").plot_report(found, path.name, path / "plot.png")
     if as_json:
         sys.stdout.write(json.dumps(json.loads((path / "eval.json").read_bytes())) + "\n")

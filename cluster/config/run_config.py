@@ -118,6 +118,11 @@ class ClusterSection(Section):
     """Memory-backed folder for the `shm` transport on every node; it holds two weight versions."""
     learner_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline for one learner step, push or checkpoint."""
+    learner_restarts: int = Field(default=3, ge=0)
+    """How often the learner is started anew without a new checkpoint in between, after one of its
+    ranks died or did not answer. Each time it continues from the newest checkpoint, with the
+    rollout workers that are there.
+    """
     tool_placement: Literal["worker", "node", "cluster"] = "worker"
     """Where tool servers run. `worker`: one next to every rollout worker; `node`: on every node, on
     UNIX sockets for the workers of that node; `cluster`: on every node, on TCP for all workers.
@@ -255,6 +260,11 @@ class RunConfig(Section):
             raise ConfigError(
                 "expected episode.experience = 'carried' for training, found 'dropped': trials "
                 "would be rewarded for an execution that did not see them"
+            )
+        if self.episode.mode == "direct" and not self.learner.phase_weights.execution:
+            raise ConfigError(
+                "expected learner.phase_weights.execution above 0 with episode.mode = 'direct', "
+                "found 0: such episodes have no other phase; set it to 1"
             )
         if not self.episode.seeded and self.run.seed:
             raise ConfigError(

@@ -62,10 +62,11 @@ class StudySection(Section):
     settings: dict[str, Changes] = Field(default_factory=lambda: {"heldout": {}})
     """Overrides of the recipe for each column of the table, by name."""
     ceilings: tuple[str, ...] = ()
-    """Settings for which to estimate the best possible accuracy without trials; the exact search
-    takes seconds per task at depths 1 and 2, and does not finish at depth 3.
+    """Settings for which to estimate the best accuracy without trials that is possible for a policy
+    whose texts come from tools (`docs/catalog.md`); the exact search takes up to a second per task
+    at depths 1 and 2, and does not finish at depth 3.
     """
-    ceiling_tasks: int = Field(default=60, ge=2)
+    ceiling_tasks: int = Field(default=400, ge=2)
     """Number of tasks of that estimate."""
 
     @property

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from cluster.evaluation.text_table import TextTable, figure
+from cluster.evaluation.text_table import TextTable, figure, with_interval
 from envs.errors import ConfigError, MissingError, StoreError
 from envs.tools import JsonObject
 from rollout.evaluation.compare import Comparison, PairRow, Side, compare
+from rollout.evaluation.intervals import Interval
 from rollout.evaluation.reader import read_rows
 from rollout.evaluation.report import ALL
 from rollout.evaluation.summary import EvalRow
@@ -41,7 +42,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         for side in comparison.sides
     ]
     sides = TextTable(
-        f"Accuracy on the {shared} shared tasks (mean ± standard error over {unit}s)",
+        f"Accuracy on the {shared} shared tasks [95 % interval], {unit}s are the unit",
         ("", "tasks evaluated", "samples used", "pass@1"),
         scores,
     )
@@ -59,8 +60,14 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def _difference_table(comparison: Comparison) -> TextTable:
     several = len(comparison.sides) > 2
-    columns = ["", *["second minus first"] * several, "tasks", "scores", "difference"]
-    columns += ["95 % interval", "better / worse", "p", *["p (Holm)"] * several]
+    columns = [
+        "",
+        *["second minus first"] * several,
+        "tasks",
+        "scores",
+        "difference [95 % interval]",
+    ]
+    columns += ["better / worse", "p", *["p (Holm)"] * several]
     names = [side.name for side in comparison.sides]
     what = "second minus first" if several else f"{names[1]} minus {names[0]}"
     tests = ", ".join(sorted({_test_name(row) for row in comparison.rows}))
@@ -74,15 +81,13 @@ def _difference_table(comparison: Comparison) -> TextTable:
 
 def _difference_row(row: PairRow, *, several: bool) -> tuple[str, ...]:
     found = row.difference
-    interval = "-" if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
-    stderr = "" if found.stderr is None else f" ± {found.stderr:.3f}"
+    interval = Interval(found.low, found.high, found.method)
     return (
         ALL if row.by == ALL else f"{row.by} {row.value}",
         *[f"{row.second} - {row.first}"] * several,
         str(row.tasks),
         f"{row.first_score:.3f}, {row.second_score:.3f}",
-        f"{found.mean:+.3f}{stderr}",
-        interval,
+        with_interval(found.mean, interval, found.pairs, "+.3f"),
         f"{found.wins} / {found.losses}",
         _p_value(found.p),
         *[_p_value(row.p_holm)] * several,

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from cluster.evaluation.text_table import TextTable, figure
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
 
-SCALE = "mean ± standard error over tasks"
+SCALE = "[95 % interval], tasks are the unit"
 
 
 def evaluation_tables(report: EvalReport) -> list[TextTable]:
@@ -48,7 +48,7 @@ def _accuracy(report: EvalReport) -> TextTable:
         )
         for row in report.rows
     ]
-    return TextTable(f"Accuracy ({SCALE})", tuple(columns), rows)
+    return TextTable(f"Accuracy {SCALE}", tuple(columns), rows)
 
 
 def _behaviour(report: EvalReport) -> TextTable:
@@ -64,5 +64,5 @@ def _behaviour(report: EvalReport) -> TextTable:
         for row in report.rows
     ]
     units = "calls and tokens per episode, errors per call, malformed turns per turn"
-    title = f"Behaviour ({units}; {SCALE})"
+    title = f"Behaviour ({units}) {SCALE}"
     return TextTable(title, columns, rows)

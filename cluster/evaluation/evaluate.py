@@ -4,17 +4,12 @@ A killed evaluation is resumed in its run directory: stored episodes are not run
 """
 
 import asyncio
-import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-from pydantic import JsonValue
 
 from cluster.config.run_config import RunConfig
-from cluster.evaluation.eval_tables import evaluation_markdown
+from cluster.evaluation.report_files import report_on
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
@@ -29,28 +24,12 @@ from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
 from cluster.scheduling.task_sources import eval_tasks
 from envs.errors import ConfigError
 from envs.tasks import Task
-from envs.tools import JsonObject
 from rollout.episode import Lease, RolloutKind
-from rollout.evaluation.reader import read_rows
-from rollout.evaluation.report import EvalReport, evaluation_report
 from rollout.evaluation.summary import EvalSummary
-from rollout.store.journal import replace_file
 from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
-
-_SETTING = {
-    "model": ("model", "path"),
-    "environment": ("env", "name"),
-    "perturbation": ("env", "perturbation"),
-    "mode": ("episode", "mode"),
-    "split": ("eval", "split"),
-    "samples": ("eval", "samples"),
-    "temperature": ("eval", "temperature"),
-    "seed": ("run", "seed"),
-}
-"""Values of the recipe that a report quotes, by their name in the report."""
 
 
 async def evaluate(
@@ -111,32 +90,6 @@ def check_evaluation(config: RunConfig, path: Path, tasks: Sequence[Task]) -> Op
                 "name another folder"
             )
     return opening
-
-
-def report_on(path: Path) -> EvalReport:
-    """Report on the episodes at `path`, and write the report there as JSON and as Markdown.
-
-    The recipe in the run is only quoted, so one that this version would refuse is no obstacle.
-    """
-    reader = RunReader(path)
-    recipe = tomllib.loads(reader.config_toml)
-    report = evaluation_report(read_rows(path), recipe.get("eval", {}).get("by", ()))
-    setting = _setting(recipe)
-    content: JsonObject = {**report.to_json(), **setting, "run_dir": str(path)}
-    layout = reader.layout
-    replace_file(layout.eval_json, json.dumps(content, indent=1, allow_nan=False).encode())
-    markdown = evaluation_markdown(report, path.resolve().name, setting)
-    replace_file(layout.eval_markdown, markdown.encode())
-    return report
-
-
-def _setting(recipe: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Return the main settings of an evaluation; those that the recipe lacks are left out."""
-    return {
-        name: recipe[section][key]
-        for name, (section, key) in _SETTING.items()
-        if key in recipe.get(section, {})
-    }
 
 
 async def _run_group(

@@ -12,11 +12,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.evaluation.evaluate import report_on
+from cluster.evaluation.report_files import report_on
 from cluster.metrics import METRICS
 from cluster.older_metrics import OLDER, training_series
 from envs.errors import MissingError
 from rollout.evaluation.compare import Comparison, PairRow
+from rollout.evaluation.intervals import Interval
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
 from rollout.evaluation.statistics import ClusteredEstimate
 from rollout.store.journal import replace_file
@@ -61,7 +62,7 @@ def draw_run(path: Path) -> Path:
 
 
 def plot_report(report: EvalReport, title: str, out: Path) -> None:
-    """Plot pass@1 by difficulty next to pass@k, with standard errors, as a PNG."""
+    """Plot pass@1 by difficulty next to pass@k, with 95 % intervals, as a PNG."""
     rows = report.rows
     figure = Figure(figsize=(_WIDTH_IN, 1.6 + 0.32 * max(len(rows), 7)), layout="constrained")
     figure.suptitle(title)
@@ -134,17 +135,17 @@ def _draw_bars(axes: Axes, rows: Sequence[ReportRow]) -> None:
         estimate = row.pass_at_k[1]
         assert estimate.value is not None
         colour = COLOURS[families.index(row.by) % len(COLOURS)]
-        axes.barh(
-            place, estimate.value, xerr=estimate.stderr or 0.0, color=colour, alpha=0.85, capsize=3
-        )
-        end = estimate.value + (estimate.stderr or 0.0)
+        down, up = _reach(estimate.value, estimate.interval)
+        xerr = [[down], [up]]
+        axes.barh(place, estimate.value, xerr=xerr, color=colour, alpha=0.85, capsize=3)
+        end = estimate.value + up
         axes.text(end + 0.01, place, f"{estimate.value:.2f}", va="center", fontsize="small")
     labels = [f"{_label(row.by, row.value)}  ({row.tasks})" for row in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize="small")
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 1.08)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("pass@1 ± standard error (tasks)")
+    axes.set_xlabel("pass@1, 95 % interval (tasks)")
 
 
 def _draw_pass_at_k(axes: Axes, report: EvalReport) -> None:
@@ -152,10 +153,11 @@ def _draw_pass_at_k(axes: Axes, report: EvalReport) -> None:
     shown = [row for row in report.rows if row.by in (ALL, *tags[:1])]
     for place, row in enumerate(shown):
         points = [(k, row.pass_at_k[k]) for k in report.ks if row.pass_at_k[k].value is not None]
+        reach = [_reach(_value(estimate), estimate.interval) for _, estimate in points]
         axes.errorbar(
             [k for k, _ in points],
             [_value(estimate) for _, estimate in points],
-            yerr=[estimate.stderr or 0.0 for _, estimate in points],
+            yerr=[list(side) for side in zip(*reach, strict=True)],
             label=_label(row.by, row.value),
             color="black" if row.by == ALL else COLOURS[(place - 1) % len(COLOURS)],
             marker="o",
@@ -178,14 +180,12 @@ def _draw_differences(
     shift = (index - (pairs - 1) / 2) * 0.7 / pairs
     places = [labels.index(_label(row.by, row.value)) + shift for row in rows]
     means = [row.difference.mean for row in rows]
-    reach = [
-        0.0 if row.difference.high is None else row.difference.high - row.difference.mean
-        for row in rows
-    ]
+    found = [row.difference for row in rows]
+    reach = [_reach(each.mean, Interval(each.low, each.high, each.method)) for each in found]
     axes.errorbar(
         means,
         places,
-        xerr=reach,
+        xerr=[list(side) for side in zip(*reach, strict=True)],
         fmt="o",
         markersize=4,
         capsize=3,
@@ -197,6 +197,13 @@ def _draw_differences(
 def _value(estimate: ClusteredEstimate) -> float:
     assert estimate.value is not None
     return estimate.value
+
+
+def _reach(value: float, interval: Interval) -> tuple[float, float]:
+    """Return how far an interval reaches below and above the value; 0 without an interval."""
+    if interval.low is None or interval.high is None:
+        return 0.0, 0.0
+    return max(0.0, value - interval.low), max(0.0, interval.high - value)
 
 
 def _label(by: str, value: str) -> str:

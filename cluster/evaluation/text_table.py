@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rollout.evaluation.intervals import Interval
 from rollout.evaluation.statistics import ClusteredEstimate
 
 _PIPED_WIDTH = 200
@@ -59,12 +60,25 @@ def print_tables(tables: Sequence[TextTable], notes: Sequence[str]) -> None:
 
 
 def figure(estimate: ClusteredEstimate | None, form: str = ".3f") -> str:
-    """Return `value ± standard error`, the value alone without a standard error, or `-`."""
+    """Return `value [low, high]`, or why there is no interval; `-` without a value."""
     if estimate is None or estimate.value is None:
         return "-"
-    if estimate.stderr is None:
-        return f"{estimate.value:{form}}"
-    return f"{estimate.value:{form}} ± {estimate.stderr:{form}}"
+    return with_interval(estimate.value, estimate.interval, estimate.clusters, form)
+
+
+def with_interval(value: float, interval: Interval, clusters: int, form: str = ".3f") -> str:
+    """Return `value [low, high]`, or the value and why there is no interval."""
+    shown = interval_text(interval, form)
+    if shown is None:
+        shown = {0: "(no interval)", 1: "(n = 1)"}.get(clusters, "(no spread)")
+    return f"{value:{form}} {shown}"
+
+
+def interval_text(interval: Interval, form: str = ".3f") -> str | None:
+    """Return `[low, high]`, or None where there is no interval."""
+    if interval.low is None or interval.high is None:
+        return None
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def _family(row: tuple[str, ...]) -> str:

@@ -48,6 +48,9 @@ class LearnerActor:
             probe.bind((address, 0))
             return address, int(probe.getsockname()[1])
 
+    def ping(self) -> None:
+        """Answer once the rank has nothing else to do; only its death makes this fail."""
+
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)
         self._trainer = resolve_name(TRAINER)(setup, resolve_name(BACKEND))

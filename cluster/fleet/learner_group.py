@@ -14,7 +14,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_actor import LearnerActor
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.lifecycle.inputs import anywhere
-from envs.errors import LearnerError, TrialrunError
+from envs.errors import LearnerError, LearnerLostError, TrialrunError
 from learner.config import SftConfig
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
@@ -24,6 +24,12 @@ _CLOSE_S = 10.0
 """Time for the ranks to close. One that computes answers only after it, and an SFT may take hours;
 the next run removes the weight files that a killed rank leaves behind.
 """
+_WATCH_EVERY_S = 2.0
+"""Interval of the health checks of idle ranks."""
+_DEATH_S = 10.0
+"""Time for Ray to notice that a rank is dead, after another rank failed because of it."""
+
+_ADVICE = "continue with --resume"
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -107,6 +113,15 @@ class LearnerGroup:
         """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
         return (await self._all(LearnerActor.logprobs, await _put(table)))[0]
 
+    async def watch(self) -> None:
+        """Return never. Raises LearnerLostError soon after a rank's death, whether it works or not.
+
+        A busy rank answers later, so nothing but its death makes a health check fail.
+        """
+        while True:
+            await self._pings(timeout_s=None)
+            await asyncio.sleep(_WATCH_EVERY_S)
+
     async def close(self) -> None:
         """Let idle ranks release their resources, then end all."""
         with suppress(TrialrunError, TimeoutError):
@@ -129,10 +144,30 @@ class LearnerGroup:
         call = RemoteCall(
             name=f"learner {method}",
             failure=LearnerError,
+            lost=LearnerLostError,
             timeout_s=self._config.cluster.learner_timeout_s,
-            advice="continue with --resume",
+            advice=_ADVICE,
         )
-        return await answer_of(asyncio.gather(*calls), call)
+        try:
+            return await answer_of(asyncio.gather(*calls), call)
+        except LearnerError as error:
+            if (
+                type(error) is LearnerError
+            ):  # its peers fail when a rank dies, often before Ray knows
+                with suppress(TimeoutError):
+                    await self._pings(timeout_s=_DEATH_S)
+            raise
+
+    async def _pings(self, timeout_s: float | None) -> None:
+        """Wait until every rank has answered. Raises LearnerLostError if one is dead, and
+        TimeoutError.
+        """
+        call = RemoteCall(
+            name="learner", failure=LearnerError, lost=LearnerLostError, advice=_ADVICE
+        )
+        pings = [_call(rank, LearnerActor.ping) for rank in self._ranks]
+        async with asyncio.timeout(timeout_s):
+            await answer_of(asyncio.gather(*pings), call)
 
     def _setup(self, rank: int, address: str, port: int) -> TrainerSetup:
         config = self._config

@@ -20,6 +20,8 @@ class RemoteCall:
     """What the call does and where, for messages: `learner rl_step`, `worker-3`."""
     failure: type[InfraError]
     """Raised if the call fails with an error that is not one of this project's."""
+    lost: type[InfraError] | None = None
+    """Raised instead if the actor died or does not answer; None is `failure`."""
     timeout_s: float | None = None
     """Deadline of the answer; None if the caller has one."""
     advice: str = ""
@@ -29,7 +31,7 @@ class RemoteCall:
 async def answer_of(pending: Awaitable[Answer], call: RemoteCall) -> Answer:
     """Return what `pending`, one or several answers of actors, brings.
 
-    Raises what `error_of` returns, and `call.failure` after `call.timeout_s`.
+    Raises what `error_of` returns, and `call.lost` after `call.timeout_s`.
     """
     deadline = asyncio.timeout(call.timeout_s)
     try:
@@ -40,18 +42,20 @@ async def answer_of(pending: Awaitable[Answer], call: RemoteCall) -> Answer:
     except TimeoutError:
         if not deadline.expired():
             raise
-        raise call.failure(f"{call.name}: no answer within {call.timeout_s:g} s") from None
+        lost = call.lost or call.failure
+        raise lost(f"{call.name}: no answer within {call.timeout_s:g} s") from None
 
 
 def error_of(error: RayError, call: RemoteCall) -> TrialrunError:
     """Return the error of this project that `error` means.
 
     An error of this project that the actor raised keeps its type and message. Any other exception
-    of the actor, and the actor's death, become a `call.failure`.
+    of the actor becomes a `call.failure`, the actor's death a `call.lost`.
     """
     if not isinstance(error, RayTaskError):
         death = f"{call.name}: the actor died: {first_line(error)}"
-        return call.failure(f"{death}; {call.advice}" if call.advice else death)
+        lost = call.lost or call.failure
+        return lost(f"{death}; {call.advice}" if call.advice else death)
     if isinstance(error.cause, TrialrunError):
         return error.cause
     return call.failure(f"{call.name}: {error.cause!r}")

@@ -27,6 +27,16 @@ _PROBED = 512 << 20
 """Bytes of weights up to which a model is loaded and scored before a run starts: seconds."""
 
 
+def check_model(config: RunConfig, model: Path) -> None:
+    """Check `model` for SFT, RL and vLLM alike, as a command that does all three needs it.
+
+    Raises as `check_training` and `check_serving` do.
+    """
+    check_serving(config, model)
+    check_training(config, config.learner, model)
+    check_training(config, config.sft, model)
+
+
 def check_training(config: RunConfig, section: OptimizerSection, model: Path) -> str:
     """Check, before anything starts, that the learner can train `model`; return a note or "".
 

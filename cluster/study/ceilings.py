@@ -1,4 +1,6 @@
-"""The best accuracy that a policy without trials can reach in the settings of a study."""
+"""The best accuracy that a policy without trials can reach in the settings of a study, if it gets
+its texts from tools (docs/catalog.md says what that leaves out).
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ def _stage(study: Study, setting: str) -> Stage:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:  # the search takes minutes
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(process, estimate_ceiling, calls, tasks)
-        return {"setting": setting, **cast(JsonObject, asdict(found))}
+        return {"setting": setting, "tasks": tasks, **cast(JsonObject, asdict(found))}
 
     own_keys = config.env.model_dump(mode="json", exclude=set(EnvConfig.model_fields))
     inputs: JsonObject = {**own_keys, "calls": calls, "tasks": tasks}

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config.run_config import RunConfig
+from cluster.evaluation.text_table import with_interval
 from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs, with_recording
+from cluster.lifecycle.model_checks import check_model
 from cluster.lifecycle.opening import Resume, check_run, next_free
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -24,6 +26,7 @@ from cluster.training.train import train_steps
 from envs.tasks import Environment
 from envs.tools import JsonObject
 from rollout.episode import ANSWER_PART, is_correct
+from rollout.evaluation.intervals import Interval
 from rollout.evaluation.summary import EvalSummary
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import EpisodeFilter, RunReader
@@ -54,9 +57,12 @@ def run_demo(config: RunConfig) -> JsonObject:
         free = next_free(Path(config.run.dir), config.run.name)
         config = with_values(config, "run", name=free.name)
     progress = Progress()
+    progress.phase("building the model")
+    inputs = resolve_inputs(config)
+    check_model(config, inputs.model)
     progress.phase(f"starting Ray; everything goes to {config.path.resolve()}")
     with ray_session(config):
-        results = run_async(_demonstrate(config, progress))
+        results = run_async(_demonstrate(inputs, progress))
     console = Console(stderr=True)
     console.print(_table(results))
     for title, text in _two_episodes(_eval_path(config, TRAINED, SAMPLED)):
@@ -72,9 +78,7 @@ def run_demo(config: RunConfig) -> JsonObject:
 Results = Mapping[tuple[Policy, str], EvalSummary]
 
 
-async def _demonstrate(config: RunConfig, progress: Progress) -> Results:
-    progress.phase("building the model")
-    inputs = resolve_inputs(config)
+async def _demonstrate(inputs: RunInputs, progress: Progress) -> Results:
     progress.say(
         "the teacher generates episodes, and SFT trains two copies of the model on them: one with "
         "trials, one without"
@@ -165,7 +169,7 @@ def _eval_path(config: RunConfig, policy: Policy, how: str) -> Path:
 
 def _table(results: Results) -> Table:
     tasks = max(summary.tasks for summary in results.values())
-    table = Table(title=f"Accuracy on held-out tools ({tasks} tasks, mean ± standard error)")
+    table = Table(title=f"Accuracy on held-out tools ({tasks} tasks, [95 % interval] over tasks)")
     table.add_column("policy")
     for column in (GREEDY, SAMPLED, "trials per episode"):
         table.add_column(column, justify="right")
@@ -181,9 +185,10 @@ def _table(results: Results) -> Table:
 
 
 def _score(summary: EvalSummary) -> str:
-    if summary.accuracy is None or summary.stderr is None:
+    if summary.accuracy is None:
         return "-"
-    return f"{summary.accuracy:.2f} ± {summary.stderr:.2f}"
+    interval = Interval(summary.accuracy_low, summary.accuracy_high, summary.accuracy_method)
+    return with_interval(summary.accuracy, interval, summary.tasks, ".2f")
 
 
 def _two_episodes(run: Path) -> Sequence[tuple[str, str]]:

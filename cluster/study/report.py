@@ -7,8 +7,9 @@ from typing import cast
 from rich.console import Group
 from rich.table import Table
 
+from cluster.evaluation.text_table import with_interval
 from cluster.study.recipe import Study
-from cluster.study.results import ModelResult
+from cluster.study.results import CeilingResult, ModelResult
 from cluster.study.statistics import Cell, Difference, Row, differences_of, rows_of
 from envs.tools import JsonObject
 
@@ -46,7 +47,7 @@ class StudyReport:
 
     study: Study
     cells: Sequence[Cell]
-    ceilings: Mapping[str, float]
+    ceilings: Mapping[str, CeilingResult]
     """Highest accuracy that a policy can reach without trials, by setting."""
     times: Sequence[StageTime]
     models: Sequence[ModelRow]
@@ -76,7 +77,8 @@ class StudyReport:
             "versions": dict(self.versions),
             "tasks_per_evaluation": self.study.config.eval.tasks,
             "samples_per_task": self.study.config.eval.samples,
-            "ceilings": dict(self.ceilings),
+            "ceilings": {key: found.success for key, found in self.ceilings.items()},
+            "ceiling_estimates": {key: _ceiling_json(c) for key, c in self.ceilings.items()},
             "rows": [asdict(row) for row in self.rows],
             "differences": [
                 {**asdict(found), "in_stderrs": found.accuracy.in_stderrs}
@@ -137,6 +139,7 @@ def to_terminal(report: StudyReport) -> Group:
     return Group(*tables)
 
 
+_CEILING_TITLE = "best possible without trials, texts from tools"
 Grid = list[list[str]]
 """Rows of cells; the first row is the header."""
 
@@ -146,8 +149,8 @@ def _accuracy_grid(report: StudyReport, temperature: str) -> Grid:
     rows = {(row.arm, row.setting): row for row in report.rows if row.temperature == temperature}
     grid = [["", *settings]]
     if report.ceilings:
-        ceilings = [f"{report.ceilings[s]:.2f}" if s in report.ceilings else "-" for s in settings]
-        grid.append(["best possible without trials", *ceilings])
+        ceilings = [_ceiling(report.ceilings.get(setting)) for setting in settings]
+        grid.append([_CEILING_TITLE, *ceilings])
     for name, arm in report.study.section.arms.items():
         found = [rows.get((name, setting)) for setting in settings]
         grid.append([arm.title, *(_score(row) for row in found)])
@@ -170,13 +173,12 @@ def _difference_grid(report: StudyReport, temperature: str) -> Grid:
     for found in report.differences:
         if found.temperature == temperature:
             size, ratio = found.accuracy, found.accuracy.in_stderrs
-            error = "" if size.stderr is None else f" ± {size.stderr:.3f}"
             grid.append(
                 [
                     arms[found.arm].title,
                     found.setting,
                     arms[found.best].title,
-                    f"{size.mean:+.3f}{error}",
+                    with_interval(size.mean, size.interval, size.seeds, "+.3f"),
                     "-" if ratio is None else f"{ratio:+.1f}",
                 ]
             )
@@ -195,17 +197,24 @@ def _model_grid(report: StudyReport) -> Grid:
 def _score(row: Row | None) -> str:
     if row is None:
         return "-"
-    error = "" if row.accuracy.stderr is None else f" ± {row.accuracy.stderr:.3f}"
-    return f"{row.accuracy.mean:.3f}{error}"
+    return with_interval(row.accuracy.mean, row.accuracy.interval, row.accuracy.seeds)
+
+
+def _ceiling(found: CeilingResult | None) -> str:
+    return "-" if found is None else with_interval(found.success, found.interval, found.tasks)
+
+
+def _ceiling_json(found: CeilingResult) -> JsonObject:
+    return {**found.to_json(), **asdict(found.interval)}
 
 
 def _error_words(report: StudyReport) -> str:
     if len(report.seeds) > 1:
         return (
-            f"Mean ± standard error over {len(report.seeds)} seeds; each seed has its own model, "
-            "SFT data and tasks. Differences are taken seed by seed."
+            f"Mean and [95 % interval] over {len(report.seeds)} seeds; each seed has its own "
+            "model, SFT data and tasks. Differences are taken seed by seed."
         )
-    return "One seed: ± is the standard error over tasks; it does not cover variation over seeds."
+    return "One seed: [95 % interval] over tasks; it does not cover variation over seeds."
 
 
 def _markdown(grid: Grid) -> list[str]:

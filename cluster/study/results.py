@@ -5,6 +5,7 @@ from typing import cast
 from pydantic import BaseModel, ConfigDict
 
 from envs.tools import JsonObject
+from rollout.evaluation.intervals import Interval, Method, interval_from_error
 
 
 class StageResult(BaseModel):
@@ -46,11 +47,34 @@ class EvaluationResult(StageResult):
     temperature: str
     accuracy: float | None
     stderr: float | None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    accuracy_method: Method = "none"
+    tasks: int
     trial_calls_per_episode: float | None
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the accuracy, over tasks.
+
+        Results that an older version stored have none: it follows from the standard error.
+        """
+        if self.accuracy_low is None and self.accuracy is not None and self.stderr is not None:
+            return interval_from_error(self.accuracy, self.stderr, self.tasks)
+        return Interval(self.accuracy_low, self.accuracy_high, self.accuracy_method)
 
 
 class CeilingResult(StageResult):
-    """Highest accuracy that is possible without trials."""
+    """Highest accuracy that is possible without trials, in the sense of the environment."""
 
     setting: str
     success: float
+    standard_error: float
+    tasks: int = 0
+    """Tasks that it was computed for; 0 if an older version, which did not store it, computed it.
+    """
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval over tasks."""
+        return interval_from_error(self.success, self.standard_error, self.tasks)

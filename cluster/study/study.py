@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.evaluation.text_table import with_interval
 from cluster.fleet.ray_session import ray_session
-from cluster.lifecycle.inputs import Environments
+from cluster.lifecycle.inputs import Environments, find_model
+from cluster.lifecycle.model_checks import check_model
 from cluster.lifecycle.opening import STACK
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -58,6 +60,8 @@ def _run_missing(study: Study, seeds: Sequence[int], folder: Path) -> StudyRepor
     missing = sum(len(graph.unfinished) for graph in graphs)
     progress.say(f"{missing} stages to run in {folder}, for {len(seeds)} seeds")
     if missing:
+        progress.phase("preparing the model")
+        check_model(study.config, find_model(study.config))
         progress.phase("starting Ray")
         with ray_session(study.config):
             run_async(_run_stages(study, contexts, folder))
@@ -92,7 +96,7 @@ def collect(study: Study, seeds: Sequence[int], folder: Path) -> StudyReport:
         evaluations += [{"seed": seed, **stored} for _, stored in measured]
         cells += [cell for result, _ in measured if (cell := _cell(seed, result)) is not None]
     known = _ceiling_graph(study, folder).finished or {}
-    ceilings = {key: CeilingResult.model_validate(stored).success for key, stored in known.items()}
+    ceilings = {key: CeilingResult.model_validate(stored) for key, stored in known.items()}
     return StudyReport(study, cells, ceilings, times, models, evaluations, _versions())
 
 
@@ -100,8 +104,9 @@ async def _run_stages(study: Study, contexts: Mapping[int, SeedContext], folder:
     progress = next(iter(contexts.values())).progress
 
     def ceiling_done(key: str, stored: JsonObject) -> None:
-        success = CeilingResult.model_validate(stored).success
-        progress.say(f"ceiling of {key}: {success:.2f}")
+        found = CeilingResult.model_validate(stored)
+        shown = with_interval(found.success, found.interval, found.tasks)
+        progress.say(f"ceiling of {key}: {shown}")
 
     await _ceiling_graph(study, folder).run(ceiling_done)
     for seed, context in contexts.items():
@@ -155,6 +160,8 @@ def _cell(seed: int, result: EvaluationResult) -> Cell | None:
         temperature=result.temperature,
         accuracy=result.accuracy,
         stderr=result.stderr,
+        interval=result.interval,
+        tasks=result.tasks,
         trial_calls=result.trial_calls_per_episode or 0.0,
     )
 

@@ -18,6 +18,7 @@ from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.teachers.teacher import check_teacher, run_teacher
+from cluster.training.learner_restarts import with_restarts
 from cluster.training.sft_data import parse_source, sft_table
 from envs.errors import ConfigError
 from envs.tools import JsonObject
@@ -40,7 +41,12 @@ async def train_sft(
     """
     _check_data(run.layout, table)
     if not run.layout.model.exists():
-        await _train(config, model, table, run, progress)
+        await with_restarts(
+            lambda: _train(config, model, table, run, progress),
+            lambda: newest_checkpoint(run.layout.checkpoints),
+            config.cluster.learner_restarts,
+            progress,
+        )
     return [row.values for row in RunReader(run.path).metrics()]
 
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
+from cluster.fleet.open_pool import open_pool
+from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session, room_for_workers
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.lifecycle.opening import Resume, check_run
-from cluster.lifecycle.retention import keep_newest
+from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
@@ -18,7 +20,8 @@ from cluster.scheduling.played import PlayedGroup, played_group
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
 from cluster.training.control import Controls, controlled
-from cluster.training.job import Job, open_job, table_of
+from cluster.training.job import Job, open_job_on, table_of
+from cluster.training.learner_restarts import unless_lost, with_restarts
 from cluster.training.step_metrics import (
     mismatch_by_staleness,
     played_metrics,
@@ -47,11 +50,36 @@ class Stopwatch:
 
 async def train(inputs: RunInputs, run: RunDirectory, progress: Progress) -> Path:
     """Train as the recipe describes and export the policy; returns its Hugging Face folder."""
-    async with open_job(inputs, run) as job:
-        await train_steps(job, progress)
-        progress.phase("exporting the model")
-        await job.learner.export_model(run.layout.model)
-        return run.layout.model
+    async with open_pool(inputs.config, inputs.model, run.path) as pool:
+        return await train_on(pool, inputs, run, progress)
+
+
+async def train_on(
+    pool: RolloutPool, inputs: RunInputs, run: RunDirectory, progress: Progress
+) -> Path:
+    """Train on the workers of `pool`; a lost learner starts anew beside them."""
+    checkpoints = run.layout.checkpoints
+    started = False
+
+    async def attempt() -> Path:
+        nonlocal started
+        if started:
+            run.sync()
+            newest = newest_checkpoint(checkpoints)
+            run.recover(int(newest.name) if newest else 0)
+        started = True
+        async with open_job_on(pool, inputs, run) as job:
+            return await unless_lost(_train_and_export(job, progress), job.learner)
+
+    restarts = inputs.config.cluster.learner_restarts
+    return await with_restarts(attempt, lambda: newest_checkpoint(checkpoints), restarts, progress)
+
+
+async def _train_and_export(job: Job, progress: Progress) -> Path:
+    await train_steps(job, progress)
+    progress.phase("exporting the model")
+    await job.learner.export_model(job.run.layout.model)
+    return job.run.layout.model
 
 
 async def train_steps(job: Job, progress: Progress) -> None:

@@ -11,6 +11,9 @@ from learner.config import Estimator
 NO_REWARD = "no_reward"
 GROUP_OF_ONE = "group_of_one"
 ZERO_VARIANCE = "zero_variance"
+RESIDUE = 1e-6
+"""Largest spread of a group's rewards that is rounding and no difference; above a reward of 1 it
+grows with the largest one. Rewards come in float32, and parts of them are added and subtracted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,16 @@ class Advantages:
     reasons_B: tuple[str, ...]
 
 
+def vary(rewards_G: NDArray[np.float64]) -> bool:
+    """Return whether rewards of a group differ by more than RESIDUE; missing ones do not count."""
+    known = rewards_G[np.isfinite(rewards_G)]
+    return bool(len(known) and np.ptp(known) > RESIDUE * max(1.0, np.abs(known).max()))
+
+
 def group_advantages(
-    rewards_B: NDArray[np.float32], groups_B: Sequence[str], rule: AdvantageRule
+    rewards_B: NDArray[np.float32] | NDArray[np.float64],
+    groups_B: Sequence[str],
+    rule: AdvantageRule,
 ) -> Advantages:
     """Return the advantages of episodes with a reward; a missing reward (NaN) is in no baseline.
 
@@ -45,6 +56,7 @@ def group_advantages(
     others are excluded from it; `reinforce_pp_baseline` (arXiv 2501.03262): r - mean of group, then
     centred and divided by its std + eps over all; `reinforce_pp` (same): (r - mean) / (std + eps)
     over all, so groups of one and groups without variance take part.
+    A group that does not `vary` has advantages of exactly 0, whatever `eps` is.
     """
     rewards = rewards_B.astype(np.float64)
     values_B = np.full(len(rewards), np.nan)
@@ -58,6 +70,9 @@ def group_advantages(
     _scale_over_all(values_B, rewards, groups, rule)
     if rule.estimator == "gpg":
         values_B *= _gpg_scale(rewards, groups, reasons_B)
+    for indices in groups:
+        if not vary(rewards[indices]):
+            values_B[indices] = 0.0  # not what is left of rounding, divided by what is left of it
     # Excluded last: episodes of groups without variance still count in statistics over the step.
     values_B[[bool(reason) for reason in reasons_B]] = np.nan
     return Advantages(values_B.astype(np.float32), tuple(reasons_B))
@@ -75,7 +90,7 @@ def _members(
 def _left_out(rewards_G: NDArray[np.float64], *, drop_zero_variance: bool) -> str:
     if len(rewards_G) == 1:
         return GROUP_OF_ONE
-    if drop_zero_variance and np.ptp(rewards_G) == 0:
+    if drop_zero_variance and not vary(rewards_G):
         return ZERO_VARIANCE
     return ""
 
@@ -86,7 +101,8 @@ def _within_group(rewards_G: NDArray[np.float64], rule: AdvantageRule) -> NDArra
     if rule.estimator in ("grpo", "reinforce_pp"):
         return _divided(centred_G, _std(rewards_G, rule.ddof) + rule.eps)
     if rule.estimator == "maxrl":
-        return _divided(centred_G, max(mean, 0.0) + rule.eps)
+        # A mean of opposite rewards may be nothing but rounding, and is then no divisor.
+        return _divided(centred_G, (mean if mean > RESIDUE else 0.0) + rule.eps)
     if rule.estimator == "rloo" and count > 1:
         # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
         return centred_G * (count / (count - 1))
@@ -119,7 +135,7 @@ def _gpg_scale(
     mean already, the factor is 1.
     """
     averaged = sum(not reason for reason in reasons_B)
-    varying = sum(len(indices) for indices in groups if np.ptp(rewards_B[list(indices)]) > 0)
+    varying = sum(len(indices) for indices in groups if vary(rewards_B[list(indices)]))
     return averaged / max(varying, 1)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.config import SoftOverlong, TrialCost
 from learner.credit_columns import CreditColumns
+from learner.credit_config import SoftOverlong, TrialCost
 from rollout.episode import is_correct
 
 

@@ -130,10 +130,7 @@ def pack_loss(
     if prediction.reference_P is not None:
         penalty_P = kl_penalty(logprobs_P, prediction.reference_P, config.kl_estimator)
         kl = float(penalty_P.detach().sum())
-        if config.kl_unbiased:
-            penalty_P = penalty_P * ratio_P.exp()
-        penalty = (weights_P * penalty_P).sum()
-        loss = loss + config.kl_coef * penalty
+        loss = loss + config.kl_coef * _penalty(penalty_P, logprobs_P, given, config)
     if config.entropy_gradient:
         loss = loss - config.entropy_coef * (given.weights_P * prediction.entropies_P).sum()
     return PackLoss(
@@ -160,6 +157,20 @@ def _constants(pack: Pack, logprobs_P: Tensor, targets: Targets) -> _Constants:
 
 def _denominator(given: _Constants, config: LearnerConfig) -> Tensor:
     return given.proximal_P if config.ratio_reference == "proximal" else given.behaviour_P
+
+
+def _penalty(
+    penalty_P: Tensor, logprobs_P: Tensor, given: _Constants, config: LearnerConfig
+) -> Tensor:
+    """Return the weighted sum of the KL penalty over all tokens, whatever the off-policy masks.
+
+    The masks are for the policy's gain: tokens that have drifted furthest are the ones to be held.
+    """
+    if config.kl_unbiased:
+        # The tokens are the sampler's, so its ratio is the right one under `proximal` too, and
+        # without the bounds of the correction, which would bring the bias back.
+        penalty_P = penalty_P * log_ratio(logprobs_P, given.behaviour_P).exp()
+    return (given.weights_P * penalty_P).sum()
 
 
 def _mask(pack: Pack, logprobs_P: Tensor, given: _Constants, config: LearnerConfig) -> Tensor:

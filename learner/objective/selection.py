@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 
 from learner.batch import EpisodeBatch, phase_weights, predictable, sampled_counts
 from learner.config import LearnerConfig
-from learner.objective.advantages import NO_REWARD, AdvantageRule, Advantages, group_advantages
+from learner.objective.advantages import (
+    NO_REWARD,
+    AdvantageRule,
+    Advantages,
+    group_advantages,
+    vary,
+)
 from learner.objective.credit import PhaseRewards, overlong_penalties, phase_rewards, trial_costs
 from rollout.episode import Outcome, Phase
 
@@ -103,16 +109,12 @@ def varies(batch: EpisodeBatch, config: LearnerConfig, max_tokens: int | None = 
     if config.advantage == "reinforce_pp":
         return True
     rewards = shaped_rewards(batch, config, _invalid_reasons(batch, max_tokens))
-    parts = (
-        [rewards.trial_B, rewards.execution_B] if config.credit == "phase" else [rewards.episode_B]
+    if config.credit == "episode":
+        return vary(rewards.episode_B)
+    trains_trial, trains_execution = config.phase_weights.parts
+    return (trains_trial and vary(rewards.trial_B)) or (
+        trains_execution and vary(rewards.execution_B)
     )
-    return any(_spread(part) > 1e-6 for part in parts)
-
-
-def _spread(rewards_B: NDArray[np.float64]) -> float:
-    """Return the difference of the largest and the smallest reward; missing ones do not count."""
-    known = rewards_B[np.isfinite(rewards_B)]
-    return float(known.max() - known.min()) if len(known) else 0.0
 
 
 def _advantages(
@@ -124,17 +126,24 @@ def _advantages(
     )
 
     def compare(rewards_B: NDArray[np.float64]) -> Advantages:
-        return group_advantages(rewards_B.astype(np.float32), batch.groups_B, rule)
+        return group_advantages(rewards_B, batch.groups_B, rule)
 
     if config.credit == "episode":
         nothing = np.full(len(batch), np.nan, np.float32)
         return compare(rewards.episode_B), Advantages(nothing, (NO_REWARD,) * len(batch))
     execution, trial = compare(rewards.execution_B), compare(rewards.trial_B)
-    # A group trains if one of the two parts varies; the part that does not gets advantage 0.
-    reasons_B = tuple(
-        "" if not (mine and other) else mine
-        for mine, other in zip(execution.reasons_B, trial.reasons_B, strict=True)
-    )
+    # A group trains if one of the two parts varies; the part that does not gets advantage 0. A part
+    # without a weight in the loss decides nothing.
+    trains_trial, trains_execution = config.phase_weights.parts
+    if not trains_execution:
+        reasons_B = trial.reasons_B
+    elif not trains_trial:
+        reasons_B = execution.reasons_B
+    else:
+        reasons_B = tuple(
+            "" if not (mine and other) else mine
+            for mine, other in zip(execution.reasons_B, trial.reasons_B, strict=True)
+        )
     in_loss = np.array([not reason for reason in reasons_B])
 
     def filled(part: Advantages) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from learner.packed.attention_kind import (
 from learner.packed.packing import Pack
 
 _LIKE = 0.8  # one call attends to episodes of at least this fraction of the longest length
-_NOT_PACKED = ("softcap", "s_aux", "position_bias")
+_NOT_PACKED = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
 """Arguments by which a model changes attention in a way that the functions here do not follow."""
 _SHORT = 64  # tokens below which one more call costs more than the padding that it saves
 
@@ -68,7 +68,7 @@ def packed_sdpa(
     Padding is at the end of a row, where causal attention never sees it: no mask is needed.
     """
     rows: PaddedRows = options["packed_rows"]
-    window = _window(options)
+    window = _window(attention_mask, options)
     sizes = [count * length for count, length in rows.shapes]
     grouped = key.shape[1] != query.shape[1]
     parts = [
@@ -93,7 +93,7 @@ def packed_varlen(
 ) -> tuple[Tensor, None]:
     """As `packed_sdpa` with torch's own flash kernel, for 16-bit models on CUDA."""
     lengths: VariableLengths = options["packed_rows"]
-    window = _window(options)
+    window = _window(attention_mask, options)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     attended = varlen_attn(
         q.contiguous(),
@@ -130,7 +130,7 @@ def packed_flash(
         query_length=q.shape[1],
         is_causal=True,
         softmax_scale=options.get("scaling"),
-        sliding_window=_window(options),
+        sliding_window=_window(attention_mask, options),
         cu_seq_lens_q=lengths.query_bounds,  # pyright: ignore[reportArgumentType]
         cu_seq_lens_k=lengths.key_bounds,  # pyright: ignore[reportArgumentType]
         max_length_q=lengths.longest_query,
@@ -183,17 +183,21 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
-def _window(options: dict[str, Any]) -> int | None:
+def _window(attention_mask: Tensor | None, options: dict[str, Any]) -> int | None:
     """Return how many tokens a query sees, itself included; None for all before it.
 
-    Raises LearnerError for a change to attention that packs do not make.
+    Raises LearnerError for a change to attention that packs do not make: transformers makes no mask
+    for the functions here, so one that is there is the model's own.
     """
-    for name in _NOT_PACKED:
-        if options.get(name) is not None:
-            raise LearnerError(
-                f"expected attention without {name}, found it in this model: packed attention "
-                "does not compute it; choose another model"
-            )
+    changes = [name for name in _NOT_PACKED if options.get(name) is not None]
+    changes += ["attention_mask"] * (attention_mask is not None)
+    changes += ["dropout"] * ((options.get("dropout") or 0.0) > 0)
+    if changes:
+        raise LearnerError(
+            f"expected attention without {changes[0]}, found it in this model: packed attention "
+            "does not compute it; set learner.packing and sft.packing to 'off', or choose another "
+            "model"
+        )
     return options.get("sliding_window")
 
 

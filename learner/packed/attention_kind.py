@@ -5,6 +5,8 @@ PACKED_FLASH = "packed_flash"
 PACKED_VARLEN = "packed_varlen"
 UNPACKED = "sdpa"
 """transformers' own, for passes of one episode."""
+PLAIN = "eager"
+"""transformers' own in plain operations: how each model's code defines its attention."""
 
 
 def attention_kind(*, cuda: bool, sixteen_bit: bool, flash_attn: bool) -> str:

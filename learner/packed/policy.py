@@ -5,14 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from envs.errors import MissingError
+from envs.errors import ConfigError, MissingError
 from learner.packed.attention import attention_arguments, attention_for
 from learner.packed.attention_kind import UNPACKED
 from learner.packed.packing import Pack
 from learner.packed.token_scores import TokenScores
-from learner.pretrained.architecture import check_logits, mixes
+from learner.pretrained.architecture import (
+    BROKEN_MODEL,
+    check_logits,
+    check_parts,
+    mixes,
+    one_line,
+)
+from learner.pretrained.noise import silence, without_noise
 
 PREFIX = "policy."
 """Prefix of `PolicyModule` before the Hugging Face name of a parameter."""
@@ -63,20 +70,40 @@ def load_policy(
 ) -> PolicyModule:
     """Load a Hugging Face folder; parameters that text does not use are frozen.
 
-    Episodes are packed if `packing` and attention alone mixes positions in this model. Raises
-    MissingError; ConfigError if the head scales logits, or weights are quantised.
+    Episodes are packed if `packing` and attention alone mixes positions in this model. The model's
+    own dropout is off, so that it is the same policy in training as in sampling. Raises
+    MissingError; ConfigError if the head scales logits, weights are quantised, or transformers
+    cannot build the model with that attention.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise MissingError(f"expected a Hugging Face model folder, found no config.json in {path}")
     check_logits(folder)
     attention = attention_for(device, dtype) if packing and not mixes(folder) else UNPACKED
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=without_noise(AutoConfig.from_pretrained(path)),
+            dtype=dtype,
+            attn_implementation=attention,
+        )
+    except BROKEN_MODEL as error:
+        raise ConfigError(
+            f"expected a model that transformers builds with the attention {attention!r}, found in "
+            f"{path}: {one_line(error)}: {_way_out(attention)}"
+        ) from error
+    check_parts(model, folder)
+    silence(model)
     model.to(device)
     _freeze_other_senses(model)
     return PolicyModule(model, attention)
+
+
+def _way_out(attention: str) -> str:
+    another = "choose another model"
+    if attention == UNPACKED:
+        return another
+    return f"set learner.packing and sft.packing to 'off', or {another}"
 
 
 def _freeze_other_senses(model: Any) -> None:

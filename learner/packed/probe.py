@@ -7,15 +7,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.errors import ConfigError
-from learner.packed.attention_kind import UNPACKED
+from envs.errors import ConfigError, LearnerError
+from learner.packed.attention_kind import PLAIN
 from learner.packed.packing import Pack
 from learner.packed.policy import PolicyModule
+from learner.pretrained.architecture import one_line
 
 LARGEST = 1e-3
 """Largest difference of a token's logprobs in float32, in nats, that is rounding and no error."""
 LARGEST_MEAN = 0.1
 """The same for the mean over tokens in 16 bits, where single tokens may differ by more."""
+_COMPLAINTS = (
+    "expected the learner's logprobs to be those of transformers, found a difference of {gap} in "
+    "{name}: this model does more to its logits or its attention than the learner computes; choose "
+    "another model",
+    "expected packed episodes to have the logprobs that they have alone, found a difference of "
+    "{gap} in {name}: something in this model mixes episodes; set learner.packing and sft.packing "
+    "to 'off'",
+    "expected the same logprobs in training as in sampling, found a difference of {gap} in {name}: "
+    "this model adds noise in training that its config.json does not name; choose another model",
+)
+"""What is wrong if plain transformers, a pack, or training differ from a pass per episode."""
+_FAULTS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model raises that was not written for such passes."""
 _LENGTHS = (24, 17)
 _SHARED = 8
 _SEED = 20_240_501
@@ -25,43 +39,55 @@ def check_logprobs(policy: PolicyModule) -> float:
     """Return how much the logprobs of two random episodes differ by the way they are computed.
 
     They begin with the same 8 tokens and are scored by plain transformers, by `policy` in a pass
-    each, and in one pass where it packs: at most 115 tokens in all. The difference, in nats, is the
-    largest one in float32 and the mean one in 16 bits. No global random numbers are used. Raises
-    ConfigError where it is more than rounding.
+    each, in one pass where it packs, and as in training: at most 156 tokens in all. The difference,
+    in nats, is the largest one in float32 and the mean one in 16 bits. No global random numbers are
+    used. Raises ConfigError where it is more than rounding, and for a model that fails.
     """
+    name = type(policy.policy).__name__
+    training = policy.training
+    try:
+        gaps = _gaps(policy)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except LearnerError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except _FAULTS as error:
+        raise ConfigError(
+            f"expected a model that the learner can score, found {type(error).__name__} in {name}: "
+            f"{one_line(error)}: set learner.packing and sft.packing to 'off', or choose another "
+            "model"
+        ) from error
+    finally:
+        policy.train(training)
+    weight = next(policy.policy.get_input_embeddings().parameters())
+    for gap, complaint in zip(gaps, _COMPLAINTS, strict=True):
+        if not gap <= _largest(weight):
+            raise ConfigError(complaint.format(gap=f"{gap:.2g}", name=name))
+    return max(gaps)
+
+
+def _gaps(policy: PolicyModule) -> list[float]:
+    """Return how far plain transformers, a pack, and training are from a pass per episode."""
     weight = next(policy.policy.get_input_embeddings().parameters())
     generator = torch.Generator().manual_seed(_SEED)
     first, second = (
         torch.randint(0, len(weight), (length,), generator=generator) for length in _LENGTHS
     )
     second[:_SHARED] = first[:_SHARED]
-    training = policy.training
-    policy.eval()
     with torch.no_grad():
-        lone_P = torch.cat(
-            [policy(_pack([ids], 0).to(weight.device))[0] for ids in (first, second)]
-        )
+        policy.eval()
+        lone_P = _alone(policy, (first, second), weight)
         plain_P = _plain(policy, [ids.to(weight.device) for ids in (first, second)])
         together_P = lone_P
         if policy.packs:
             together_P, _ = policy(_pack([first, second], _SHARED).to(weight.device))
-    policy.train(training)
-    name = type(policy.policy).__name__
-    of_head = _gap(plain_P, lone_P, weight)
-    if not of_head <= _largest(weight):
-        raise ConfigError(
-            f"expected the learner's logprobs to be those of transformers, found a difference of "
-            f"{of_head:.2g} in {name}: this model does more to its logits or its attention than "
-            "the learner computes; choose another model"
-        )
-    of_packing = _gap(together_P, lone_P, weight)
-    if not of_packing <= _largest(weight):
-        raise ConfigError(
-            "expected packed episodes to have the logprobs that they have alone, found a "
-            f"difference of {of_packing:.2g} in {name}: something in this model mixes episodes; "
-            "set learner.packing and sft.packing to 'off'"
-        )
-    return max(of_head, of_packing)
+        policy.train()
+        trained_P = _alone(policy, (first, second), weight)
+    return [_gap(other_P, lone_P, weight) for other_P in (plain_P, together_P, trained_P)]
+
+
+def _alone(policy: PolicyModule, episodes: Sequence[Tensor], weight: Tensor) -> Tensor:
+    return torch.cat([policy(_pack([ids], 0).to(weight.device))[0] for ids in episodes])
 
 
 def _largest(weight: Tensor) -> float:
@@ -76,7 +102,13 @@ def _gap(found_P: Tensor, expected_P: Tensor, weight: Tensor) -> float:
 def _plain(policy: PolicyModule, episodes: Sequence[Tensor]) -> Tensor:
     """Return the logprobs that the model's own forward pass gives, with transformers' attention."""
     model: Any = policy.policy
-    model.set_attn_implementation(UNPACKED)
+    model.set_attn_implementation(PLAIN)
+    if model.get_decoder().config._attn_implementation != PLAIN:
+        raise ConfigError(
+            f"expected a model whose attention transformers can replace, found "
+            f"{type(model).__name__}, where it cannot: what the learner computes could not be "
+            "checked; choose another model"
+        )
     try:
         scores = []
         for ids in episodes:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from envs.errors import ConfigError
 from learner.pretrained.folder import folder_weights
@@ -23,6 +24,8 @@ from rollout.weights.model_folder import mixing_layers, read_architecture
 
 BROKEN_CONFIG = (ValueError, KeyError, StrictDataclassError)
 """What transformers raises for a config.json that it does not know, or that contradicts itself."""
+BROKEN_MODEL = (*BROKEN_CONFIG, ImportError, AttributeError, TypeError)
+"""What transformers raises for a model that it cannot build as it is told to."""
 _SCALED_LOGITS = (
     "final_logit_softcapping",
     "logits_scaling",
@@ -56,11 +59,7 @@ def check_trained(folder: Path, model: ModelConfig) -> TrainedModel:
     not find. Raises MissingError, DataFileError for a folder without readable weights.
     """
     skeleton = build_skeleton(folder)
-    if skeleton.get_decoder() is skeleton or skeleton.get_output_embeddings() is None:
-        raise ConfigError(
-            f"expected a text model and a head on top of it in {folder}, found "
-            f"{type(skeleton).__name__} without such parts: choose another model"
-        )
+    check_parts(skeleton, folder)
     shapes = tensor_shapes(folder)
     mark_conversions(skeleton, shapes)
     _check_tied_head(folder, skeleton)
@@ -68,6 +67,15 @@ def check_trained(folder: Path, model: ModelConfig) -> TrainedModel:
     if model.lora.rank:
         _check_adapters(folder, skeleton, model)
     return TrainedModel(tuple(_mixing(skeleton, folder)), carried)
+
+
+def check_parts(model: PreTrainedModel, folder: Path) -> None:
+    """Raise ConfigError unless `model` is a text model with a head on top, each to be had apart."""
+    if model.get_decoder() is model or model.get_output_embeddings() is None:
+        raise ConfigError(
+            f"expected a text model and a head on top of it in {folder}, found "
+            f"{type(model).__name__} without such parts: choose another model"
+        )
 
 
 def mixes(folder: Path) -> list[str]:
@@ -84,10 +92,10 @@ def build_skeleton(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    except (*BROKEN_CONFIG, ImportError, AttributeError, TypeError) as error:
+    except BROKEN_MODEL as error:
         raise ConfigError(
             f"expected a causal language model that transformers can build in {folder}, found: "
-            f"{_one_line(error)}: choose another model"
+            f"{one_line(error)}: choose another model"
         ) from error
 
 
@@ -104,7 +112,7 @@ def check_logits(folder: Path) -> None:
     except BROKEN_CONFIG as error:
         raise ConfigError(
             f"expected a model_type that transformers knows, and values that agree, in the "
-            f"config.json of {folder}, found: {_one_line(error)}: repair it or choose another model"
+            f"config.json of {folder}, found: {one_line(error)}: repair it or choose another model"
         ) from error
     scaled = [name for name in _SCALED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
     if scaled:
@@ -114,20 +122,24 @@ def check_logits(folder: Path) -> None:
         )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def one_line(error: Exception) -> str:
+    """Return what `error` says, without line breaks; its class too, where it is a lost name."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
 
 
 def _mixing(model: PreTrainedModel, folder: Path) -> list[str]:
     """Return the layers, by kind or class, that mix positions besides attention; sorted.
 
-    Read from config.json and from the classes of the text model's modules.
+    Read from config.json and from the classes of the text model's modules. GPT-2's Conv1D is a
+    linear layer by another name.
     """
     decoder: Any = model.get_decoder()
     classes = {
         type(module).__name__
         for module in decoder.modules()
         if isinstance(module, nn.Conv1d) or _MIXERS.search(type(module).__name__.lower())
+        if not isinstance(module, Conv1D)
     }
     return mixing_layers(read_architecture(folder)) or sorted(classes)
 

@@ -8,7 +8,14 @@ from typing import Literal
 
 from envs.errors import ConfigError
 from rollout.evaluation.report import ALL, SPLIT, check_tags, grouped, spread_tags
-from rollout.evaluation.statistics import ClusteredEstimate, Paired, holm, mean_estimate, paired
+from rollout.evaluation.statistics import (
+    ClusteredEstimate,
+    Paired,
+    are_shares,
+    holm,
+    mean_estimate,
+    paired,
+)
 from rollout.evaluation.summary import EvalRow
 
 TaskKey = tuple[str, int]
@@ -140,7 +147,11 @@ def _pair_rows(sides: Sequence[Side], of: tuple[str, str], keys: set[TaskKey]) -
     rows = []
     for first, second in combinations(sides, 2):
         a, b = _values(first, keys), _values(second, keys)
-        difference = paired([y - x for x, y in zip(a, b, strict=True)])
+        difference = paired(
+            [y - x for x, y in zip(a, b, strict=True)],
+            bounded=are_shares((*a, *b)),
+            units=_units(first, keys),
+        )
         tasks = sum(len(keys & set(map(_key, seed))) for seed in first.seeds)
         rows.append(
             PairRow(
@@ -170,13 +181,21 @@ def _values(side: Side, keys: set[TaskKey]) -> list[float]:
     return [sum(scores) / len(scores) for scores in seeds if scores]
 
 
+def _units(side: Side, keys: set[TaskKey]) -> int:
+    """Return how many tasks one value of `_values` is the mean of; the fewest of all seeds."""
+    if len(side.seeds) == 1:
+        return 1
+    tasks = [len(keys & set(map(_key, rows))) for rows in side.seeds]
+    return min(count for count in tasks if count)
+
+
 def _side_score(complete: Side, used: Side) -> SideScore:
     keys = {_key(row) for rows in used.seeds for row in rows}
     return SideScore(
         name=complete.name,
         tasks=tuple(len(_scores(rows)) for rows in complete.seeds),
         samples=tuple(map(len, used.seeds)),
-        score=mean_estimate(_values(used, keys)),
+        score=mean_estimate(_values(used, keys), _units(used, keys)),
     )
 
 

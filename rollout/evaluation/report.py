@@ -29,7 +29,7 @@ Measure = Callable[[EvalRow], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """One row: estimates over the episodes that count, each with its standard error over tasks."""
+    """One row: estimates over the episodes that count, each with its error over tasks."""
 
     by: str
     """`all`, `split`, or the name of one or more tags."""
@@ -159,8 +159,8 @@ def _row(rows: Sequence[EvalRow], of: tuple[str, str], ks: Sequence[int]) -> Rep
         pass_at_k={k: _pass_at_k(tasks, k) for k in ks},
         majority=mean_estimate([_majority(task) for task in votes]) if votes else None,
         trial_calls=_rate(tasks, lambda row: row.trial_calls, lambda row: 1.0),
-        tool_error_rate=_rate(tasks, lambda row: row.tool_errors, lambda row: row.calls),
-        malformed_rate=_rate(
+        tool_error_rate=_share(tasks, lambda row: row.tool_errors, lambda row: row.calls),
+        malformed_rate=_share(
             tasks, lambda row: sum(row.policy_errors.values()), lambda row: row.turns
         ),
         tokens=_rate(tasks, lambda row: row.sampled_tokens, lambda row: 1.0),
@@ -175,6 +175,11 @@ def _pass_at_k(tasks: Sequence[Sequence[EvalRow]], k: int) -> ClusteredEstimate:
 
 def _majority(task: Sequence[EvalRow]) -> float:
     return majority_score([(row.answer, row.score) for row in task])
+
+
+def _share(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> ClusteredEstimate:
+    clusters = [(sum(map(part, task)), sum(map(whole, task))) for task in tasks]
+    return ratio_estimate(clusters, share=True)
 
 
 def _rate(tasks: Sequence[Sequence[EvalRow]], part: Measure, whole: Measure) -> ClusteredEstimate:

@@ -2,19 +2,25 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.errors import ConfigError
+from rollout.evaluation.intervals import (
+    Cluster,
+    Interval,
+    Method,
+    difference_interval,
+    mean_interval,
+    share_interval,
+)
 
 PERMUTATIONS = 10_000
 """Number of sampled sign flips; if there are no more possible flips, all are enumerated."""
-CONFIDENCE = 0.95
 Test = Literal["mcnemar", "sign flips, all", "sign flips, drawn"]
 """Source of a p-value: all sign flips, or a random sample of them (`drawn`).
 
@@ -26,22 +32,30 @@ _CHUNK = 500
 
 @dataclass(frozen=True, slots=True)
 class ClusteredEstimate:
-    """An estimate with its standard error over clusters.
+    """An estimate with its standard error and 95 % interval over clusters.
 
-    `value` is None without data, and `stderr` is None with fewer than two clusters. `clusters` is
-    the number of tasks (or seeds) that the estimate is over.
+    `value` is None without data; `stderr` is None with fewer than two clusters. `clusters` is the
+    number of tasks (or seeds) that the estimate is over. `low` and `high` are None where `method`
+    is `none`. A standard error of 0 means that all clusters agree, not that the value is certain.
     """
 
     value: float | None
     stderr: float | None
     clusters: int
+    low: float | None = None
+    high: float | None = None
+    method: Method = "none"
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.low, self.high, self.method)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
     """Mean of paired differences with standard error, interval and p-value.
 
-    `stderr`, `low` and `high` (95 %, Student's t) are None for a single pair. `p` is two-sided.
+    `stderr`, `low` and `high` (95 %) are None for a single pair. `p` is two-sided.
     """
 
     pairs: int
@@ -49,6 +63,8 @@ class Paired:
     stderr: float | None
     low: float | None
     high: float | None
+    method: Method
+    """How `low` and `high` were computed."""
     wins: int
     """Number of pairs whose difference is above zero."""
     losses: int
@@ -57,13 +73,16 @@ class Paired:
     """How `p` was computed; it is exact unless sign flips were sampled (`drawn`)."""
 
 
-def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> ClusteredEstimate:
+def ratio_estimate(
+    clusters: Sequence[Cluster], *, share: bool = False, units: float = 1.0
+) -> ClusteredEstimate:
     """Estimate the sum of numerators over the sum of denominators, given both per cluster.
 
     Scores of one cluster may correlate. Residuals are therefore added up within a cluster before
     they are squared (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2). The
     factor G/(G-1) for G clusters makes denominators of one give the usual s / sqrt(G). A cluster
-    with denominator zero has no information and is skipped.
+    with denominator zero has no information and is skipped. A `share` is of a part in its whole,
+    and has the interval of one; `units` is the number of draws that a cluster's value is a mean of.
     """
     used = [(part, total) for part, total in clusters if total > 0]
     if not used:
@@ -74,12 +93,18 @@ def ratio_estimate(clusters: Sequence[tuple[float, float]]) -> ClusteredEstimate
         return ClusteredEstimate(value, None, len(used))
     squares = math.fsum((part - value * total) ** 2 for part, total in used)
     stderr = math.sqrt(squares * len(used) / (len(used) - 1)) / denominator
-    return ClusteredEstimate(value, stderr, len(used))
+    found = share_interval(used, units) if share else mean_interval(used)
+    return ClusteredEstimate(value, stderr, len(used), found.low, found.high, found.method)
 
 
-def mean_estimate(values: Sequence[float]) -> ClusteredEstimate:
-    """Estimate the mean of one value per cluster."""
-    return ratio_estimate([(value, 1.0) for value in values])
+def mean_estimate(values: Sequence[float], units: float = 1.0) -> ClusteredEstimate:
+    """Estimate the mean of one value per cluster; values that are all in [0, 1] are a share."""
+    return ratio_estimate([(value, 1.0) for value in values], share=are_shares(values), units=units)
+
+
+def are_shares(values: Iterable[float]) -> bool:
+    """Whether all values are in [0, 1]."""
+    return all(0.0 <= value <= 1.0 for value in values)
 
 
 def best_of_k(scores: Sequence[float], k: int) -> float:
@@ -111,25 +136,33 @@ def majority_score(votes: Sequence[tuple[str, float]]) -> float:
     return sum(winners) / len(winners) if winners else 0.0
 
 
-def paired(differences: Sequence[float], seed: int = 0) -> Paired:
-    """Describe one or more paired differences. Raises ConfigError if empty or not finite."""
+def paired(
+    differences: Sequence[float], seed: int = 0, *, bounded: bool = True, units: float = 1.0
+) -> Paired:
+    """Describe one or more paired differences, of scores in [0, 1] if they are `bounded`.
+
+    `units` is the number of independent pairs that a difference is the mean of. Raises ConfigError
+    if there are none, or one that is not finite or exceeds its bounds.
+    """
     if not differences or not all(map(math.isfinite, differences)):
         raise ConfigError(f"expected finite paired differences, found {list(differences)[:4]}")
+    if bounded and max(map(abs, differences)) > 1:
+        raise ConfigError(
+            f"expected differences of scores in [0, 1], found {max(differences, key=abs)}: "
+            "call with bounded=False"
+        )
     estimate = mean_estimate(differences)
     mean = estimate.value
     assert mean is not None
     p, test = sign_flip_p(differences, seed)
-    reach = (
-        None
-        if estimate.stderr is None
-        else t_quantile((1 + CONFIDENCE) / 2, len(differences) - 1) * estimate.stderr
-    )
+    found = difference_interval(differences, units, bounded=bounded)
     return Paired(
         pairs=len(differences),
         mean=mean,
         stderr=estimate.stderr,
-        low=None if reach is None else mean - reach,
-        high=None if reach is None else mean + reach,
+        low=found.low,
+        high=found.high,
+        method=found.method,
         wins=sum(difference > 0 for difference in differences),
         losses=sum(difference < 0 for difference in differences),
         p=p,
@@ -186,37 +219,6 @@ def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, until))
         until = max(until, end)
     return total
-
-
-@cache
-def t_quantile(probability: float, freedom: int) -> float:
-    """Return a quantile of Student's t for `probability` above one half.
-
-    `freedom` is the integer number of degrees of freedom.
-    """
-    low, high = 0.0, 1.0
-    while _t_inside(high, freedom) < 2 * probability - 1:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _t_inside(middle, freedom) < 2 * probability - 1:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _t_inside(t: float, freedom: int) -> float:
-    """Return the probability of [-t, t] (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for step in range(2 + odd, freedom + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (step - 1) / step
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    return math.sin(angle) * total
 
 
 def _all_signs(count: int) -> npt.NDArray[np.float64]:

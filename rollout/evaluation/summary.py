@@ -9,6 +9,7 @@ from typing import cast
 from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject
 from rollout.episode import Episode, Outcome
+from rollout.evaluation.intervals import Method
 from rollout.evaluation.statistics import busy_seconds, mean_estimate
 
 ANSWER_PART = "answer"
@@ -102,6 +103,11 @@ class EvalSummary:
     """Mean of the reward part `answer`: over the samples of each task, then over tasks."""
     stderr: float | None
     """Standard error of `accuracy` over tasks; None with fewer than two counted tasks."""
+    accuracy_low: float | None
+    """Lower end of the 95 % interval of `accuracy` over tasks; None where there is none."""
+    accuracy_high: float | None
+    accuracy_method: Method
+    """How the interval was computed; see `rollout.evaluation.intervals`."""
     outcomes: Mapping[str, int]
     failures: Mapping[str, int]
     """Error texts of the episodes that do not count."""
@@ -147,6 +153,9 @@ def summarise(episodes: Iterable[Episode | EvalRow]) -> EvalSummary:
         counted=len(counted),
         accuracy=accuracy.value,
         stderr=accuracy.stderr,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        accuracy_method=accuracy.method,
         outcomes=dict(Counter(row.outcome.value for row in rows)),
         failures=dict(lost),
         parts=_part_means(counted),

@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,10 @@ from rollout.store.run_layout import RunKind
 
 T = TypeVar("T")
 
+_FOLDER = Path(__file__).parent
+_OPEN = ExitStack()
+"""Ray and the pool, which all tests of this folder share."""
+
 LESSONS = (
     "engine.kv_cache_mib=64",
     # one tool of a hundred and sixty, truly described: in seconds of lessons a model learns to
@@ -41,6 +45,15 @@ LESSONS = (
 )
 _TRAINING = ("rollouts.groups_per_step=4", "rollouts.group_size=4", "run.deterministic=true")
 _POOL = ("rollouts.workers=1", "rollouts.episodes_per_worker=5")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Close the pool and Ray after the last test of this folder, not at the end of the process:
+    tests elsewhere start a Ray of their own.
+    """
+    if nextitem is None or _FOLDER not in nextitem.path.parents:
+        _OPEN.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +83,13 @@ def e2e_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lessons(e2e_folder: Path) -> Iterator[Lessons]:
+def lessons(e2e_folder: Path) -> Lessons:
     folder = e2e_folder
     config = recipe(folder)
-    with ray_session(config):
-        inputs = resolve_inputs(config)
-        taught = asyncio.run(_teach(inputs, folder / "taught"))
-        yield Lessons(folder, inputs.model, taught)
+    _OPEN.enter_context(ray_session(config))
+    inputs = resolve_inputs(config)
+    taught = asyncio.run(_teach(inputs, folder / "taught"))
+    return Lessons(folder, inputs.model, taught)
 
 
 async def _teach(inputs: RunInputs, path: Path) -> Path:
@@ -105,12 +118,16 @@ class SharedPool:
         """Run `work` on the pool's event loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
+    def inputs(self, config: RunConfig) -> RunInputs:
+        """Return the inputs of a job with another recipe on the same model and environment."""
+        return replace(self._inputs, config=config)
+
     @asynccontextmanager
     async def job(self, config: RunConfig, run: RunDirectory, workers: int) -> AsyncIterator[Job]:
         """Open the training job of `run` on `workers` healthy workers."""
         self.pool.resize(workers)
         await self.pool.wait_healthy(workers)
-        async with open_job_on(self.pool, replace(self._inputs, config=config), run) as job:
+        async with open_job_on(self.pool, self.inputs(config), run) as job:
             yield job
 
     def close(self) -> None:
@@ -121,9 +138,9 @@ class SharedPool:
 
 
 @pytest.fixture(scope="session")
-def shared_pool(lessons: Lessons) -> Iterator[SharedPool]:
+def shared_pool(lessons: Lessons) -> SharedPool:
     """Workers that sample from the taught model; every job pushes its weights before it begins."""
     config = lessons.config("pool", *_POOL)
     pool = SharedPool(resolve_inputs(config), lessons.folder)
-    yield pool
-    pool.close()
+    _OPEN.callback(pool.close)
+    return pool

@@ -49,7 +49,7 @@ class Sft:
             assert self._process.poll() is None, self._said.read_text()
             assert time.monotonic() < deadline, "it never came so far"
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.02)
+                self._process.wait(0.2)
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
 

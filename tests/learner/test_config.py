@@ -27,6 +27,11 @@ def test_muon_on_sharded_matrices_is_refused() -> None:
         ({"dual_clip": 1.2}, "dual_clip"),
         ({"ratio_reference": "proximal", "tis_floor": 2.0}, "tis_floor"),
         ({"loss": "gspo", "credit": "phase"}, "gspo_token"),
+        ({"advantage": "maxrl", "advantage_eps": 1e-6}, "at least 0.01 .*'maxrl', found 1e-06"),
+        (
+            {"kl_coef": 0.1, "kl_estimator": "k2", "kl_unbiased": True},
+            "'k1' or 'k3' with kl_unbiased = true, found 'k2'.* set kl_estimator = 'k3'",
+        ),
         ({"overlong": {"max_tokens": 100}}, r"overlong.buffer_tokens below .* = 100, found 128"),
         ({"overlong": {"max_tokens": 64, "buffer_tokens": 64}}, r"= 64, found 64"),
     ],
@@ -52,6 +57,21 @@ def test_combinations_that_cannot_work_are_refused(section: dict[str, object], n
         ({"constant_length": 1}, "set aggregation to 'constant'"),
         ({"kl_unbiased": True}, "set kl_coef above 0"),
         ({"kl_estimator": "k1"}, "set kl_coef above 0"),
+        ({"trial_cost": {"charge": "all"}}, "charge = 'all' does nothing with per_call = 0"),
+        ({"trial_cost": {"min_success_rate": 0.5}}, "or min_success_rate to 0.75"),
+        ({"trial_cost": {"most": 0.1}}, "set per_call above 0"),
+        ({"overlong": {"penalty": 0.5}}, "penalty = 0.5 does nothing with max_tokens = 0"),
+        ({"overlong": {"buffer_tokens": 64}}, "or buffer_tokens to 128"),
+        ({"muon_lr": 0.1}, "muon_lr = 0.1 does nothing with optimizer = 'adamw'"),
+        ({"phase_weights": {"trial": 0, "experience": 0, "execution": 0}}, "set execution to 1"),
+        (
+            {
+                "credit": "phase",
+                "trial_cost": {"per_call": 0.1},
+                "phase_weights": {"trial": 0, "experience": 0},
+            },
+            "trial_cost.per_call = 0.1 does nothing .* set phase_weights.trial above 0",
+        ),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
@@ -92,6 +112,11 @@ def test_every_option_is_a_recipe_line() -> None:
     assert config.overlong.buffer_tokens == 100
     assert config.entropy_gradient
     assert not LearnerConfig().entropy_gradient
+
+
+@pytest.mark.parametrize("eps", [0, 0.01, 0.1])
+def test_maxrl_takes_a_divisor_that_is_none_or_large_enough(eps: float) -> None:
+    assert LearnerConfig(advantage="maxrl", advantage_eps=eps).advantage_eps == eps
 
 
 def test_an_unknown_key_is_refused() -> None:

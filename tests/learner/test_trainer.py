@@ -138,6 +138,17 @@ def test_sft_without_any_valid_step_raises(
         list(trainer.sft(make_table([make_episode(i) for i in range(6)]), seed=7))
 
 
+def test_sft_refuses_weights_that_leave_no_token(
+    make_trainer: MakeTrainer, make_episode: Make, make_table: Make
+) -> None:
+    """The demonstrations have trials and executions; only notes have a weight."""
+    table = make_table([make_episode(i) for i in range(2)])
+    only_notes = {"phase_weights": {"trial": 0.0, "execution": 0.0}}
+    with pytest.raises(ConfigError, match=r"set sft\.phase_weights\.execution to 1"):
+        next(make_trainer(only_notes).sft(table))
+    assert next(make_trainer({"phase_weights": {"trial": 0.0}}).sft(table))["loss"] > 0
+
+
 def test_rl_and_sft_need_a_trainer_of_their_own(
     make_trainer: MakeTrainer, make_episode: Make, make_table: Make
 ) -> None:

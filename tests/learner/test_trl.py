@@ -38,6 +38,10 @@ OLD = {"ratio_reference": "behaviour"}
 CORRECTED = {"ratio_reference": "proximal", "tis_cap": 1.5}
 
 
+BETA = 0.2
+"""Of every case that does not say otherwise: a penalty that a mask or a weight must leave alone."""
+
+
 @dataclass(frozen=True)
 class Case:
     """`theirs` are attributes of TRL's trainer, `ours` lines of [learner]."""
@@ -79,13 +83,10 @@ CASES = {
         {"loss": "gspo", "aggregation": "constant", "constant_length": 1},
     ),
     "sapo": Case({"loss_type": "sapo"}, {"loss": "sapo", "aggregation": "sequence_mean"}),
-    "kl k3": Case(
-        {"loss_type": "dapo", "beta": 0.2, "args.use_bias_correction_kl": False},
-        {"kl_coef": 0.2, "kl_estimator": "k3"},
-    ),
+    "no kl": Case({"loss_type": "dapo", "beta": 0.0}, {"kl_coef": 0.0}),
+    "kl k3": Case({"loss_type": "dapo", "beta": 1.0}, {"kl_coef": 1.0, "kl_estimator": "k3"}),
     "kl unbiased": Case(
-        {"loss_type": "dapo", "beta": 0.2, "args.use_bias_correction_kl": True},
-        {"kl_coef": 0.2, "kl_unbiased": True},
+        {"loss_type": "dapo", "args.use_bias_correction_kl": True}, {"kl_unbiased": True}
     ),
     "entropy bonus": Case(
         {"loss_type": "dapo", "entropy_coef": 0.05, "_entropy_bonus_enabled": True},
@@ -93,6 +94,15 @@ CASES = {
     ),
     "off-policy mask": Case(
         {"loss_type": "dapo", "off_policy_mask_threshold": 0.05}, {"max_negative_kl": 0.05}
+    ),
+    "off-policy mask, kl unbiased": Case(
+        {
+            "loss_type": "dapo",
+            "beta": 2.0,
+            "off_policy_mask_threshold": 0.05,
+            "args.use_bias_correction_kl": True,
+        },
+        {"max_negative_kl": 0.05, "kl_coef": 2.0, "kl_unbiased": True},
     ),
     "tis": Case(
         {"loss_type": "dapo", "vllm_importance_sampling_mode": "token_truncate"},
@@ -256,7 +266,12 @@ def gradients(model: Any) -> dict[str, Tensor]:
 
 def theirs(trainer: Any, played: Played, start: dict[str, Tensor], case: Case) -> tuple[Any, ...]:
     """Return TRL's advantages, loss and gradients."""
-    settings = {"use_vllm": case.corrected, "beta": 0.0, **case.theirs}
+    settings: dict[str, Any] = {
+        "use_vllm": case.corrected,
+        "beta": BETA,
+        "args.use_bias_correction_kl": False,
+        **case.theirs,
+    }
     if case.corrected:
         settings["vllm_importance_sampling_clip_max"] = CORRECTED["tis_cap"]
     with pytest.MonkeyPatch.context() as patch:
@@ -288,7 +303,7 @@ def ours(
 ) -> tuple[Selection, Tensor, dict[str, Tensor]]:
     """Return our selection, loss and gradients."""
     clip = {} if case.ours.get("loss") == "sapo" else CLIP
-    config = LearnerConfig.model_validate({**TRL_STD, **clip, **OLD, **case.ours})
+    config = LearnerConfig.model_validate({**TRL_STD, **clip, **OLD, "kl_coef": BETA, **case.ours})
     batch = played.batch
     policy.policy.load_state_dict(start)
     policy.zero_grad()

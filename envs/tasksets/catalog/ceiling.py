@@ -9,9 +9,10 @@ argument, and one guess of the key.
 There are two kinds of policy. In a task without marks it *moves texts*: it calls tools on the
 question's value or on results, and answers with a result. It remembers the results that it has
 seen, but it does not compute an operation itself: a policy that does needs no tool, and its ceiling
-is 1. In a task with marks the policy may compute operations; it succeeds once every needed tool has
-answered, because then it knows all marks. Two chances are not counted there: guessing a letter (1
-in 26), and a mark that a later operation drops.
+is 1. In a task with marks the policy may compute operations; it succeeds once every needed tool
+whose mark is in the answer has answered, because then it knows these marks. It does not guess a
+mark: marks differ, so a policy that knows those of all other tools guesses one right 1 time in 27 -
+tools, and with a ceiling c guessing adds at most (1 - c) / (27 - tools).
 
 A tool that must be opened counts as refused once, which can only raise the ceiling.
 """
@@ -60,7 +61,6 @@ def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> flo
         )
     task = sample_parts(config, "heldout", 0, index)
     sampled = task.tools
-    goals = tuple(tool.operation for tool in sampled.needed)
     situation = _Situation(
         belief=tuple(_belief(config, kind, sampled)),
         states=("fresh",) * len(sampled.listed),
@@ -71,7 +71,9 @@ def task_ceiling(config: CatalogConfig, execution_calls: int, index: int) -> flo
         looks=tuple((tool.doc, _refusal_chance(config, tool)) for tool in sampled.listed),
         value=task.value,
         answer=task.answer,
-        needed=frozenset(goals) if kind.marked else frozenset(),
+        needed=frozenset(
+            tool.operation for tool in sampled.needed if kind.marked and tool.mark in task.answer
+        ),
     )
     return policy.best(situation, execution_calls)
 

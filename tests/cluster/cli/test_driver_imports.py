@@ -49,3 +49,12 @@ def test_the_command_line_prepares_the_environment_before_ray_reads_it(start: st
     """`stack` sets what Ray reads as it is imported, and imports it then."""
     behind = everything_behind(start)
     assert "cluster.cli.command_line" in behind and "ray" not in behind
+
+
+@pytest.mark.parametrize(
+    "start", ["cluster.evaluation.plots", "cluster.evaluation.compare", "cluster.cli.episode_views"]
+)
+def test_commands_that_read_a_run_need_neither_torch_nor_ray(start: str) -> None:
+    behind = everything_behind(start)
+    assert "rollout.store.run_reader" in behind
+    assert behind.isdisjoint({"ray", "torch", "transformers", "vllm", "deepspeed"})

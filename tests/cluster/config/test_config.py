@@ -132,6 +132,13 @@ def test_broken_toml_and_missing_recipes(tmp_path: Path) -> None:
         load_config("missing.toml")
 
 
+def test_training_refuses_direct_episodes_without_a_weight() -> None:
+    overrides = ["learner.phase_weights.execution=0", "episode.mode=trial"]
+    load_config("catalog", overrides).check_trainable()
+    with pytest.raises(ConfigError, match=r"phase_weights\.execution above 0 .* 'direct', found 0"):
+        load_config("catalog", [*overrides, "episode.mode=direct"]).check_trainable()
+
+
 @pytest.mark.parametrize(
     "override", ["episode.temperature=0", "episode.top_p=0.9", "episode.top_k=5"]
 )

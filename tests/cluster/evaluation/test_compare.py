@@ -77,9 +77,11 @@ def test_two_runs_side_by_side(trialrun: Command, make_run: MakeRun) -> None:
     assert (code, err) == (0, "")
     assert "grpo minus before" in out
     text = Path("out.md").read_text()
-    assert "| before | 8 | 8 | 0.250 ± 0.164 |" in text
-    assert "| all | 8 | 0.250, 0.750 | +0.500 ± 0.267 | -0.132 to +1.132 | 5 / 1 | 0.219 |" in text
-    assert "| depth 1 | 4 | 0.000, 1.000 | +1.000 ± 0.000 |" in text
+    assert "| before | 8 | 8 | 0.250 [0.057, 0.649] |" in text
+    assert "| all | 8 | 0.250, 0.750 | +0.500 [-0.243, +0.873] | 5 / 1 | 0.219 |" in text
+    # four wins of four: p is 0.125, so the interval holds 0
+    assert "| depth 1 | 4 | 0.000, 1.000 | +1.000 [-0.434, +1.000] | 4 / 0 | 0.125 |" in text
+    assert "±" not in text
 
 
 def test_a_program_reads_one_json_object(trialrun: Command, make_run: MakeRun) -> None:
@@ -89,7 +91,9 @@ def test_a_program_reads_one_json_object(trialrun: Command, make_run: MakeRun) -
     printed = json.loads(out)
     assert (code, printed["version"], printed["unit"], printed["shared"]) == (0, 1, "seed", [2, 2])
     overall = printed["rows"][0]
-    assert (overall["difference"]["mean"], overall["difference"]["p"]) == (0.5, 0.5)
+    difference = overall["difference"]
+    assert (difference["mean"], difference["p"], difference["method"]) == (0.5, 0.5, "score")
+    assert {"stderr", "low", "high"} <= difference.keys()
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from cluster.config.run_config import RunConfig, to_toml
 from cluster.evaluation.evaluate import (
     check_evaluation,
     missing_episodes,
-    report_on,
     run_episodes,
 )
+from cluster.evaluation.report_files import report_on
 from cluster.progress import Progress
 from envs.errors import ConfigError
 from envs.tasks import Task
@@ -178,9 +178,11 @@ async def test_the_report_is_left_in_the_run_directory(evaluation: Evaluation) -
     # two right of four: pass@2 = 1 - C(2,2)/C(4,2)
     assert depths[0]["pass_at_k"]["2"]["value"] == pytest.approx(5 / 6)
     text = (run.path / "eval.md").read_text()
-    assert (
-        "| all | 6 | 24 | 0.500 ± 0.000 | 0.833 ± 0.000 | 1.000 ± 0.000 | 0.000 ± 0.000 |" in text
-    )
+    figures = "0.500 [0.241, 0.759] | 0.833 [0.431, 0.971] | 1.000 [0.476, 1.000]"
+    assert f"| all | 6 | 24 | {figures} | 0.000 [0.000, 0.524] |" in text
+    assert "±" not in text
+    assert (told["accuracy_low"], told["accuracy_high"]) == pytest.approx((0.241, 0.759), abs=1e-3)
+    assert told["stderr"] == 0.0 and told["rows"][0]["pass_at_k"]["4"]["method"] == "score"
     assert "| depth 2 | 3 | 12 |" in text
 
 

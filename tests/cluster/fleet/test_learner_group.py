@@ -1,18 +1,20 @@
 """The learner's ranks behind one object: the stream of an SFT, errors and deadlines."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
 from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet import learner_group
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
-from envs.errors import LearnerError, NonFiniteError
+from envs.errors import LearnerError, LearnerLostError, NonFiniteError
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -26,6 +28,9 @@ class Rank:
     def rendezvous(self) -> tuple[str, int]:
         return "127.0.0.1", 1
 
+    def ping(self) -> None:
+        pass
+
     def start(self, setup: object) -> None:
         pass
 
@@ -38,6 +43,10 @@ class Rank:
                 raise NonFiniteError("the loss of step 1 is nan")
             if order == "hang":
                 time.sleep(3600)
+            if order == "die":
+                os._exit(1)
+            if order == "peer died":
+                raise RuntimeError("connection closed by peer")
             yield {"step": float(step), "seed": float(seed)}
 
     def export_model(self, path: str) -> None:
@@ -105,6 +114,29 @@ async def test_an_error_of_a_rank_keeps_its_type() -> None:
 
 async def test_the_deadline_is_for_one_step_and_a_busy_rank_does_not_delay_the_close() -> None:
     steps: Steps = []
-    with pytest.raises(LearnerError, match="learner sft: no answer within 10 s"):
+    with pytest.raises(LearnerLostError, match="learner sft: no answer within 10 s"):
         await follow(steps, [], "well", "well", "hang", timeout_s=10.0)
     assert len(steps) == 2
+
+
+async def test_the_death_of_a_rank_is_told_from_an_error() -> None:
+    with pytest.raises(LearnerLostError, match="learner sft: the actor died"):
+        await follow([], [], "well", "die")
+    with pytest.raises(LearnerError, match="closed by peer") as found:
+        await follow([], [], "peer died")
+    assert type(found.value) is LearnerError, "no rank is dead"
+
+
+async def test_the_death_of_an_idle_rank_is_noticed() -> None:
+    learner = LearnerGroup(load_config("catalog", ["learner.ranks=2"]), "tiny")
+    try:
+        await learner.start()
+        watching = asyncio.create_task(learner.watch())
+        await asyncio.wait({watching}, timeout=3.0)
+        assert not watching.done()
+        ray.kill(learner._ranks[1])
+        with pytest.raises(LearnerLostError, match="the actor died"):
+            async with asyncio.timeout(30):
+                await watching
+    finally:
+        await learner.close()

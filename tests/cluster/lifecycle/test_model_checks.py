@@ -1,14 +1,19 @@
 """Models that cannot be trained are refused before Ray starts, and leave no run directory."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet.open_pool import open_pool
 from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.model_checks import check_serving, check_training
+from cluster.study.demo import run_demo
+from cluster.study.recipe import load_study
+from cluster.study.study import run_study
 from cluster.training.sft import run_sft
 from cluster.training.train import run_train
 from envs.errors import ConfigError, MissingError
@@ -22,15 +27,30 @@ def recipe(tmp_path: Path, model: Path, *more: str) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("command", ["train", "sft"])
-def test_a_model_that_cannot_be_trained_starts_nothing(tmp_path: Path, command: str) -> None:
+def study_of(config: RunConfig) -> None:
+    model = (f"model.path={config.model.path}", "model.max_model_len=256")
+    study = load_study("study", [f"run.models_dir={config.run.models_dir}", *model])
+    run_study(study, [0], config.path / "study")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda config: run_train(config, resume=False),
+        lambda config: run_sft(config, [], resume=False),
+        run_demo,
+        study_of,
+    ],
+    ids=["train", "sft", "demo", "study"],
+)
+def test_a_model_that_cannot_be_trained_starts_nothing(
+    tmp_path: Path, run: Callable[[RunConfig], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
     config = recipe(tmp_path, build_family(FAMILIES["Granite"], tmp_path / "granite"))
     with pytest.raises(ConfigError, match=r"found logits_scaling in .*granite: choose a model"):
-        if command == "train":
-            run_train(config, resume=False)
-        else:
-            run_sft(config, [], resume=False)
-    assert not config.path.exists()
+        run(config)
+    assert not (config.path / "run.json").exists()
 
 
 @pytest.mark.parametrize(("name", "note"), [("LFM2", "one episode per pass"), ("Qwen3-MoE", "")])

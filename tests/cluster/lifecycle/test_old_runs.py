@@ -12,7 +12,8 @@ import pytest
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig, load_config
-from cluster.evaluation.evaluate import check_evaluation, missing_episodes, report_on
+from cluster.evaluation.evaluate import check_evaluation, missing_episodes
+from cluster.evaluation.report_files import report_on
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.progress import QUIET
 from cluster.scheduling.rollouts import Rollouts

@@ -13,10 +13,12 @@ from cluster.config.run_config import load_config
 from cluster.study.graph import Results, Stage, StageGraph
 from cluster.study.recipe import Study, load_study, read_seeds
 from cluster.study.report import ModelRow, StageTime, StudyReport, to_markdown
+from cluster.study.results import CeilingResult, EvaluationResult
 from cluster.study.statistics import Cell, differences_of, rows_of
 from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogEnvConfig
 from envs.tools import JsonObject
+from rollout.evaluation.intervals import NO_INTERVAL, interval_from_error, share_interval
 
 
 @dataclass
@@ -226,7 +228,17 @@ class TestRecipe:
 
 def cells(arm: str, scores: Sequence[float], setting: str = "names") -> list[Cell]:
     return [
-        Cell(seed, arm, setting, "T=1", score, 0.03, float(seed))
+        Cell(
+            seed=seed,
+            arm=arm,
+            setting=setting,
+            temperature="T=1",
+            accuracy=score,
+            stderr=0.03,
+            interval=interval_from_error(score, 0.03, 96),
+            tasks=96,
+            trial_calls=float(seed),
+        )
         for seed, score in enumerate(scores, start=1)
     ]
 
@@ -238,10 +250,20 @@ class TestStatistics:
         assert row.accuracy.mean == pytest.approx(0.5)
         assert row.accuracy.stderr == pytest.approx((0.13 / 3) ** 0.5)
         assert (row.accuracy.seeds, row.trial_calls) == (3, 2.0)
+        by_hand = share_interval([(0.2, 1.0), (0.4, 1.0), (0.9, 1.0)], units=96)
+        assert row.accuracy.interval == by_hand
+
+    def test_seeds_that_solve_everything_are_no_certainty(self) -> None:
+        """Five seeds of 96 tasks are at most 480 draws, with the t of five seeds."""
+        [row] = rows_of(cells("a", [1.0] * 5))
+        assert row.accuracy.stderr == 0.0
+        assert row.accuracy.low == pytest.approx(480 / (480 + 2.7764**2), abs=1e-5)
+        assert row.accuracy.high == 1.0
 
     def test_one_seed_has_the_error_of_its_tasks(self) -> None:
         [row] = rows_of(cells("a", [0.2]))
         assert (row.accuracy.mean, row.accuracy.stderr) == (0.2, 0.03)
+        assert row.accuracy.interval == interval_from_error(0.2, 0.03, 96)
 
     def test_the_best_rival_is_chosen_by_mean_and_compared_seed_by_seed(self) -> None:
         """Differences 0.4, 0.5, 0.6: mean 0.5, sd 0.1, so 0.5 / (0.1 / sqrt 3) = 8.66."""
@@ -269,6 +291,10 @@ class TestStatistics:
         [found] = differences_of([*cells("a", [0.6]), *cells("b", [0.2])], {"a": ["b"]})
         assert found.accuracy.mean == pytest.approx(0.4)
         assert found.accuracy.stderr == pytest.approx((2 * 0.03**2) ** 0.5)
+        mine, its = interval_from_error(0.6, 0.03, 96), interval_from_error(0.2, 0.03, 96)
+        assert mine.low is not None and its.high is not None
+        down = ((0.6 - mine.low) ** 2 + (its.high - 0.2) ** 2) ** 0.5
+        assert found.accuracy.low == pytest.approx(0.4 - down)
 
     def test_only_shared_seeds_are_compared(self) -> None:
         played = [*cells("a", [0.6, 0.8, 1.0]), *cells("b", [0.2, 0.2])]
@@ -279,6 +305,8 @@ class TestStatistics:
         played = [*cells("a", [0.75, 0.75]), *cells("b", [0.25, 0.25])]
         [found] = differences_of(played, {"a": ["b"]})
         assert (found.accuracy.stderr, found.accuracy.in_stderrs) == (0.0, None)
+        assert found.accuracy.low is not None and found.accuracy.high is not None
+        assert found.accuracy.low < 0.5 < found.accuracy.high, "two seeds are no certainty"
 
 
 def report_of(study: Study, played: Sequence[Cell]) -> StudyReport:
@@ -288,7 +316,8 @@ def report_of(study: Study, played: Sequence[Cell]) -> StudyReport:
     }
     model = ModelRow(1, "trial-sft", stored)
     times = [StageTime(1, "models/trial-sft", 90.0), StageTime(1, "evals/x", 30.0)]
-    ceilings = {"depth1-names": 0.375}
+    ceiling = CeilingResult(setting="depth1-names", success=0.375, standard_error=0.01, tasks=400)
+    ceilings = {"depth1-names": ceiling}
     return StudyReport(study, played, ceilings, times, [model], [], {"torch": "2"})
 
 
@@ -300,16 +329,35 @@ def test_the_page_holds_every_number_a_reader_asks_for() -> None:
     ]
     page = to_markdown(report_of(study, played))
     settings = len(study.section.settings)
-    assert f"| best possible without trials | 0.38 |{' - |' * (settings - 1)}" in page
-    assert f"| trial SFT | 0.700 ± 0.115 |{' - |' * (settings - 1)}" in page
-    assert (
-        "| trial SFT | depth1-names | trial SFT, trials blocked | +0.500 ± 0.058 | +8.7 |" in page
-    )
+    ceiling = "best possible without trials, texts from tools | 0.375 [0.356, 0.395]"
+    assert f"| {ceiling} |{' - |' * (settings - 1)}" in page
+    assert f"| trial SFT | 0.700 [0.236, 0.946] |{' - |' * (settings - 1)}" in page
+    difference = "+0.500 [+0.184, +0.722] | +8.7"
+    assert f"| trial SFT | depth1-names | trial SFT, trials blocked | {difference} |" in page
+    assert "±" not in page
     assert "- seeds: 1, 2, 3" in page and study.digest in page and "torch 2" in page
     assert "| trial-sft | 1 | 7 | 8 | 9 | 1.5 |" in page
     numbers = json.loads(json.dumps(report_of(study, played).to_json()))
     assert numbers["differences"][0]["in_stderrs"] == pytest.approx(5 * 3**0.5)
     assert numbers["wall_s"] == 120.0
+    assert numbers["ceilings"] == {"depth1-names": 0.375}
+    assert numbers["ceiling_estimates"]["depth1-names"]["high"] == pytest.approx(0.395, abs=1e-3)
+
+
+def test_results_that_an_older_version_stored_are_read() -> None:
+    """They have a standard error and no interval; a ceiling did not say how many tasks it had."""
+    stored = {
+        **{"arm": "a", "setting": "s", "temperature": "greedy", "accuracy": 1.0, "stderr": 0.0},
+        **{"trial_calls_per_episode": 1.0, "tasks": 96},
+    }
+    found = EvaluationResult.model_validate(stored)
+    assert found.interval == share_interval([(1.0, 1.0)] * 96)
+    alone = EvaluationResult.model_validate({**stored, "stderr": None, "tasks": 1})
+    assert alone.interval == NO_INTERVAL
+    ceiling = CeilingResult.model_validate(
+        {"setting": "s", "success": 0.5, "standard_error": 0.02, "seconds": 1.0}
+    )
+    assert (ceiling.tasks, ceiling.interval) == (0, NO_INTERVAL)
 
 
 def test_training_refuses_an_execution_that_forgot_its_trials() -> None:

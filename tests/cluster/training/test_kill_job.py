@@ -71,7 +71,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
         ).ledger().last_step >= step:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.1)
+            process.wait(0.3)
     pytest.fail(f"no step {step} within the deadline")
 
 

@@ -6,9 +6,10 @@ from itertools import permutations, product
 import pytest
 
 from envs.errors import ConfigError
-from envs.tasksets.catalog.ceiling import estimate_ceiling
+from envs.tasksets.catalog.ceiling import estimate_ceiling, task_ceiling
 from envs.tasksets.catalog.config import CatalogConfig
 from envs.tasksets.catalog.operations import OPERATIONS
+from envs.tasksets.catalog.questions import sample_parts
 
 
 def easy(**fields: object) -> CatalogConfig:
@@ -26,9 +27,24 @@ def test_with_marks_and_nothing_told_the_chance_is_calls_over_tools(tools: int, 
 
 def test_at_depth_two_both_tools_must_be_hit() -> None:
     config = easy(tools=4, depths={"2": 1.0}, marks=1.0)
-    assert estimate_ceiling(config, 1, tasks=2).success == 0.0
-    assert estimate_ceiling(config, 2, tasks=4).success == pytest.approx(2 / 4 * 1 / 3)
+    assert estimate_ceiling(config, 1, tasks=2).success == 0.0  # both marks are in these answers
+    assert estimate_ceiling(config, 2, tasks=2).success == pytest.approx(2 / 4 * 1 / 3)
     assert estimate_ceiling(easy(tools=2, depths={"2": 1.0}, marks=1.0), 2, tasks=4).success == 1.0
+
+
+def test_a_mark_that_a_later_operation_drops_is_not_needed() -> None:
+    """One call is enough for two goals where the answer shows only the last tool's mark."""
+    config = easy(tools=4, depths={"2": 1.0}, marks=1.0)
+    dropped = 0
+    for index in range(60):
+        task = sample_parts(config, "heldout", 0, index)
+        first, last = task.tools.needed
+        assert last.mark in task.answer
+        needed = 1 if first.mark not in task.answer else 2
+        dropped += needed == 1
+        found = task_ceiling(config, 1, index)
+        assert found == pytest.approx(1 / 4 if needed == 1 else 0.0)
+    assert 1 <= dropped <= 12
 
 
 def test_moving_texts_the_order_counts_as_well() -> None:

@@ -19,7 +19,8 @@ def advantages(
     drop: bool = True,
 ) -> Advantages:
     rule = AdvantageRule(estimator, eps, ddof, drop_zero_variance=drop)
-    return group_advantages(np.array(rewards, np.float32), groups or "a" * len(rewards), rule)
+    rewards_B = rewards if isinstance(rewards, np.ndarray) else np.array(rewards, np.float32)
+    return group_advantages(rewards_B, groups or "a" * len(rewards), rule)
 
 
 def test_grpo_divides_by_population_std_plus_eps() -> None:
@@ -147,3 +148,38 @@ def test_zero_variance_may_stay_with_advantage_zero() -> None:
     result = advantages([1.0, 1.0], drop=False)
     np.testing.assert_array_equal(result.values_B, [0, 0])
     assert result.reasons_B == ("", "")
+
+
+NOISE = [0.1, 0.1 + 3.7e-9, 0.1 + 1.9e-9, 0.1]
+"""What is left of equal rewards when parts of them were added and subtracted in float32."""
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-6, 0.1])
+@pytest.mark.parametrize("drop", [True, False])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_nothing_is_made_of_rounding(estimator: Estimator, drop: bool, eps: float) -> None:
+    """Beside a group that varies, and alone; large rewards have larger roundings."""
+    alone = advantages(np.array(NOISE), estimator, eps, drop=drop)
+    reasons = ("zero_variance" if drop else "",) * 4
+    assert alone.reasons_B == reasons
+    assert not np.nan_to_num(alone.values_B).any()
+    if estimator == "reinforce_pp":
+        return
+    for noise in (np.array(NOISE), np.array([500.0, 500.0001, 500.0, 500.0])):
+        rewards = np.array([1.0, 0.0, 0.0, 0.0, *noise])
+        beside = advantages(rewards, estimator, eps, groups="aaaabbbb", drop=drop)
+        assert beside.reasons_B[4:] == reasons
+        assert not np.nan_to_num(beside.values_B[4:]).any()
+        assert np.abs(beside.values_B[:4]).max() > 0
+
+
+def test_a_small_difference_is_no_rounding() -> None:
+    assert advantages(np.array([0.1, 0.1 + 3e-6]), "grpo_no_std").reasons_B == ("", "")
+    assert advantages(np.array([0.1, 0.1 + 3e-6])).values_B.tolist() == pytest.approx([-1, 1])
+
+
+def test_maxrl_does_not_divide_by_what_is_left_of_opposite_rewards() -> None:
+    # in float32, 0.3 - 3 * 0.1 is 1.2e-8 / 4 and not 0
+    rewards = np.array([0.3, -0.1, -0.1, -0.1], np.float32)
+    assert 0 < rewards.astype(np.float64).mean() < 1e-8
+    np.testing.assert_allclose(advantages(rewards, "maxrl").values_B, rewards, atol=1e-7)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from learner.config import SoftOverlong, TrialCost
 from learner.credit_columns import CreditColumns
+from learner.credit_config import SoftOverlong, TrialCost
 from learner.objective.credit import (
     overlong_penalties,
     phase_rewards,

@@ -145,10 +145,15 @@ def test_negative_advantages_far_off_are_masked(packed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("estimator", "value"),
-    [("k1", LN2), ("k2", LN2**2 / 2), ("k3", 0.5 - 1 + LN2)],
+    ("estimator", "value", "unbiased"),
+    [
+        ("k1", LN2, False),
+        ("k2", LN2**2 / 2, False),
+        ("k3", 0.5 - 1 + LN2, False),
+        ("k1", LN2, True),
+        ("k3", 0.5 - 1 + LN2, True),
+    ],
 )
-@pytest.mark.parametrize("unbiased", [False, True])
 def test_the_kl_penalty(packed, estimator: str, value: float, unbiased: bool) -> None:
     """Only the third token has left its reference, by ln 2; its ratio is 2."""
     config = LearnerConfig.model_validate(

@@ -6,7 +6,8 @@ import pytest
 from envs.errors import LearnerError
 from envs.tools import AnswerStatus
 from learner.batch import phase_weights, read_episodes
-from learner.config import LearnerConfig, PhaseWeights, SoftOverlong, TrialCost
+from learner.config import LearnerConfig
+from learner.credit_config import PhaseWeights, SoftOverlong, TrialCost
 from learner.objective.selection import select, varies
 from learner.report import Scores, annotate, step_metrics
 from rollout.episode import CallRecord, Outcome, Phase, Turn
@@ -93,6 +94,30 @@ def test_a_group_that_teaches_one_phase_only_stays(make_episode, make_table) -> 
     np.testing.assert_allclose(selection.trial_advantages_B, [0.25, -0.25])
 
 
+@pytest.mark.parametrize(
+    ("weights", "trained"),
+    [({"trial": 0.0, "experience": 0.0}, False), ({"execution": 0.0}, True), ({}, True)],
+)
+def test_a_phase_without_weight_does_not_make_a_group_vary(
+    make_episode, make_table, weights: dict[str, float], trained: bool
+) -> None:
+    """Only the trials of these two differ: where they are not trained, nothing is learned."""
+    episodes = [
+        replace(
+            make_episode(i, reward=1.0 - cost, length=8),
+            reward_parts={"answer": 1.0, "trial_cost": -cost},
+        )
+        for i, cost in enumerate([0.0, 0.5])
+    ]
+    batch = read_episodes(make_table(episodes))
+    config = LearnerConfig.model_validate({"credit": "phase", "phase_weights": weights})
+    assert varies(batch, config) == trained
+    selection = select(batch, config)
+    assert selection.reasons_B == (("", "") if trained else ("zero_variance",) * 2)
+    loss_N = selection.advantages_N * selection.weights_N
+    assert bool(np.nan_to_num(loss_N).any()) == trained
+
+
 def test_a_cost_of_the_learner_makes_a_group_vary(make_episode, make_table) -> None:
     episodes = [replace(make_episode(i, reward=1.0), extra={}, turns=trials(i)) for i in (1, 3)]
     batch = read_episodes(make_table(episodes))
@@ -110,6 +135,38 @@ def test_length_is_punished_before_the_limit(make_episode, make_table) -> None:
     selection = select(batch, LearnerConfig(overlong=rule, advantage="grpo_no_std"))
     np.testing.assert_allclose(selection.rewards.episode_B, [0.8, 0.6])
     np.testing.assert_allclose(selection.advantages_B, [0.1, -0.1], atol=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-6, 0.1])
+def test_equal_executions_get_nothing_of_what_their_trials_cost(
+    make_episode, make_table, eps: float
+) -> None:
+    """Answers are all wrong; only trial turns were malformed, and only trials were paid for."""
+    episodes = [
+        replace(
+            make_episode(i, reward=sum(parts), length=8),
+            reward_parts=dict(zip(("answer", "malformed", "trial_cost"), parts, strict=True)),
+            turns=(replace(trials(0)[0], policy_error="malformed_json" if parts[1] else ""),),
+        )
+        for i, parts in enumerate([(0, -0.1, -0.06), (0, 0, -0.07), (0, -0.1, -0.01), (0, 0, 0)])
+    ]
+    batch = read_episodes(make_table(episodes))
+    config = LearnerConfig(credit="phase", advantage_eps=eps)
+    selection = select(batch, config)
+    assert np.ptp(selection.rewards.execution_B) > 0, "no rounding: nothing is tested"
+    assert selection.kept == (0, 1, 2, 3)
+    assert selection.advantages_B.tolist() == [0, 0, 0, 0]
+    assert (selection.trial_advantages_B != 0).all()
+    assert varies(batch, config)
+
+
+def test_one_rule_says_that_a_group_does_not_vary(make_episode, make_table) -> None:
+    """Choice of groups and advantages agree on both sides of the limit."""
+    for difference, reasons in ((5e-7, ("zero_variance",) * 2), (2e-6, ("", ""))):
+        pair = [make_episode(0, reward=0.5), make_episode(1, reward=0.5 + difference)]
+        batch = read_episodes(make_table(pair))
+        assert varies(batch, LearnerConfig()) == (reasons == ("", ""))
+        assert select(batch, LearnerConfig(advantage_eps=0.0)).reasons_B == reasons
 
 
 def trials(count: int) -> tuple[Turn, ...]:

@@ -32,7 +32,7 @@ pytestmark = [
 VOCAB = 256
 MAX_LEN = 512
 LOAD_TIMEOUT_S = 6.0
-STOP = 0
+STOPS = (0, 1)
 MAX_LOGPROB_DIFFERENCE = 1e-3
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
 
@@ -92,7 +92,7 @@ async def start_rig(folder: Path, *, tied: bool, clear_cache_on_load: bool) -> R
             ),
             seed=7,
         ),
-        stop_token_ids=(STOP,),
+        stop_token_ids=STOPS,
         clear_cache_on_load=clear_cache_on_load,
     )
     others = set(psutil.Process().children())
@@ -164,7 +164,7 @@ def greedy_reference(model: LlamaForCausalLM, prompt: list[int], max_tokens: int
     ids = list(prompt)
     while len(ids) < len(prompt) + max_tokens:
         ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] == STOP:
+        if ids[-1] in STOPS:
             break
     return ids[len(prompt) :]
 
@@ -258,15 +258,16 @@ async def test_a_seed_repeats_and_greedy_repeats(untied: Rig) -> None:
     assert greedy[0].token_ids == greedy[1].token_ids
 
 
-async def test_the_stop_token_belongs_to_the_completion(untied: Rig) -> None:
-    params = [SamplingParams(max_tokens=200, temperature=2.0, seed=index) for index in range(16)]
+async def test_every_stop_token_stops_and_belongs_to_the_completion(untied: Rig) -> None:
+    params = [SamplingParams(max_tokens=100, temperature=2.0, seed=index) for index in range(32)]
     prompt = prompt_of(10, seed=600)
     completions = await asyncio.gather(*[untied.sample(prompt, one) for one in params])
     stopped = [c for c in completions if c.finish_reason == "stop"]
     cut_off = [c for c in completions if c.finish_reason == "length"]
-    assert stopped and cut_off
-    assert all(c.token_ids[-1] == STOP and STOP not in c.token_ids[:-1] for c in stopped)
-    assert all(len(c.token_ids) == 200 and STOP not in c.token_ids for c in cut_off)
+    assert cut_off
+    assert {c.token_ids[-1] for c in stopped} == set(STOPS)
+    assert all(not {*c.token_ids[:-1]} & {*STOPS} for c in stopped)
+    assert all(len(c.token_ids) == 100 and not {*c.token_ids} & {*STOPS} for c in cut_off)
 
 
 async def test_the_context_limits_prompt_and_completion(untied: Rig) -> None:
