@@ -78,6 +78,7 @@ class Ledger(LedgerState):
     def __init__(self, path: Path, writes: Writes | None = None) -> None:
         super().__init__()
         self._writes = writes or Writes(path)
+        self._path = path
         self._journal = Journal(path)
         LedgerReader(path, self).refresh()
         self._own: set[str] = set()
@@ -133,6 +134,11 @@ class Ledger(LedgerState):
 
     def roll_back(self, step: int) -> None:
         """Make episodes that were trained on, or left out, after `step` ready again."""
+        if self._archived:
+            self._writes.flush()
+            self._forget_all()
+            self._own, self._settled = set(), set()
+            LedgerReader(self._path, self).refresh()
         self._record(RolledBack(step=step))
 
     def reconcile(self, stored: Mapping[str, Mapping[int, bool]]) -> None:

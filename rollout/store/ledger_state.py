@@ -174,6 +174,9 @@ class LedgerState:
     """All scheduled episodes and their states; only events change it."""
 
     def __init__(self) -> None:
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self.entries: dict[str, Entry] = {}
         """By episode, without those of archived groups."""
         self.groups: dict[str, list[str]] = {}
@@ -234,7 +237,7 @@ class LedgerState:
     def archive(self, group: str) -> None:
         """Keep no more of a settled group than its name and its part in the counts of `audit`.
 
-        It cannot be rolled back afterwards, which only a new process does, from the file.
+        To roll it back, it must be read from the file again.
         """
         for episode in self.groups.pop(group):
             entry = self.entries.pop(episode)

@@ -30,7 +30,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 from rich.console import Console
@@ -45,32 +44,20 @@ from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.task_stream import TaskStream
 from cluster.training.job import Job
 from cluster.training.train import train_steps
-from envs.messages import Message
 from envs.tasks import Environment, Score, Split, Task
-from envs.tools import AnswerStatus, ToolSet
-from learner.report import ANNOTATION_SCHEMA, StepReport
+from envs.tools import ToolSet
+from learner.report import StepReport
 from rollout.config import EpisodeConfig
-from rollout.engine import VersionSpan
-from rollout.episode import (
-    CallRecord,
-    Episode,
-    Lease,
-    Outcome,
-    Phase,
-    RolloutKind,
-    Sampling,
-    Timings,
-    Turn,
-)
+from rollout.episode import Lease
 from rollout.episode_schema import EPISODE_SCHEMA, from_wire, to_batch, to_wire
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.weights.manifest import WeightLayout, WeightManifest
+from tests.benchmarks.long_episode import PROMPT, annotations_of, long_episode
 
 GROUP = 8
 SLOTS = 64
 """Episodes that a worker runs at once."""
-PROMPT, TURNS, TURN = 160, 40, 96
 HEADINGS = (
     *("workers", "in flight", "episodes", "ended/s", "lag p50 ms", "p99", "max", "wall p99"),
     *("CPU ms/ episode", "RSS start MiB", "end"),
@@ -234,95 +221,6 @@ class SimulatedWorker:
         await asyncio.sleep(0)
 
     def kill(self) -> None: ...
-
-
-def long_episode() -> Episode:
-    """Return an episode of 4,000 tokens; an eighth of its turns make a call."""
-    tokens = PROMPT + TURNS * TURN
-    lease = Lease(
-        run="bench",
-        episode="g000000-00",
-        kind=RolloutKind.TRAIN,
-        group="g000000",
-        group_number=0,
-        task="train-0",
-        sample_index=0,
-        attempt=0,
-        seed=0,
-    )
-    call = CallRecord(
-        name="probe",
-        arguments='{"x": 1}',
-        status=AnswerStatus.OK,
-        result="17",
-        seconds=0.01,
-        cpu_seconds=0.01,
-        purpose="trial",
-    )
-    turn = Turn(
-        phase=Phase.TRIAL,
-        start=0,
-        end=0,
-        text="<trial> probe the tool </trial>" * 4,
-        finish_reason="stop",
-        policy_error="",
-    )
-    turns = tuple(
-        replace(
-            turn,
-            start=PROMPT + i * TURN,
-            end=PROMPT + (i + 1) * TURN,
-            calls=() if i % 8 else (call,),
-        )
-        for i in range(TURNS)
-    )
-    return Episode(
-        lease=lease,
-        environment="catalog",
-        split="train",
-        mode="trial",
-        outcome=Outcome.ANSWERED,
-        error="",
-        reward=1.0,
-        reward_parts={"answer": 1.0},
-        answer="17",
-        question="?",
-        tags={},
-        token_ids_T=tuple(range(tokens)),
-        phases_T=(*(Phase.PROMPT,) * PROMPT, *(Phase.TRIAL,) * (TURNS * TURN)),
-        logprobs_T=(*(float("nan"),) * PROMPT, *(-1.0,) * (TURNS * TURN)),
-        spans=(VersionSpan(PROMPT, 0),),
-        turns=turns,
-        messages=(Message("user", "?" * 500),),
-        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=0),
-        timings=Timings(started_at=0.0, wall_s=1.0, queue_s=0.0, generate_s=1.0, tool_s=0.0),
-        source="policy",
-        worker="worker-1",
-        tool_server="",
-        isolation="",
-        extra={"trial_calls": 5.0},
-    )
-
-
-def annotations_of(table: pa.Table) -> tuple[pa.Table, float]:
-    """Return one annotation per sampled token, and the CPU seconds that it took to make them."""
-    started = time.thread_time()
-    rows, sampled = table.num_rows, TURNS * TURN
-    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * sampled)
-    positions = np.tile(np.arange(PROMPT, PROMPT + sampled, dtype=np.int32), rows)
-    numbers = np.full(rows * sampled, -1.0, np.float32)
-    annotations = pa.Table.from_arrays(
-        [
-            table["episode"].combine_chunks(),
-            pa.array(np.zeros(rows, np.float32)),
-            pa.nulls(rows, pa.float32()),
-            pa.array([""] * rows),
-            pa.ListArray.from_arrays(offsets, pa.array(positions)),
-            *(pa.ListArray.from_arrays(offsets, pa.array(numbers)) for _ in range(2)),
-        ],
-        schema=ANNOTATION_SCHEMA,
-    )
-    return annotations, time.thread_time() - started
 
 
 async def train(setting: Setting) -> list[float]:

@@ -3,11 +3,19 @@
 import asyncio
 import math
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from cluster.config.run_config import RolloutsSection
 from cluster.fleet.loop_lag import TICK_S, LagCounts, LoopLag
+from cluster.fleet.pool import PoolTiming, RolloutPool
+from envs.tasks import Task
+from rollout.config import EpisodeConfig
+from rollout.episode import Lease
+from rollout.weights.manifest import WeightManifest
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
@@ -24,8 +32,9 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         self.now += seconds
 
     def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self.now = max(self.now, self._scheduled[0].when())  # type: ignore[attr-defined]
+        timers = [timer for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        if timers and not self._ready:  # type: ignore[attr-defined]
+            self.now = max(self.now, min(timer.when() for timer in timers))
         super()._run_once()  # type: ignore[misc]
 
 
@@ -129,5 +138,51 @@ def test_the_deadline_of_a_block_that_ends_is_gone() -> None:
         async with lag.deadline(1):
             pass
         await asyncio.sleep(3)
+
+    run(main())
+
+
+@dataclass
+class SlowlyHeard:
+    """A worker whose pings are answered after a second, in which the loop begins to stand still."""
+
+    standstill_s: float
+    pings: int = 0
+    dead: bool = False
+
+    async def start(self) -> None: ...
+
+    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        raise AssertionError
+
+    async def load_weights(self, manifest: WeightManifest) -> None: ...
+
+    async def ping(self) -> None:
+        self.pings += 1
+        answer = loop().create_future()
+        if not self.dead:
+            loop().call_later(0.5, loop().stand_still, self.standstill_s)
+            loop().call_later(1, answer.set_result, None)
+        await answer
+        await asyncio.sleep(0)
+
+    def kill(self) -> None: ...
+
+
+def test_a_driver_that_stood_still_calls_no_worker_lost_but_still_finds_dead_ones() -> None:
+    async def main() -> None:
+        client = SlowlyHeard(standstill_s=90)
+        section = RolloutsSection(ping_timeout_s=60)
+        pool = RolloutPool(lambda name: client, section, PoolTiming())
+        pool.resize(1)
+        await pool.wait_healthy()
+        await asyncio.sleep(500)
+        assert client.pings > 3
+        assert pool.losses == 0
+        assert pool.lag.take().max_s > 80
+        client.dead = True
+        await asyncio.sleep(500)
+        assert pool.losses > 0
+        await pool.close()
 
     run(main())

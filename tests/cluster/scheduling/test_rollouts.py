@@ -312,4 +312,8 @@ async def test_memory_of_the_ledger_does_not_grow_with_the_steps(
         assert run.ledger.audit().states[State.TRAINED] == 8 * 8, "archived ones are counted"
         assert run.ledger.is_known("g000000") and "g000000" not in run.ledger.groups
         await rollouts.close()
-    assert RunReader(config.path).ledger().audit().states[State.TRAINED] == 8 * 8
+        run.sync()
+        assert RunReader(config.path).ledger().audit().states[State.TRAINED] == 8 * 8
+        run.recover(2)  # as when the learner is lost: archived groups too are trained again
+        ready = [group for group in run.ledger.ready_groups() if group.planned_step is not None]
+        assert [group.planned_step for group in ready] == [s for s in range(3, 9) for _ in range(2)]
