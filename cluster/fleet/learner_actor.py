@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from cluster.fleet.shared_folder import Answer, Question, answer
 from cluster.fleet.weight_relay import place_here
 from cluster.lifecycle.retention import checkpoint_path
+from envs.late_imports import import_late
 from learner.outputs.digest import tensor_digests, with_weight_digests
 from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.pretrained.architecture import check_trained
@@ -58,7 +58,7 @@ class LearnerActor:
 
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)
-        self._trainer = resolve_name(TRAINER)(setup, resolve_name(BACKEND))
+        self._trainer = import_late(TRAINER)(setup, import_late(BACKEND))
 
     def rl_step(self, table: pa.Table, *, digest_weights: bool = False) -> StepReport:
         """Make one step. With `digest_weights` rank 0's report has a digest of every weight.
