@@ -1,11 +1,14 @@
 """Running a command's coroutine to its end, also under SIGTERM."""
 
 import asyncio
+import ctypes
 import gc
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+import pyarrow as pa
 
 from envs.errors import TrialrunError, first_cause
 
@@ -39,6 +42,18 @@ def run_async(main: Coroutine[None, None, Result]) -> Result:
             "stopped on request (SIGTERM); finished work is stored: the same command resumes it "
             "(train, sft and collect with --requeue, eval with --run)"
         ) from None
+
+
+def free_memory() -> None:
+    """Collect garbage, and give back to the system what allocators keep of freed episodes.
+
+    For the end of a step: it takes a tenth of a second with thousands of episodes in flight.
+    """
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
-from cluster.running import run_async
+from cluster.running import free_memory, run_async
 from cluster.scheduling.groups import Group
 from cluster.scheduling.played import PlayedGroup, played_group
 from cluster.scheduling.prompt_check import check_some_prompts
@@ -119,6 +119,7 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     metrics = await step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
     metrics["step_s"] = sum(watch.laps.values())
     metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
+    await asyncio.to_thread(free_memory)
     job.run.record_metrics(step, metrics)
     progress.step(step, job.config.run.steps, metrics)
 
