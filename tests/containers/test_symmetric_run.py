@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
 NAME = "trialrun-symmetric"
 _ADDRESS = f"{NAME}-1:6379"
-# Without --min-nodes: with it Ray's command joins the cluster as a driver, and ends with status 1 when
-# it stops the cluster. A run waits for its nodes by itself.
+# Without --min-nodes: with it Ray's command joins the cluster as a driver, and ends with status 1
+# when it stops the cluster. A run waits for its nodes by itself.
 _COMMAND = (
     *("ray", "symmetric-run", "--address", _ADDRESS, "--num-cpus=2"),
     *("--object-store-memory=268435456", "--", "env", f"RAY_ADDRESS={_ADDRESS}"),
