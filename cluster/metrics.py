@@ -253,6 +253,14 @@ def _times() -> Iterable[Metric]:
     yield _metric("workers", "workers", STEP, "count", about, label="workers", form=".0f")
     about = "Rollout workers lost since the job started."
     yield _metric("worker_losses", "workers", STEP, "count", about, label="lost", form=".0f")
+    about = "How late the driver's event loop was in the step: how long an answer that arrived at "
+    about += "a random moment waited. Half of the moments were not later."
+    yield _metric("loop_lag_p50_s", "s", STEP, "median", about, form=".3f s")
+    about = "The same of all but the worst hundredth of the moments."
+    shown = {"label": "driver lag", "title": "driver's loop lag p99 (s)", "form": ".2f s"}
+    yield _metric("loop_lag_p99_s", "s", STEP, "99th percentile", about, **shown)
+    about = "The longest time in the step for which the driver's event loop stood still."
+    yield _metric("loop_lag_max_s", "s", STEP, "maximum", about, form=".2f s")
 
 
 METRICS: Mapping[str, Metric] = {

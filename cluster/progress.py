@@ -10,6 +10,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -98,15 +101,25 @@ class _Screen:
         self._phase_at = self._spoke_at = clock()
         self._bars: Bars | None = None
         self._beating = False
+        self.log: TextIO | None = None
+        """A file that gets every line too."""
 
     def line(self, text: str, *, style: str = "") -> None:
         """Print one line."""
         with self.lock:
             self._spoke_at = self.clock()
+            self.note(text)
             styled = style and self.console.is_terminal
             self.console.print(
                 f"[{style}]{escape(text)}[/]" if styled else escape(text), soft_wrap=True
             )
+
+    def note(self, text: str) -> None:
+        """Write one line to the log alone, with the time in UTC."""
+        if self.log is not None:
+            at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+            self.log.write(f"{at} {text}\n")
+            self.log.flush()
 
     def begin(self, text: str) -> None:
         """Print that a phase starts; the heartbeat names it from now on."""
@@ -206,6 +219,22 @@ class Progress:
     def beat(self) -> None:
         """Print the state of what runs, if nothing was printed for `EVERY_S` seconds."""
         self._screen.beat()
+
+    @contextmanager
+    def logged(self, path: Path) -> Iterator[None]:
+        """Append every line to the file `path` too while the block lasts, and the error that ends
+        it.
+        """
+        screen = self._screen
+        with path.open("a", encoding="utf-8") as log:
+            screen.log = log
+            try:
+                yield
+            except BaseException as error:
+                screen.note(f"error: {str(error) or type(error).__name__}")
+                raise
+            finally:
+                screen.log = None
 
     @contextmanager
     def counter(self, total: int, noun: str, done: int = 0) -> Iterator[Counter]:

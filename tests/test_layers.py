@@ -16,7 +16,7 @@ from tests.project_tree import ORDER, Rule, broken, imported_names, project_modu
 
 FLOORS = {
     "envs": (
-        "answers errors config endpoints messages seeds",
+        "answers errors config endpoints late_imports messages seeds",
         "tools",
         "tasks argument_check sandbox sources remote",
         "server perturbation tasksets",
@@ -49,7 +49,7 @@ FLOORS = {
         "dashboard lifecycle",
         "checks",
         "deploy fleet",
-        "scheduling",
+        "jobs scheduling",
         "chaos evaluation teachers",
         "replay training",
         "study",
@@ -84,8 +84,8 @@ _ROLLOUT = (
     "httpx jinja2 numpy pyarrow pydantic safetensors tokenizers torch transformers vllm xxhash"
 )
 _LEARNER = (
-    "deepspeed gguf huggingface_hub numpy peft pyarrow pydantic safetensors tokenizers torch "
-    "transformers xxhash"
+    "deepspeed gguf httpx2 huggingface_hub numpy peft pyarrow pydantic safetensors tokenizers "
+    "torch transformers xxhash"
 )
 _ENVS = (
     "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "
@@ -101,12 +101,12 @@ THIRD_PARTY = {
 VENDORS = {
     "vllm": ("rollout/engines/vllm_*.py",),
     "deepspeed": ("learner/backends/deepspeed_backend.py",),
-    "ray": ("cluster/fleet/*.py",),
+    "ray": ("cluster/fleet/*.py", "cluster/jobs/ray_jobs.py"),
     "fastapi": ("envs/server/*.py", "envs/gateway/*.py", "cluster/dashboard/*.py"),
     "uvicorn": ("envs/server/main.py", "cluster/*.py"),
     "mcp": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
     "mcp_types": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
-    "httpx2": ("envs/remote/mcp_*.py",),
+    "httpx2": ("envs/remote/mcp_*.py", "learner/pretrained/hub.py"),
     "websockets": ("envs/remote/openenv_client.py", "envs/server/connection.py"),
     "peft": ("learner/backends/peft_adapters.py",),
     "matplotlib": ("cluster/evaluation/plots.py",),

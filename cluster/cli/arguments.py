@@ -1,5 +1,6 @@
 """Arguments that several commands share, and how a recipe is read from them."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from cluster.config.known_keys import keys_meant_by
+from cluster.config.places import with_absolute_paths
 from cluster.config.reference import documented_toml, key_docs
 from cluster.config.run_config import RecipeKeys, RunConfig, load_config, recipe_names
 from envs.errors import ConfigError
@@ -32,6 +34,14 @@ SetOption = Annotated[
         metavar="SECTION.KEY=VALUE",
         help="The same as an option; repeatable.",
         show_default=False,
+    ),
+]
+RequeueOption = Annotated[
+    bool,
+    typer.Option(
+        "--requeue",
+        help="Resume the run if there is one, else start it: one command for the first start and "
+        "for every restart, by hand or by a queue.",
     ),
 ]
 DryRunOption = Annotated[
@@ -101,8 +111,12 @@ def read_config(
     overrides: Sequence[str] | None,
     default: str = "",
 ) -> RunConfig:
-    """Return the configuration that a command line describes. Raises ConfigError, MissingError."""
-    return load_config(*recipe_and_overrides(recipe, assignments, overrides, default))
+    """Return the configuration that a command line describes, with absolute paths.
+
+    Raises ConfigError, MissingError.
+    """
+    config = load_config(*recipe_and_overrides(recipe, assignments, overrides, default))
+    return with_absolute_paths(config, os.environ)
 
 
 def stop_if_dry(config: RunConfig, *, dry_run: bool) -> None:

@@ -1,7 +1,5 @@
 """What the commands share: an option, late imports, printing a result, and an interruption."""
 
-import gc
-import importlib
 import json
 import shlex
 import signal
@@ -20,6 +18,7 @@ from typer.core import TyperGroup
 from cluster.fleet.ray_environment import prepare_environment
 from cluster.progress import Progress
 from envs.errors import ConfigError, TrialrunError
+from envs.late_imports import import_late
 from envs.tools import JsonObject
 
 JsonOption = Annotated[
@@ -50,13 +49,16 @@ def stopped_text(command: str, arguments: Sequence[str]) -> str:
     """Return the line that an interrupted command prints: what is kept and how to resume."""
     again = f"trialrun {shlex.join(arguments)}"
     if command in _RESUMED_BY_OPTION:
-        option = "" if "--resume" in arguments else " --resume"
+        given = "--resume" in arguments or "--requeue" in arguments
+        option = "" if given else " --resume"
         return f"stopped; finished work is kept; resume with: {again}{option}"
     if command in _RESUMED_AS_IS:
         return f"stopped; finished work is kept; resume with: {again}"
     if command in _RESUMED_BY_RUN:
         option = "" if "--run" in arguments else " --run RUN_DIRECTORY"
         return f"stopped; finished work is kept; resume with: {again}{option}"
+    if command == "submit":
+        return "no longer following; a job that was submitted goes on: see `trialrun runs`"
     return "stopped"
 
 
@@ -69,22 +71,12 @@ def stack(module: str, *, slow: bool = False) -> Any:
     progress = Progress(quiet=not slow)
     progress.phase("loading torch and Ray")
     try:
-        with interruptible(), _no_garbage_collection():
-            return importlib.import_module(f"cluster.{module}")
+        with interruptible():
+            return import_late(f"cluster.{module}")
     except ImportError as error:
         raise ConfigError(
             f"the stack is not installed ({error}): type 'make setup', then 'trialrun doctor'"
         ) from error
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Nearly all that an import makes lives on; looking for garbage is a sixth of its time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @contextmanager

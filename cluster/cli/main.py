@@ -3,7 +3,9 @@ unreachable or not found.
 """
 
 import json
+import os
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +14,14 @@ import typer
 from rich.console import Console
 
 from cluster.cli import inspection, rendering
+from cluster.cli import jobs as cli_jobs
 from cluster.cli import runs as cli_runs
 from cluster.cli.arguments import (
     Assignments,
     DryRunOption,
     RecipeArgument,
     RecipeCommand,
+    RequeueOption,
     SetOption,
     read_config,
     recipe_and_overrides,
@@ -31,6 +35,7 @@ from cluster.cli.path_checks import (
     run_at,
 )
 from cluster.config.collect_config import CollectSource
+from cluster.config.places import absolute_place, with_absolute_places
 from cluster.study.recipe import load_study, read_seeds
 from envs.errors import TrialrunError
 from rollout.engines.openai_config import ToolFormat
@@ -49,7 +54,11 @@ app = typer.Typer(
 
 def _show_version(*, wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"trialrun {metadata.version('trialrun')}\n")
+        try:
+            found = metadata.version("trialrun")
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found = "from a checkout"
+        sys.stdout.write(f"trialrun {found}\n")
         raise typer.Exit
 
 
@@ -112,6 +121,8 @@ def study(
     planned = load_study(*recipe_and_overrides(recipe, assignments, overrides, "study"))
     if arms is not None:
         planned = planned.only([arm.strip() for arm in arms.split(",")])
+    planned = replace(planned, config=with_absolute_places(planned.config, os.environ))
+    folder = absolute_place("--dir", folder, os.environ)
     chosen = read_seeds(seeds, planned.config.run.seed)
     check_inputs(planned.config)
     result = stack("study.study", slow=True).run_study(planned, chosen, folder)
@@ -138,6 +149,7 @@ def sft(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume an interrupted SFT from its newest checkpoint.")
     ] = False,
+    requeue: RequeueOption = False,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -150,8 +162,10 @@ def sft(
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
     check_sources(sources or [])
-    check_run_folder(config.path, resume=resume, elsewhere="choose another run.name")
-    found = stack("training.sft", slow=True).run_sft(config, sources or [], resume=resume)
+    check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
+    found = stack("training.sft", slow=True).run_sft(
+        config, sources or [], resume=resume, requeue=requeue
+    )
     report(found, as_json=as_json)
 
 
@@ -191,6 +205,7 @@ def collect(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume an interrupted collection.")
     ] = False,
+    requeue: RequeueOption = False,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -206,10 +221,12 @@ def collect(
     values += [f"collect.source={source}"] if source else []
     config = read_config(recipe, assignments, [*values, *(overrides or [])], "catalog")
     stop_if_dry(config, dry_run=dry_run)
-    target = out or config.path / "collected"
+    target = absolute_place("--out", out or config.path / "collected", os.environ)
     check_inputs(config)
-    check_run_folder(target, resume=resume, elsewhere="choose another --out")
-    found = stack("teachers.collect", slow=True).run_collect(config, target, resume=resume)
+    check_run_folder(target, resume=resume or requeue, elsewhere="choose another --out")
+    found = stack("teachers.collect", slow=True).run_collect(
+        config, target, resume=resume, requeue=requeue
+    )
     report(found, as_json=as_json)
 
 
@@ -223,6 +240,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run from its newest checkpoint.")
     ] = False,
+    requeue: RequeueOption = False,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -236,10 +254,10 @@ def train(
     config.check_trainable()
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
-    if resume:
+    if resume and not requeue:
         run_at(config.path)
-    check_run_folder(config.path, resume=resume, elsewhere="choose another run.name")
-    found = stack("training.train", slow=True).run_train(config, resume=resume)
+    check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
+    found = stack("training.train", slow=True).run_train(config, resume=resume, requeue=requeue)
     report(found, as_json=as_json)
 
 
@@ -266,6 +284,7 @@ def evaluate(
     config = read_config(recipe, assignments, overrides)
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
+    run = run and absolute_place("--run", run, os.environ)
     path = stack("evaluation.evaluate", slow=True).run_eval(config, run)
     found = stack("evaluation.report_files").report_on(path)
     stack("evaluation.plots").plot_report(found, path.name, path / "plot.png")
@@ -278,6 +297,7 @@ def evaluate(
 
 
 app.add_typer(inspection.app)
+app.add_typer(cli_jobs.app)
 app.add_typer(rendering.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_runs.episodes, name="episodes")
@@ -298,3 +318,7 @@ def main() -> None:
 
 def _plain(error: TrialrunError) -> str:
     return str(error).replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

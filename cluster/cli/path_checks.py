@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.config.places import BUILT_MODELS
 from cluster.config.run_config import RunConfig
 from envs.errors import MissingError, StoreError
+from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunLayout, existing_run
 
-BUILT_MODELS = ("tiny", "smollm2-135m-instruct")
-"""Models that are built here, so that no folder has to exist."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MOST_LISTED = 8
 _DEPTH = 2
@@ -23,7 +23,7 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def check_model(ref: str) -> None:
-    """Raise MissingError where `ref` is neither a model that is built here nor a model folder."""
+    """Raise MissingError where `ref` is no model that is built here, no folder and no Hub id."""
     folder = Path(ref).expanduser()
     if ref in BUILT_MODELS or (folder / "config.json").is_file():
         return
@@ -32,16 +32,11 @@ def check_model(ref: str) -> None:
             f"expected a model folder in model.path, found no config.json in {folder.absolute()}"
         )
     if _HUB_ID.fullmatch(ref) and not folder.parent.is_dir():
-        local = f"models/{folder.name}"
-        raise MissingError(
-            f"expected a model folder in model.path, found nothing at {ref!r}. If it is an id of "
-            f"the Hugging Face Hub, download it with `hf download {ref} --local-dir {local}`, then "
-            f"set model.path={local}"
-        )
+        return  # the Hub knows
     raise MissingError(
         f"expected a model folder in model.path, found nothing at {ref!r} (looked in "
-        f"{folder.absolute()}): set it to a Hugging Face model folder or to "
-        f"{' or '.join(BUILT_MODELS)}"
+        f"{folder.absolute()}): set it to a Hugging Face model folder, to an id of the Hugging "
+        f"Face Hub, or to {' or '.join(BUILT_MODELS)}"
     )
 
 
@@ -55,9 +50,11 @@ def check_tasks(config: RunConfig) -> None:
 def check_run_folder(path: Path, *, resume: bool, elsewhere: str) -> None:
     """Raise StoreError where `path` holds a run that is not to be resumed.
 
-    `elsewhere` says how to choose another folder.
+    What a failed start left, without any record, is no run. `elsewhere` says how to choose another
+    folder.
     """
-    if RunLayout(path).run_json.exists() and not resume:
+    layout = RunLayout(path)
+    if layout.run_json.exists() and not resume and not is_blank(layout):
         raise StoreError(
             f"there is a run in {path} already: resume it with --resume, or {elsewhere}"
         )

@@ -12,9 +12,10 @@ from cluster.cli.arguments import (
     RecipeArgument,
     RecipeCommand,
     SetOption,
-    read_config,
+    recipe_and_overrides,
 )
 from cluster.cli.command_line import stack
+from cluster.config.run_config import load_config
 from cluster.deploy.render_options import RenderOptions, name_for
 
 app = typer.Typer()
@@ -91,7 +92,8 @@ def render(
 
     Sizes of pods follow from the recipe and its estimate. Relative paths are on the volume.
     """
-    config = read_config(recipe, assignments, overrides)
+    # Paths are those in the pods, not of the folder in which this is typed.
+    config = load_config(*recipe_and_overrides(recipe, assignments, overrides))
     config.check_trainable()
     options = RenderOptions(
         kind=kind,

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import sys
-import time
-from getpass import getuser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +11,7 @@ from typer.core import TyperGroup
 
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.path_checks import run_at
-from envs.errors import ConfigError
 from rollout.episode import Outcome
-from rollout.store.control import MAX_WORKERS, ControlEvent, ScaleRequest, send_request
 
 RunArgument = Annotated[Path, typer.Argument(help="Run directory (running or finished).")]
 
@@ -84,43 +80,6 @@ def show(
         views.show_episode(run, episode, as_json=as_json)
     else:
         views.list_episodes(run, outcome or "", limit, as_json=as_json)
-
-
-def _whole_number(text: str) -> int:
-    """Read the target number of workers. Raises typer.BadParameter for anything but digits."""
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_WORKERS:
-        raise typer.BadParameter(
-            f"expected the target number of workers, 1 to {MAX_WORKERS}, found {text!r}: "
-            "it is the total, not a change (for example 4, not +2)"
-        )
-    return int(text)
-
-
-@app.command(epilog="Example: [bold]trialrun scale runs/first 4[/]")
-def scale(
-    run: Annotated[Path, typer.Argument(help="Run directory of a running training job.")],
-    workers: Annotated[
-        int,
-        typer.Argument(
-            parser=_whole_number, metavar="WORKERS", help="Target number of rollout workers."
-        ),
-    ],
-    timeout_s: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
-    ] = 30.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Change the number of rollout workers of a running training job.
-
-    New workers start, load the current weights and receive work; surplus workers finish their
-    episodes first. A restarted job returns to the recipe's worker count.
-    """
-    event = ControlEvent(at=time.time(), actor=getuser(), request=ScaleRequest(workers=workers))
-    answer = send_request(run_at(run), event, timeout_s)
-    if answer.refused:
-        raise ConfigError(f"the job on {run} refused: {answer.refused}")
-    note = {"note": answer.note} if answer.note else {}
-    report({"run_dir": str(run), "workers": workers, **note}, as_json=as_json)
 
 
 @app.command(

@@ -41,9 +41,9 @@ class RunSection(Section):
     name: str = Field(default="run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     """Name of the run; its directory is `dir/name`. Letters, digits, `.`, `_` and `-`."""
     dir: str = "runs"
-    """Folder of run directories."""
+    """Folder of run directories, which every node must see; relative to TRIALRUN_HOME, if set."""
     models_dir: str = "models"
-    """Folder for models that are built or converted here; later runs reuse them."""
+    """Folder for models that are built, converted or downloaded; later runs reuse them."""
     seed: int = Field(default=0, ge=0)
     """Random seed; every other seed is derived from it."""
     steps: int = Field(default=100, ge=0)
@@ -119,10 +119,7 @@ class ClusterSection(Section):
     learner_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline for one learner step, push or checkpoint."""
     learner_restarts: int = Field(default=3, ge=0)
-    """How often the learner is started anew without a new checkpoint in between, after one of its
-    ranks died or did not answer. Each time it continues from the newest checkpoint, with the
-    rollout workers that are there.
-    """
+    """Restarts of the learner after a rank was lost, without a new checkpoint in between."""
     tool_placement: Literal["worker", "node", "cluster"] = "worker"
     """Where tool servers run. `worker`: one next to every rollout worker; `node`: on every node, on
     UNIX sockets for the workers of that node; `cluster`: on every node, on TCP for all workers.

@@ -5,6 +5,7 @@ A killed evaluation is resumed in its run directory: stored episodes are not run
 
 import asyncio
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
@@ -12,6 +13,7 @@ from cluster.evaluation.report_files import report_on
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving
 from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
@@ -63,9 +65,10 @@ async def run_episodes(
     total, missing = len(tasks) * plan.samples, missing_episodes(config, run.ledger, tasks)
     with progress.counter(total, "episodes", total - missing) as counter:
         async with asyncio.TaskGroup() as group:
-            for scheduled in (*schedule.resume(), *map(schedule.schedule, unscheduled)):
+            for scheduled in chain(schedule.resume(), map(schedule.schedule, unscheduled)):
                 group.create_task(_run_group(dispatcher, run, scheduled, counter))
-    run.sync()
+                await asyncio.sleep(0)  # or the loop stands still for thousands of episodes
+    await run.synced()
 
 
 def missing_episodes(config: RunConfig, ledger: LedgerState, tasks: Sequence[Task]) -> int:
@@ -134,8 +137,12 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         opening.open(progress).close()
         return path
     progress.say(f"if interrupted, resume with: --run {path}")
-    progress.phase("starting Ray")
-    with ray_session(config), opening.open(progress) as run:
+    progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{path.absolute()}")
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
         run_async(_run_on_a_pool(inputs, run, tasks, progress))
     return path
 

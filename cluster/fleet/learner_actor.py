@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,10 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from cluster.fleet.shared_folder import Answer, Question, answer
 from cluster.fleet.weight_relay import place_here
 from cluster.lifecycle.retention import checkpoint_path
+from envs.late_imports import import_late
 from learner.outputs.digest import tensor_digests, with_weight_digests
 from learner.outputs.publish import CudaIpcPublisher, Publisher, SharedMemoryPublisher
 from learner.pretrained.architecture import check_trained
@@ -48,12 +49,16 @@ class LearnerActor:
             probe.bind((address, 0))
             return address, int(probe.getsockname()[1])
 
+    def look(self, question: Question, rank: int) -> Answer:
+        """Say whether this node has the run directory and the model that the driver has."""
+        return answer(question, rank)
+
     def ping(self) -> None:
         """Answer once the rank has nothing else to do; only its death makes this fail."""
 
     def start(self, setup: TrainerSetup) -> None:
         torch.use_deterministic_algorithms(setup.deterministic)
-        self._trainer = resolve_name(TRAINER)(setup, resolve_name(BACKEND))
+        self._trainer = import_late(TRAINER)(setup, import_late(BACKEND))
 
     def rl_step(self, table: pa.Table, *, digest_weights: bool = False) -> StepReport:
         """Make one step. With `digest_weights` rank 0's report has a digest of every weight.

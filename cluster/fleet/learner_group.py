@@ -13,6 +13,7 @@ import ray
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_actor import LearnerActor
 from cluster.fleet.ray_errors import RemoteCall, answer_of
+from cluster.fleet.shared_folder import ask, check_answers, withdraw
 from cluster.lifecycle.inputs import anywhere
 from envs.errors import LearnerError, LearnerLostError, TrialrunError
 from learner.config import SftConfig
@@ -55,6 +56,22 @@ class LearnerGroup:
             options.remote(section.transport, section.shm_dir) for _ in range(config.learner.ranks)
         ]
 
+    async def check_folder(self, run: Path) -> None:
+        """Check that every rank has the driver's run directory `run` and model at their paths.
+
+        Raises ConfigError, which names the ranks that do not, and LearnerError.
+        """
+        question = await asyncio.to_thread(ask, run.absolute(), Path(self._model_path))
+        try:
+            calls = [
+                _call(rank, LearnerActor.look, question, index)
+                for index, rank in enumerate(self._ranks)
+            ]
+            answers = await self._answers(calls, "look at the run directory")
+            await asyncio.to_thread(check_answers, question, answers)
+        finally:
+            withdraw(question)
+
     async def start(self) -> None:
         """Load the model on every rank; they meet at rank 0's node. Raises LearnerError."""
         meeting = _call(self._ranks[0], LearnerActor.rendezvous)
@@ -70,9 +87,8 @@ class LearnerGroup:
 
         With `digest_weights` the report has a digest of every weight of the whole model.
         """
-        return (await self._all(LearnerActor.rl_step, _put(table), digest_weights=digest_weights))[
-            0
-        ]
+        stored = await _put(table)
+        return (await self._all(LearnerActor.rl_step, stored, digest_weights=digest_weights))[0]
 
     async def sft(
         self, table: pa.Table, seed: int, checkpoints: Path, steps_done: int = 0
@@ -82,7 +98,7 @@ class LearnerGroup:
         Checkpoints go to the folder `checkpoints`; `steps_done` is the step of the loaded one. The
         learner's deadline is for one step. Raises LearnerError.
         """
-        arguments = (_put(table), seed, steps_done, str(checkpoints))
+        arguments = (await _put(table), seed, steps_done, str(checkpoints.absolute()))
         streams = [
             rank.sft.options(num_returns="streaming").remote(*arguments) for rank in self._ranks
         ]
@@ -99,20 +115,20 @@ class LearnerGroup:
         return manifest
 
     async def save_checkpoint(self, path: Path, step: int) -> None:
-        await self._all(LearnerActor.save_checkpoint, str(path), step)
+        await self._all(LearnerActor.save_checkpoint, str(path.absolute()), step)
 
     async def load_checkpoint(self, path: Path) -> int:
         """Continue from a checkpoint; return its step."""
-        return (await self._all(LearnerActor.load_checkpoint, str(path)))[0]
+        return (await self._all(LearnerActor.load_checkpoint, str(path.absolute())))[0]
 
     async def export_model(self, path: Path) -> None:
         """Write the weights as a Hugging Face folder, replacing what an earlier run wrote."""
         shutil.rmtree(path, ignore_errors=True)
-        await self._all(LearnerActor.export_model, str(path))
+        await self._all(LearnerActor.export_model, str(path.absolute()))
 
     async def logprobs(self, table: pa.Table) -> list[Any]:
         """Return per episode the logprobs (T,) of its sampled tokens under the current weights."""
-        return (await self._all(LearnerActor.logprobs, _put(table)))[0]
+        return (await self._all(LearnerActor.logprobs, await _put(table)))[0]
 
     async def watch(self) -> None:
         """Return never. Raises LearnerLostError soon after a rank's death, whether it works or not.
@@ -203,12 +219,13 @@ def _call(
     return getattr(rank, method.__name__).remote(*arguments, **named)
 
 
-def _put(table: pa.Table) -> Any:
+async def _put(table: pa.Table) -> Any:
     """Store `table` in Ray; a method that is called with the result gets the table itself.
 
-    It is stored as one chunk, because each chunk would be pickled as some hundred buffers.
+    It is stored as one chunk, because each chunk would be pickled as some hundred buffers. A step
+    of thousands of long episodes is a gigabyte, whose two copies must not stop the event loop.
     """
-    return ray.put(table.combine_chunks())
+    return await asyncio.to_thread(lambda: ray.put(table.combine_chunks()))
 
 
 async def _next(stream: Any) -> dict[str, float] | None:

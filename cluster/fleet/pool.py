@@ -8,7 +8,7 @@ workers, whose engines hold the newest weights, are given episodes.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +17,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from cluster.config.run_config import RolloutsSection
+from cluster.fleet.free_slots import FreeSlots
+from cluster.fleet.loop_lag import LoopLag
 from cluster.fleet.supervision import RestartPolicy, Supervision
 from envs.errors import DeadlineError, EngineError, InfraError, TrialrunError, WeightSyncError
 from envs.tasks import Task
@@ -66,6 +68,8 @@ class Worker:
     """Policy version that its engine holds."""
     running: int = 0
     """Episodes assigned to it now."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a worker that drains has ended its last episode."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the worker must end, because it failed or because the pool shrank."""
     failure: str = ""
@@ -96,7 +100,11 @@ class RolloutPool:
         """The task that supervises each wanted slot; a dismissed slot leaves at once."""
         self._workers: dict[int, Worker] = {}
         self._manifest: WeightManifest | None = None
+        self._free: FreeSlots[Worker] = FreeSlots(section.episodes_per_worker)
         self._changed = asyncio.Condition()
+        """Notified when a worker comes, goes or is lost; not when an episode ends."""
+        self.lag = LoopLag()
+        """How late the loop is that talks to the workers."""
         self._leaving: set[asyncio.Task[None]] = set()
         """Tasks of dismissed slots, which may still drain."""
         self._spawned = 0
@@ -123,6 +131,7 @@ class RolloutPool:
 
     def resize(self, desired: int) -> None:
         """Set the target number of workers: surplus ones drain, missing ones start."""
+        self.lag.start()
         for slot in range(desired):
             if slot not in self._slots:
                 self._supervision.add(slot)
@@ -138,7 +147,7 @@ class RolloutPool:
         task.add_done_callback(self._leaving.discard)
         if worker is not None and worker.state in (WorkerState.HEALTHY, WorkerState.STALE):
             # DRAINING before the event: _watch reads the state to tell a drain from a failure.
-            worker.state = WorkerState.DRAINING
+            self._enter(worker, WorkerState.DRAINING)
             worker.stopping.set()
         else:
             task.cancel()  # it runs no episode yet
@@ -161,11 +170,8 @@ class RolloutPool:
         missed the deadline.
         """
         worker = await self._acquire(prefer)
-        # No await between the choice and this count, or concurrent callers would all choose the
-        # same least loaded worker.
-        worker.running += 1
         try:
-            async with asyncio.timeout(self._section.episode_timeout_s):
+            async with self.lag.deadline(self._section.episode_timeout_s):
                 return await worker.client.run_episode(lease, task, config), worker.name
         except TimeoutError:
             reason = (
@@ -177,8 +183,9 @@ class RolloutPool:
             self._fail(worker, str(error))
             raise WorkerLost(str(error)) from error
         finally:
-            worker.running -= 1
-            await self._notify()
+            self._free.leave(worker)
+            if worker.state is WorkerState.DRAINING and worker.running == 0:
+                worker.idle.set()
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         """Push weights to every healthy worker; one that cannot load them is replaced."""
@@ -187,7 +194,7 @@ class RolloutPool:
         healthy = [worker for worker in self.workers if worker.state is WorkerState.HEALTHY]
         async with asyncio.TaskGroup() as group:
             for worker in healthy:
-                worker.state = WorkerState.STALE  # no new episodes under the old weights
+                self._enter(worker, WorkerState.STALE)  # no new episodes under the old weights
                 group.create_task(self._load_or_fail(worker))
         await self._notify()
 
@@ -197,6 +204,7 @@ class RolloutPool:
 
     async def close(self) -> None:
         """End all workers."""
+        self.lag.close()
         slots = [*self._slots.values(), *self._leaving]
         self._slots.clear()
         for slot in slots:
@@ -216,7 +224,7 @@ class RolloutPool:
             try:
                 was_healthy = await self._live(slot, worker)
             finally:  # cancelled or not
-                worker.state = WorkerState.DEAD
+                self._enter(worker, WorkerState.DEAD)
                 worker.client.kill()
                 if self._slots.get(slot) is None and self._workers.get(slot) is worker:
                     del self._workers[slot]
@@ -225,6 +233,8 @@ class RolloutPool:
             decision = self._supervision.lost(slot, worker.failure, stable=was_healthy)
             lived_s = time.monotonic() - started_at
             logger.warning("%s lost after %.0f s: %s", name, lived_s, worker.failure)
+            if causes := self._supervision.hopeless(1):
+                self._free.fail(_no_start(causes))
             await self._notify()
             await asyncio.sleep(decision.wait_s)
 
@@ -243,14 +253,15 @@ class RolloutPool:
         return was_healthy
 
     async def _bring_up(self, worker: Worker) -> None:
-        async with asyncio.timeout(self._timing.start_timeout_s):
+        await worker.client.ping()  # until Ray has a place for it: waiting for one is no failure
+        async with self.lag.deadline(self._timing.start_timeout_s):
             await worker.client.start()
-        worker.state = WorkerState.STALE
+        self._enter(worker, WorkerState.STALE)
         # A loop, because another push may arrive while this worker loads the one before.
         while self._manifest is not None and worker.version < self._manifest.version:
             await self._load(worker)
         if not worker.stopping.is_set():  # else the pool shrank meanwhile
-            worker.state = WorkerState.HEALTHY
+            self._enter(worker, WorkerState.HEALTHY)
         await self._notify()
 
     async def _watch(self, worker: Worker) -> None:
@@ -260,7 +271,7 @@ class RolloutPool:
                 async with asyncio.timeout(self._timing.ping_every_s):
                     await worker.stopping.wait()
                 break
-            async with asyncio.timeout(self._section.ping_timeout_s):
+            async with self.lag.deadline(self._section.ping_timeout_s):
                 await worker.client.ping()
         if worker.state is WorkerState.DRAINING:
             await self._drain(worker)
@@ -269,17 +280,18 @@ class RolloutPool:
 
     async def _drain(self, worker: Worker) -> None:
         """Let the worker's episodes end; their own deadline bounds the wait."""
+        if worker.running == 0:
+            return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._section.episode_timeout_s):
-                async with self._changed:
-                    await self._changed.wait_for(lambda: worker.running == 0)
+            async with self.lag.deadline(self._section.episode_timeout_s):
+                await worker.idle.wait()
 
     async def _load(self, worker: Worker, retries: int = 1) -> None:
         """Let `worker` load the newest weights. Raises InfraError or TimeoutError."""
         manifest = self._manifest
         assert manifest is not None
         try:
-            async with asyncio.timeout(self._timing.load_timeout_s):
+            async with self.lag.deadline(self._timing.load_timeout_s):
                 await worker.client.load_weights(manifest)
         except WeightSyncError:
             # The copy on the worker's node may have been damaged or removed; a retry copies again.
@@ -297,28 +309,38 @@ class RolloutPool:
         else:
             # It may have failed, or started to drain, while it loaded.
             if not worker.stopping.is_set():
-                worker.state = WorkerState.HEALTHY
+                self._enter(worker, WorkerState.HEALTHY)
 
     # Waiting for workers
 
     async def _acquire(self, prefer: str) -> Worker:
-        await self._until(lambda: self._free() != [], "a healthy rollout worker", 1)
-        free = self._free()
-        return next(
-            (worker for worker in free if worker.name == prefer),
-            min(free, key=lambda worker: worker.running),
-        )
+        """Take a place on a healthy worker. Raises DeadlineError, InfraError."""
+        worker = self._free.take(prefer)
+        if worker is not None:
+            return worker
+        if causes := self._supervision.hopeless(1):
+            raise _no_start(causes)
+        try:
+            async with asyncio.timeout(self._section.pool_timeout_s):
+                worker = await self._free.wait()
+                # It may have failed, or begun to load weights, since it was given to this caller.
+                while worker.state is not WorkerState.HEALTHY:
+                    self._free.leave(worker)
+                    worker = await self._free.wait(first=True)
+                return worker
+        except TimeoutError:
+            raise self._none_in_time("a healthy rollout worker") from None
 
-    def _free(self) -> list[Worker]:
-        room = self._section.episodes_per_worker
-        return [
-            worker
-            for worker in self.workers
-            if worker.state is WorkerState.HEALTHY and worker.running < room
-        ]
+    def _enter(self, worker: Worker, state: WorkerState) -> None:
+        """Change the state of `worker`; only a healthy one has places for episodes."""
+        worker.state = state
+        if state is WorkerState.HEALTHY:
+            self._free.open(worker)
+        else:
+            self._free.close(worker)
 
     def _healthy_count(self) -> int:
-        return sum(worker.state is WorkerState.HEALTHY for worker in self.workers)
+        return sum(worker.state is WorkerState.HEALTHY for worker in self._workers.values())
 
     async def _until(self, holds: Callable[[], bool], what: str, needed: int) -> None:
         """Wait until `holds`, which takes `needed` workers.
@@ -331,23 +353,28 @@ class RolloutPool:
                     lambda: holds() or bool(self._supervision.hopeless(needed))
                 )
                 if not holds():
-                    causes = "; ".join(self._supervision.hopeless(needed))
-                    raise InfraError(f"no rollout worker starts: {causes}")
+                    raise _no_start(self._supervision.hopeless(needed))
         except TimeoutError:
-            states = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
-            raise DeadlineError(
-                f"waited {self._section.pool_timeout_s:g} s for {what}; "
-                f"found {states or 'no workers'}"
-            ) from None
+            raise self._none_in_time(what) from None
+
+    def _none_in_time(self, what: str) -> DeadlineError:
+        states = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
+        return DeadlineError(
+            f"waited {self._section.pool_timeout_s:g} s for {what}; found {states or 'no workers'}"
+        )
 
     def _fail(self, worker: Worker, reason: str) -> None:
         # Only the first failure counts: all its episodes fail together, and later errors are
         # consequences. The slot's task, woken by the event, kills and replaces the worker.
         if not worker.stopping.is_set():
             worker.failure = reason
-            worker.state = WorkerState.DEAD
+            self._enter(worker, WorkerState.DEAD)
             worker.stopping.set()
 
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _no_start(causes: Sequence[str]) -> InfraError:
+    return InfraError(f"no rollout worker starts: {'; '.join(causes)}")

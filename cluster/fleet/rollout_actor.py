@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Awaitable
-from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
 from cluster.fleet.tool_fleet import ToolAccess
 from cluster.fleet.weight_relay import WeightRelays, place_here
 from envs.errors import WeightSyncError
+from envs.late_imports import import_late
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.engines.vllm_environment import engine_environment
@@ -32,7 +32,7 @@ class RolloutActor:
 
     def __init__(self, name: str, spec: WorkerSpec, access: ToolAccess) -> None:
         tools = access.tools_for(name, spec.tools)
-        self._worker = RolloutWorker(name, spec, tools, resolve_name(spec.engine_factory))
+        self._worker = RolloutWorker(name, spec, tools, import_late(spec.engine_factory))
 
     async def start(self, shm_dir: str) -> tuple[int, Place]:
         """Start the worker; return its process id and the place of its weight files."""

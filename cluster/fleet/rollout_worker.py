@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from cluster.fleet.balanced_tools import BalancedTools
 from envs.config import ToolServerConfig
+from envs.errors import MissingError
 from envs.services.router import ToolRouter
 from envs.tasks import Task
 from rollout.chat.template import ChatTemplate
@@ -55,8 +57,12 @@ class RolloutWorker:
         self._runner: EpisodeRunner | None = None
 
     async def start(self) -> None:
-        """Start tools and engine. Raises InfraError, IsolationError, TemplateError."""
+        """Start tools and engine.
+
+        Raises MissingError, InfraError, IsolationError, TemplateError.
+        """
         spec = self._spec.engine
+        _check_model(Path(spec.model_path))
         template = await asyncio.to_thread(ChatTemplate.load, Path(spec.model_path), spec.model)
         await self._tools.start()
         self._engine = self._make_engine(template, spec)
@@ -86,3 +92,12 @@ class RolloutWorker:
         if self._engine is not None:
             await self._engine.close()
         await (self._services or self._tools).close()
+
+
+def _check_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise MissingError(
+            f"expected the model {folder} on node {socket.gethostname()}, found none: every node "
+            "needs it at the same path; put it there, or choose shared folders for model.path and "
+            "run.models_dir"
+        )

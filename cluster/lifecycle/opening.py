@@ -5,6 +5,7 @@ fails leaves no directory which would block the corrected command. `Opening.open
 directory, or opens it where it was left.
 """
 
+import os
 import shlex
 import sys
 import time
@@ -13,12 +14,15 @@ from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
+from cluster.config.places import with_absolute_inputs
 from cluster.config.run_config import RunConfig, to_toml
 from cluster.lifecycle.input_files import edited_files, input_digests
+from cluster.lifecycle.lost_checkpoints import check_checkpoints
 from cluster.lifecycle.resume_check import differences
 from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.lifecycle.stored_config import stored_config
+from cluster.lifecycle.writer import record_writer
 from cluster.progress import Progress
 from envs.errors import ConfigError, MissingError, StoreError
 from rollout.store.run_directory import RunDirectory, check_new_folder
@@ -45,11 +49,13 @@ class Resume(StrEnum):
     REQUIRED = "required"
     """Resume it, and refuse where there is none: `--resume`."""
     IF_PRESENT = "if_present"
-    """Resume it, or else start a new one."""
+    """Resume it, or else start a new one: `--requeue`."""
 
     @classmethod
-    def flag(cls, *, resume: bool) -> "Resume":
-        """Return what the option `--resume` of a command means."""
+    def flag(cls, *, resume: bool, requeue: bool = False) -> "Resume":
+        """Return what the options `--resume` and `--requeue` of a command mean."""
+        if requeue:
+            return cls.IF_PRESENT
         return cls.REQUIRED if resume else cls.NO
 
 
@@ -83,12 +89,11 @@ class Opening:
         run = new_run(self.path, self.config, self.kind) if new else RunDirectory.open(self.path)
         if run.lock_warning:
             progress.say(run.lock_warning)
-        if new:
-            return run
         try:
+            record_writer(run.layout, os.environ)
             if self.found is _Found.BLANK:
                 run.restart(to_toml(self.config), _info(self.config, self.kind))
-            else:
+            elif self.found is _Found.RUN:
                 self._resume(run, progress)
         except BaseException:
             run.close()
@@ -99,8 +104,15 @@ class Opening:
         training = self.kind is RunKind.TRAIN
         checkpoint = newest_checkpoint(run.layout.checkpoints) if training else None
         step = int(checkpoint.name) if checkpoint else 0
-        before = stored_config(run.layout.config_toml)
-        changed = differences(before, self.config, but=_PLACES)
+        if training:
+            after = (
+                f"the checkpoint of step {step}"
+                if step
+                else "the initial model: it has no checkpoint yet"
+            )
+            progress.say(f"the run in {run.path} continues from {after}")
+        before = _comparable(stored_config(run.layout.config_toml))
+        changed = differences(before, _comparable(self.config), but=_PLACES)
         if changed:
             after = f" after step {step}" if training else ""
             progress.say(f"resuming{after} with other settings: {'; '.join(changed)}")
@@ -169,13 +181,19 @@ def _check_resumable(kind: RunKind, layout: RunLayout, config: RunConfig, resume
             f"there is {found.words} in {path} already: resume it with --resume, or {instead}"
         )
     what = f"{kind.words.partition(' ')[2]} in {path}"
-    before = stored_config(layout.config_toml)
-    check_unchanged(kind, f"the {what}", before, config, instead)
+    before = _comparable(stored_config(layout.config_toml))
+    check_unchanged(kind, f"the {what}", before, _comparable(config), instead)
+    check_checkpoints(kind, layout, before, instead)
     if edited := edited_files(read_run_info(layout).input_digests, config):
         raise ConfigError(
             f"the {what} was started with other contents of {', '.join(edited)}: restore them, "
             f"or {instead}"
         )
+
+
+def _comparable(config: RunConfig) -> RunConfig:
+    """Return `config` with one spelling for every file: older runs stored relative paths."""
+    return with_absolute_inputs(config, os.environ)
 
 
 def _info(config: RunConfig, kind: RunKind) -> RunInfo:

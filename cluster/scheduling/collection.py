@@ -77,7 +77,7 @@ class Collection:
                         group.create_task(self._work(todo, counter))
             except BaseExceptionGroup as errors:
                 raise first_cause(errors) from None
-        self._run.sync()
+        await self._run.synced()
         if self._skipped:
             progress.say(skipped_tasks(self._skipped))
         if self._skipped.total() == self._done > 0:

@@ -63,7 +63,7 @@ class Dispatcher:
         failures, or if the task's prompt has no room.
 
         Every attempt that ended is stored. The loss of a worker does not use up an attempt. Raises
-        InfraError after MAX_LOSSES lost workers.
+        InfraError after MAX_LOSSES lost workers, StoreError where it cannot be stored.
         """
         ledger = self._run.ledger
         losses, failures = 0, 0
@@ -79,7 +79,7 @@ class Dispatcher:
                     ) from error
                 lease = ledger.re_lease(lease.episode, f"worker lost: {error}"[:200])
                 continue
-            self._run.append(batch)
+            await self._run.store(batch)
             outcome = Outcome(batch["outcome"][0].as_py())
             if outcome.counts:
                 ledger.finish(lease)

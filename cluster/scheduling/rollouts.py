@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from itertools import count as count_up
 
 import pyarrow as pa
 
@@ -18,6 +19,11 @@ from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_reader import RunReader
 from rollout.weights.manifest import WeightManifest
+
+_PER_TURN = 8
+"""Groups that `collect` looks at in one turn of the event loop: a step may have hundreds, and to
+compare the rewards of one takes a millisecond.
+"""
 
 
 class Rollouts:
@@ -46,6 +52,10 @@ class Rollouts:
         self._left = LeftGroups()
         self._version = 0
         self._running: set[asyncio.Task[None]] = set()
+        """Groups in flight, and the admission while it lasts."""
+        self._failure: BaseException | None = None
+        """What ended one of them."""
+        self._admission: asyncio.Task[None] | None = None
         self._ready: deque[Group] = deque()
         self._started = 0
         self._next_number = 0
@@ -59,7 +69,11 @@ class Rollouts:
         groups: list[Group] = []
         # A resumed step has used up the refills that it had made before.
         refills = self._left.count(self._version + 1, DropReason.ZERO_VARIANCE)
-        while len(groups) < count:
+        for looked_at in count_up(1):
+            if len(groups) == count:
+                break
+            if looked_at % _PER_TURN == 0:
+                await asyncio.sleep(0)
             group = await self._next_group()
             if group.planned_step is not None:
                 groups.append(group)
@@ -99,9 +113,10 @@ class Rollouts:
         """Cancel what is in flight; its leases stay open in the ledger for a resumed run, or end as
         cancelled.
         """
-        for running in self._running:
+        in_flight = list(self._running)
+        for running in in_flight:
             running.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*in_flight, return_exceptions=True)
 
     def abandon(self) -> None:
         """End what no step will consume: open leases as cancelled, finished groups as surplus."""
@@ -114,17 +129,38 @@ class Rollouts:
     # Admission
 
     def _admit(self) -> None:
-        allowed = (self._version + 1 + self._section.max_staleness) * self._section.groups_per_step
-        while self._started < allowed:
+        if self._admission is None or self._admission.done():
+            self._admission = self._run_beside(self._launch_allowed())
+
+    async def _launch_allowed(self) -> None:
+        """Launch one group per turn of the event loop, which would stand still if a new version
+        started thousands of episodes at once.
+        """
+        while self._started < self._allowed():
             number = self._next_number
             self._next_number += 1
             self._launch(self._groups.schedule.schedule(number))
+            await asyncio.sleep(0)
+
+    def _allowed(self) -> int:
+        return (self._version + 1 + self._section.max_staleness) * self._section.groups_per_step
 
     def _launch(self, scheduled: ScheduledGroup, stored: Sequence[pa.RecordBatch] = ()) -> None:
         self._started += 1
-        running = asyncio.create_task(self._run_group(scheduled, stored))
+        self._run_beside(self._run_group(scheduled, stored))
+
+    def _run_beside(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run `work` as a task whose error `collect` raises."""
+        running = asyncio.create_task(work)
         self._running.add(running)
-        running.add_done_callback(lambda _: self._arrived.set())
+        running.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        if not running.cancelled():
+            self._failure = self._failure or running.exception()
+        self._arrived.set()
 
     def _has_signal(self, group: Group) -> bool:
         return group.has_signal(self._learner, self._max_tokens)
@@ -141,13 +177,10 @@ class Rollouts:
         self._admit()
 
     async def _next_group(self) -> Group:
-        while not self._ready:
+        while self._failure is not None or not self._ready:
+            if self._failure is not None:
+                raise self._failure
             self._arrived.clear()
-            for running in [task for task in self._running if task.done()]:
-                self._running.discard(running)
-                running.result()
-            if self._ready:
-                break
             if not self._running:
                 raise InfraError(
                     "nothing is in flight and no group is ready: the admission bound is exhausted"

@@ -154,7 +154,10 @@ class Rounds:
     async def _settle_all(self, numbers: Sequence[int]) -> list[Group | LostGroup]:
         try:
             async with asyncio.TaskGroup() as wave:
-                settling = [wave.create_task(self._settle(number)) for number in numbers]
+                settling: list[asyncio.Task[Group | LostGroup]] = []
+                for number in numbers:
+                    settling.append(wave.create_task(self._settle(number)))
+                    await asyncio.sleep(0)  # or the loop stands still for thousands of episodes
         except BaseExceptionGroup as errors:
             raise first_cause(errors) from None
         return [group.result() for group in settling]

@@ -107,7 +107,7 @@ class Schedule:
 
     def is_scheduled(self, number: int) -> bool:
         """Whether the ledger has group `number`."""
-        return self.name(number) in self._run.ledger.groups
+        return self._run.ledger.is_known(self.name(number))
 
     def schedule(self, number: int) -> ScheduledGroup:
         """Schedule group `number` for the first time. Raises StoreError for one that is known."""

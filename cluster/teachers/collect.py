@@ -17,6 +17,7 @@ from rich.table import Table
 from cluster.config.run_config import RolloutsSection, RunConfig
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.ray_session import ray_session
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.opening import Opening, Resume, check_run
 from cluster.progress import Progress
@@ -47,19 +48,19 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def run_collect(config: RunConfig, out: Path, *, resume: bool) -> JsonObject:
+def run_collect(config: RunConfig, out: Path, *, resume: bool, requeue: bool = False) -> JsonObject:
     """Collect episodes into the run directory `out`, or resume that, and filter what it holds.
 
     Raises ConfigError where a collection cannot be resumed under other settings, or is impossible.
     """
     progress = Progress()
     progress.phase("preparing model and tasks")
-    opening = check_run(RunKind.COLLECT, out, config, Resume.flag(resume=resume))
+    opening = check_run(RunKind.COLLECT, out, config, Resume.flag(resume=resume, requeue=requeue))
     inputs = resolve_inputs(config)
     section, size = config.collect, _size(inputs)
     progress.phase(
         f"{section.source}: {size.tasks} tasks x {section.samples} "
-        f"in mode {config.episode.mode}, episodes in {out}"
+        f"in mode {config.episode.mode}; {RUN_DIRECTORY_IS}{out.absolute()}"
     )
     affordable = True
     if opening.resumes and _is_complete(out, size):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +10,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.progress import Progress
-from rollout.store.control import MAX_WORKERS, ControlEvent, take_requests
+from rollout.store.control import (
+    MAX_WORKERS,
+    ControlEvent,
+    ControlRequest,
+    ScaleByRequest,
+    ScaleRequest,
+    StopRequest,
+    take_requests,
+)
 from rollout.store.run_directory import RunDirectory
 
 logger = logging.getLogger("trialrun")
@@ -34,28 +43,42 @@ class Controls:
     pool: Resizable
     room: Callable[[], int]
     """Number of further workers that the cluster has room for now."""
+    stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)
+    """Ends the job in order, as SIGTERM does."""
 
     def answer(self, progress: Progress) -> None:
         """Do what was asked since the last time; every request gets an answer in the journal."""
         for request_id, event in take_requests(self.run.layout):
             event = event or ControlEvent(at=0.0, actor="unknown")
             request, refused, note = event.request, "", ""
+            wanted = self._wanted(request)
             if request is None:
                 refused = 'expected a request such as {"kind": "scale", "workers": 2}, found none'
-            elif not 1 <= request.workers <= MAX_WORKERS:
-                refused = f"expected 1 to {MAX_WORKERS} workers, found {request.workers}"
+            elif isinstance(request, StopRequest):
+                note = "the job ends now; finished work is kept"
+            elif wanted is None or not 1 <= wanted <= MAX_WORKERS:
+                refused = f"expected 1 to {MAX_WORKERS} workers, found {wanted}"
             else:
-                note = self._resize(request.workers)
+                note = self._resize(wanted)
             answer = {
                 "at": time.time(),
                 "request_id": request_id,
                 "refused": refused,
                 "note": note,
+                "workers": None if refused else wanted,
             }
             self.run.record_control(event.model_copy(update=answer))
             shown = "an unreadable request" if request is None else request.describe()
             outcome = f"refused: {refused}" if refused else note or "done"
             progress.say(f"{event.actor} requested: {shown} ({outcome})")
+            if isinstance(request, StopRequest):
+                self.stop()
+
+    def _wanted(self, request: ControlRequest | None) -> int | None:
+        """Return the target number of workers that `request` means; None if it means none."""
+        if isinstance(request, ScaleByRequest):
+            return self.pool.desired + request.change
+        return request.workers if isinstance(request, ScaleRequest) else None
 
     def _resize(self, desired: int) -> str:
         """Resize the pool and return a note for the requester, or an empty string."""

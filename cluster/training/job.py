@@ -52,8 +52,10 @@ class Job:
         """Folder of the checkpoint of `step`."""
         return checkpoint_path(self.run.layout.checkpoints, step)
 
-    def record_step(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
-        """Record the outcome of every episode of `step`; called before its checkpoint."""
+    async def record_step(self, step: int, groups: Sequence[Group], report: StepReport) -> None:
+        """Record the outcome of every episode of `step`; it is on the disk when this returns, and
+        the checkpoint of the step comes after it. Raises StoreError, DeadlineError.
+        """
         dropped = {episode: DropReason(reason) for episode, reason in report.dropped}
         for reason in sorted(set(dropped.values())):
             drop(self.run.ledger, [e for e in dropped if dropped[e] is reason], reason, step)
@@ -61,7 +63,8 @@ class Job:
         self.run.ledger.train(step, [episode for episode in given if episode not in dropped])
         if report.annotations is not None:
             self.run.annotate(step, report.annotations)
-        self.run.sync()
+        await self.run.synced()
+        self.run.ledger.archive_settled()
 
 
 def table_of(groups: Sequence[Group]) -> pa.Table:
@@ -92,6 +95,7 @@ async def open_job_on(
     checkpoint = newest_checkpoint(run.layout.checkpoints)
     learner = LearnerGroup(config, str(inputs.model))
     try:
+        await learner.check_folder(run.path)
         await asyncio.gather(learner.start(), pool.wait_healthy())
         source = Rounds if config.run.deterministic else Rollouts
         rollouts = source(pool, tasks, run, config)

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
-from cluster.fleet.ray_session import ray_session
+from cluster.fleet.ray_session import missing_resources, ray_session
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
 from cluster.lifecycle.model_checks import check_training
 from cluster.lifecycle.opening import Resume, check_run
@@ -60,6 +61,7 @@ async def _train(
     learner = LearnerGroup(config, str(model), config.sft)
     try:
         progress.phase("starting the learner")
+        await learner.check_folder(run.path)
         await learner.start()
         done = await learner.load_checkpoint(newest) if newest else 0
         if done:
@@ -74,7 +76,7 @@ async def _train(
         await learner.export_model(run.layout.model)
     finally:
         await learner.close()
-    run.sync()
+    await run.synced()
     for checkpoint in checkpoints.iterdir():  # not needed: the exported model is complete
         shutil.rmtree(checkpoint)
 
@@ -103,19 +105,29 @@ def _digest_of(table: pa.Table) -> str:
     return found.hexdigest()
 
 
-def run_sft(config: RunConfig, sources: Sequence[str], *, resume: bool) -> JsonObject:
+def run_sft(
+    config: RunConfig, sources: Sequence[str], *, resume: bool, requeue: bool = False
+) -> JsonObject:
     """Train on the episodes of run directories (`DIR` or `DIR=WEIGHT`), or on those of the
     environment's scripted teacher where there are none; `resume` resumes a run that was stopped.
     """
     progress = Progress()
     check_adapters(config.model.lora, config.sft)
     progress.phase("preparing the model")
-    opening = check_run(RunKind.SFT, config.path, config, Resume.flag(resume=resume))
+    opening = check_run(
+        RunKind.SFT, config.path, config, Resume.flag(resume=resume, requeue=requeue)
+    )
     model, table_for = _data_of(config, sources, progress)
     if note := check_training(config, config.sft, model):
         progress.say(note)
-    progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
-    with ray_session(config), opening.open(progress) as run:
+    progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
+        if note := missing_resources(config.cluster, workers=0, ranks=config.learner.ranks):
+            progress.say(note)
         table = table_for(run)
         metrics = run_async(train_sft(config, model, table, run, progress))
     return {

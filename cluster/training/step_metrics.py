@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.scheduling.played import PlayedGroup
-from learner.objective.corrections import mismatch
+from learner.objective.corrections import mismatch_kl
 from learner.objective.credit import TrialYield, trial_yield
 from rollout.episode import is_correct
 from rollout.store.ledger_state import DropReason
@@ -82,8 +82,8 @@ def mismatch_by_staleness(
     trainer_N, sampler_N, version_N = _scored(table, annotations)
     fresh_N = version_N >= step - 1
     return {
-        "mismatch_fresh": mismatch(trainer_N[fresh_N], sampler_N[fresh_N]).kl,
-        "mismatch_stale": mismatch(trainer_N[~fresh_N], sampler_N[~fresh_N]).kl,
+        "mismatch_fresh": mismatch_kl(trainer_N[fresh_N], sampler_N[fresh_N]),
+        "mismatch_stale": mismatch_kl(trainer_N[~fresh_N], sampler_N[~fresh_N]),
     }
 
 

@@ -1,21 +1,25 @@
 """The training loop: collect, step, checkpoint, push."""
 
+import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
-from cluster.fleet.ray_session import ray_session, room_for_workers
+from cluster.fleet.ray_session import missing_resources, ray_session, room_for_workers
+from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
+from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.groups import Group
-from cluster.scheduling.played import played_group
+from cluster.scheduling.played import PlayedGroup, played_group
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
 from cluster.training.control import Controls, controlled
@@ -29,8 +33,9 @@ from cluster.training.step_metrics import (
 from envs.tools import JsonObject
 from learner.outputs.digest import push_metrics
 from learner.report import StepReport
+from rollout.store.control import scaled_to
 from rollout.store.run_directory import RunDirectory
-from rollout.store.run_layout import RunKind
+from rollout.store.run_layout import RunKind, RunLayout
 
 
 class Stopwatch:
@@ -104,14 +109,14 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
     report = await job.learner.rl_step(
         table_of(groups), digest_weights=saves or job.config.run.deterministic
     )
-    job.record_step(step, groups, report)
+    await job.record_step(step, groups, report)
     if saves:
         await _checkpoint(job, step)
     watch.lap("learn_s")
     manifest = await job.learner.publish_weights(step)
     await job.rollouts.push_weights(manifest)
     watch.lap("push_s")
-    metrics = step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
+    metrics = await step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
     metrics["step_s"] = sum(watch.laps.values())
     metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
     job.run.record_metrics(step, metrics)
@@ -128,17 +133,33 @@ async def _checkpoint(job: Job, step: int) -> None:
     keep_newest(job.run.layout.checkpoints, job.config.run.keep_checkpoints)
 
 
-def step_row(job: Job, step: int, groups: Sequence[Group], report: StepReport) -> dict[str, float]:
-    """Return the metrics of one step: of the learner, the episodes and the pool."""
+async def step_row(
+    job: Job, step: int, groups: Sequence[Group], report: StepReport
+) -> dict[str, float]:
+    """Return the metrics of one step: of the learner, the episodes, the pool and the driver."""
+    left, lag = job.rollouts.take_left(step), job.pool.lag.take()
+    # In a thread: with thousands of long episodes this takes seconds.
+    measured = await asyncio.to_thread(_measured, step, groups, left, report)
+    return {
+        **measured,
+        "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
+        "worker_losses": float(job.pool.losses),
+        "loop_lag_p50_s": lag.p50_s,
+        "loop_lag_p99_s": lag.p99_s,
+        "loop_lag_max_s": lag.max_s,
+    }
+
+
+def _measured(
+    step: int, groups: Sequence[Group], left: Sequence[PlayedGroup], report: StepReport
+) -> dict[str, float]:
     table = table_of(groups)
     taken = [played_group(group.name, group.batch) for group in groups]
     return {
         **report.metrics,
-        **played_metrics([*taken, *job.rollouts.take_left(step)]),
+        **played_metrics([*taken, *left]),
         **staleness_metrics(step, table),
         **mismatch_by_staleness(step, table, report.annotations),
-        "workers": float(sum(worker.state == "healthy" for worker in job.pool.workers)),
-        "worker_losses": float(job.pool.losses),
     }
 
 
@@ -149,19 +170,71 @@ def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:
         progress.say(warning)
 
 
-def run_train(config: RunConfig, *, resume: bool) -> JsonObject:
+def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> JsonObject:
     """Train, or resume training; returns where the policy is."""
     config.check_trainable()
     progress = Progress()
     progress.phase("preparing model and tasks")
-    opening = check_run(RunKind.TRAIN, config.path, config, Resume.flag(resume=resume))
+    wanted = Resume.flag(resume=resume, requeue=requeue)
+    opening = check_run(RunKind.TRAIN, config.path, config, wanted)
+    if opening.resumes and _is_complete(config):
+        progress.say(f"all {config.run.steps} steps are done")
+        return _result(config)
     inputs = resolve_inputs(config)
     check_serving(config, inputs.model)
     if note := check_training(config, config.learner, inputs.model):
         progress.say(note)
     warn_of_long_prompts(inputs, progress)
-    progress.phase(f"starting Ray; the run directory is {config.path.resolve()}")
-    with ray_session(config), opening.open(progress) as run:
-        progress.phase(f"starting the learner and {config.rollouts.workers} vLLM workers")
-        exported = run_async(train(inputs, run, progress))
-    return {"run_dir": str(config.path), "model": str(exported), "steps": config.run.steps}
+    progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
+    workers = _remembered_workers(config) if opening.resumes else config.rollouts.workers
+    with (
+        ray_session(config),
+        opening.open(progress) as run,
+        progress.logged(run.layout.log),
+    ):
+        inputs = _with_workers(inputs, workers, progress)
+        ranks = config.learner.ranks
+        if note := missing_resources(config.cluster, workers=workers, ranks=ranks):
+            progress.say(note)
+        progress.phase(f"starting the learner and {workers} vLLM workers")
+        run_async(train(inputs, run, progress))
+    return _result(config)
+
+
+def _remembered_workers(config: RunConfig) -> int:
+    """Return the number of workers of a resumed run: what `trialrun scale` set last, unless the
+    recipe has another number than the run had.
+    """
+    layout = RunLayout(config.path)
+    before = stored_config(layout.config_toml).rollouts.workers
+    if config.rollouts.workers != before:
+        return config.rollouts.workers
+    return scaled_to(layout) or before
+
+
+def _with_workers(inputs: RunInputs, workers: int, progress: Progress) -> RunInputs:
+    rollouts = inputs.config.rollouts
+    if workers == rollouts.workers:
+        return inputs
+    progress.say(f"{workers} workers, as `trialrun scale` set (recipe: {rollouts.workers})")
+    config = inputs.config.model_copy(
+        update={"rollouts": rollouts.model_copy(update={"workers": workers})}
+    )
+    return replace(inputs, config=config)
+
+
+def _is_complete(config: RunConfig) -> bool:
+    """Whether the run has made all its steps and exported its model."""
+    layout = RunLayout(config.path)
+    newest = newest_checkpoint(layout.checkpoints)
+    done = int(newest.name) if newest else 0
+    return layout.model.exists() and done >= config.run.steps
+
+
+def _result(config: RunConfig) -> JsonObject:
+    layout = RunLayout(config.path.absolute())
+    return {
+        "run_dir": str(layout.root),
+        "model": str(layout.model),
+        "steps": config.run.steps,
+    }

@@ -81,18 +81,25 @@ class Mismatch:
     max: float
 
 
+def mismatch_kl(learner_N: NDArray[np.float32], behaviour_N: NDArray[np.float32]) -> float:
+    """Return the k3 estimate of KL(sampler || learner) in nats per token; NaN without any token."""
+    if not len(learner_N):
+        return math.nan
+    difference_N = learner_N.astype(np.float64) - behaviour_N.astype(np.float64)
+    k3_N = np.expm1(np.clip(difference_N, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - difference_N
+    return float(k3_N.mean())
+
+
 def mismatch(learner_N: NDArray[np.float32], behaviour_N: NDArray[np.float32]) -> Mismatch:
-    """Compare logprobs of sampled tokens; `kl` is the k3 estimate of KL(sampler || learner).
+    """Compare logprobs of sampled tokens; `kl` is `mismatch_kl`.
 
     Without any token everything is NaN.
     """
     if not len(learner_N):
         return Mismatch(kl=math.nan, mean=math.nan, p99=math.nan, max=math.nan)
-    difference_N = learner_N.astype(np.float64) - behaviour_N.astype(np.float64)
-    size_N = np.abs(difference_N)
-    k3_N = np.expm1(np.clip(difference_N, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - difference_N
+    size_N = np.abs(learner_N.astype(np.float64) - behaviour_N.astype(np.float64))
     return Mismatch(
-        kl=float(k3_N.mean()),
+        kl=mismatch_kl(learner_N, behaviour_N),
         mean=float(size_N.mean()),
         p99=float(np.quantile(size_N, 0.99)),
         max=float(size_N.max()),

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from envs.errors import ConfigError, MissingError, StoreError
+from learner.pretrained.hub import HUB_ID, download
 from learner.pretrained.tiny_model import build_tiny_model
 from rollout.weights.model_folder import gguf_advice, read_architecture, text_section
 
@@ -32,8 +33,8 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
     """Return the Hugging Face folder that `ref` names, created under `cache` where needed.
 
     `tiny` is built from `seed` at every call and stored by its content, so it is never outdated;
-    `smollm2-135m-instruct` is converted once; anything else is a folder with a `config.json`.
-    Raises MissingError.
+    `smollm2-135m-instruct` is converted once; anything else is a folder with a `config.json`, or an
+    id of the Hugging Face Hub, which is downloaded once. Raises MissingError.
     """
     if ref == TINY:
         return _build_tiny(cache, seed)
@@ -46,6 +47,8 @@ def resolve_model(ref: str, cache: Path, seed: int = 0) -> Path:
     found = "a file" if folder.is_file() else found
     if folder.suffix == ".gguf" and folder.is_file():
         raise MissingError(gguf_advice(folder))
+    if HUB_ID.fullmatch(ref) and not folder.exists() and not folder.parent.is_dir():
+        return download(ref, cache)
     raise MissingError(
         f"expected a model at {ref!r} (looked in {folder.absolute()}), found {found}: "
         f"set model.path to a Hugging Face model folder, to `{TINY}` or to `{SMOLLM2}`"

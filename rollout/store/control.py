@@ -7,7 +7,7 @@ is one file, written atomically, which the job removes when it takes the request
 import secrets
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from envs.errors import DeadlineError, MissingError
-from rollout.store.journal import JournalTail, make_folder, replace_file
+from rollout.store.journal import JournalTail, make_folder, read_objects, replace_file
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 
@@ -47,8 +47,34 @@ class ScaleRequest(BaseModel):
         return f"scale to {self.workers} workers"
 
 
-ControlRequest = ScaleRequest
-"""Every kind of request; further kinds form a union with it, distinguished by `kind`."""
+class ScaleByRequest(BaseModel):
+    """Request for more or fewer rollout workers than there are to be now."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["scale_by"] = "scale_by"
+    change: StrictInt = Field(gt=-_LARGEST_COUNT, lt=_LARGEST_COUNT)
+    """How many more workers; negative for fewer."""
+
+    def describe(self) -> str:
+        """Return the request in a few words, for logs."""
+        return f"scale by {self.change:+d} workers"
+
+
+class StopRequest(BaseModel):
+    """Request to stop the job; what it has finished is kept, and it can be resumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["stop"] = "stop"
+
+    def describe(self) -> str:
+        """Return the request in a few words, for logs."""
+        return "stop"
+
+
+ControlRequest = Annotated[ScaleRequest | ScaleByRequest | StopRequest, Field(discriminator="kind")]
+"""Every kind of request, distinguished by `kind`."""
 
 
 class ControlEvent(BaseModel):
@@ -68,6 +94,8 @@ class ControlEvent(BaseModel):
     """Why the job refused the request; empty if it did what was requested."""
     note: str = ""
     """Extra information for the requester."""
+    workers: int | None = None
+    """Target number of rollout workers after an accepted request for another one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +137,20 @@ def send_request(layout: RunLayout, event: ControlEvent, deadline_s: float) -> C
         f"the job that writes to {layout.root} did not answer within {deadline_s:g} s: only "
         "training takes requests, and only after its first workers have started"
     )
+
+
+def scaled_to(layout: RunLayout) -> int | None:
+    """Return the number of workers that the last accepted request set; None if there was none."""
+    found: int | None = None
+    for row in read_objects(layout.control) if layout.control.exists() else ():
+        try:
+            event = ControlEvent.model_validate(row)
+        except ValidationError:  # of another version
+            continue
+        asked = event.request.workers if isinstance(event.request, ScaleRequest) else None
+        if event.request_id and not event.refused:
+            found = event.workers or asked or found
+    return found
 
 
 def take_requests(layout: RunLayout) -> Iterator[tuple[str, ControlEvent | None]]:

@@ -48,8 +48,16 @@ class AppendFile:
         self.size = size
 
     def sync(self) -> None:
-        """Force appended bytes to the disk."""
-        os.fsync(self._fd)
+        """Force appended bytes to the disk. Raises StoreError: some file systems find out only now
+        that they are full.
+        """
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise StoreError(
+                f"could not force {self.path} to the disk: {error.strerror}. What was written "
+                "since the last step may be lost. Make room and resume the run"
+            ) from error
 
     def close(self) -> None:
         os.close(self._fd)

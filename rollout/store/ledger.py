@@ -4,7 +4,7 @@ It is a journal of events (`ledger/events.jsonl`, see `ledger_state`). An event 
 is complete; a line that a kill left incomplete is ignored. A run trains no group twice and loses
 none if it follows these rules:
 
-1. An episode is appended to the run directory before it is finished here.
+1. An episode is stored in the run directory before it is finished here.
 2. `train(step, ...)` is recorded before the checkpoint of `step` becomes visible. A kill between
    the two rolls the step back; in the other order the step would be trained twice.
 3. On resume, `RunDirectory.recover` does two things. `roll_back(step of the checkpoint)` makes the
@@ -17,6 +17,7 @@ none if it follows these rules:
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -38,6 +39,7 @@ from rollout.store.ledger_state import (
     State,
     Trained,
 )
+from rollout.store.writes import Writes
 
 _EVENT: TypeAdapter[LedgerEvent] = TypeAdapter(LedgerEvent)
 
@@ -68,12 +70,21 @@ class LedgerReader:
 
 
 class Ledger(LedgerState):
-    """The ledger as its one writer sees it; every method writes its event before it returns."""
+    """The ledger as its one writer sees it.
 
-    def __init__(self, path: Path) -> None:
+    Every method adds its event to `writes` before it returns; without them it is written at once.
+    """
+
+    def __init__(self, path: Path, writes: Writes | None = None) -> None:
         super().__init__()
+        self._writes = writes or Writes(path)
+        self._path = path
         self._journal = Journal(path)
         LedgerReader(path, self).refresh()
+        self._own: set[str] = set()
+        """Groups that this process leased and has not archived."""
+        self._settled: set[str] = set()
+        """Those that were settled when `archive_settled` was last called."""
 
     def lease(self, leases: Sequence[Lease]) -> None:
         """Schedule a whole group. Raises StoreError for a group or an episode known before."""
@@ -87,6 +98,7 @@ class Ledger(LedgerState):
         self._record(
             Leased(run=run, kind=kind, group=group, group_number=number, task=task, samples=samples)
         )
+        self._own.add(group)
 
     def re_lease(self, episode: str, why: str) -> Lease:
         """Schedule `episode` again: the new lease has the same seed and the next attempt."""
@@ -122,6 +134,11 @@ class Ledger(LedgerState):
 
     def roll_back(self, step: int) -> None:
         """Make episodes that were trained on, or left out, after `step` ready again."""
+        if self._archived:
+            self._writes.flush()
+            self._forget_all()
+            self._own, self._settled = set(), set()
+            LedgerReader(self._path, self).refresh()
         self._record(RolledBack(step=step))
 
     def reconcile(self, stored: Mapping[str, Mapping[int, bool]]) -> None:
@@ -131,6 +148,17 @@ class Ledger(LedgerState):
         """
         for entry in list(self.entries.values()):
             self._reconcile(entry, stored.get(entry.lease.episode, {}))
+
+    def archive_settled(self) -> None:
+        """Archive what was settled at the last call already, so that memory does not grow with
+        every step: who settles a group may still look at it for a while.
+
+        Groups of an earlier process stay: a resumed run asks for those of steps yet to come.
+        """
+        for group in self._settled:
+            self.archive(group)
+        self._own -= self._settled
+        self._settled = {group for group in self._own if self.is_settled(group)}
 
     def sync(self) -> None:
         """Force the ledger to the disk."""
@@ -148,4 +176,5 @@ class Ledger(LedgerState):
 
     def _record(self, event: LedgerEvent) -> None:
         line = event.model_dump_json()
-        self.apply(event, lambda: self._journal.append([line], f"the ledger event {line[:120]}"))
+        what = f"the ledger event {line[:120]}"
+        self.apply(event, lambda: self._writes.add(partial(self._journal.append, [line], what)))

@@ -174,8 +174,16 @@ class LedgerState:
     """All scheduled episodes and their states; only events change it."""
 
     def __init__(self) -> None:
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self.entries: dict[str, Entry] = {}
+        """By episode, without those of archived groups."""
         self.groups: dict[str, list[str]] = {}
+        """Episodes by group, without archived groups."""
+        self._archived: set[str] = set()
+        self._archived_states: Counter[State] = Counter()
+        self._archived_reasons: Counter[DropReason] = Counter()
         self.last_step = -1
         self._order = 0
         self._re_leases = 0
@@ -217,6 +225,27 @@ class LedgerState:
         """Return the leases of episodes that have not ended, with their current attempts."""
         return [entry.lease for entry in self.entries.values() if entry.state is State.LEASED]
 
+    def is_known(self, group: str) -> bool:
+        """Whether `group` was ever leased."""
+        return group in self.groups or group in self._archived
+
+    def is_settled(self, group: str) -> bool:
+        """Whether nothing will happen to `group` unless the run is rolled back."""
+        ended = (State.TRAINED, State.DROPPED)
+        return all(self.entries[episode].state in ended for episode in self.groups[group])
+
+    def archive(self, group: str) -> None:
+        """Keep no more of a settled group than its name and its part in the counts of `audit`.
+
+        To roll it back, it must be read from the file again.
+        """
+        for episode in self.groups.pop(group):
+            entry = self.entries.pop(episode)
+            self._archived_states[entry.state] += 1
+            if entry.reason is not None:
+                self._archived_reasons[entry.reason] += 1
+        self._archived.add(group)
+
     def accepts(self, lease: Lease) -> bool:
         """Whether a result for `lease` is accepted: it is open and of the current attempt."""
         entry = self.entries.get(lease.episode)
@@ -240,8 +269,10 @@ class LedgerState:
                     "trained on with the others"
                 )
         entries = self.entries.values()
-        states = Counter(entry.state for entry in entries)
-        reasons = Counter(entry.reason for entry in entries if entry.reason is not None)
+        states = self._archived_states + Counter(entry.state for entry in entries)
+        reasons = self._archived_reasons + Counter(
+            entry.reason for entry in entries if entry.reason is not None
+        )
         return LedgerAudit(
             {state: states[state] for state in State}, reasons, self._re_leases, tuple(violations)
         )
@@ -290,7 +321,7 @@ class LedgerState:
                 ]
 
     def _leased(self, event: Leased) -> list[Entry]:
-        if event.group in self.groups:
+        if self.is_known(event.group):
             raise StoreError(
                 f"expected a new group, found {event.group}, which was already leased: a group is "
                 "leased once and completely"

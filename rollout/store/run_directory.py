@@ -7,11 +7,16 @@
     metrics/        one row per step                    checkpoints/    written by the learner
     tool_traffic/   written by recording tool servers
     requests/       waiting requests to the running job
+    writer.json     the last writing process and its Ray job; log.txt what its command printed
 
 Every file is either append-only, with one write per entry, or replaced atomically, so that a kill
 at any point leaves a readable directory. A kill of the process loses nothing that was
-acknowledged; a power failure may lose what was written after the last `sync`. The lock works
-between processes of one node, and between nodes as `run_lock` describes.
+acknowledged; a power failure may lose what was written after the last `sync`.
+
+Callers in an event loop use `store` and `synced`. From then on a thread does all writes, in the
+order of the calls, so that no disk stops the loop: what other methods add is written soon after
+they return, and the error of a write is raised by what is called next (see `writes`). The lock
+works between processes of one node, and between nodes as `run_lock` describes.
 """
 
 import math
@@ -19,6 +24,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -34,20 +40,22 @@ from rollout.store.run_layout import RunInfo, RunLayout, existing_run, read_run_
 from rollout.store.run_lock import RunLock, take_lock
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import SegmentWriter
+from rollout.store.writes import Writes
 
 SEGMENT_BYTES = 64 * 2**20
 """Size in bytes from which the next episodes go to a new segment."""
 
 
 class RunDirectory(Closing):
-    """The writer of a run directory: from `create` or `open` to `close`, in one thread."""
+    """The writer of a run directory: from `create` or `open` to `close`, called by one thread."""
 
     def __init__(self, layout: RunLayout, lock: RunLock, segment_bytes: int) -> None:
         self.layout = layout
         self._lock = lock
         self._segment_bytes = segment_bytes
         self.info = read_run_info(layout)
-        self.ledger = Ledger(layout.ledger)
+        self._writes = Writes(layout.root)
+        self.ledger = Ledger(layout.ledger, self._writes)
         self._manifest = Journal(layout.manifest)
         self._metrics = Journal(layout.metrics)
         self._control = Journal(layout.control)
@@ -118,10 +126,19 @@ class RunDirectory(Closing):
         Raises StoreError, and stores none of them, if the write fails or the batch is not in
         EPISODE_SCHEMA.
         """
-        if not batch.schema.equals(EPISODE_SCHEMA, check_metadata=True):
-            raise StoreError(
-                f"expected a batch in EPISODE_SCHEMA, found columns {batch.schema.names}"
-            )
+        _check_schema(batch)
+        self._writes.now(partial(self._append, batch))
+
+    async def store(self, batch: pa.RecordBatch) -> None:
+        """Store as `append` does, without holding up the event loop.
+
+        Raises StoreError also for an earlier write that failed, after which nothing more is
+        stored, and DeadlineError if the disk hangs.
+        """
+        _check_schema(batch)
+        await self._writes.carry_out(partial(self._append, batch))
+
+    def _append(self, batch: pa.RecordBatch) -> None:
         if len(batch) == 0:
             return
         if self._segment is None or self._segment.nbytes >= self._segment_bytes:
@@ -130,19 +147,18 @@ class RunDirectory(Closing):
 
     def annotate(self, step: int, table: pa.Table) -> None:
         """Store the learner's results of `step`; a step that is trained again replaces them."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        replace_file(self.layout.annotations(step), memoryview(sink.getvalue()))
+        self._writes.add(partial(_write_table, self.layout.annotations(step), table))
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of `step`; numbers that are not finite are stored as null."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._metrics.append([one_line({"step": step, **row})], f"the metrics of step {step}")
+        line, what = one_line({"step": step, **row}), f"the metrics of step {step}"
+        self._writes.add(partial(self._metrics.append, [line], what))
 
     def record_control(self, event: ControlEvent) -> None:
         """Record a request to the running job, or the job's answer."""
-        self._control.append([event.model_dump_json()], f"the control event of {event.actor}")
+        line, what = event.model_dump_json(), f"the control event of {event.actor}"
+        self._writes.add(partial(self._control.append, [line], what))
 
     def recover(self, step: int) -> None:
         """Return to the checkpoint of `step` (-1: none), and make the ledger agree with the store.
@@ -150,6 +166,7 @@ class RunDirectory(Closing):
         Afterwards `ledger.ready_groups()` are to be trained, and `ledger.open_leases()` to be
         leased again.
         """
+        self._writes.flush()
         self.ledger.roll_back(step)
         stored: dict[str, dict[int, bool]] = defaultdict(dict)
         for row in RunReader(self.path).episodes():
@@ -175,20 +192,36 @@ class RunDirectory(Closing):
         self._note({"event": "restarted"})
 
     def sync(self) -> None:
-        """Force everything to the disk: at the end of a step, before its checkpoint."""
+        """Force everything to the disk."""
+        self._writes.now(self._sync)
+
+    async def synced(self) -> None:
+        """Do as `sync`, at the end of a step, before its checkpoint; the event loop goes on.
+
+        Raises StoreError, and DeadlineError if the disk hangs.
+        """
+        await self._writes.carry_out(self._sync)
+
+    def _sync(self) -> None:
         if self._segment is not None:
             self._segment.sync()
         for journal in (self.ledger, self._metrics, self._control, self._manifest):
             journal.sync()
 
     def close(self) -> None:
-        """Sync, and release the lock for another writer."""
-        self.sync()
+        """Write and sync what is left, and release the lock for another writer.
+
+        Raises the StoreError of a write that no caller has got, and DeadlineError if the disk
+        hangs; the files then stay open, because the thread still uses them.
+        """
+        self._writes.close()
+        self._sync()
         if self._segment is not None:
             self._segment.close()
         for journal in (self.ledger, self._metrics, self._control, self._manifest):
             journal.close()
         self._lock.release()
+        self._writes.check_reported()
 
     def _next_segment(self) -> SegmentWriter:
         if self._segment is not None:
@@ -221,3 +254,15 @@ def check_new_folder(path: Path) -> None:
     )
     if foreign:
         raise StoreError(f"expected a new or empty folder, found {foreign[:4]} in {path}")
+
+
+def _check_schema(batch: pa.RecordBatch) -> None:
+    if not batch.schema.equals(EPISODE_SCHEMA, check_metadata=True):
+        raise StoreError(f"expected a batch in EPISODE_SCHEMA, found columns {batch.schema.names}")
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    replace_file(path, memoryview(sink.getvalue()))

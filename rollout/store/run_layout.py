@@ -87,6 +87,16 @@ class RunLayout:
         return next((path for last, path in ended if step <= last), self.config_toml)
 
     @property
+    def writer(self) -> Path:
+        """Which process wrote last, and through which Ray job; absent in older directories."""
+        return self.root / "writer.json"
+
+    @property
+    def log(self) -> Path:
+        """What the commands that wrote to the run have printed, with times; may be absent."""
+        return self.root / "log.txt"
+
+    @property
     def manifest(self) -> Path:
         """Journal of the directory itself: its writers, and the segments that they started."""
         return self.root / "manifest.jsonl"

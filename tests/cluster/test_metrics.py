@@ -1,6 +1,7 @@
 """The registry of metrics against what training emits: nothing is missing, nothing is invented."""
 
 import ast
+import asyncio
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cluster.fleet.loop_lag import LoopLag
 from cluster.metrics import (
     CURVES,
     METRICS,
@@ -105,10 +107,11 @@ def row_of(groups: list[Group]) -> dict[str, float]:
     batch, config = read_episodes(table), LearnerConfig()
     scores = Scores.empty(len(batch.token_ids_N))
     report = StepReport(step_metrics(batch, select(batch, config), scores, 2.0), None, [])
-    pool = SimpleNamespace(workers=[SimpleNamespace(state="healthy")], losses=0)
+    workers = [SimpleNamespace(state="healthy")]
+    pool = SimpleNamespace(workers=workers, losses=0, lag=LoopLag())
     rollouts = SimpleNamespace(take_left=lambda step: [])
     job: Any = SimpleNamespace(pool=pool, rollouts=rollouts)
-    return step_row(job, 1, groups, report)
+    return asyncio.run(step_row(job, 1, groups, report))
 
 
 def reasons() -> set[str]:

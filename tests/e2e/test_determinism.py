@@ -27,7 +27,7 @@ STEPS = 2
 """The first step is on policy, the second learns from episodes of the model before it."""
 OF_THE_LOOP = {
     *("collect_s", "learn_s", "push_s", "step_s", "sampled_tokens_per_s"),
-    *("workers", "worker_losses"),
+    *("workers", "worker_losses", "loop_lag_p50_s", "loop_lag_p99_s", "loop_lag_max_s"),
 }
 
 

@@ -19,13 +19,15 @@ from typer.main import get_command
 from cluster.cli.arguments import read_config
 from cluster.cli.command_line import stopped_text
 from cluster.cli.main import app, main
+from cluster.config.places import with_absolute_places
 from cluster.config.run_config import load_config
 from envs.tasksets.toolhop.environment import OWN_TASKS
 from learner.pretrained.tiny_model import build_tiny_model
 
 _COMMANDS = (
     *("demo", "study", "doctor", "sft", "collect", "train", "audit", "eval", "serve", "estimate"),
-    *("episodes", "scale", "compare", "plot", "replay-step", "keys", "render"),
+    *("episodes", "compare", "plot", "replay-step", "keys", "render"),
+    *("submit", "runs", "status", "logs", "scale", "stop"),
 )
 Capture = pytest.CaptureFixture[str]
 
@@ -142,8 +144,10 @@ def test_a_dry_run_prints_the_resolved_recipe_and_starts_nothing(
         (("train", "catalog", "--run.steps=3"), 2, "did you mean run.steps=3?"),
         (("demo", "--num-workers", "--json"), 2, "did you mean rollouts.workers=VALUE?"),
         (("eval", "catalog", "--frobnicate"), 2, "No such option: --frobnicate"),
-        (("scale", "runs/x", "+2"), 2, "it is the total, not a change"),
-        (("scale", "runs/x", "0"), 2, "target number of workers"),
+        (("scale", "runs/x", "2x"), 2, "expected a number of workers"),
+        (("scale", "runs/x", "+-2"), 2, "expected a number of workers"),
+        (("scale", "runs/x", "-1"), 3, "runs/x"),
+        (("scale", "runs/x", "0"), 2, "expected a number of workers"),
     ],
 )
 def test_bad_input_is_one_message_and_its_exit_code(
@@ -165,7 +169,8 @@ def test_values_are_set_with_and_without_the_option(trialrun: Command) -> None:
 
 def test_a_dry_run_explains_every_key_in_a_comment(trialrun: Command) -> None:
     out = trialrun("eval", "demo", "--dry-run")[1]
-    assert tomllib.loads(out) == load_config("demo").model_dump(mode="json")
+    expected = with_absolute_places(load_config("demo"), {})
+    assert tomllib.loads(out) == expected.model_dump(mode="json")
     assert "# Peak learning rate of AdamW.\nlr = " in out
 
 
@@ -194,6 +199,8 @@ def test_an_interruption_is_one_line_that_says_how_to_resume() -> None:
     )
     assert stopped_text("train", train) == again
     assert stopped_text("train", [*train, "--resume"]) == again
+    assert stopped_text("train", [*train, "--requeue"]).endswith("run.steps=3 --requeue")
+    assert "goes on" in stopped_text("submit", ["submit", "catalog"])
     assert stopped_text("eval", ["eval", "file"]).endswith("trialrun eval file --run RUN_DIRECTORY")
     assert stopped_text("study", ["study", "--dir", "a b"]).endswith("trialrun study --dir 'a b'")
     assert stopped_text("plot", ["plot", "x"]) == "stopped"

@@ -14,7 +14,8 @@ from cluster.config.run_config import RunConfig, load_config
 from cluster.fleet import learner_group
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.ray_session import ray_session
-from envs.errors import LearnerError, LearnerLostError, NonFiniteError
+from cluster.fleet.shared_folder import Answer, Question, answer
+from envs.errors import ConfigError, LearnerError, LearnerLostError, NonFiniteError
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -28,6 +29,10 @@ class Rank:
     def rendezvous(self) -> tuple[str, int]:
         return "127.0.0.1", 1
 
+    def look(self, question: Question, rank: int) -> Answer:
+        """Answer as rank 0 would, and as a rank on another node where it is rank 1."""
+        return Answer("far", "does not see it") if rank == 1 else answer(question, rank)
+
     def ping(self) -> None:
         pass
 
@@ -37,7 +42,7 @@ class Rank:
     def sft(
         self, table: pa.Table, seed: int, steps_done: int, checkpoints: str
     ) -> Iterator[dict[str, float]]:
-        assert (steps_done, checkpoints) == (0, "checkpoints")
+        assert (steps_done, checkpoints) == (0, str(Path("checkpoints").absolute()))
         for step, order in enumerate(table["order"].to_pylist()):
             if order == "fail":
                 raise NonFiniteError("the loss of step 1 is nan")
@@ -103,6 +108,22 @@ async def test_a_resumed_run_replaces_the_earlier_export(tmp_path: Path) -> None
     finally:
         await learner.close()
     assert [path.name for path in model.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+async def test_ranks_are_asked_for_the_run_directory_and_nothing_stays(
+    tmp_path: Path, ranks: int
+) -> None:
+    learner = LearnerGroup(load_config("catalog", [f"learner.ranks={ranks}"]), str(tmp_path))
+    try:
+        if ranks == 1:
+            await learner.check_folder(tmp_path)
+        else:
+            with pytest.raises(ConfigError, match="rank 1 on far does not see it"):
+                await learner.check_folder(tmp_path)
+    finally:
+        await learner.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_error_of_a_rank_keeps_its_type() -> None:

@@ -1,18 +1,27 @@
 """What a user reads where Ray does not start, or is not where RAY_ADDRESS says."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 import ray
 
 from cluster.cli.command_line import stack
 from cluster.config.run_config import ClusterSection, RunConfig
 from cluster.fleet.ray_environment import RAY_AUTH_MODE, RAY_START_WAIT
-from cluster.fleet.ray_session import ray_session, room_for_workers
-from envs.errors import InfraError, MissingError, TrialrunError
+from cluster.fleet.ray_session import (
+    LEAST_STORE_BYTES,
+    missing_resources,
+    object_store_bytes,
+    ray_session,
+    room_for_workers,
+)
+from envs.errors import ConfigError, InfraError, MissingError, TrialrunError
 
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -99,6 +108,28 @@ def test_an_imported_ray_is_left_as_it_is(
     assert RAY_AUTH_MODE not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("memory", "shm", "store"),
+    [
+        (1_000 * 2**30, 500 * 2**30, 250 * 2**30),  # /dev/shm decides: the weights get half
+        (100 * 2**30, 500 * 2**30, 30 * 2**30),
+        (1 * 2**30, 64 * 2**20, LEAST_STORE_BYTES),
+    ],
+)
+def test_the_object_store_has_the_size_of_the_node(memory: int, shm: int, store: int) -> None:
+    assert object_store_bytes(memory, shm) == store
+
+
+def test_a_ray_started_here_gets_a_store_of_that_size(environment: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    environment.setattr(ray, "init", lambda **options: asked.update(options))
+    environment.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=8 * 2**30))
+    environment.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * 2**30))
+    with ray_session(RunConfig()):
+        pass
+    assert asked["object_store_memory"] == 3 * 2**30
+
+
 @pytest.mark.parametrize("address", ["nonsense", "1.2.3.4", "head:port"])
 def test_an_address_that_is_none(environment: pytest.MonkeyPatch, address: str) -> None:
     environment.setenv("RAY_ADDRESS", address)
@@ -125,3 +156,27 @@ def test_room_for_workers_is_what_the_scarcest_share_leaves(
     monkeypatch.setattr(ray, "available_resources", lambda: free)
     section = ClusterSection(cpus_per_worker=share[0], gpus_per_worker=share[1])
     assert room_for_workers(section) == room
+
+
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        ({"CPU": 4.0, "GPU": 2.0}, ""),
+        ({"CPU": 3.5, "GPU": 2.0}, "reserves 4 CPUs and 2 GPUs (3 rollout workers of 1 and 0.5"),
+        ({"CPU": 64.0}, "1 learner ranks of 1 and 0.5); Ray has 64 CPUs and 0 GPUs: what has no"),
+    ],
+)
+def test_what_a_run_reserves_is_compared_with_the_cluster(
+    environment: pytest.MonkeyPatch, total: dict[str, float], said: str
+) -> None:
+    environment.setattr(ray, "cluster_resources", lambda: total)
+    environment.setenv("RAY_ADDRESS", "head:6379")
+    section = ClusterSection(gpus_per_worker=0.5, gpus_per_rank=0.5)
+    found = missing_resources(section, workers=3, ranks=1)
+    assert said in found and bool(said) == bool(found)
+
+
+def test_what_no_node_can_bring_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(ConfigError, match=r"Ray has 8 CPUs and 0 GPUs: lower .*gpus_per_worker"):
+        missing_resources(ClusterSection(gpus_per_worker=1.0), workers=1, ranks=1)

@@ -147,6 +147,8 @@ async def test_a_resumed_run_goes_on_as_if_it_had_not_been_killed(
     whole, _ = await whole_run(tmp_path / "whole", stage_of(1, 2), manifest_of)
     config, stage = make_config(tmp_path / "killed"), stage_of(2, 2)
     run = new_run(config)
+    in_flight = killed_after * (2 * GROUPS + REFILLS) + GROUPS - 1
+    stage.fleet.gates[f"g{in_flight:06d}"] = asyncio.Event()
     rounds = await stage.rounds(run, config)
     before = await train(rounds, run, range(1, killed_after + 1), manifest_of)
     while sum(entry.state is State.FINISHED for entry in run.ledger.entries.values()) < 3:

@@ -105,6 +105,8 @@ class Training:
         pool = self.fleet.pool()
         pool.resize(2)
         await pool.wait_healthy(2)
+        if first > 1:  # as `Job.start` does
+            await pool.load_weights(self.manifest_of(first - 1))
         source = Rounds if self.config.run.deterministic else Rollouts
         rollouts = source(pool, TaskStream(self.numbered, "train", 0), run, self.config)
         learner: Any = SimpleNamespace()
@@ -121,8 +123,8 @@ class Training:
                 break
             groups = await rollouts.collect(self.config.rollouts.groups_per_step)
             report = trainer.rl_step(table_of(groups))
-            job.record_step(step, groups, report)
-            run.record_metrics(step, step_row(job, step, groups, report))
+            await job.record_step(step, groups, report)
+            run.record_metrics(step, await step_row(job, step, groups, report))
             await rollouts.push_weights(self.manifest_of(step))
         await rollouts.close()
         await pool.close()

@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 from cluster.progress import Progress
+from cluster.running import run_async
 from cluster.training import control
 from cluster.training.control import Controls, controlled
-from rollout.store.control import MAX_WORKERS, ControlEvent, ScaleRequest, send_request
+from envs.errors import TrialrunError
+from rollout.store.control import (
+    MAX_WORKERS,
+    ControlEvent,
+    ScaleRequest,
+    StopRequest,
+    scaled_to,
+    send_request,
+)
 from rollout.store.journal import read_objects
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
@@ -102,6 +111,57 @@ def test_an_impossible_request_is_refused(
     assert refused[0].startswith(reason)
     assert refused[1].startswith(UNREADABLE)
     assert list(run.layout.requests.iterdir()) == []
+
+
+def test_workers_are_added_and_the_last_number_is_remembered(run: RunDirectory) -> None:
+    assert scaled_to(run.layout) is None
+    pool = Pool()
+    for name, request in (
+        ("1", '{"kind": "scale", "workers": 5}'),
+        ("2", '{"kind": "scale_by", "change": -2}'),
+        ("3", '{"kind": "scale_by", "change": -3}'),
+        ("4", '{"kind": "stop"}'),
+    ):
+        put_text(run, name, f'"request": {request}')
+    Controls(run, pool, lambda: 9, stop=lambda: None).answer(Progress(quiet=True))
+    assert pool.sizes == [2, 5, 3]
+    rows = read_objects(run.layout.control)
+    assert [row["workers"] for row in rows] == [5, 3, None, None]
+    assert rows[2]["refused"] == "expected 1 to 4096 workers, found 0"
+    assert scaled_to(run.layout) == 3
+
+
+def test_the_number_that_an_older_version_answered_is_remembered(run: RunDirectory) -> None:
+    answer = '"request": {"kind": "scale", "workers": 4}, "request_id": "1", "refused": ""'
+    run.layout.control.write_text(f'{{"at": 1.0, "actor": "ada", {answer}}}\n')
+    assert scaled_to(run.layout) == 4
+
+
+def test_a_job_that_is_asked_to_stop_answers_first(run: RunDirectory) -> None:
+    event = ControlEvent(at=1.0, actor="ada", request=StopRequest())
+    (run.layout.requests / "1.json").write_text(event.model_dump_json())
+    answered: list[int] = []
+    pool = Pool()
+    Controls(
+        run, pool, lambda: 9, stop=lambda: answered.append(len(read_objects(run.layout.control)))
+    ).answer(Progress(quiet=True))
+    assert answered == [1] and pool.sizes == [2]
+    (row,) = read_objects(run.layout.control)
+    assert (row["request"], row["refused"]) == ({"kind": "stop"}, "")
+    assert row["note"] == "the job ends now; finished work is kept"
+
+
+def test_a_request_to_stop_ends_the_command_as_sigterm_does(run: RunDirectory) -> None:
+    (run.layout.requests / "1.json").write_text(
+        ControlEvent(at=1.0, actor="ada", request=StopRequest()).model_dump_json()
+    )
+
+    async def job() -> None:
+        async with controlled(Controls(run, Pool(), lambda: 9), Progress(quiet=True)):
+            await asyncio.sleep(60)
+
+    with pytest.raises(TrialrunError, match=r"stopped on request .* with --requeue"):
+        run_async(job())
 
 
 def test_a_request_of_an_older_client_is_carried_out(run: RunDirectory) -> None:

@@ -1,0 +1,375 @@
+"""Commands about runs as jobs: submit, runs, status, logs, scale, stop; names find runs."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from getpass import getuser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.arguments import (
+    Assignments,
+    DryRunOption,
+    RecipeArgument,
+    RecipeCommand,
+    SetOption,
+    read_config,
+    stop_if_dry,
+)
+from cluster.cli.command_line import JsonOption, report, stack
+from cluster.cli.path_checks import check_model, check_tasks
+from cluster.cli.run_rows import job_row, row_of, run_row
+from cluster.cli.run_target import Target, find_target
+from cluster.config.places import home
+from cluster.config.run_config import RunConfig
+from cluster.jobs.directories import runs_below, status_of
+from cluster.jobs.submission import scaling, this_program, training
+from cluster.lifecycle.writer import read_writer
+from envs.errors import (
+    ConfigError,
+    DeadlineError,
+    InfraError,
+    MissingError,
+    StoreError,
+)
+from envs.tools import JsonObject
+from rollout.store.control import (
+    MAX_WORKERS,
+    ControlEvent,
+    ControlRequest,
+    ScaleByRequest,
+    ScaleRequest,
+    StopRequest,
+    send_request,
+)
+from rollout.store.run_layout import RunLayout
+from rollout.store.run_lock import is_written
+
+RunName = Annotated[
+    str, typer.Argument(help="Name of a run, or its directory.", show_default=False)
+]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        help="The cluster: http://HEAD:8265 (its dashboard) or HEAD:6379. Default: "
+        "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster that you started on this machine.",
+        show_default=False,
+    ),
+]
+_STOP_S = 120.0
+"""How long a job may take to end in order, in seconds."""
+_ANSWER_S = 15.0
+_BLOCK = 1 << 20
+_POLL_S = 0.2
+
+app = typer.Typer()
+
+
+@app.command(
+    cls=RecipeCommand,
+    epilog="Example: [bold]trialrun submit catalog --address http://head:8265 -- run.name=first[/]",
+)
+def submit(
+    recipe: RecipeArgument,
+    assignments: Assignments = None,
+    address: AddressOption = "",
+    program: Annotated[
+        str,
+        typer.Option(
+            help="How trialrun is started on the head: `trialrun` in an image. Default: the path "
+            "of this command, in a virtual environment that every node has at the same path.",
+            show_default=False,
+        ),
+    ] = "",
+    runtime_env: Annotated[
+        str,
+        typer.Option(
+            "--runtime-env-json", help="Ray runtime_env to add, as JSON.", show_default=False
+        ),
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the log until the job ends.")
+    ] = True,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on a Ray cluster, as a job; the same command resumes a run that was stopped.
+
+    Only the resolved recipe is uploaded, with absolute paths: every node needs trialrun, the model
+    and the tasks at the same paths, and a run.dir that all of them see.
+    """
+    config = read_config(recipe, assignments, overrides)
+    config.check_trainable()
+    stop_if_dry(config, dry_run=dry_run)
+    _check_inputs(config)
+    words = program.split() or this_program()
+    job = training(config, words, _runtime_env(runtime_env))
+    jobs = stack("jobs.ray_jobs").RayJobs.at(address)
+    for other in jobs.jobs():
+        if not other.ended and other.directory == str(config.path):
+            raise StoreError(
+                f"the job {other.id} trains the run in {config.path} already: wait for its end, or "
+                f"type `trialrun stop {config.run.name}`"
+            )
+    found = jobs.submit(job, config)
+    result = {"job": found, "run_dir": str(config.path), "cluster": jobs.address}
+    if as_json or not wait:
+        report(result, as_json=as_json)
+    if wait:
+        name = config.run.name
+        _say(f"job {found}, run directory {config.path}; Ctrl-C leaves it running:")
+        _say(f"trialrun status {name} | logs {name} --follow | scale {name} N | stop {name}")
+        _follow(jobs, found)
+
+
+@app.command(epilog="Example: [bold]trialrun runs[/], or [bold]trialrun runs /shared/runs[/]")
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of run directories. Default: runs, below TRIALRUN_HOME if that is set.",
+            show_default=False,
+        ),
+    ] = None,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List runs: those in a folder, and with --address (or RAY_ADDRESS) the jobs of a cluster."""
+    found = [row_of(path) for path in runs_below(folder or home(os.environ) / "runs")]
+    if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
+        seen = {str(row["run_dir"]) for row in found}
+        jobs = stack("jobs.ray_jobs").RayJobs.at(address).jobs()
+        for job in jobs:  # the newest first; one that was refused has no run
+            if job.directory not in seen and not (job.ended and not job.directory):
+                found.append(job_row(job))
+                seen.add(job.directory)
+    if as_json:
+        report({"runs": [*found]}, as_json=True)
+        return
+    for row in found:
+        step = f"step {row['step']}" + (f"/{row['steps']}" if row.get("steps") else "")
+        _print(f"{row['name']:<24} {row['kind']:<8} {row['state']:<12} {step:<14} {row['run_dir']}")
+    if not found:
+        _say(f"no run in {folder or home(os.environ) / 'runs'}")
+
+
+@app.command(epilog="Example: [bold]trialrun status first[/]")
+def status(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
+    """Show whether a run is running, how far it is, where its files are, and its job."""
+    target = find_target(run, address)
+    found: JsonObject = run_row(status_of(target.layout.root)) if target.layout else {}
+    job = target.job(needed=target.layout is None)
+    if job is not None:
+        found = {**job_row(job), **found, "job": job.id, "job_status": job.status}
+        if job.message and job.ended:
+            found["job_message"] = job.message
+    report(found, as_json=as_json)
+
+
+@app.command(epilog="Example: [bold]trialrun logs first --follow[/]")
+def logs(
+    run: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what comes, until the job ends.")
+    ] = False,
+    address: AddressOption = "",
+) -> None:
+    """Print the log of a run: of its job, or else of its directory."""
+    target = find_target(run, address)
+    job = target.job(needed=target.layout is None or not target.layout.log.exists())
+    if job is None:
+        assert target.layout is not None
+        _print_log(target.layout, follow=follow)
+    elif follow:
+        _follow(target.jobs, job.id)
+    else:
+        sys.stdout.write(target.jobs.logs(job))
+
+
+def _print_log(layout: RunLayout, *, follow: bool) -> None:
+    with layout.log.open(encoding="utf-8") as log:
+        while True:
+            ends = not (follow and is_written(layout))  # before the rest is read
+            while text := log.read(_BLOCK):
+                sys.stdout.write(text)
+            sys.stdout.flush()
+            if ends:
+                return
+            time.sleep(_POLL_S)
+
+
+def _workers(text: str) -> ScaleRequest | ScaleByRequest:
+    """Read `4`, `+2` or `-1`. Raises typer.BadParameter for anything else."""
+    digits = text.removeprefix("+").removeprefix("-")
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+    if not 1 <= number <= MAX_WORKERS or len(text) - len(digits) > 1:
+        raise typer.BadParameter(
+            f"expected a number of workers, 1 to {MAX_WORKERS}, or a change such as +2 or -1, "
+            f"found {text!r}"
+        )
+    if text == digits:
+        return ScaleRequest(workers=number)
+    return ScaleByRequest(change=-number if text.startswith("-") else number)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},  # -1 is a number
+    epilog="Example: [bold]trialrun scale first 4[/], or [bold]trialrun scale first +1[/]",
+)
+def scale(
+    run: RunName,
+    workers: Annotated[
+        Any,
+        typer.Argument(
+            parser=_workers,
+            metavar="N|+N|-N",
+            help="Target number of rollout workers, or by how many more or fewer.",
+            show_default=False,
+        ),
+    ],
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
+    ] = 30.0,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Change the number of rollout workers of a running training job.
+
+    New workers start, load the current weights and receive work; surplus workers finish their
+    episodes first. A resumed run keeps the number, unless its recipe has another one than before.
+    """
+    target = find_target(run, address)
+    if target.layout is None:
+        _scale_there(target, workers, timeout_s)
+        report({"run_dir": target.job(needed=True).directory}, as_json=as_json)
+        return
+    answer = _ask(target.layout, workers, timeout_s)
+    note = {"note": answer.note} if answer.note else {}
+    found = {"run_dir": str(target.layout.root), "workers": answer.workers, **note}
+    report(found, as_json=as_json)
+
+
+@app.command(epilog="Example: [bold]trialrun stop first[/]")
+def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
+    """Stop a running job in order; what it has finished is kept, and the same command resumes it.
+
+    Exit code 3 if nothing runs.
+    """
+    target = find_target(run, address)
+    if target.layout is not None and not is_written(target.layout):
+        raise MissingError(
+            f"expected a running job that writes to {target.layout.root}, found none"
+        )
+    job = target.job(needed=target.layout is None)
+    if job is not None and not job.ended:
+        target.jobs.stop(job)
+        target.jobs.wait_for_end(job.id, _STOP_S)
+    elif target.layout is not None:
+        _stop_process(target.layout)
+    found: JsonObject = job_row(job) if job is not None else {}
+    if target.layout is not None:
+        _wait_until_free(target.layout)
+        found |= run_row(status_of(target.layout.root))
+    report({**found, "state": "stopped"}, as_json=as_json)
+
+
+def _stop_process(layout: RunLayout) -> None:
+    """Stop a job that is no Ray job, or whose cluster is out of reach. Raises DeadlineError."""
+    try:
+        _ask(layout, StopRequest(), _ANSWER_S)
+    except DeadlineError:  # only training takes requests, once its workers run
+        writer = read_writer(layout)
+        if writer is None or writer.host != socket.gethostname():
+            where = f"process {writer.pid} on {writer.host}" if writer else "its process"
+            raise DeadlineError(
+                f"the job on {layout.root} takes no requests now: end {where} with SIGTERM"
+            ) from None
+        os.kill(writer.pid, signal.SIGTERM)
+
+
+def _ask(layout: RunLayout, request: ControlRequest, timeout_s: float) -> ControlEvent:
+    """Send a request to the job that writes to a run. Raises ConfigError if it refuses."""
+    event = ControlEvent(at=time.time(), actor=getuser(), request=request)
+    answer = send_request(layout, event, timeout_s)
+    if answer.refused:
+        raise ConfigError(f"the job on {layout.root} refused: {answer.refused}")
+    return answer
+
+
+def _scale_there(target: Target, workers: ScaleRequest | ScaleByRequest, timeout_s: float) -> None:
+    """Scale a run whose directory only the cluster sees: a short job there asks for it."""
+    run = target.job(needed=True)
+    by = f"{workers.change:+d}" if isinstance(workers, ScaleByRequest) else str(workers.workers)
+    asked = target.jobs.submit(scaling(run.directory, by, run.entrypoint))
+    ended = target.jobs.wait_for_end(asked, timeout_s + 60)
+    if ended.status != "SUCCEEDED":
+        raise InfraError(f"the cluster did not scale {run.run}: {target.jobs.logs(ended).strip()}")
+
+
+def _wait_until_free(layout: RunLayout) -> None:
+    until = time.monotonic() + _STOP_S
+    while is_written(layout):
+        if time.monotonic() > until:
+            raise DeadlineError(
+                f"the job that writes to {layout.root} did not end in {_STOP_S:g} s"
+            )
+        time.sleep(_POLL_S)
+
+
+def _follow(jobs: Any, submission_id: str) -> None:
+    """Print a job's log until it ends. Raises InfraError where it failed."""
+
+    async def tail() -> None:
+        async for lines in jobs.follow(jobs.job(submission_id)):
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+
+    asyncio.run(tail())
+    ended = jobs.wait_for_end(submission_id, _STOP_S)
+    if ended.status == "FAILED":
+        hint = (
+            ": the head has no such program; name it with --program, `trialrun` in an image"
+            if "exit code 127" in ended.message or "exited with code 127" in ended.message
+            else ""
+        )
+        raise InfraError(f"the job {submission_id} failed{hint}. {ended.message}".strip())
+    _say(f"the job {submission_id} ended: {ended.status.lower()}")
+
+
+def _check_inputs(config: RunConfig) -> None:
+    """Raise MissingError for a model or tasks that neither this machine nor the cluster can have.
+
+    An absolute path may exist on the nodes alone, where the job looks again.
+    """
+    if not Path(config.model.path).is_absolute():
+        check_model(config.model.path)
+    if not Path(getattr(config.env, "path", "")).is_absolute():
+        check_tasks(config)
+
+
+def _runtime_env(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--runtime-env-json {text!r} is not JSON: {error}") from None
+    if not isinstance(found, dict) or "working_dir" in found:
+        raise ConfigError(
+            f"--runtime-env-json {text!r}: expected an object without working_dir, which holds the "
+            "recipe"
+        )
+    return found
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")

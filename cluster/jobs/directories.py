@@ -1,0 +1,115 @@
+"""Run directories: found by name, and what each says about its run. Needs no cluster."""
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.lifecycle.retention import newest_checkpoint
+from cluster.lifecycle.writer import Writer, read_writer
+from envs.errors import ConfigError
+from rollout.store.run_kind import is_blank
+from rollout.store.run_layout import RunKind, RunLayout
+from rollout.store.run_lock import is_written
+from rollout.store.run_reader import RunReader
+
+RUN_DIRECTORY_IS = "the run directory is "
+"""What a command prints before the path of its run; jobs are recognised by it in their logs."""
+_DEPTH = 3
+"""Levels of folders below a folder of runs in which runs are looked for."""
+_SHOWN = ("success", "reward", "loss", "workers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """What a run directory says about its run."""
+
+    name: str
+    kind: RunKind
+    state: str
+    """`running`, `finished`, `stopped`, or `failed start`: nothing was recorded."""
+    step: int
+    """Last step that was recorded."""
+    steps: int | None
+    """Steps that the run is to make; None where its kind has none, or plans none ahead."""
+    newest: dict[str, float]
+    """Some metrics of the last step."""
+    path: Path
+    checkpoint: Path | None
+    model: Path | None
+    """The exported model; None where there is none yet."""
+    writer: Writer | None
+
+
+def status_of(path: Path) -> RunStatus:
+    """Return the state of the run in `path`. Raises MissingError, StoreError."""
+    reader = RunReader(path)
+    layout, kind = reader.layout, reader.kind
+    rows = reader.metrics()
+    last = rows[-1] if rows else None
+    recipe = tomllib.loads(reader.config_toml)
+    steps = recipe.get("run", {}).get("steps") if kind is RunKind.TRAIN else None
+    checkpoint = newest_checkpoint(layout.checkpoints) if layout.checkpoints.is_dir() else None
+    return RunStatus(
+        name=reader.info.run,
+        kind=kind,
+        state=_state(layout, kind, checkpoint, steps),
+        step=last.step if last else 0,
+        steps=steps,
+        newest={k: v for k, v in last.values.items() if k in _SHOWN} if last else {},
+        path=layout.root.absolute(),
+        checkpoint=checkpoint,
+        model=layout.model if layout.model.exists() else None,
+        writer=read_writer(layout),
+    )
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Return the runs in `folder` and in the folders below it, by path."""
+    return sorted(_walk(folder, _DEPTH))
+
+
+def find_run(name: str, folders: Sequence[Path]) -> Path | None:
+    """Return the run that `name` names: a path, or the name of a run below one of `folders`.
+
+    Raises ConfigError where several runs have the name.
+    """
+    if RunLayout(Path(name)).run_json.exists():
+        return Path(name).absolute()
+    found = {
+        run.resolve()
+        for folder in folders
+        for run in runs_below(folder)
+        if name in (run.name, run.relative_to(folder).as_posix())
+    }
+    if len(found) > 1:
+        listed = ", ".join(map(str, sorted(found)))
+        raise ConfigError(f"several runs are called {name!r}: name the path of one of {listed}")
+    return next(iter(found), None)
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    for inner in folder.iterdir():
+        if inner.name.startswith(".") or not inner.is_dir():
+            continue
+        if RunLayout(inner).run_json.exists():
+            yield inner
+        elif depth > 1:
+            yield from _walk(inner, depth - 1)
+
+
+def _state(layout: RunLayout, kind: RunKind, checkpoint: Path | None, steps: Any) -> str:
+    if is_written(layout):
+        return "running"
+    done = {
+        RunKind.TRAIN: layout.model.exists() and int(checkpoint.name if checkpoint else 0) == steps,
+        RunKind.SFT: layout.model.exists(),
+        RunKind.EVAL: layout.eval_json.exists(),
+        RunKind.COLLECT: layout.selection.exists(),
+    }
+    if done.get(kind, False):
+        return "finished"
+    return "failed start" if is_blank(layout) else "stopped"
