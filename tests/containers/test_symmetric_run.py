@@ -19,7 +19,14 @@ _ADDRESS = f"{NAME}-1:6379"
 _COMMAND = (
     *("ray", "symmetric-run", "--address", _ADDRESS, "--num-cpus=2"),
     *("--object-store-memory=268435456", "--", "env", f"RAY_ADDRESS={_ADDRESS}"),
-    *("trialrun", "train", "catalog", "run.dir=/srv/runs", "run.models_dir=/srv/runs/models"),
+    *(
+        "trialrun",
+        "train",
+        "catalog",
+        "--requeue",
+        "run.dir=/srv/runs",
+        "run.models_dir=/srv/runs/models",
+    ),
     *("run.name=first", "run.steps=2", "rollouts.workers=3", "rollouts.groups_per_step=2"),
     *("rollouts.group_size=2", "engine.kv_cache_mib=64"),
 )
