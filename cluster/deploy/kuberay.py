@@ -19,6 +19,8 @@ RECIPE_FILE = "/srv/recipe/recipe.toml"
 USER = 10_001
 """The user of the images in `docker/`."""
 GPU = "nvidia.com/gpu"
+_RETRIES = 2
+"""Of a job that failed, such as one whose head was evicted."""
 _CONTAINER = {"head": "ray-head"}
 _POD_SECURITY: Tree = {
     "runAsNonRoot": True,
@@ -105,7 +107,9 @@ def _ray_job(cluster: Cluster) -> Tree:
         "kind": "RayJob",
         "metadata": _metadata(cluster, cluster.options.name),
         "spec": {
-            "entrypoint": f"trialrun train {RECIPE_FILE}",
+            # A retry, on a new cluster, resumes what the volume has.
+            "entrypoint": f"trialrun train {RECIPE_FILE} --requeue",
+            "backoffLimit": _RETRIES,
             "submissionMode": "K8sJobMode",
             "submitterPodTemplate": _submitter(cluster),
             "shutdownAfterJobFinishes": True,

@@ -142,7 +142,7 @@ def test_the_same_run_goes_on_in_a_job_that_is_submitted_again(cluster: Compose)
     done = cluster.steps_of("long")
     assert done > 0, "the test before this one starts the run"
     steps = f"run.steps={done + 3}"
-    log = cluster.submit("again", *_TRAIN, steps, "--resume", wait=True)
+    log = cluster.submit("again", *_TRAIN, steps, "--requeue", wait=True)
     assert "'again' succeeded" in log
     assert f"step {done + 3}/{done + 3}" in log
     cluster.on_head("test", "-f", "/srv/runs/long/model/config.json")

@@ -90,6 +90,15 @@ def test_an_example_of_help_can_be_typed(words: list[str]) -> None:
         read_config(given["recipe"], given["assignments"], given["overrides"], "catalog")
 
 
+def test_doctor_reads_the_recipe_also_for_a_machine(trialrun: Command) -> None:
+    code, _, err = trialrun("doctor", "--recipe", "nowhere.toml")
+    assert code == 3
+    assert "no recipe file nowhere.toml" in err
+    code, _, err = trialrun("doctor", "--set", "tools.isolation.required=everything")
+    assert code == 2
+    assert "tools.isolation.required" in err
+
+
 def test_the_version(trialrun: Command) -> None:
     assert trialrun("--version") == (0, f"trialrun {metadata.version('trialrun')}\n", "")
 

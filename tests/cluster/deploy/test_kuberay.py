@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from cluster.cli.main import app
 from cluster.config.run_config import load_config, to_toml
 from cluster.deploy.kuberay import Cluster
 from cluster.deploy.manifest import manifest
@@ -172,6 +174,16 @@ def test_images_are_ours_or_the_one_that_is_named() -> None:
     for pod in all_pods(documents(image="host/ours:1", pull_secret="pull")[1]).values():
         assert {container["image"] for container in containers(pod)} == {"host/ours:1"}
         assert pod["imagePullSecrets"] == [{"name": "pull"}]
+
+
+def test_the_entry_point_is_a_command_that_resumes_after_a_retry() -> None:
+    spec = documents()[1]["spec"]
+    program, name, recipe, *options = spec["entrypoint"].split()
+    assert (program, recipe) == ("trialrun", "/srv/recipe/recipe.toml")
+    commands: Any = get_command(app)
+    given = commands.commands[name].make_context(name, ["catalog", *options]).params
+    assert given["requeue"] is True
+    assert spec["backoffLimit"] > 0
 
 
 def test_the_notes_name_what_has_to_be_there() -> None:
