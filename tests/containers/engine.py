@@ -67,8 +67,8 @@ def has_image(name: str) -> bool:
 
 
 @functools.cache
-def base_image() -> str:
-    """Return BASE_IMAGE, else the pinned base where it can be had, else a bootstrapped Debian."""
+def ready_base() -> str:
+    """Return BASE_IMAGE, else a base that is here or can be pulled, else an empty string."""
     named = os.environ.get("BASE_IMAGE", "")
     if named:
         return named
@@ -87,6 +87,14 @@ def base_image() -> str:
     else:
         if pulled.returncode == 0:
             return PINNED_BASE
+    return ""
+
+
+@functools.cache
+def base_image() -> str:
+    """Return the ready base, else make one of a bootstrapped Debian, which takes minutes."""
+    if ready := ready_base():
+        return ready
     run(str(ROOT / "docker" / "base_image.sh"), _BOOTSTRAPPED, timeout_s=900)
     return _BOOTSTRAPPED
 

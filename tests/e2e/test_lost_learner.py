@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from cluster.config.run_config import RunConfig
+from cluster.fleet.pool import RolloutPool, WorkerState
 from cluster.lifecycle.inputs import RunInputs
 from cluster.lifecycle.opening import Resume, open_run
 from cluster.lifecycle.retention import whole_checkpoints
@@ -51,18 +52,23 @@ async def kill_after_a_step(run: RunDirectory) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
+def healthy(pool: RolloutPool) -> list[str]:
+    """Return the names of healthy workers; one that an earlier test dismissed may still drain."""
+    return [worker.name for worker in pool.workers if worker.state is WorkerState.HEALTHY]
+
+
 async def train_with_a_kill(
     inputs: RunInputs, run: RunDirectory, shared_pool: SharedPool
 ) -> tuple[bool, list[str], list[str]]:
     pool = shared_pool.pool
     pool.resize(1)
     await pool.wait_healthy(1)
-    before = [worker.name for worker in pool.workers]
+    before = healthy(pool)
     training = asyncio.create_task(train_on(pool, inputs, run, Progress()))
     killing = asyncio.create_task(kill_after_a_step(run))
     try:
         await training
-        return killing.done(), before, [worker.name for worker in pool.workers]
+        return killing.done(), before, healthy(pool)
     finally:
         killing.cancel()
         training.cancel()
@@ -71,8 +77,9 @@ async def train_with_a_kill(
 
 @pytest.fixture(scope="module")
 def trained(lessons: Lessons, shared_pool: SharedPool) -> Trained:
-    sizes = ("rollouts.groups_per_step=2", "rollouts.max_refills=1", "run.checkpoint_every=1")
-    config = lessons.config("lost", f"run.steps={STEPS}", "run.deterministic=false", *sizes)
+    sizes = ("rollouts.workers=1", "rollouts.groups_per_step=2", "rollouts.max_refills=1")
+    run = (f"run.steps={STEPS}", "run.deterministic=false", "run.checkpoint_every=1")
+    config = lessons.config("lost", *run, *sizes)
     inputs = shared_pool.inputs(config)
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
