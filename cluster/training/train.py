@@ -110,13 +110,17 @@ async def _step(job: Job, step: int, progress: Progress) -> None:
         table_of(groups), digest_weights=saves or job.config.run.deterministic
     )
     await job.record_step(step, groups, report)
+    row = await step_row(job, step, groups, report)
     if saves:
+        job.run.record_metrics(
+            step, row
+        )  # who resumes from the checkpoint does not repeat the step
         await _checkpoint(job, step)
     watch.lap("learn_s")
     manifest = await job.learner.publish_weights(step)
     await job.rollouts.push_weights(manifest)
     watch.lap("push_s")
-    metrics = await step_row(job, step, groups, report) | push_metrics(manifest) | watch.laps
+    metrics = row | push_metrics(manifest) | watch.laps
     metrics["step_s"] = sum(watch.laps.values())
     metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
     await asyncio.to_thread(free_memory)
