@@ -44,8 +44,7 @@ from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.task_stream import TaskStream
 from cluster.training.job import Job
 from cluster.training.train import train_steps
-from envs.tasks import Environment, Score, Split, Task
-from envs.tools import ToolSet
+from envs.tasks import Task
 from learner.report import StepReport
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease
@@ -54,6 +53,7 @@ from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.weights.manifest import WeightLayout, WeightManifest
 from tests.benchmarks.long_episode import PROMPT, annotations_of, long_episode
+from tests.cluster.conftest import Numbered
 
 GROUP = 8
 SLOTS = 64
@@ -105,30 +105,6 @@ class Setting:
                 },
             }
         )
-
-
-class Nothing(Environment):
-    """Endless tasks without tools."""
-
-    @property
-    def name(self) -> str:
-        return "catalog"
-
-    @property
-    def endless(self) -> bool:
-        return True
-
-    def tasks(self, split: Split, seed: int, count: int | None) -> list[Task]:
-        empty = ToolSet(tools=(), sources=(), functions=())
-        return [
-            Task(f"{split}-{i}", "catalog", split, "?", empty, Zero()) for i in range(count or 8)
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class Zero:
-    def score(self, answer: str) -> Score:
-        return Score(0.0)
 
 
 class Simulation:
@@ -237,7 +213,7 @@ async def train(setting: Setting) -> list[float]:
     with run:
         pool.resize(setting.workers)
         await pool.wait_healthy(setting.workers)
-        rollouts = Rollouts(pool, TaskStream(Nothing(), "train", 0), run, config)
+        rollouts = Rollouts(pool, TaskStream(Numbered(), "train", 0), run, config)
         learner: Any = simulation
         job = Job(config, run, pool, rollouts, learner, None)
         lag.start()

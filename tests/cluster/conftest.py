@@ -15,7 +15,7 @@ from envs.tasks import Environment, Score, Split, Task
 from envs.tools import ToolSet
 from rollout.config import EpisodeConfig
 from rollout.engine import VersionSpan
-from rollout.episode import Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.episode import Episode, Lease, Outcome, Phase, RolloutKind, Sampling, Timings
 from rollout.episode_schema import to_batch
 from rollout.weights.manifest import WeightLayout, WeightManifest
 
@@ -43,6 +43,25 @@ class Numbered(Environment):
             Task(f"{split}-{seed}-{i}", "catalog", split, "?", empty, AlwaysRight())
             for i in range(count or 8)
         ]
+
+
+def leases_of(task: Task, count: int, number: int = 0) -> list[Lease]:
+    """Return the leases of training group `number`, which has `count` episodes of `task`."""
+    group = f"g{number:06d}"
+    return [
+        Lease(
+            run="unit",
+            episode=f"{group}-{index:02d}",
+            kind=RolloutKind.TRAIN,
+            group=group,
+            group_number=number,
+            task=task.id,
+            sample_index=index,
+            attempt=0,
+            seed=index,
+        )
+        for index in range(count)
+    ]
 
 
 def canned(lease: Lease, task: Task, version: int, worker: str) -> Episode:

@@ -29,8 +29,8 @@ from learner.objective import advantages, selection
 from learner.objective.selection import select
 from learner.outputs.digest import PUSHED_METRIC, WHOLE_METRIC
 from learner.report import Scores, StepReport, step_metrics
-from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
+from tests.cluster.conftest import leases_of
 
 ROOT = Path(__file__).parents[2]
 PRODUCERS = {
@@ -74,21 +74,8 @@ def _text(key: ast.expr | None) -> str:
 @pytest.fixture
 def groups(fleet: Any, numbered: Any) -> list[Group]:
     task = numbered.tasks("train", 0, 1)[0]
-    leases = [
-        Lease(
-            run="unit",
-            episode=f"g0-{i}",
-            kind=RolloutKind.TRAIN,
-            group="g0",
-            group_number=0,
-            task=task.id,
-            sample_index=i,
-            attempt=0,
-            seed=i,
-        )
-        for i in range(2)
-    ]
-    return [Group("g0", to_batch([fleet.play(lease, task, 0, "w") for lease in leases]))]
+    leases = leases_of(task, 2)
+    return [Group("g000000", to_batch([fleet.play(lease, task, 0, "w") for lease in leases]))]
 
 
 @pytest.fixture

@@ -29,12 +29,12 @@ from learner.outputs.digest import (
 )
 from learner.outputs.publish import SharedMemoryPublisher
 from learner.report import StepReport
-from rollout.episode import Lease, RolloutKind
 from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from rollout.store.run_reader import RunReader
 from rollout.weights.manifest import WeightLayout, WeightManifest
+from tests.cluster.conftest import leases_of
 
 WEIGHTS = {"embed": torch.ones(3, 2), "norm": torch.zeros((), dtype=torch.bfloat16)}
 ORDER = ["g000001-01", "g000001-00"]
@@ -54,20 +54,7 @@ def report_of(
 def run(tmp_path: Path, fleet: Any, numbered: Any) -> Path:
     """One trained step of two episodes; the second was tried twice."""
     task = numbered.tasks("train", 0, 1)[0]
-    leases = [
-        Lease(
-            run="unit",
-            episode=f"g000001-{i:02d}",
-            kind=RolloutKind.TRAIN,
-            group="g000001",
-            group_number=1,
-            task=task.id,
-            sample_index=i,
-            attempt=0,
-            seed=i,
-        )
-        for i in range(2)
-    ]
+    leases = leases_of(task, 2, number=1)
     path, report = tmp_path / "unit", report_of(WEIGHTS)
     with RunDirectory.create(
         path, to_toml(RunConfig()), RunInfo(run="unit", seed=0, created_at=0.0)

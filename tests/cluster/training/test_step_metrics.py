@@ -18,11 +18,12 @@ import pytest
 from cluster.config.run_config import RunConfig
 from cluster.scheduling.played import PlayedGroup, played_group
 from cluster.training.step_metrics import played_metrics, staleness_metrics
-from rollout.episode import Lease, Outcome, RolloutKind
+from rollout.episode import Outcome
 from rollout.episode_schema import to_batch
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_reader import RunReader
+from tests.cluster.conftest import leases_of
 from tests.cluster.training.metrics_again import check_every_step
 from tests.cluster.training.simulated_training import (
     Training,
@@ -184,23 +185,10 @@ def test_an_episode_that_sampled_nothing_has_no_staleness() -> None:
 
 def test_a_lost_episode_of_a_group_is_not_played(fleet: Any, numbered: Any) -> None:
     task = numbered.tasks("train", 0, 1)[0]
-    leases = [
-        Lease(
-            run="unit",
-            episode=f"g0-{i}",
-            kind=RolloutKind.TRAIN,
-            group="g0",
-            group_number=0,
-            task=task.id,
-            sample_index=i,
-            attempt=0,
-            seed=i,
-        )
-        for i in range(3)
-    ]
+    leases = leases_of(task, 3)
     episodes = [fleet.play(lease, task, 0, "w") for lease in leases]
     episodes[1] = replace(episodes[1], outcome=Outcome.INFRA_FAILED, reward=None, reward_parts={})
-    found = played_group("g0", to_batch(episodes), DropReason.STALE)
+    found = played_group("g000000", to_batch(episodes), DropReason.STALE)
     assert found.rewards_G.tolist() == [0.0, 0.0]
     assert found.sampled_tokens == 4
     assert played_metrics([found])["stale_groups"] == 1
