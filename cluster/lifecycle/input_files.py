@@ -1,8 +1,12 @@
 """Digests of the files that a recipe names, so that an edit between start and resume is seen."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from cluster.config.run_config import RunConfig
 from rollout.chat.loading import CHAT_TEMPLATE_FILE, shipped_names, template_path
@@ -17,6 +21,8 @@ _OF_MODEL = (
 """Files of a model folder that decide which tokens a conversation becomes, and where it stops.
 Weights are left out: they are large, and a checkpoint replaces them."""
 _BLOCK = 1 << 20
+_LONGEST_NAME = 255
+"""Bytes that a file name may have at most; a question is longer, or names no file."""
 
 
 def input_digests(config: RunConfig) -> dict[str, str]:
@@ -49,6 +55,32 @@ def _files(config: RunConfig) -> Iterator[tuple[str, Path]]:
         path = Path(given)
         path = path / "tasks.jsonl" if path.is_dir() else path
         yield "env.path", path
+        yield from ((f"env.path/{name}", path.parent / name) for name in sorted(_beside(path)))
+
+
+def _beside(tasks: Path) -> set[str]:
+    """Return the names in a file of tasks, one JSON object per line, that are files beside it, such
+    as the sources of tools. A line that is no JSON names none: another check refuses it.
+    """
+    if tasks.suffix != ".jsonl" or not tasks.is_file():
+        return set()
+    names = set[str]()
+    for line in tasks.read_bytes().splitlines():
+        with suppress(ValueError):
+            names.update(_strings(json.loads(line)))
+    return {name for name in names if _is_file_name(name) and (tasks.parent / name).is_file()}
+
+
+def _is_file_name(text: str) -> bool:
+    return text.isprintable() and 0 < len(text.encode()) <= _LONGEST_NAME
+
+
+def _strings(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value if isinstance(value, list) else value.values():
+            yield from _strings(item)
 
 
 def _digest(path: Path) -> str:
