@@ -258,7 +258,7 @@ def scale(
 
 @app.command(epilog="Example: [bold]trialrun stop first[/]")
 def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
-    """Stop a running job in order; what it has finished is kept, and the same command resumes it.
+    """Stop a running job gracefully: what it has finished is kept, and the same command resumes it.
 
     Exit code 3 if nothing runs.
     """
