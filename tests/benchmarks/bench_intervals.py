@@ -5,14 +5,16 @@ Run: python -m tests.benchmarks.bench_intervals [--draws 10000] [--only accuracy
 Each row draws evaluations with a known truth: tasks with a chance of success each (Beta, so that
 two attempts at one task have the row's correlation), attempts at every task, and for errors also a
 number of calls. "coverage" is the share of draws whose interval holds the truth, "too wide" and
-"too narrow" mark what is outside of 0.93 to 0.97. The last column is what ± 1.96 standard errors
-would cover.
+"too narrow" mark what is outside of 0.93 to 0.97. With one attempt a task, only the number of
+solved tasks can be observed; "possible" is then the coverage nearest to 0.95 that any interval can
+have. The last column is what ± 1.96 standard errors would cover.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +56,7 @@ class Draw:
 def cases() -> Iterator[Case]:
     for figure, counts, settings in (
         ("accuracy", (10, 30, 100), SETTINGS),
+        ("pass@2", (10, 30, 100), ((4, 0.0), (4, 0.3), (16, 0.3))),
         ("errors per call", (5, 10, 30, 100), ((1, 0.3), (8, 0.3))),
         ("difference", (10, 30, 100), ((1, 0.8), (8, 0.3))),
         ("seeds", (3, 5, 10), ((SEED_TASKS, 0.0), (SEED_TASKS, 0.01), (SEED_TASKS, 0.1))),
@@ -85,10 +88,31 @@ def better(chance: Floats) -> Floats:
 
 @cache
 def truth(case: Case) -> float:
-    if case.figure != "difference":
+    if case.figure not in ("difference", "pass@2"):
         return case.share
     chance = chances(np.random.default_rng(1), case, (4_000_000,))
+    if case.figure == "pass@2":
+        return float(np.mean(1 - (1 - chance) ** 2))
     return float(np.mean(better(chance) - chance))
+
+
+def possible(case: Case) -> float | None:
+    """Return the coverage nearest to 0.95 that an interval can have, None if it is not limited.
+
+    The results whose interval holds the truth are consecutive numbers of solved tasks. At one half
+    they lie symmetrically, if an interval treats solved and unsolved tasks alike.
+    """
+    if case.figure != "accuracy" or case.attempts != 1:
+        return None
+    n, share = case.clusters, case.share
+    chance_S = [comb(n, s) * share**s * (1 - share) ** (n - s) for s in range(n + 1)]
+    sums = [
+        sum(chance_S[low : high + 1])
+        for low in range(n + 1)
+        for high in range(low, n + 1)
+        if share != 0.5 or low + high == n
+    ]
+    return min(sums, key=lambda covered: abs(covered - 0.95))
 
 
 def draws(rng: np.random.Generator, case: Case, count: int) -> Iterator[Draw]:
@@ -100,7 +124,12 @@ def draws(rng: np.random.Generator, case: Case, count: int) -> Iterator[Draw]:
             clusters = list(zip(errors_G.tolist(), calls_G.tolist(), strict=True))
             yield _draw(clusters, share_interval(clusters))
         return
-    scores_NG = rng.binomial(case.attempts, chance_NG) / case.attempts
+    solved_NG = rng.binomial(case.attempts, chance_NG)
+    scores_NG = solved_NG / case.attempts
+    if case.figure == "pass@2":
+        failed_NG = case.attempts - solved_NG
+        pairs = case.attempts * (case.attempts - 1)
+        scores_NG = 1 - failed_NG * (failed_NG - 1) / pairs
     if case.figure == "difference":
         scores_NG = rng.binomial(case.attempts, better(chance_NG)) / case.attempts - scores_NG
     for scores_G in scores_NG.tolist():
@@ -134,19 +163,24 @@ def coverage(case: Case, count: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Coverage of 95 % intervals.")
     parser.add_argument("--draws", type=int, default=10_000)
-    parser.add_argument("--only", help="one figure: accuracy, errors per call, difference, seeds")
+    parser.add_argument(
+        "--only", help="one figure: accuracy, pass@2, errors per call, difference, seeds"
+    )
     options = parser.parse_args()
     table = Table(title=f"Coverage of 95 % intervals, {options.draws:,} draws a row")
     for heading in ("figure", "tasks or seeds", "truth", "attempts", "correlation"):
         table.add_column(heading, justify="right")
-    for heading in ("coverage", "", "± 1.96 standard errors"):
+    for heading in ("coverage", "", "possible", "± 1.96 standard errors"):
         table.add_column(heading, justify="right")
     for case in cases():
         if options.only in (None, case.figure):
             held, normal = coverage(case, options.draws)
             mark = "too narrow" if held < LOWEST else "too wide" if held > HIGHEST else ""
             row = (case.clusters, f"{truth(case):.3f}", case.attempts, case.correlation)
-            table.add_row(case.figure, *map(str, row), f"{held:.3f}", mark, f"{normal:.3f}")
+            best = possible(case)
+            nearest = "" if best is None else f"{best:.3f}"
+            found = (f"{held:.3f}", mark, nearest, f"{normal:.3f}")
+            table.add_row(case.figure, *map(str, row), *found)
     Console(width=120).print(table)
 
 
