@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +13,11 @@ import pyarrow as pa
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
 from cluster.scheduling.dispatcher import Affinity, Dispatcher
-from cluster.scheduling.played import PlayedGroup
+from cluster.scheduling.played import PlayedGroup, played_group
 from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import first_cause
-from learner.batch import read_episodes
+from learner.batch import EpisodeBatch, read_episodes
 from learner.config import LearnerConfig
 from learner.objective.selection import varies
 from rollout.episode import RolloutKind
@@ -27,7 +28,7 @@ from rollout.store.run_reader import RunReader
 from rollout.weights.manifest import WeightManifest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which leave no room for what is computed once
 class Group:
     """The episodes of one task that count, ready to be trained on."""
 
@@ -61,7 +62,15 @@ class Group:
 
         `max_tokens` is the longest episode that the learner takes.
         """
-        return varies(read_episodes(pa.Table.from_batches([self.batch])), config, max_tokens)
+        return varies(self._columns, config, max_tokens)
+
+    def played(self, reason: DropReason | None = None) -> PlayedGroup:
+        """Return what the group says about the policy; `reason` is why a step did not take it."""
+        return played_group(self.name, self.batch, self._columns.credit, reason)
+
+    @cached_property
+    def _columns(self) -> EpisodeBatch:
+        return read_episodes(pa.Table.from_batches([self.batch]))
 
 
 @dataclass(frozen=True, slots=True)

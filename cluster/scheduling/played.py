@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from envs.errors import StoreError
-from learner.credit_columns import read_credit_columns
+from learner.credit_columns import CreditColumns, read_credit_columns
 from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_reader import RunReader
 
@@ -33,11 +33,14 @@ class PlayedGroup:
     """Tokens that the policy sampled in them."""
 
 
-def played_group(name: str, batch: pa.RecordBatch, reason: DropReason | None = None) -> PlayedGroup:
-    """Return what `batch` (EPISODE_SCHEMA), the group's episodes, says about the policy."""
+def played_group(
+    name: str, batch: pa.RecordBatch, credit: CreditColumns, reason: DropReason | None
+) -> PlayedGroup:
+    """Return what `batch` (EPISODE_SCHEMA), the group's episodes, says about the policy; `credit`
+    is what `read_credit_columns` reads from it.
+    """
     rewards_B = batch["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
     rated = np.isfinite(rewards_B)
-    credit = read_credit_columns(batch)
     sampled = batch["loss_mask"].filter(pa.array(rated)).flatten()
     return PlayedGroup(
         name=name,
@@ -102,5 +105,6 @@ def stored_left(
     found: list[tuple[int, PlayedGroup]] = []
     for (step, name), keys in members.items():
         batch = reader.batch([rows[key] for key in keys])
-        found.append((step, played_group(name, batch, wanted[keys[0]].reason)))
+        credit = read_credit_columns(batch)
+        found.append((step, played_group(name, batch, credit, wanted[keys[0]].reason)))
     return found

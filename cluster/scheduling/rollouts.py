@@ -11,7 +11,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import RolloutPool
 from cluster.scheduling.drops import GroupDrops
 from cluster.scheduling.groups import Group, GroupDispatcher, LostGroup, abandon, drop
-from cluster.scheduling.played import LeftGroups, PlayedGroup, played_group, stored_left
+from cluster.scheduling.played import LeftGroups, PlayedGroup, stored_left
 from cluster.scheduling.schedule import ScheduledGroup
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError
@@ -168,7 +168,7 @@ class Rollouts:
     def _drop(self, group: Group, reason: DropReason) -> None:
         step = self._version + 1
         drop(self._run.ledger, group.episodes, reason, collected_for=step)
-        self._left.add(step, played_group(group.name, group.batch, reason))
+        self._left.add(step, group.played(reason))
         self._drops.add(reason, group.task)
         self._replace_one()
 

@@ -22,7 +22,7 @@ from cluster.scheduling.groups import (
     drop,
     lost_group,
 )
-from cluster.scheduling.played import LeftGroups, PlayedGroup, played_group
+from cluster.scheduling.played import LeftGroups, PlayedGroup
 from cluster.scheduling.task_sources import TaskSource
 from envs.errors import InfraError, first_cause
 from rollout.store.ledger_state import DropReason, Entry, State
@@ -145,7 +145,7 @@ class Rounds:
     def _leave(self, group: Group, step: int) -> None:
         reason = DropReason.ZERO_VARIANCE
         drop(self._run.ledger, group.episodes, reason, collected_for=step)
-        self._left.add(step, played_group(group.name, group.batch, reason))
+        self._left.add(step, group.played(reason))
 
     def _note_skipped(self, lost: LostGroup) -> None:
         if lost.reason is DropReason.PROMPT_TOO_LONG:

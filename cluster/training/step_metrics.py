@@ -1,7 +1,7 @@
 """What the loop measures of a step beside the learner: the groups played, and their staleness."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from cluster.scheduling.played import PlayedGroup
 from learner.objective.corrections import mismatch_kl
 from learner.objective.credit import TrialYield, trial_yield
 from rollout.episode import is_correct
+from rollout.episode_schema import ragged
 from rollout.store.ledger_state import DropReason
 
 
@@ -79,41 +80,56 @@ def mismatch_by_staleness(
 
     `annotations` are the learner's, one row per episode of `table`; without them both are NaN.
     """
-    trainer_N, sampler_N, version_N = _scored(table, annotations)
-    fresh_N = version_N >= step - 1
-    return {
-        "mismatch_fresh": mismatch_kl(trainer_N[fresh_N], sampler_N[fresh_N]),
-        "mismatch_stale": mismatch_kl(trainer_N[~fresh_N], sampler_N[~fresh_N]),
-    }
+    sums, counts = np.zeros(2), np.zeros(2)
+    for trainer_N, sampler_N, version_N in _scored(table, annotations):
+        stale_N = version_N < step - 1
+        for stale in range(2):
+            chosen_N = stale_N == stale
+            if count := np.count_nonzero(chosen_N):
+                sums[stale] += count * mismatch_kl(trainer_N[chosen_N], sampler_N[chosen_N])
+                counts[stale] += count
+    fresh, stale = np.divide(sums, counts, out=np.full(2, math.nan), where=counts > 0)
+    return {"mismatch_fresh": float(fresh), "mismatch_stale": float(stale)}
 
 
 def _scored(
     table: pa.Table, annotations: pa.Table | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Return per scored token the logprobs of learner and sampler, and the sampler's version."""
-    trainer: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
-    sampler: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
-    versions: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    columns = [] if annotations is None else _rows(table, annotations)
-    for logprobs_T, spans, positions_K, trainer_K in columns:
-        if not len(positions_K):
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]:
+    """Yield per scored token of a few episodes the logprobs of learner and sampler, and the
+    sampler's version. A few at a time, because arrays over all tokens of a step are slow to make.
+    """
+    if annotations is None:
+        return
+    if len(annotations) != len(table):
+        raise ValueError(f"expected one annotation per episode, found {len(annotations)}")
+    row = 0
+    for batch in table.to_batches():
+        notes = _one_batch(annotations.slice(row, len(batch)))
+        row += len(batch)
+        logprobs, positions = ragged(batch, "logprobs"), ragged(notes, "loss_positions")
+        if len(positions.values) == 0:
             continue
-        starts = np.array([span["start"] for span in spans])
-        made_with = np.array([span["version"] for span in spans], np.int64)
-        trainer.append(trainer_K)
-        sampler.append(logprobs_T[positions_K])
-        versions.append(made_with[np.searchsorted(starts, positions_K, side="right") - 1])
-    return np.concatenate(trainer), np.concatenate(sampler), np.concatenate(versions)
+        # Positions in the tokens of all episodes of the batch, which lie one after the other.
+        first_N = np.repeat(logprobs.offsets[:-1], np.diff(positions.offsets))
+        token_N = positions.values + first_N
+        versions_N = _versions(batch, logprobs.offsets)[token_N]
+        yield ragged(notes, "trainer_logprobs").values, logprobs.values[token_N], versions_N
 
 
-def _rows(table: pa.Table, annotations: pa.Table) -> "zip[tuple[Any, Any, Any, Any]]":
-    return zip(
-        (value.values.to_numpy(zero_copy_only=False) for value in table["logprobs"]),
-        table["spans"].to_pylist(),
-        (value.values.to_numpy() for value in annotations["loss_positions"]),
-        (value.values.to_numpy() for value in annotations["trainer_logprobs"]),
-        strict=True,
-    )
+def _versions(batch: pa.RecordBatch, offsets_B: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the version that sampled each token of all episodes, of which b starts at
+    `offsets_B[b]`; tokens before the first sampled one have that of the episode before, or -1.
+    """
+    lists: Any = batch.column("spans")
+    spans = lists.flatten()
+    starts_S = spans.field("start").to_numpy() + offsets_B[lists.value_parent_indices().to_numpy()]
+    versions_S = spans.field("version").to_numpy().astype(np.int64)
+    lengths = np.diff(np.concatenate([[0], starts_S, [offsets_B[-1]]]))
+    return np.repeat(np.concatenate([[-1], versions_S]), lengths)
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
 
 
 def _mean_over(columns: Sequence[NDArray[Any]]) -> float:

@@ -19,7 +19,7 @@ from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
 from cluster.running import free_memory, run_async
 from cluster.scheduling.groups import Group
-from cluster.scheduling.played import PlayedGroup, played_group
+from cluster.scheduling.played import PlayedGroup
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
 from cluster.training.control import Controls, controlled
@@ -159,7 +159,7 @@ def _measured(
     step: int, groups: Sequence[Group], left: Sequence[PlayedGroup], report: StepReport
 ) -> dict[str, float]:
     table = table_of(groups)
-    taken = [played_group(group.name, group.batch) for group in groups]
+    taken = [group.played() for group in groups]
     return {
         **report.metrics,
         **played_metrics([*taken, *left]),

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 
 from cluster.config.run_config import RunConfig
-from cluster.scheduling.played import PlayedGroup, played_group
+from cluster.scheduling.groups import Group
+from cluster.scheduling.played import PlayedGroup
 from cluster.training.step_metrics import played_metrics, staleness_metrics
 from rollout.episode import Outcome
 from rollout.episode_schema import to_batch
@@ -188,7 +189,7 @@ def test_a_lost_episode_of_a_group_is_not_played(fleet: Any, numbered: Any) -> N
     leases = leases_of(task, 3)
     episodes = [fleet.play(lease, task, 0, "w") for lease in leases]
     episodes[1] = replace(episodes[1], outcome=Outcome.INFRA_FAILED, reward=None, reward_parts={})
-    found = played_group("g000000", to_batch(episodes), DropReason.STALE)
+    found = Group("g000000", to_batch(episodes)).played(DropReason.STALE)
     assert found.rewards_G.tolist() == [0.0, 0.0]
     assert found.sampled_tokens == 4
     assert played_metrics([found])["stale_groups"] == 1
