@@ -8,7 +8,6 @@ its own session and nothing else, because the server validates every frame.
 import json
 import os
 import random
-import resource
 import socket
 import struct
 import sys
@@ -68,7 +67,7 @@ class SessionChild:
         """Become a session of the tools in `request`.
 
         `sizes` has the number of bytes of each module's code in `codes`, `errors` the reason for
-        each module without code, and `cpu_s` the CPU seconds, 0 for no limit.
+        each module without code.
         """
         modules, at = [], 0
         for size in request["sizes"]:
@@ -76,8 +75,6 @@ class SessionChild:
             at += size
         errors = {int(number): text for number, text in request["errors"].items()}
         self._tools = ToolModules(modules, errors, request["functions"])
-        if request["cpu_s"]:
-            resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"] + 1))
         random.seed(request["seed"])
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed(request["seed"] % 2**32)
@@ -125,7 +122,7 @@ def warm_up() -> None:
     """
     source = b"class Warm:\n def up(self, x=1): return {'x': [x, 1.5, 'y', None]}"
     code = compiled(source, 0, len(source) * 64)[1:]
-    start = {"functions": [[0, "Warm.up"]], "sizes": [len(code)], "errors": {}, "cpu_s": 0}
+    start = {"functions": [[0, "Warm.up"]], "sizes": [len(code)], "errors": {}}
     bodies = [json.dumps(start | {"seed": 0}).encode() + b"\n" + code]
     for number in range(_ROUNDS):
         call = {"number": number, "tool": 0, "arguments": '{"x": 2}' if number else '{"no": 1}'}

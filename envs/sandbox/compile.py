@@ -37,7 +37,7 @@ class CompiledTools:
     codes: tuple[bytes, ...]
     errors: dict[int, str]
     frame: bytes
-    """The body of the start request, without seed and CPU limit."""
+    """The body of the start request, without the seed."""
 
     @classmethod
     def of(
@@ -49,12 +49,12 @@ class CompiledTools:
             functions, tuple(codes), errors, b"\n".join((line[1:].encode(), b"".join(codes)))
         )
 
-    def start(self, seed: int, cpu_s: int) -> bytes:
+    def start(self, seed: int) -> bytes:
         """Return the request that makes a child a session of these tools.
 
-        The frame is built once per tool set; seed and limit are put in front of its JSON.
+        The frame is built once per tool set; the seed is put in front of its JSON.
         """
-        return b'{"seed": %d, "cpu_s": %d, %b' % (seed, cpu_s, self.frame)
+        return b'{"seed": %d, %b' % (seed, self.frame)
 
 
 class ToolCompiler:

@@ -11,11 +11,17 @@ import platform
 import signal
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from envs.errors import IsolationError
-from envs.sandbox.syscalls import AUDIT_ARCHES, PIVOT_ROOT_NUMBERS, SECCOMP_NUMBERS, Rule
+from envs.sandbox.syscalls import (
+    AUDIT_ARCHES,
+    PIVOT_ROOT_NUMBERS,
+    SECCOMP_NUMBERS,
+    Condition,
+    Rule,
+)
 
 NOBODY = 65_534
 ONLY_DESCRIPTOR = 3
@@ -267,6 +273,10 @@ def restrict_landlock(scratch: str = "") -> None:
     os.close(ruleset)
 
 
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _GIVE = 0x20, 0x15, 0x35, 0x45, 0x06
+"""Instructions of a seccomp program (linux/bpf_common.h)."""
+
+
 def _instruction(code: int, true: int, false: int, value: int) -> bytes:
     return struct.pack("HBBI", code, true, false, value)
 
@@ -277,35 +287,58 @@ def filter_program(machine: str, rules: dict[str, Rule]) -> bytes:
     A system call through another ABI (i386's `int 0x80`, x32) kills the process, because the same
     numbers mean other calls there.
     """
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     program = [
-        _instruction(load, 0, 0, 4),
-        _instruction(equal, 1, 0, AUDIT_ARCHES[machine]),
-        _instruction(give, 0, 0, _RET_KILL),
-        _instruction(load, 0, 0, 0),
-        _instruction(at_least, 0, 1, _X32_BIT),
-        _instruction(give, 0, 0, _RET_KILL),
+        _instruction(_LOAD, 0, 0, 4),
+        _instruction(_EQUAL, 1, 0, AUDIT_ARCHES[machine]),
+        _instruction(_GIVE, 0, 0, _RET_KILL),
+        _instruction(_LOAD, 0, 0, 0),
+        _instruction(_AT_LEAST, 0, 1, _X32_BIT),
+        _instruction(_GIVE, 0, 0, _RET_KILL),
     ]
     for rule in rules.values():
         number = rule.number(machine)
         if number is None:
             continue
-        if rule.argument is None:
-            program += [_instruction(equal, 0, 1, number), _instruction(give, 0, 0, _RET_ALLOW)]
-            continue
-        tests = len(rule.values) or 1
-        program += [
-            _instruction(equal, 0, 3 + tests, number),
-            _instruction(load, 0, 0, 16 + 8 * rule.argument),
+        ways = b"".join(_way(conditions) for conditions in rule.ways)
+        ways += _instruction(_GIVE, 0, 0, _RET_EPERM if rule.ways else _RET_ALLOW)
+        program += [_instruction(_EQUAL, 0, len(ways) // 8, number), ways]
+    return b"".join([*program, _instruction(_GIVE, 0, 0, _RET_EPERM)])
+
+
+def _way(conditions: tuple[Condition, ...]) -> bytes:
+    """Return instructions that allow a call if all `conditions` hold, else go on behind them."""
+    steps = [step for condition in conditions for step in _steps(condition)]
+    left = range(len(steps), 0, -1)  # to the instruction behind the one that allows
+    return b"".join(
+        [
             *(
-                _instruction(equal, left, 0, value)
-                for left, value in zip(range(tests, 0, -1), rule.values, strict=False)
+                _instruction(
+                    code,
+                    left_here if true is None else true,
+                    left_here if false is None else false,
+                    value,
+                )
+                for left_here, (code, true, false, value) in zip(left, steps, strict=True)
             ),
-            *([] if rule.values else [_instruction(any_bit, 0, 1, rule.clear_bits)]),
-            _instruction(give, 0, 0, _RET_EPERM),
-            _instruction(give, 0, 0, _RET_ALLOW),
+            _instruction(_GIVE, 0, 0, _RET_ALLOW),
         ]
-    return b"".join([*program, _instruction(give, 0, 0, _RET_EPERM)])
+    )
+
+
+def _steps(condition: Condition) -> Iterator[tuple[int, int | None, int | None, int]]:
+    """Yield code, jumps if true and if false, and value; a jump of None: the condition fails."""
+    low = 16 + 8 * condition.argument
+    yield _LOAD, 0, 0, low
+    if condition.clear_bits:
+        yield _ANY_BIT, None, 0, condition.clear_bits
+    if condition.above is not None:
+        yield _AT_LEAST, 0, None, condition.above + 1
+    for left, value in zip(range(len(condition.values), 0, -1), condition.values, strict=True):
+        yield _EQUAL, left - 1, 0 if left > 1 else None, value
+    if condition.null:
+        for half in (low, low + 4):
+            yield _LOAD, 0, 0, half
+            yield _EQUAL, 0, None, 0
 
 
 class SyscallFilter:

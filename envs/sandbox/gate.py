@@ -66,6 +66,7 @@ PROBES = {
     "memory file": lambda server, memory: os.memfd_create("x"),
     "executable memory": lambda server, memory: executable(),
     "memory over the limit": lambda server, memory: bytearray(memory),
+    "a lower limit": lambda server, memory: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
     "a higher limit": lambda server, memory: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)),
 }
 REFUSALS = (PermissionError, FileNotFoundError, MemoryError, ValueError)
@@ -116,7 +117,7 @@ async def check_gate(child: Child, report: IsolationReport) -> None:
         "scratch": report.profile != "compute",
     }
     request = {"number": 1, "tool": 0, "arguments": json.dumps(arguments)}
-    child.send(_probing_tools().start(0, report.limits.cpu_s))
+    child.send(_probing_tools().start(0))
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             reply = _Reply.model_validate_json(await child.request(json.dumps(request).encode()))

@@ -15,6 +15,8 @@ class ZygoteOptions:
     imports: str
     packages: str
     """Folder that holds the import profile's package; empty if it needs none."""
+    cpu_s: int
+    """CPU seconds of a child."""
     memory_mib: int
     reply_limit_bytes: int
     descriptors: int

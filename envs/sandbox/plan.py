@@ -38,6 +38,7 @@ def zygote_options(config: ToolServerConfig, strongest: IsolationLevel) -> Zygot
         profile=isolation.profile,
         imports=isolation.imports,
         packages=package_folder(isolation.imports),
+        cpu_s=config.session_cpu_s,
         memory_mib=config.session_memory_mib,
         reply_limit_bytes=config.reply_limit_bytes,
         descriptors=session_limits(config).files,

@@ -4,6 +4,7 @@ import asyncio
 import resource
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import get_args
 
 from envs.config import IsolationLevel, ToolServerConfig
@@ -13,6 +14,7 @@ from envs.sandbox.cpu_throttle import ThrottleTiming
 from envs.sandbox.gate import check_gate
 from envs.sandbox.isolation import IsolationReport
 from envs.sandbox.link import ZygoteLink, ZygoteMessage
+from envs.sandbox.oom import OomWatch, kernel_kills
 from envs.sandbox.plan import IDLE_CHILDREN, MOST_IDLE_CHILDREN, isolation_report
 from envs.sandbox.process import Child
 from envs.tools import ToolSet
@@ -30,8 +32,8 @@ class SandboxPool:
     """Idle children, forked by a zygote that is replaced when it dies.
 
     The number of idle children doubles whenever a session had to wait for a fork, and halves after
-    many sessions that did not. `strongest` is the level to try first, and `throttle_timing` sets
-    when calls are throttled; tests pass others than the defaults.
+    many sessions that did not. `strongest` is the level to try first, `throttle_timing` sets when
+    calls are throttled, and `oom_kills` counts; tests pass others than the defaults.
     """
 
     def __init__(
@@ -39,7 +41,10 @@ class SandboxPool:
         config: ToolServerConfig,
         strongest: IsolationLevel = "namespaces",
         throttle_timing: ThrottleTiming | None = None,
+        oom_kills: Callable[[], int | None] = kernel_kills,
     ) -> None:
+        self.oom = OomWatch(oom_kills)
+        """Whether the kernel killed processes for want of memory."""
         self._config = config
         self._strongest: IsolationLevel = strongest
         self._throttle_timing = throttle_timing
@@ -118,6 +123,7 @@ class SandboxPool:
 
         Raises SandboxError or IsolationError.
         """
+        self.oom.look()
         tools = await self._compiler.compiled(tool_set)
         return tools, self._compiler.take_child(tool_set) or await self.acquire()
 

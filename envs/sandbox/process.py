@@ -171,6 +171,11 @@ class Child:
         self._pidfd = -1
         self._fail(ChildGone())
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether the zygote died before it could report how the process ended."""
+        return self._exit.done() and self._exit.exception() is not None
+
     async def ended(self, wait_s: float = _EXIT_S) -> Exit | None:
         """Return how the process ended, as the zygote reported it; None if it did not in time."""
         try:

@@ -19,6 +19,8 @@ it.
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +30,7 @@ from envs.sandbox.process import Child, ChildGone, ChildProtocolError, Exit
 from envs.tools import AnswerStatus, ToolAnswer, ToolSet
 
 _GRACE_S = 0.5
+_SHORTEST_LOOK_S = 0.01
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 _RESTARTED = "the tool's state starts again from the beginning"
 
@@ -69,6 +72,11 @@ class SandboxSession:
             self._indices.setdefault(tool.name, index)
         self._child: Child | None = None
         self._cpu_spent = 0.0
+        """CPU seconds of the children that have ended."""
+        self._cpu_measured = 0.0
+        """CPU seconds of the child, when they were measured last."""
+        self._alive_at = 0.0
+        """When the child was last known to live, in seconds of `time.monotonic`."""
         self._number = 0
         self._restart_pause_s = 0.0
         self._lost = ""
@@ -76,13 +84,12 @@ class SandboxSession:
 
     async def start(self) -> None:
         """Take a child for the session. Raises SandboxError or IsolationError."""
-        cpu_left = self._pool.config.session_cpu_s - self._cpu_spent
         tools, child = await self._pool.ready(self._tool_set)
         if self._lost:  # closed while this coroutine waited
             child.kill()
             raise SandboxError(self._lost)
-        child.send(tools.start(self._seed, max(1, round(cpu_left))))
-        self._child = child
+        child.send(tools.start(self._seed))
+        self._child, self._cpu_measured, self._alive_at = child, 0.0, time.monotonic()
 
     async def call(self, name: str, arguments: str) -> ToolAnswer:
         """Run one call until it ends, its time limit passes or its child dies.
@@ -123,15 +130,46 @@ class SandboxSession:
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
-                frame = await child.request(request.model_dump_json().encode())
+                with self._cpu_watched(child):
+                    frame = await child.request(request.model_dump_json().encode())
         except TimeoutError:
             await self._end(child)
             text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"
             return _answer(AnswerStatus.TIMEOUT, text, timeout_s)
         except (ChildGone, ChildProtocolError) as fault:
             return await self._after_end(child, fault, time.monotonic() - began)
-        elapsed = time.monotonic() - began
+        self._alive_at = time.monotonic()
+        elapsed = self._alive_at - began
         return await self._checked(child, frame, elapsed)
+
+    @contextmanager
+    def _cpu_watched(self, child: Child) -> Iterator[None]:
+        """Kill `child` when the session has used up its CPU seconds; it has one thread.
+
+        The kernel has the same limit for each child, but it does not know of those before.
+        """
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            if timer is not None:
+                self._cpu_measured = child.cpu_s() or self._cpu_measured
+            left_s = self._pool.config.session_cpu_s - self._cpu_spent - self._cpu_measured
+            if left_s <= 0:
+                child.kill()
+            else:
+                timer = loop.call_later(max(left_s, _SHORTEST_LOOK_S), look)
+
+        began = loop.time()
+        look()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if loop.time() - began > _SHORTEST_LOOK_S:
+                self._cpu_measured = child.cpu_s() or self._cpu_measured
 
     async def _restart(self) -> None:
         pause_s = self._restart_pause_s
@@ -165,13 +203,18 @@ class SandboxSession:
         if isinstance(fault, ChildProtocolError):
             text = f"the tool broke its connection ({fault}); {_RESTARTED}"
             return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
-        if ended is None:
+        if child.orphaned:
             raise SandboxError("the sandbox's fork server died; open a new session")
         if self._cpu_spent >= self._pool.config.session_cpu_s:
             return self._out_of_cpu(elapsed)
-        if ended.killed and not child.stopped:
-            raise SandboxError("the system killed the session's process; open a new session")
-        how = "closed its connection" if child.stopped else str(ended)
+        # Whatever else kills a process is the tool's own doing: a tool that could call its death a
+        # failure of the machine would have its wrong answers taken back.
+        killed = ended is not None and ended.killed and not child.stopped
+        if killed and self._pool.oom.moved_since(self._alive_at):
+            raise SandboxError(
+                "memory ran out, and the system killed the session's process; open a new session"
+            )
+        how = "closed its connection" if child.stopped or ended is None else str(ended)
         text = f"the tool ended its own process ({how}); {_RESTARTED}"
         return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
 
@@ -187,14 +230,14 @@ class SandboxSession:
     async def _end(self, child: Child, grace_s: float = 0.0) -> Exit | None:
         """Kill `child` unless it ends by itself within `grace_s`, and add up its CPU time.
 
-        Returns how it ended; None if that is unknown because the zygote died.
+        Returns how it ended; None if that is unknown: the zygote died, or the kernel takes long.
         """
         self._child = None
         ended = await child.ended(grace_s) if grace_s else None
+        measured = child.cpu_s() or self._cpu_measured
         child.kill()
         ended = ended or await child.ended()
-        if ended:
-            self._cpu_spent += ended.cpu_s
+        self._cpu_spent += ended.cpu_s if ended else measured
         return ended
 
 

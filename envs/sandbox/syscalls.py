@@ -13,32 +13,61 @@ OTHERS_CLOCKS = 0xFFFF_FFF0
 """Bits of clock ids that are zero for the system-wide clocks, and set for those of a process or a
 device.
 """
-FCNTL_COMMANDS = (1, 2, 3, 5, 6, 1030)
-"""`fcntl` commands for flags, locks and copies of a descriptor; not those for its signals."""
+FCNTL_FLAGS = (1, 2, 3)
+"""`fcntl` commands that read and set the flags of a descriptor."""
+FCNTL_OWN_FILES = (5, 6, 1030)
+"""`fcntl` commands for locks and copies of a descriptor."""
+INHERITED = 3
+"""Highest descriptor that a child does not open itself. 0 to 2 are the machine's /dev/null: locks
+on it would reach every other session, and slow down every process that closes it.
+"""
 
 AUDIT_ARCHES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277}
 PIVOT_ROOT_NUMBERS = {"x86_64": 155, "aarch64": 41}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What must hold for one argument of a call, of which the low 32 bits are looked at.
+
+    All `clear_bits` are zero, the argument is one of `values` if there are any, and it is above
+    `above`. With `null` all 64 bits are zero, as in a null pointer.
+    """
+
+    argument: int
+    clear_bits: int = 0
+    values: tuple[int, ...] = ()
+    above: int | None = None
+    null: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One allowed call, with an optional condition on the low 32 bits of one argument.
-
-    The bits of argument number `argument` must be one of `values`; without `values`, all
-    `clear_bits` must be zero.
-    """
+    """One allowed call; with `ways`, all conditions of at least one of them must hold."""
 
     x86_64: int | None
     aarch64: int | None
-    argument: int | None = None
-    clear_bits: int = 0
-    values: tuple[int, ...] = ()
+    ways: tuple[tuple[Condition, ...], ...] = ()
 
     def number(self, machine: str) -> int | None:
         """Return the call's number on `machine`, a key of AUDIT_ARCHES."""
         return self.x86_64 if machine == "x86_64" else self.aarch64
 
+
+def _clear(argument: int, bits: int) -> tuple[tuple[Condition, ...], ...]:
+    """One way, in which an argument has none of `bits`."""
+    return ((Condition(argument=argument, clear_bits=bits),),)
+
+
+_LIMITS_READ = ((Condition(argument=0, clear_bits=0xFFFF_FFFF), Condition(argument=2, null=True)),)
+"""`prlimit64` of the process itself, without new limits: a process that lowers its CPU limit is
+killed by the kernel, which must not look like a failure of the machine.
+"""
+_FCNTL = (
+    (Condition(argument=1, values=FCNTL_FLAGS),),
+    (Condition(argument=1, values=FCNTL_OWN_FILES), Condition(argument=0, above=INHERITED)),
+)
 
 LEAF_RULES = {
     "read": Rule(0, 63),
@@ -47,8 +76,8 @@ LEAF_RULES = {
     "writev": Rule(20, 66),
     "close": Rule(3, 57),
     "lseek": Rule(8, 62),
-    "mmap": Rule(9, 222, argument=2, clear_bits=PROT_EXEC),
-    "mprotect": Rule(10, 226, argument=2, clear_bits=PROT_EXEC),
+    "mmap": Rule(9, 222, _clear(2, PROT_EXEC)),
+    "mprotect": Rule(10, 226, _clear(2, PROT_EXEC)),
     "munmap": Rule(11, 215),
     "mremap": Rule(25, 216),
     "madvise": Rule(28, 233),
@@ -65,9 +94,9 @@ LEAF_RULES = {
     "getgid": Rule(104, 176),
     "getegid": Rule(108, 177),
     "getrandom": Rule(318, 278),
-    "clock_gettime": Rule(228, 113, argument=0, clear_bits=OTHERS_CLOCKS),
-    "clock_getres": Rule(229, 114, argument=0, clear_bits=OTHERS_CLOCKS),
-    "clock_nanosleep": Rule(230, 115, argument=0, clear_bits=OTHERS_CLOCKS),
+    "clock_gettime": Rule(228, 113, _clear(0, OTHERS_CLOCKS)),
+    "clock_getres": Rule(229, 114, _clear(0, OTHERS_CLOCKS)),
+    "clock_nanosleep": Rule(230, 115, _clear(0, OTHERS_CLOCKS)),
     "nanosleep": Rule(35, 101),
     "gettimeofday": Rule(96, 169),
     "time": Rule(201, None),
@@ -77,7 +106,7 @@ LEAF_RULES = {
     "ppoll": Rule(271, 73),
     "select": Rule(23, None),
     "pselect6": Rule(270, 72),
-    "prlimit64": Rule(302, 261, argument=0, clear_bits=0xFFFF_FFFF),
+    "prlimit64": Rule(302, 261, _LIMITS_READ),
     "sched_yield": Rule(24, 124),
     "restart_syscall": Rule(219, 128),
     "exit": Rule(60, 93),
@@ -109,13 +138,13 @@ FILE_RULES = {
     "rmdir": Rule(84, None),
     "rename": Rule(82, None),
     "renameat": Rule(264, 38),
-    "renameat2": Rule(316, 276, argument=4, clear_bits=0xFFFF_FFFE),
+    "renameat2": Rule(316, 276, _clear(4, 0xFFFF_FFFE)),
     "ftruncate": Rule(77, 46),
     "pread64": Rule(17, 67),
     "pwrite64": Rule(18, 68),
     "fsync": Rule(74, 82),
     "fdatasync": Rule(75, 83),
-    "fcntl": Rule(72, 25, argument=1, values=FCNTL_COMMANDS),
+    "fcntl": Rule(72, 25, _FCNTL),
 }
 """Additional calls of a session child with a scratch folder; Landlock restricts them to that
 folder.
@@ -127,7 +156,7 @@ does not restrict those.
 ZYGOTE_RULES = LEAF_RULES | {
     "mmap": Rule(9, 222),
     "mprotect": Rule(10, 226),
-    "clone": Rule(56, 220, argument=0, clear_bits=CLONE_NEW_FLAGS),
+    "clone": Rule(56, 220, _clear(0, CLONE_NEW_FLAGS)),
     "fork": Rule(57, None),
     "wait4": Rule(61, 260),
     "pidfd_open": Rule(434, 434),
@@ -140,6 +169,7 @@ ZYGOTE_RULES = LEAF_RULES | {
     "fcntl": Rule(72, 25),
     "ioctl": Rule(16, 29),
     "close_range": Rule(436, 436),
+    "prlimit64": Rule(302, 261, _clear(0, 0xFFFF_FFFF)),
     "dup2": Rule(33, None),
     "dup3": Rule(292, 24),
     "prctl": Rule(157, 167),

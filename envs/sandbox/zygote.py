@@ -131,6 +131,9 @@ class Zygote:
             (resource.RLIMIT_NPROC, 0),
         ):
             resource.setrlimit(limit, (value, value))
+        # SIGXCPU at the first limit, and the kernel's SIGKILL a second later for who ignores it.
+        cpu_s = self._options.cpu_s
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
 
     def _reap(self) -> None:
         while True:

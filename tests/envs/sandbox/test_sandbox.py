@@ -274,21 +274,6 @@ def open_ones():
     await pool.close()
 
 
-async def test_child_killed_by_the_system_is_not_the_tools_fault() -> None:
-    pool = SandboxPool(ANY_KERNEL, "seccomp")
-    await pool.start()
-    source = "import os\ndef pid(): return os.getpid()\ndef wait():\n    while True: pass"
-    session = await opened(pool, tool_set(source, "pid", "wait"))
-    pid = int((await session.call("pid", "{}")).text)
-    running = asyncio.create_task(session.call("wait", "{}"))
-    await asyncio.sleep(0)
-    os.kill(pid, signal.SIGKILL)
-    answer = await running
-    assert answer.status is AnswerStatus.INFRA_ERROR
-    assert "the system killed" in answer.text
-    await pool.close()
-
-
 @pytest.mark.parametrize("strongest", get_args(IsolationLevel)[:3])
 async def test_level_is_reported_and_a_weaker_one_than_required_refused(
     strongest: IsolationLevel,

@@ -2,6 +2,7 @@
 
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from envs.sandbox.syscalls import (
     SECCOMP_NUMBERS,
     ZYGOTE_FILE_RULES,
     ZYGOTE_RULES,
+    Condition,
     Rule,
 )
 
@@ -29,7 +31,8 @@ ALLOW, EPERM, KILL = 0x7FFF_0000, 0x0005_0001, 0x8000_0000
 def run_filter(program: bytes, machine: str, number: int, *arguments: int) -> int:
     """Return what the classic BPF `program` answers, run by the letter of its definition."""
     words = {0: number, 4: AUDIT_ARCHES[machine]}
-    words |= {16 + 8 * index: value for index, value in enumerate(arguments)}
+    for index, value in enumerate(arguments):
+        words |= {16 + 8 * index: value % 2**32, 20 + 8 * index: value >> 32}
     loaded, at = 0, 0
     while True:
         code, true, false, value = struct.unpack_from("HBBI", program, 8 * at)
@@ -41,6 +44,40 @@ def run_filter(program: bytes, machine: str, number: int, *arguments: int) -> in
             continue
         holds = {0x15: loaded == value, 0x35: loaded >= value, 0x45: bool(loaded & value)}[code]
         at += true if holds else false
+
+
+def meeting(way: tuple[Condition, ...]) -> list[int]:
+    """Return arguments that meet all conditions of `way`."""
+    arguments = [0] * 6
+    for condition in way:
+        if condition.values:
+            arguments[condition.argument] = condition.values[-1]
+        elif condition.above is not None:
+            arguments[condition.argument] = condition.above + 1
+        elif condition.clear_bits:
+            arguments[condition.argument] = ~condition.clear_bits % 2**32
+    return arguments
+
+
+def failures(way: tuple[Condition, ...]) -> Iterator[list[int]]:
+    """Yield arguments of which one fails its condition."""
+    for condition in way:
+        wrong = [condition.clear_bits & -condition.clear_bits] if condition.clear_bits else []
+        wrong += [77] if condition.values else []
+        wrong += [0, condition.above] if condition.above is not None else []
+        wrong += [1, 2**32, 2**63] if condition.null else []
+        for value in wrong:
+            arguments = meeting(way)
+            arguments[condition.argument] = value
+            yield arguments
+
+
+def other_way(rule: Rule | None, arguments: list[int]) -> bool:
+    """Whether a way of `rule` with conditions on listed values alone allows `arguments`."""
+    return any(
+        all(c.values and arguments[c.argument] in c.values for c in way)
+        for way in (rule.ways if rule else ())
+    )
 
 
 @pytest.mark.parametrize("machine", HEADERS)
@@ -67,14 +104,13 @@ def test_program_allows_what_its_rules_say(machine: str, rules: dict[str, Rule])
     assert len(allowed) > 30
     for number in range(500):
         rule = allowed.get(number)
-        arguments = [0] * 6
-        if rule and rule.argument is not None:
-            arguments[rule.argument] = rule.values[-1] if rule.values else ~rule.clear_bits % 2**32
-        answer = run_filter(program, machine, number, *arguments)
-        assert answer == (ALLOW if rule else EPERM), number
-        if rule and rule.argument is not None:
-            arguments[rule.argument] = 77 if rule.values else rule.clear_bits & -rule.clear_bits
-            assert run_filter(program, machine, number, *arguments) == EPERM
+        for way in rule.ways if rule else ():
+            assert run_filter(program, machine, number, *meeting(way)) == ALLOW, number
+            for failing in failures(way):
+                answer = run_filter(program, machine, number, *failing)
+                assert answer == (ALLOW if other_way(rule, failing) else EPERM), number
+        if not (rule and rule.ways):
+            assert run_filter(program, machine, number) == (ALLOW if rule else EPERM), number
     assert run_filter(program, machine, 0x4000_0000) == KILL
 
 
