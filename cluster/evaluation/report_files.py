@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from cluster.evaluation.eval_tables import evaluation_markdown
 from envs.tools import JsonObject
+from rollout.evaluation.lost_attempts import lost_attempts
 from rollout.evaluation.reader import read_rows
 from rollout.evaluation.report import EvalReport, evaluation_report
 from rollout.store.journal import replace_file
@@ -38,7 +39,9 @@ def report_on(path: Path) -> EvalReport:
     """
     reader = RunReader(path)
     recipe = tomllib.loads(reader.config_toml)
-    report = evaluation_report(read_rows(path), recipe.get("eval", {}).get("by", ()))
+    report = evaluation_report(
+        read_rows(path), recipe.get("eval", {}).get("by", ()), lost_attempts(reader.episodes())
+    )
     setting = _setting(recipe)
     content: JsonObject = {**report.to_json(), **setting, "run_dir": str(path)}
     layout = reader.layout

@@ -33,9 +33,11 @@ from cluster.training.step_metrics import (
 from envs.tools import JsonObject
 from learner.outputs.digest import push_metrics
 from learner.report import StepReport
+from rollout.evaluation.lost_attempts import lost_attempts
 from rollout.store.control import scaled_to
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind, RunLayout
+from rollout.store.run_reader import RunReader
 
 
 class Stopwatch:
@@ -203,6 +205,8 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
             progress.say(note)
         progress.phase(f"starting the learner and {workers} vLLM workers")
         run_async(train(inputs, run, progress))
+        for note in lost_attempts(RunReader(run.path).episodes()).notes():
+            progress.say(note)
     return _result(config)
 
 

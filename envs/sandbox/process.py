@@ -39,6 +39,11 @@ class Exit:
     def killed(self) -> bool:
         return self.code == -signal.SIGKILL
 
+    @property
+    def out_of_cpu(self) -> bool:
+        """Whether the kernel ended it at its limit of CPU seconds."""
+        return self.code == -signal.SIGXCPU
+
     def __str__(self) -> str:
         return f"exit code {self.code}" if self.code >= 0 else signal.Signals(-self.code).name
 

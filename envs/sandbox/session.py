@@ -238,6 +238,8 @@ class SandboxSession:
         child.kill()
         ended = ended or await child.ended()
         self._cpu_spent += ended.cpu_s if ended else measured
+        if ended and ended.out_of_cpu:  # the kernel counts in ticks, and may report a little less
+            self._cpu_spent = max(self._cpu_spent, self._pool.config.session_cpu_s)
         return ended
 
 

@@ -7,6 +7,7 @@ from typing import cast
 
 from envs.errors import ConfigError
 from envs.tools import JsonObject
+from rollout.evaluation.lost_attempts import LostAttempts
 from rollout.evaluation.statistics import (
     ClusteredEstimate,
     best_of_k,
@@ -23,6 +24,8 @@ JOINED_BY = "*"
 """`depth*novelty` in `eval.by` gives one row per pair of values."""
 _FEWEST, _MOST = 2, 8
 _FEWEST_VOTES = 3
+_LOST_SHARE = 0.01
+"""Share of lost episodes above which the report says what they could change."""
 
 Measure = Callable[[EvalRow], float]
 
@@ -67,6 +70,8 @@ class EvalReport:
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...]
     """Remarks that a reader of the figures needs."""
+    losses: LostAttempts | None = None
+    """Attempts without a reward; None where only the last attempts are known."""
 
     @property
     def ks(self) -> list[int]:
@@ -83,12 +88,15 @@ class EvalReport:
             **self.summary.to_json(),
             "splits": list(self.splits),
             "notes": list(self.notes),
+            "lost_attempts": cast(JsonObject, asdict(self.losses)) if self.losses else None,
             "rows": [cast(JsonObject, _row_json(row)) for row in self.rows],
         }
 
 
-def evaluation_report(rows: Sequence[EvalRow], by: Sequence[str] = ()) -> EvalReport:
-    """Report on any number of episodes, also none.
+def evaluation_report(
+    rows: Sequence[EvalRow], by: Sequence[str] = (), losses: LostAttempts | None = None
+) -> EvalReport:
+    """Report on any number of episodes, also none; `losses` are those of all their attempts.
 
     `by` names the tags that get rows; if it is empty, every tag with 2 to 8 values does. Raises
     ConfigError for a tag that no episode has.
@@ -101,7 +109,8 @@ def evaluation_report(rows: Sequence[EvalRow], by: Sequence[str] = ()) -> EvalRe
     for name in [*([SPLIT] if len(splits) > 1 else []), *(by or spread_tags(rows))]:
         for value, members in grouped(rows, name).items():
             table.append(_row(members, (name, value), ks))
-    return EvalReport(summarise(rows), splits, tuple(table), tuple(_notes(rows, table[0])))
+    notes = [*_notes(rows, table[0]), *(losses.notes() if losses else [])]
+    return EvalReport(summarise(rows), splits, tuple(table), tuple(notes), losses)
 
 
 def check_tags(tags: Sequence[Mapping[str, str]], by: Sequence[str]) -> None:
@@ -201,6 +210,11 @@ def _notes(rows: Sequence[EvalRow], total: ReportRow) -> list[str]:
             f"{total.lost} of {len(rows)} episodes are excluded from all figures: they failed "
             "because of the infrastructure, not the policy"
         )
+    if total.lost > _LOST_SHARE * len(rows):
+        low, high = (_mean_with_lost(rows, score) for score in (0.0, 1.0))
+        notes.append(
+            f"the accuracy is between {low:.2f} and {high:.2f} if all of these were wrong or right"
+        )
     if unseen:
         notes.append(f"{unseen} tasks are excluded from all figures: none of their episodes counts")
     for k, estimate in total.pass_at_k.items():
@@ -210,6 +224,13 @@ def _notes(rows: Sequence[EvalRow], total: ReportRow) -> list[str]:
                 "more samples that count"
             )
     return notes
+
+
+def _mean_with_lost(rows: Sequence[EvalRow], score: float) -> float:
+    """Return the mean over tasks of their mean score, with `score` for what does not count."""
+    tasks = _by_task(rows).values()
+    means = [sum(r.score if r.counts else score for r in task) / len(task) for task in tasks]
+    return sum(means) / len(means)
 
 
 def _row_json(row: ReportRow) -> dict[str, object]:

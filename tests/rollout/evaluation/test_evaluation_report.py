@@ -77,8 +77,9 @@ def test_what_does_not_count_is_in_no_figure_and_said() -> None:
     assert (total.pass_at_k[2].value, total.pass_at_k[2].clusters) == (1.0, 1)
     assert total.pass_at_k[2].stderr is None
     assert total.trial_calls.value == 1.0
-    lost, unseen, fewer = report.notes
+    lost, bounds, unseen, fewer = report.notes
     assert lost.startswith("4 of 8 episodes are excluded")
+    assert "between 0.25 and 0.75" in bounds
     assert unseen.startswith("1 tasks are excluded from all figures")
     assert fewer.startswith("pass@2 is over the 1 of 3 tasks")
 
