@@ -32,6 +32,7 @@ from cluster.cli.path_checks import (
     check_inputs,
     check_run_folder,
     check_sources,
+    check_unmirrored,
     run_at,
 )
 from cluster.config.collect_config import CollectSource
@@ -87,6 +88,7 @@ def demo(
     """Build a tiny model, train it with SFT and RL, and evaluate it on tools it has never seen."""
     seeded = [f"run.seed={seed}", *(overrides or [])]
     config = read_config("demo", assignments, seeded)
+    check_unmirrored(config, "demo")
     check_inputs(config)
     result = stack("study.demo", slow=True).run_demo(config)
     if as_json:
@@ -119,6 +121,7 @@ def study(
     and the settings (its columns).
     """
     planned = load_study(*recipe_and_overrides(recipe, assignments, overrides, "study"))
+    check_unmirrored(planned.config, "study")
     if arms is not None:
         planned = planned.only([arm.strip() for arm in arms.split(",")])
     planned = replace(planned, config=with_absolute_places(planned.config, os.environ))
@@ -254,7 +257,7 @@ def train(
     config.check_trainable()
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
-    if resume and not requeue:
+    if resume and not requeue and not config.mirror.url:
         run_at(config.path)
     check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
     found = stack("training.train", slow=True).run_train(config, resume=resume, requeue=requeue)

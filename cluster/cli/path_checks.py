@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.config.places import BUILT_MODELS
 from cluster.config.run_config import RunConfig
-from envs.errors import MissingError, StoreError
+from envs.errors import ConfigError, MissingError, StoreError
 from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunLayout, existing_run
 
@@ -57,6 +57,16 @@ def check_run_folder(path: Path, *, resume: bool, elsewhere: str) -> None:
     if layout.run_json.exists() and not resume and not is_blank(layout):
         raise StoreError(
             f"there is a run in {path} already: resume it with --resume, or {elsewhere}"
+        )
+
+
+def check_unmirrored(config: RunConfig, command: str) -> None:
+    """Raise ConfigError where the recipe mirrors runs and `command` makes many."""
+    if config.mirror.url:
+        raise ConfigError(
+            f"expected no mirror.url in `trialrun {command}`, which makes many runs and may make "
+            f"one anew, found {config.mirror.url!r}: set mirror.url='' and copy the folder when it "
+            "is done, or mirror single runs of train, sft, collect and eval"
         )
 
 

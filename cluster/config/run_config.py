@@ -31,6 +31,7 @@ from learner.config import (
     check_sampling_for_training,
 )
 from rollout.config import EngineConfig, EpisodeConfig, ModelConfig
+from rollout.mirror.config import MirrorConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -188,6 +189,7 @@ class RunConfig(Section):
     sft: SftConfig = SftConfig()
     learner: LearnerConfig = LearnerConfig()
     eval: EvalSection = EvalSection()
+    mirror: MirrorConfig = MirrorConfig()
 
     @model_validator(mode="after")
     def _turns_fit_the_model(self) -> Self:

@@ -15,6 +15,7 @@ from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
+from cluster.lifecycle.mirroring import check_and_restore
 from cluster.lifecycle.model_checks import check_serving
 from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
@@ -120,12 +121,14 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
     """
     progress = Progress()
     progress.phase("preparing model and tasks")
+    new = path is None
     if path is None:
         path = next_free(Path(config.run.dir), f"{config.run.name}-{config.episode.mode}")
     inputs = resolve_inputs(config)
     check_serving(config, inputs.model)
     tasks = eval_tasks(config, inputs.environment)
     check_all_prompts(inputs, tasks)
+    check_and_restore(config, path, progress, new=new)
     opening = check_evaluation(config, path, tasks)
     ledger = RunReader(path).ledger() if opening.resumes else LedgerState()
     missing = missing_episodes(config, ledger, tasks)
@@ -134,7 +137,8 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         f"{missing} episodes to run"
     )
     if not missing:
-        opening.open(progress).close()
+        with opening.open(progress) as run:
+            report_on(run.path)
         return path
     progress.say(f"if interrupted, resume with: --run {path}")
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{path.absolute()}")
@@ -144,6 +148,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         progress.logged(run.layout.log),
     ):
         run_async(_run_on_a_pool(inputs, run, tasks, progress))
+        report_on(run.path)  # before it is closed, so that a mirror gets it
     return path
 
 

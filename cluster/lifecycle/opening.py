@@ -18,6 +18,7 @@ from cluster.config.places import with_absolute_inputs
 from cluster.config.run_config import RunConfig, to_toml
 from cluster.lifecycle.input_files import edited_files, input_digests
 from cluster.lifecycle.lost_checkpoints import check_checkpoints
+from cluster.lifecycle.mirroring import check_and_restore, start_mirror
 from cluster.lifecycle.resume_check import differences
 from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
@@ -95,6 +96,8 @@ class Opening:
                 run.restart(to_toml(self.config), _info(self.config, self.kind))
             elif self.found is _Found.RUN:
                 self._resume(run, progress)
+            if self.kind is not RunKind.TEACHER:  # it is part of its SFT run
+                start_mirror(run, self.config, progress)
         except BaseException:
             run.close()
             raise
@@ -151,8 +154,19 @@ def check_run(kind: RunKind, path: Path, config: RunConfig, resume: Resume) -> O
 def open_run(
     kind: RunKind, path: Path, config: RunConfig, resume: Resume, progress: Progress
 ) -> RunDirectory:
-    """Check and open a run in one go. Raises as `check_run` and `Opening.open` do."""
-    return check_run(kind, path, config, resume).open(progress)
+    """Check and open a run in one go. Raises as `prepare_run` and `Opening.open` do."""
+    return prepare_run(kind, path, config, resume, progress).open(progress)
+
+
+def prepare_run(
+    kind: RunKind, path: Path, config: RunConfig, resume: Resume, progress: Progress
+) -> Opening:
+    """Do as `check_run`, and before that restore a run that is not there from its mirror.
+
+    Raises as `check_run` and `check_and_restore` do.
+    """
+    check_and_restore(config, path, progress, new=resume is Resume.NO)
+    return check_run(kind, path, config, resume)
 
 
 def new_run(path: Path, config: RunConfig, kind: RunKind) -> RunDirectory:

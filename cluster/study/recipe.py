@@ -140,6 +140,7 @@ def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
     Paths and how often a run is saved are left out; the seed never is.
     """
     tree: dict[str, JsonValue] = config.model_dump(mode="json", include=set(sections) or None)
+    tree.pop("mirror", None)  # a study has none
     if "env" in tree:
         tree["env"] = {**_ENV_OF_EVERY_SET, **config.env.model_dump(mode="json")}
     for name, ignored in _IRRELEVANT.items():

@@ -19,7 +19,8 @@ from cluster.fleet.open_pool import open_pool
 from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
-from cluster.lifecycle.opening import Opening, Resume, check_run
+from cluster.lifecycle.mirroring import mirror_once
+from cluster.lifecycle.opening import Opening, Resume, prepare_run
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.collection import Collection, CollectionSize
@@ -55,7 +56,8 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool, requeue: bool = F
     """
     progress = Progress()
     progress.phase("preparing model and tasks")
-    opening = check_run(RunKind.COLLECT, out, config, Resume.flag(resume=resume, requeue=requeue))
+    wanted = Resume.flag(resume=resume, requeue=requeue)
+    opening = prepare_run(RunKind.COLLECT, out, config, wanted, progress)
     inputs = resolve_inputs(config)
     section, size = config.collect, _size(inputs)
     progress.phase(
@@ -72,6 +74,7 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool, requeue: bool = F
         with ray_session(config) if section.source == "policy" else nullcontext():
             affordable = run_async(_collect(inputs, opening, size, progress))
     file = select_episodes(out, section.filter, _given(inputs))
+    mirror_once(config, out, progress)
     _show(file, out)
     report = {name: value for name, value in file.report.items() if name not in _APART}
     spent = _spent(out) if section.source == "endpoint" else None

@@ -14,7 +14,7 @@ from cluster.fleet.ray_session import missing_resources, ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
 from cluster.lifecycle.model_checks import check_training
-from cluster.lifecycle.opening import Resume, check_run
+from cluster.lifecycle.opening import Resume, prepare_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
@@ -114,9 +114,8 @@ def run_sft(
     progress = Progress()
     check_adapters(config.model.lora, config.sft)
     progress.phase("preparing the model")
-    opening = check_run(
-        RunKind.SFT, config.path, config, Resume.flag(resume=resume, requeue=requeue)
-    )
+    wanted = Resume.flag(resume=resume, requeue=requeue)
+    opening = prepare_run(RunKind.SFT, config.path, config, wanted, progress)
     model, table_for = _data_of(config, sources, progress)
     if note := check_training(config, config.sft, model):
         progress.say(note)

@@ -13,7 +13,7 @@ from cluster.fleet.ray_session import missing_resources, ray_session, room_for_w
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
-from cluster.lifecycle.opening import Resume, check_run
+from cluster.lifecycle.opening import Resume, prepare_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.lifecycle.stored_config import stored_config
 from cluster.progress import Progress
@@ -183,7 +183,7 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
     progress = Progress()
     progress.phase("preparing model and tasks")
     wanted = Resume.flag(resume=resume, requeue=requeue)
-    opening = check_run(RunKind.TRAIN, config.path, config, wanted)
+    opening = prepare_run(RunKind.TRAIN, config.path, config, wanted, progress)
     if opening.resumes and _is_complete(config):
         progress.say(f"all {config.run.steps} steps are done")
         return _result(config)

@@ -21,8 +21,9 @@ works between processes of one node, and between nodes as `run_lock` describes.
 
 import math
 import os
+import secrets
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,10 @@ class RunDirectory(Closing):
         self._metrics = Journal(layout.metrics)
         self._control = Journal(layout.control)
         self._segment: SegmentWriter | None = None
-        self._note({"event": "opened", "pid": os.getpid()})
+        self._closers: list[Callable[[], None]] = []
+        # The session makes the history of this directory unlike any other: a copy of it that is
+        # continued elsewhere has other sessions.
+        self._note({"event": "opened", "pid": os.getpid(), "session": secrets.token_hex(8)})
 
     @classmethod
     def create(
@@ -220,8 +224,16 @@ class RunDirectory(Closing):
             self._segment.close()
         for journal in (self.ledger, self._metrics, self._control, self._manifest):
             journal.close()
-        self._lock.release()
+        try:
+            for closer in reversed(self._closers):
+                closer()
+        finally:
+            self._lock.release()
         self._writes.check_reported()
+
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Call `closer` when everything is written, before another process may write."""
+        self._closers.append(closer)
 
     def _next_segment(self) -> SegmentWriter:
         if self._segment is not None:

@@ -97,6 +97,21 @@ class RunLayout:
         return self.root / "log.txt"
 
     @property
+    def mirror_state(self) -> Path:
+        """What the process that mirrors the run said last; exists only in a mirrored run."""
+        return self.root / "mirror.json"
+
+    @property
+    def mirror_claim(self) -> Path:
+        """Token with which this directory's last writer claimed the mirror; never mirrored."""
+        return self.root / ".mirror-claim"
+
+    @property
+    def mirror_copy(self) -> Path:
+        """What this directory is a copy of, where it is one that a command has fetched."""
+        return self.root / ".mirror-copy.json"
+
+    @property
     def manifest(self) -> Path:
         """Journal of the directory itself: its writers, and the segments that they started."""
         return self.root / "manifest.jsonl"
