@@ -23,6 +23,7 @@ from cluster.cli.arguments import (
     stop_if_dry,
 )
 from cluster.cli.command_line import JsonOption, report, stack
+from cluster.cli.mirrors import mirrored_rows, print_log, refuse_address
 from cluster.cli.path_checks import check_model, check_tasks
 from cluster.cli.run_rows import job_row, row_of, run_row
 from cluster.cli.run_target import Target, find_target
@@ -39,6 +40,7 @@ from envs.errors import (
     StoreError,
 )
 from envs.tools import JsonObject
+from rollout.mirror.address import is_address
 from rollout.store.control import (
     MAX_WORKERS,
     ControlEvent,
@@ -52,7 +54,8 @@ from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 
 RunName = Annotated[
-    str, typer.Argument(help="Name of a run, or its directory.", show_default=False)
+    str,
+    typer.Argument(help="Name of a run, its directory, or its mirror.", show_default=False),
 ]
 AddressOption = Annotated[
     str,
@@ -132,18 +135,23 @@ def submit(
 @app.command(epilog="Example: [bold]trialrun runs[/], or [bold]trialrun runs /shared/runs[/]")
 def runs(
     folder: Annotated[
-        Path | None,
+        str,
         typer.Argument(
-            help="Folder of run directories. Default: runs, below TRIALRUN_HOME if that is set.",
+            help="Folder of run directories, or of mirrors, s3://BUCKET/PREFIX. Default: runs, "
+            "below TRIALRUN_HOME if that is set.",
             show_default=False,
         ),
-    ] = None,
+    ] = "",
     address: AddressOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """List runs: those in a folder, and with --address (or RAY_ADDRESS) the jobs of a cluster."""
-    found = [row_of(path) for path in runs_below(folder or home(os.environ) / "runs")]
-    if address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"):
+    below = Path(folder) if folder else home(os.environ) / "runs"
+    mirrored = is_address(folder)
+    found = mirrored_rows(folder) if mirrored else [row_of(path) for path in runs_below(below)]
+    if not mirrored and (
+        address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    ):
         seen = {str(row["run_dir"]) for row in found}
         jobs = stack("jobs.ray_jobs").RayJobs.at(address).jobs()
         for job in jobs:  # the newest first; one that was refused has no run
@@ -157,7 +165,7 @@ def runs(
         step = f"step {row['step']}" + (f"/{row['steps']}" if row.get("steps") else "")
         _print(f"{row['name']:<24} {row['kind']:<8} {row['state']:<12} {step:<14} {row['run_dir']}")
     if not found:
-        _say(f"no run in {folder or home(os.environ) / 'runs'}")
+        _say(f"no run in {folder or below}")
 
 
 @app.command(epilog="Example: [bold]trialrun status first[/]")
@@ -182,6 +190,9 @@ def logs(
     address: AddressOption = "",
 ) -> None:
     """Print the log of a run: of its job, or else of its directory."""
+    if is_address(run):
+        print_log(run, follow=follow)
+        return
     target = find_target(run, address)
     job = target.job(needed=target.layout is None or not target.layout.log.exists())
     if job is None:
@@ -245,6 +256,7 @@ def scale(
     New workers start, load the current weights and receive work; surplus workers finish their
     episodes first. A resumed run keeps the number, unless its recipe has another one than before.
     """
+    refuse_address(run, "scale")
     target = find_target(run, address)
     if target.layout is None:
         _scale_there(target, workers, timeout_s)
@@ -262,6 +274,7 @@ def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False)
 
     Exit code 3 if nothing runs.
     """
+    refuse_address(run, "stop")
     target = find_target(run, address)
     if target.layout is not None and not is_written(target.layout):
         raise MissingError(

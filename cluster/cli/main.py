@@ -28,6 +28,7 @@ from cluster.cli.arguments import (
     stop_if_dry,
 )
 from cluster.cli.command_line import Commands, JsonOption, Stopped, report, stack
+from cluster.cli.mirrors import local_source
 from cluster.cli.path_checks import (
     check_inputs,
     check_run_folder,
@@ -164,10 +165,11 @@ def sft(
     config = read_config(recipe, assignments, overrides)
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
-    check_sources(sources or [])
+    sources = [local_source(source) for source in sources or []]
+    check_sources(sources)
     check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
     found = stack("training.sft", slow=True).run_sft(
-        config, sources or [], resume=resume, requeue=requeue
+        config, sources, resume=resume, requeue=requeue
     )
     report(found, as_json=as_json)
 

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.jobs.directories import RunStatus, status_of
+from cluster.lifecycle.writer import Writer
 from envs.errors import TrialrunError
 from envs.tools import JsonObject
+from rollout.store.run_layout import RunLayout
 
 
 def row_of(path: Path) -> JsonObject:
@@ -20,6 +22,13 @@ def row_of(path: Path) -> JsonObject:
 def run_row(found: RunStatus) -> JsonObject:
     """Return what a run directory says about its run."""
     writer = found.writer
+    if found.mirror and RunLayout(found.path).mirror_copy.exists():
+        return {**_row(found, writer), **_places_on(found)}
+    return _row(found, writer)
+
+
+def _row(found: RunStatus, writer: Writer | None) -> JsonObject:
+    mirrored = {"mirror": found.mirror, "mirror_state": found.mirror_state}
     return {
         "name": found.name,
         "kind": str(found.kind),
@@ -32,6 +41,19 @@ def run_row(found: RunStatus) -> JsonObject:
         "model": str(found.model) if found.model else None,
         "job": writer.submission_id or None if writer else None,
         "process": f"{writer.pid} on {writer.host}" if writer else None,
+        **(mirrored if found.mirror else {}),
+    }
+
+
+def _places_on(found: RunStatus) -> JsonObject:
+    """Return the places of a run on its mirror, instead of those of the copy."""
+    address = found.mirror.partition("?")[0]
+    return {
+        "run_dir": address,
+        "checkpoint": f"{address}/checkpoints/{found.checkpoint.name}"
+        if found.checkpoint
+        else None,
+        "model": f"{address}/model" if found.model else None,
     }
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli.command_line import stack
+from cluster.cli.mirrors import Needs, local_run
 from cluster.cli.path_checks import run_at
 from cluster.config.places import home
 from cluster.fleet.ray_address import own_cluster
 from cluster.jobs.directories import find_run
 from cluster.lifecycle.writer import read_writer
 from envs.errors import MissingError, TrialrunError
+from rollout.mirror.address import is_address
 from rollout.store.run_layout import RunLayout
 
 
@@ -38,6 +40,8 @@ class Target:
         if self._job is not None:
             return self._job
         assert self.layout is not None, "a run without directory was found by its job"
+        if self.layout.mirror_copy.exists() and not needed:
+            return None
         writer = read_writer(self.layout)
         if writer is None or not writer.submission_id:
             if not needed:
@@ -57,11 +61,13 @@ class Target:
         return self._job
 
 
-def find_target(name: str, address: str) -> Target:
-    """Return the run that `name` names, by its directory or by a job of the cluster.
+def find_target(name: str, address: str, needs: Needs = Needs.STATUS) -> Target:
+    """Return the run that `name` names, by its directory, its mirror or a job of the cluster.
 
     Raises MissingError where there is neither, ConfigError where several runs have the name.
     """
+    if is_address(name):
+        return Target(RunLayout(local_run(name, needs)), address, (None, None))
     folders = [home(os.environ) / "runs"]
     if (found := find_run(name, folders)) is not None:
         return Target(RunLayout(found), address, (None, None))

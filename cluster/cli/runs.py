@@ -10,10 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.cli.command_line import JsonOption, report, stack
-from cluster.cli.path_checks import run_at
+from cluster.cli.mirrors import Needs, fetch_run, local_run, local_side
 from rollout.episode import Outcome
+from rollout.store.run_kind import kind_of
+from rollout.store.run_layout import RunKind, RunLayout
 
-RunArgument = Annotated[Path, typer.Argument(help="Run directory (running or finished).")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Run directory (running or finished), or its mirror, s3://BUCKET/PREFIX/NAME.",
+        show_default=False,
+    ),
+]
 
 app = typer.Typer()
 
@@ -55,8 +63,8 @@ def replay(
     Runs neither the model nor tools; the run must have been made with tools.record=true. Exit code
     0 if all are equal, 1 if one differs.
     """
-    run_at(run)
-    replayed = asyncio.run(stack("replay.replay_episodes").replay_run(run, episode, traffic))
+    path = local_run(run, Needs.ALL)
+    replayed = asyncio.run(stack("replay.replay_episodes").replay_run(path, episode, traffic))
     report(replayed.to_json(), as_json=as_json)
     raise typer.Exit(1 if replayed.different else 0)
 
@@ -74,12 +82,12 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """List the episodes of a run, or show one as a transcript (with --json: as one JSON object)."""
-    run_at(run)
+    path = local_run(run, Needs.EPISODES)
     views = stack("cli.episode_views")
     if episode is not None:
-        views.show_episode(run, episode, as_json=as_json)
+        views.show_episode(path, episode, as_json=as_json)
     else:
-        views.list_episodes(run, outcome or "", limit, as_json=as_json)
+        views.list_episodes(path, outcome or "", limit, as_json=as_json)
 
 
 @app.command(
@@ -110,7 +118,7 @@ def compare(
     Positive differences mean that the second side is better.
     """
     comparing = stack("evaluation.compare")
-    found = comparing.compare_runs(sides, by or ())
+    found = comparing.compare_runs([local_side(side, Needs.EPISODES) for side in sides], by or ())
     if markdown is not None:
         markdown.write_text(comparing.comparison_markdown(found), encoding="utf-8")
     if plot is not None:
@@ -124,13 +132,32 @@ def compare(
 @app.command(epilog="Example: [bold]trialrun plot runs/demo/train[/]")
 def plot(run: RunArgument) -> None:
     """Plot a training run's metrics, or an evaluation, to plot.png in its directory."""
-    run_at(run)
-    sys.stdout.write(f"{stack('evaluation.plots').draw_run(run)}\n")
+    path = local_run(run, Needs.METRICS)
+    if kind_of(RunLayout(path)) not in (RunKind.TRAIN, RunKind.SFT):
+        path = local_run(run, Needs.EPISODES)
+    sys.stdout.write(f"{stack('evaluation.plots').draw_run(path)}\n")
+
+
+@app.command(epilog="Example: [bold]trialrun fetch s3://bucket/runs/first runs/first[/]")
+def fetch(
+    run: Annotated[
+        str, typer.Argument(help="Mirror of a run: s3://BUCKET/PREFIX/NAME.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a mirrored run with its checkpoints and model: to evaluate the model, or to keep it.
+
+    To go on with a run, type `trialrun train RECIPE --resume`: it restores what it needs.
+    """
+    layout = fetch_run(run, folder)
+    model = str(layout.model) if layout.model.exists() else None
+    report({"run_dir": str(layout.root), "model": model}, as_json=as_json)
 
 
 @app.command("replay-step", epilog="Example: [bold]trialrun replay-step runs/demo/train 7[/]")
 def replay_step(
-    run: Annotated[Path, typer.Argument(help="Run directory of a finished or killed run.")],
+    run: RunArgument,
     step: Annotated[int, typer.Argument(help="Learner step, from 1.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -139,8 +166,8 @@ def replay_step(
     Starts at the nearest checkpoint before the step, or at the initial model. Exit code 1 if
     something differs.
     """
-    run_at(run)
-    stack("cli.episode_views").check_step(run, step)
-    replayed = stack("replay.replay_step", slow=True).run_replay_step(run, step)
+    path = local_run(run, Needs.ALL)
+    stack("cli.episode_views").check_step(path, step)
+    replayed = stack("replay.replay_step", slow=True).run_replay_step(path, step)
     report(replayed.to_json(), as_json=as_json)
     raise typer.Exit(1 if replayed.differences else 0)

@@ -1,11 +1,14 @@
 """Where a run's files are: its paths are absolute from here on, in every process and node."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
 from envs.config import Section
 from envs.errors import ConfigError
+from rollout.mirror.address import MirrorAddress, parse_address
+from rollout.mirror.config import MirrorConfig
 
 HOME = "TRIALRUN_HOME"
 """Environment variable: the folder that relative places (run directories, built models) are below,
@@ -14,6 +17,23 @@ JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it (this is its whole name) for the entry point of a submitted job."""
 BUILT_MODELS = ("tiny", "smollm2-135m-instruct")
 """Models that are built here, so that no folder has to exist."""
+
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def storage_address(text: str, environ: Mapping[str, str], section: MirrorConfig) -> MirrorAddress:
+    """Return the address of object storage that `text` is, with the endpoint of `section`,
+    or the endpoint that the environment names for all S3 clients. Raises ConfigError.
+    """
+    try:
+        found = parse_address(text, section.endpoint, section.region)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    endpoint = next(filter(None, map(environ.get, _ENDPOINTS)), "")
+    if found.scheme != "s3" or found.endpoint or not endpoint:
+        return found
+    return replace(found, endpoint=endpoint.rstrip("/"))
 
 
 def in_ray_job(environ: Mapping[str, str]) -> bool:

@@ -3,12 +3,15 @@
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cluster.lifecycle.mirror_process import read_state
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.lifecycle.writer import Writer, read_writer
 from envs.errors import ConfigError
+from rollout.mirror.copies import read_copy_record
 from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_lock import is_written
@@ -40,6 +43,10 @@ class RunStatus:
     model: Path | None
     """The exported model; None where there is none yet."""
     writer: Writer | None
+    mirror: str = ""
+    """Address of its mirror, or of the mirror that this directory is a copy of."""
+    mirror_state: str = ""
+    """How the mirror is, in words."""
 
 
 def status_of(path: Path) -> RunStatus:
@@ -51,6 +58,7 @@ def status_of(path: Path) -> RunStatus:
     recipe = tomllib.loads(reader.config_toml)
     steps = recipe.get("run", {}).get("steps") if kind is RunKind.TRAIN else None
     checkpoint = newest_checkpoint(layout.checkpoints) if layout.checkpoints.is_dir() else None
+    mirror, mirror_state = _mirror_of(layout)
     return RunStatus(
         name=reader.info.run,
         kind=kind,
@@ -62,6 +70,8 @@ def status_of(path: Path) -> RunStatus:
         checkpoint=checkpoint,
         model=layout.model if layout.model.exists() else None,
         writer=read_writer(layout),
+        mirror=mirror,
+        mirror_state=mirror_state,
     )
 
 
@@ -101,8 +111,26 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(inner, depth - 1)
 
 
+def _mirror_of(layout: RunLayout) -> tuple[str, str]:
+    """Return the address of a run's mirror, and how that is, in words; empty for none."""
+    copy = read_copy_record(layout)
+    if copy is not None:
+        return copy.address, f"state of {_when(copy.at)}"
+    found = read_state(layout)
+    if found is None:
+        return "", ""
+    as_of = f"state of {_when(found.mirrored_at)}" if found.mirrored_at else "nothing there yet"
+    lacks = f"lacks {found.behind}" if found.behind else ""
+    return found.address, "; ".join(filter(None, (found.state, as_of, lacks, found.problem)))
+
+
+def _when(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def _state(layout: RunLayout, kind: RunKind, checkpoint: Path | None, steps: Any) -> str:
-    if is_written(layout):
+    copy = read_copy_record(layout)
+    if copy.live if copy else is_written(layout):
         return "running"
     done = {
         RunKind.TRAIN: layout.model.exists() and int(checkpoint.name if checkpoint else 0) == steps,
@@ -112,4 +140,5 @@ def _state(layout: RunLayout, kind: RunKind, checkpoint: Path | None, steps: Any
     }
     if done.get(kind, False):
         return "finished"
-    return "failed start" if is_blank(layout) else "stopped"
+    blank = not copy.has_work if copy else is_blank(layout)
+    return "failed start" if blank else "stopped"

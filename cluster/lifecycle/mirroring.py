@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from cluster.config.places import storage_address
 from cluster.config.run_config import RunConfig
 from cluster.lifecycle.mirror_process import (
     FINISH,
@@ -24,7 +25,7 @@ from cluster.lifecycle.mirror_process import (
 )
 from cluster.progress import Progress, duration
 from envs.errors import InfraError, MissingError, StoreError
-from rollout.mirror.address import MirrorAddress, parse_address
+from rollout.mirror.address import MirrorAddress
 from rollout.mirror.claim import Claim, ClaimRecord, check_free
 from rollout.mirror.download import fetch_files
 from rollout.mirror.head import Head, read_head
@@ -45,11 +46,10 @@ def mirror_address(config: RunConfig, path: Path) -> MirrorAddress:
     """Return the address of the mirror of the run at `path`: where it is in `run.dir`, or its name,
     below `mirror.url`.
     """
-    section = config.mirror
     below = Path(config.run.dir).absolute()
     inside = path.absolute().is_relative_to(below) and path.absolute() != below
     name = path.absolute().relative_to(below).as_posix() if inside else path.name
-    return parse_address(section.url, section.endpoint, section.region).below(name)
+    return storage_address(config.mirror.url, os.environ, config.mirror).below(name)
 
 
 def check_and_restore(config: RunConfig, path: Path, progress: Progress, *, new: bool) -> None:

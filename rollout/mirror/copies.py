@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.errors import DeadlineError, InfraError, MissingError
-from rollout.mirror.claim import is_live
+from rollout.mirror.claim import CLAIM, is_live, read_claim
 from rollout.mirror.download import PartGoneError, fetch_files
 from rollout.mirror.head import HEAD, Head, MirroredFile, read_head
 from rollout.mirror.place import Place
@@ -27,6 +27,7 @@ from rollout.store.run_layout import RunLayout
 
 KEPT = 32
 """Copies that stay in the cache: the ones that were used last."""
+_WORK = ("ledger/", "episodes/", "metrics/", "checkpoints/", "model/", "teacher/")
 _LOCK_S = 600.0
 _POLL_S = 0.2
 _TRIES = 4
@@ -45,6 +46,8 @@ class CopyRecord(BaseModel):
     """When the writer took this state, in Unix seconds of its own clock."""
     live: bool
     """Whether a writer claimed the mirror when the copy was made."""
+    has_work: bool = True
+    """Whether the run has recorded anything: an episode, a step, a checkpoint."""
     files: tuple[MirroredFile, ...]
 
 
@@ -63,9 +66,9 @@ def fetch_copy(place: Place, cache: Path, wanted: Callable[[str], bool]) -> Copy
     where another command holds the copy for long, and InfraError.
     """
     key = hashlib.sha256(place.address.with_options.encode()).hexdigest()[:16]
-    path = cache / f"{place.address.name}-{key}"
-    make_folder(cache)
-    with _alone(cache / f".{path.name}.lock"):
+    path = cache / key / place.address.name
+    make_folder(path.parent)
+    with _alone(path.parent / ".lock"):
         for tries_left in reversed(range(_TRIES)):
             head = read_head(place)
             if head is None:
@@ -119,6 +122,7 @@ def _update(place: Place, head: Head, path: Path, wanted: Callable[[str], bool])
         created_at=head.created_at,
         at=head.at,
         live=_is_live(place),
+        has_work=any(file.size and file.path.startswith(_WORK) for file in head.files),
         files=held,
     )
     replace_file(layout.mirror_copy, record.model_dump_json().encode())
@@ -128,8 +132,11 @@ def _update(place: Place, head: Head, path: Path, wanted: Callable[[str], bool])
 def _is_live(place: Place) -> bool:
     try:
         return is_live(place)
-    except InfraError:  # the age of a claim needs a write: one may only read there
-        return False
+    except InfraError:  # the storage's own clock needs a write, and one may only read there
+        record, written_at = read_claim(place), place.written_at(CLAIM)
+        if record is None or written_at is None or record.released:
+            return False
+        return abs(time.time() - written_at) <= record.lease_s
 
 
 @contextmanager
@@ -155,10 +162,10 @@ def _locked(fd: int) -> bool:
 
 
 def _remove_old(cache: Path) -> None:
-    copies = [path for path in cache.iterdir() if RunLayout(path).mirror_copy.exists()]
+    copies = [path for path in cache.glob("*/*") if RunLayout(path).mirror_copy.exists()]
     for path in sorted(copies, key=lambda path: path.stat().st_mtime)[:-KEPT]:
         with suppress(OSError):
-            shutil.rmtree(path)
+            shutil.rmtree(path.parent)
 
 
 def _nothing_at(place: Place) -> str:

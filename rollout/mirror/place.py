@@ -105,6 +105,12 @@ class Place:
             return None
         return (now.mtime_ns - then.mtime_ns) / 1e9
 
+    def written_at(self, key: str) -> float | None:
+        """Return when an object was written, in Unix seconds of the storage; None for none."""
+        with self._doing(f"describe {key}"):
+            info = self._fs.get_file_info(self._at(key))
+        return info.mtime_ns / 1e9 if info.is_file else None
+
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there are passed over."""
         for key in keys:
