@@ -31,7 +31,7 @@ FLOORS = {
         "episode",
         "episode_schema episode_difference engines trajectory transcript",
         "runner store",
-        "evaluation",
+        "evaluation mirror",
     ),
     "learner": (
         "credit_columns credit_config pretrained",
@@ -110,6 +110,7 @@ VENDORS = {
     "websockets": ("envs/remote/openenv_client.py", "envs/server/connection.py"),
     "peft": ("learner/backends/peft_adapters.py",),
     "matplotlib": ("cluster/evaluation/plots.py",),
+    "pyarrow.fs": ("rollout/mirror/place.py",),
     "torch": ("rollout/engines/vllm_*.py", "learner/*.py", "cluster/*.py"),
     "transformers": (
         "rollout/chat/*.py",
@@ -118,7 +119,7 @@ VENDORS = {
         "cluster/*.py",
     ),
 }
-"""The only files that may import a vendor's package."""
+"""The only files that may import a vendor's package, or a module of it."""
 
 
 def wrong_arrows(path: str, tree: ast.Module) -> list[str]:
@@ -195,12 +196,13 @@ def misplaced_vendors(path: str, tree: ast.Module) -> list[str]:
     if package not in ORDER:
         return []
     found = []
-    for name in sorted({top(name) for name in imported_names(tree)} - {"."}):
+    names = set(imported_names(tree)) - {"."}
+    for name in sorted({top(name) for name in names} | (names & VENDORS.keys())):
         homes = VENDORS.get(name)
         if homes is not None and not any(fnmatch(path, home) for home in homes):
             found.append(f"{name} may be imported only by {', '.join(homes)}")
         allowed = THIRD_PARTY.get(package)
-        ours = name in ORDER or name in sys.stdlib_module_names
+        ours = name in ORDER or name in sys.stdlib_module_names or "." in name
         if allowed is not None and not ours and name not in allowed:
             found.append(f"{package}/ may not import {name}")
     return found

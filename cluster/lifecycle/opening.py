@@ -29,7 +29,7 @@ from envs.errors import ConfigError, MissingError, StoreError
 from rollout.store.run_directory import RunDirectory, check_new_folder
 from rollout.store.run_kind import is_blank, kind_of
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
-from rollout.store.run_lock import is_written
+from rollout.store.run_lock import wait_for_silent_writer
 
 STACK = ("torch", "deepspeed", "ray", "transformers", "pyarrow")
 """Packages whose versions `run.json` records."""
@@ -141,7 +141,7 @@ def check_run(kind: RunKind, path: Path, config: RunConfig, resume: Resume) -> O
             )
         check_new_folder(path)
         return Opening(kind=kind, path=path, config=config, found=_Found.NOTHING)
-    if is_written(layout):
+    if wait_for_silent_writer(layout):
         raise StoreError(
             f"another process is writing to the run in {path}: wait for its end or stop it first"
         )

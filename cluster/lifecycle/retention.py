@@ -1,8 +1,9 @@
 """Which checkpoints exist, and which stay on disk."""
 
 import math
-import shutil
 from pathlib import Path
+
+from rollout.store.shared_files import remove_folder, remove_left_overs
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -14,8 +15,9 @@ def keep_newest(folder: Path, count: int, most: float = math.inf) -> None:
     """Remove all but the `count` newest complete checkpoints of `folder` up to step `most`; those
     of later steps and incomplete ones stay.
     """
+    remove_left_overs(folder)
     for path in whole_checkpoints(folder, most)[:-count]:
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def newest_checkpoint(folder: Path, most: float = math.inf) -> Path | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.config.places import JOB_MARK
 from rollout.store.journal import replace_file
 from rollout.store.run_layout import RunLayout
+from rollout.store.shared_files import read_bytes
 
 
 class Writer(BaseModel):
@@ -51,6 +52,6 @@ def record_writer(layout: RunLayout, environ: Mapping[str, str]) -> None:
 def read_writer(layout: RunLayout) -> Writer | None:
     """Return the last writer; None in a run of an older version, or where the file is damaged."""
     try:
-        return Writer.model_validate_json(layout.writer.read_bytes())
+        return Writer.model_validate_json(read_bytes(layout.writer))
     except (FileNotFoundError, ValidationError):
         return None

@@ -1,7 +1,6 @@
 """SFT: training on the policy turns of correct episodes, resumable."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +28,7 @@ from rollout.store.journal import replace_file
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
+from rollout.store.shared_files import remove_folder, remove_left_overs
 
 
 async def train_sft(
@@ -78,7 +78,9 @@ async def _train(
         await learner.close()
     await run.synced()
     for checkpoint in checkpoints.iterdir():  # not needed: the exported model is complete
-        shutil.rmtree(checkpoint)
+        if not checkpoint.name.startswith("."):
+            remove_folder(checkpoint)
+    remove_left_overs(checkpoints)
 
 
 def _check_data(layout: RunLayout, table: pa.Table) -> None:

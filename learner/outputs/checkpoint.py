@@ -1,6 +1,7 @@
 """Checkpoint folders: written under a temporary name, marked complete, then renamed."""
 
 import json
+import secrets
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,24 +29,38 @@ def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> N
 
     `path` keeps its old content until the rename at the end.
     """
-    partial, replaced = (
-        path.with_name(f"{path.name}.partial"),
-        path.with_name(f"{path.name}.replaced"),
-    )
+    partial = path.with_name(f"{path.name}.partial")
     if backend.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         partial.mkdir(parents=True)
     backend.gather(None)
     backend.save_state(partial)
     backend.gather(None)
     if backend.rank == 0:
         (partial / _MARKER).write_text(json.dumps(asdict(record)))
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
+        replaced = _put_aside(path)
         partial.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
     backend.gather(None)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder; its name is free afterwards, whatever the file system keeps of it (NFS keeps
+    removed files that are open somewhere).
+    """
+    aside = _put_aside(path)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_aside(path: Path) -> Path | None:
+    """Rename a folder to a hidden name; return that, or None where there is no folder."""
+    if not path.exists():
+        return None
+    aside = path.with_name(f".{path.name}.removed-{secrets.token_hex(4)}")
+    path.rename(aside)
+    return aside
 
 
 def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) -> CheckpointRecord:

@@ -1,6 +1,6 @@
 """Addresses of mirrors: which storage, which folder, without credentials."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file")
@@ -8,7 +8,7 @@ _OF_S3 = ("endpoint", "region")
 """Options of an address: `s3://bucket/first?endpoint=http://HOST:9000`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorAddress:
     """A folder of object storage; `str()` is what a command takes for it."""
 
@@ -40,7 +40,7 @@ class MirrorAddress:
 
     def below(self, name: str) -> "MirrorAddress":
         """Return the address of `name` in this folder."""
-        return MirrorAddress(self.scheme, f"{self.path}/{name}", self.endpoint, self.region)
+        return replace(self, path=f"{self.path}/{name}")
 
 
 def is_address(text: str) -> bool:
@@ -85,7 +85,9 @@ def parse_address(text: str, endpoint: str = "", region: str = "") -> MirrorAddr
         raise ValueError(f"expected {expected}, found {parts.scheme}://{path}")
     if any(part in (".", "..") for part in path.split("/")) or parts.fragment:
         raise ValueError(f"expected an address without '.', '..' and '#', found {path!r}")
-    return MirrorAddress(parts.scheme, path, endpoint.rstrip("/"), region)
+    return MirrorAddress(
+        scheme=parts.scheme, path=path, endpoint=endpoint.rstrip("/"), region=region
+    )
 
 
 def _names_no_secret(scheme: str, before_at: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ from typing import Self
 from pydantic import JsonValue
 
 from envs.errors import StoreError
+from rollout.store.shared_files import read_bytes, rename_file, visible
 
 
 class AppendFile:
@@ -34,7 +36,8 @@ class AppendFile:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            os.ftruncate(self._fd, start)
+            with suppress(OSError):  # what is left of it is an incomplete line, which nobody reads
+                os.ftruncate(self._fd, start)
             raise StoreError(
                 f"could not write {what} to {self.path}: {error.strerror}. It is not stored; "
                 "everything written before it is intact. Make room and resume the run"
@@ -60,7 +63,14 @@ class AppendFile:
             ) from error
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Raises StoreError: network file systems report some errors of writes only now."""
+        try:
+            os.close(self._fd)
+        except OSError as error:
+            raise StoreError(
+                f"could not close {self.path}: {error.strerror}. What was written since the last "
+                "step may be lost. Make room and resume the run"
+            ) from error
 
 
 class Closing(ABC):
@@ -86,7 +96,15 @@ class Journal(Closing):
 
     def __init__(self, path: Path) -> None:
         self._file = AppendFile(path)
-        self._file.cut(path.read_bytes().rfind(b"\n") + 1)
+        content = read_bytes(path)
+        whole = visible(content)
+        if content[len(whole) :].strip(b"\0"):
+            self._file.close()
+            raise StoreError(
+                f"{path}: expected lines of JSON, found zero bytes at offset {len(whole)} and text "
+                "after them: the file system has lost a part of it. Restore the file from a copy"
+            )
+        self._file.cut(whole.rfind(b"\n") + 1)
 
     def append(self, lines: Iterable[str], what: str) -> None:
         """Append JSON texts, one per line, with a single write. Raises StoreError."""
@@ -103,9 +121,7 @@ class Journal(Closing):
 def whole_lines(path: Path, start: int = 0) -> bytes:
     """Return a journal from byte `start` to its last complete line; empty if it does not exist."""
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            content = file.read()
+        content = visible(read_bytes(path, start))
     except FileNotFoundError:
         return b""
     return content[: content.rfind(b"\n") + 1]
@@ -173,7 +189,7 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(path)
+        rename_file(fresh, path)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise StoreError(

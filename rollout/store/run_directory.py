@@ -55,7 +55,7 @@ class RunDirectory(Closing):
         self._lock = lock
         self._segment_bytes = segment_bytes
         self.info = read_run_info(layout)
-        self._writes = Writes(layout.root)
+        self._writes = Writes(layout.root, guard=lock.check)
         self.ledger = Ledger(layout.ledger, self._writes)
         self._manifest = Journal(layout.manifest)
         self._metrics = Journal(layout.metrics)
@@ -120,8 +120,9 @@ class RunDirectory(Closing):
         if self._lock.holder is None:
             return ""
         return (
-            f"the file system of {self.path} has no locks (flock): {self._lock.holder.name} in it "
-            "names the writing process. If one on another host was killed, remove that file"
+            f"the file system of {self.path} has no locks (flock) that surely hold between nodes: "
+            f"{self._lock.holder.name} in it names the writing process, and is touched while that "
+            "lives"
         )
 
     def append(self, batch: pa.RecordBatch) -> None:
@@ -163,6 +164,7 @@ class RunDirectory(Closing):
         """Record a request to the running job, or the job's answer."""
         line, what = event.model_dump_json(), f"the control event of {event.actor}"
         self._writes.add(partial(self._control.append, [line], what))
+        self._writes.add(self._control.sync)  # or a requester on another node sees it much later
 
     def recover(self, step: int) -> None:
         """Return to the checkpoint of `step` (-1: none), and make the ledger agree with the store.

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.errors import MissingError, StoreError
+from rollout.store.shared_files import read_bytes
 
 LAYOUT_VERSION = 1
 _HOLDER = ".lock-holder-"
@@ -245,7 +246,7 @@ def existing_run(path: Path) -> RunLayout:
 def read_run_info(layout: RunLayout) -> RunInfo:
     """Return the content of `run.json`. Raises StoreError if it is damaged or too new."""
     try:
-        run = RunInfo.model_validate_json(layout.run_json.read_bytes())
+        run = RunInfo.model_validate_json(read_bytes(layout.run_json))
     except ValidationError as error:
         raise StoreError(
             f"{layout.run_json}: expected a run's description, found {error}"

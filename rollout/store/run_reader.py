@@ -15,6 +15,7 @@ from rollout.store.ledger_state import LedgerState, State
 from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
+from rollout.store.shared_files import read_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class RunReader:
         """The run's current or last recipe, as TOML. Raises MissingError."""
         if not self.layout.config_toml.exists():
             raise MissingError(f"expected config.toml, found none in {self.layout.root}")
-        return self.layout.config_toml.read_text()
+        return read_bytes(self.layout.config_toml).decode()
 
     def ledger(self) -> LedgerState:
         """Return the current state of every scheduled episode."""
@@ -157,5 +158,4 @@ class RunReader:
         path = self.layout.annotations(step)
         if not path.exists():
             raise MissingError(f"expected annotations of step {step}, found no {path}")
-        with pa.OSFile(str(path)) as file:
-            return pa.ipc.open_file(file).read_all()
+        return pa.ipc.open_file(pa.BufferReader(read_bytes(path))).read_all()

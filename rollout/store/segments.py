@@ -21,6 +21,7 @@ import pyarrow as pa
 from envs.errors import StoreError
 from rollout.episode_schema import EPISODE_SCHEMA, ragged, schema_version, upgrade
 from rollout.store.journal import AppendFile, Journal, one_line, whole_lines
+from rollout.store.shared_files import again_if_stale
 
 ROWS_PER_BATCH = 8
 _COPIED = (
@@ -128,6 +129,20 @@ class SegmentReader:
 
     def refresh(self) -> None:
         """Read the complete episodes that were appended since the last call."""
+        again_if_stale(self._refresh, self._path)
+
+    def read(self, row: EpisodeRow) -> pa.RecordBatch:
+        """Return the episode of `row` as a batch with one row, in the current version."""
+
+        def read() -> bytes:
+            with self._path.open("rb") as file:
+                file.seek(row.offset)
+                return file.read(row.nbytes)
+
+        message = pa.ipc.read_message(pa.py_buffer(again_if_stale(read, self._path)))
+        return upgrade(pa.ipc.read_record_batch(message, self._schema)).slice(row.row, 1)
+
+    def _refresh(self) -> None:
         with self._path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if self._schema is None and not self._read_header(file.read()):
@@ -136,13 +151,6 @@ class SegmentReader:
             if self._end < size:
                 file.seek(self._end)
                 self._scan(file.read())
-
-    def read(self, row: EpisodeRow) -> pa.RecordBatch:
-        """Return the episode of `row` as a batch with one row, in the current version."""
-        with self._path.open("rb") as file:
-            file.seek(row.offset)
-            message = pa.ipc.read_message(pa.py_buffer(file.read(row.nbytes)))
-        return upgrade(pa.ipc.read_record_batch(message, self._schema)).slice(row.row, 1)
 
     def _read_header(self, content: bytes) -> bool:
         stream = pa.BufferReader(content)

@@ -35,9 +35,11 @@ class Writes:
     was added, without gaps. Everything but the writes runs in the thread of the event loop.
     """
 
-    def __init__(self, place: Path, stuck_s: float = STUCK_S) -> None:
+    def __init__(self, place: Path, stuck_s: float = STUCK_S, guard: Write = lambda: None) -> None:
+        """`guard` raises StoreError before a write where the run is another process's now."""
         self._place = place
         self._stuck_s = stuck_s
+        self._guard = guard
         self._queue: SimpleQueue[Write | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,6 +79,7 @@ class Writes:
         if self._closed:
             raise StoreError(f"expected an open run directory, found {self._place} closed")
         if self._thread is None:
+            self._guard()
             write()
             return
         self._check()
@@ -179,6 +182,7 @@ class Writes:
 
     def _carry_out(self, write: Write) -> None:
         try:
+            self._guard()
             write()
         except Exception as error:  # whatever it is, the callers on the loop must get it
             self._error = error
