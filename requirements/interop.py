@@ -23,8 +23,12 @@ from install import (
     uv_environment,
 )
 
-ENVIRONMENTS = {"interop": ROOT / ".venv-interop", "verifiers": ROOT / ".venv-interop/verifiers"}
-"""Name of the lock file to the environment it fills; the second lies inside of the first."""
+ENVIRONMENTS = {
+    "interop": ROOT / ".venv-interop",
+    "verifiers": ROOT / ".venv-interop/verifiers",
+    "storage": ROOT / ".venv-interop/storage",
+}
+"""Name of the lock file to the environment it fills; the others lie inside of the first."""
 STAMP = ROOT / ".venv-interop" / ".trialrun-installed"
 """What both were made from; written last, so an interrupted install starts over."""
 
