@@ -23,7 +23,7 @@ from rollout.mirror.claim import Claim, ClaimRecord
 from rollout.mirror.download import read_file
 from rollout.mirror.head import Head, check_identity, check_lineage, read_head
 from rollout.mirror.place import Place
-from rollout.mirror.upload import Uploader
+from rollout.mirror.upload import Behind, Uploader
 from rollout.store.journal import replace_file
 from rollout.store.run_layout import RunLayout, read_run_info
 
@@ -135,10 +135,12 @@ class MirrorProcess:
         """The last error of each kind of work that fails now."""
         self._said_at = -_QUIET_S
         self._given_up = ""
+        self._recording = threading.Lock()
 
     def finish(self) -> None:
         """Bring the mirror up to date and end."""
         self._finishing = True
+        self._record("")
         self._wake_all()
 
     def run(self) -> None:
@@ -233,16 +235,27 @@ class MirrorProcess:
 
     def _record(self, state: str) -> None:
         """Say in the run directory how the mirror is."""
+        with self._recording:
+            self._record_alone(state)
+
+    def _record_alone(self, state: str) -> None:
         behind = self._uploader.behind()
         found = MirrorState(
             address=self._place.address.with_options,
-            state=state or ("behind" if behind else "up to date"),
+            state=state or self._word(behind),
             behind=behind.text,
             behind_bytes=behind.nbytes,
             mirrored_at=self._mirrored_at,
             problem=self._given_up or next(iter(self._failing.values()), ""),
         )
         replace_file(self._layout.mirror_state, found.model_dump_json(indent=1).encode())
+
+    def _word(self, behind: Behind) -> str:
+        if self._given_up:
+            return "given up"
+        if self._failing:
+            return "failing"
+        return "behind" if behind or self._mirrored_at is None else "up to date"
 
 
 def check_mirror(place: Place, head: Head, layout: RunLayout) -> None:

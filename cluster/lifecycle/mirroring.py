@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +38,9 @@ from rollout.store.run_lock import is_written
 _ROOT = Path(__file__).parents[2]
 _RESTARTS = 3
 """How often a mirroring process that died is started again."""
-_END_S = 10.0
+_RESTART_S = 10.0
+_SILENT_S = 5.0
+"""Seconds that the end of a run waits without a word."""
 
 
 def mirror_address(config: RunConfig, path: Path) -> MirrorAddress:
@@ -211,25 +212,25 @@ class RunningMirror:
 
     def __init__(self, order: MirrorOrder, progress: Progress) -> None:
         self._order, self._progress = order, progress
-        self._ended, self._finishing = False, False
+        self._ended, self._over = False, False
+        self._finishing = threading.Event()
+        self._changing = threading.Lock()
         self._process = self._start()
         self._listener = threading.Thread(target=self._listen, name="mirror", daemon=True)
         self._listener.start()
 
     def finish(self, wait_s: float) -> None:
         """Let the mirror catch up, for at most `wait_s` seconds, and say what it lacks then."""
-        self._finishing = True
-        try:
+        with self._changing:
+            self._finishing.set()
             self._ask_to_finish()
-            waited, step_s = 0.0, 5.0
-            while self._listener.is_alive() and waited < wait_s:
-                self._listener.join(min(step_s, wait_s - waited))
-                waited += step_s
-                if waited == step_s and self._listener.is_alive():
-                    self._progress.phase(f"waiting for the mirror, {duration(wait_s)} at most")
+        try:
+            self._listener.join(min(_SILENT_S, wait_s))
+            if self._listener.is_alive():
+                self._progress.phase(f"waiting for the mirror, {duration(wait_s)} at most")
+                self._listener.join(max(0.0, wait_s - _SILENT_S))
         finally:
-            self._process.kill()
-            self._process.wait()
+            self._close()
         if not self._ended:
             state = read_state(RunLayout(self._order.run_dir))
             behind = (state.behind if state else "") or "the last state of the run"
@@ -256,28 +257,49 @@ class RunningMirror:
 
     def _ask_to_finish(self) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended: what it said last counts
             self._process.stdin.write(f"{FINISH}\n")
             self._process.stdin.flush()
-        except OSError:  # it has ended: what it said last counts
-            return
+
+    def _close(self) -> None:
+        """End the process, whatever it does, and the thread that listens to it."""
+        with self._changing:
+            self._over = True
+            self._process.kill()
+        self._process.wait()
+        self._listener.join(_SILENT_S)
+        _close_streams(self._process)
 
     def _listen(self) -> None:
         """Pass on what the process says; start it again where it died."""
         for attempt in range(_RESTARTS + 1):
-            assert self._process.stdout is not None
-            for line in self._process.stdout:
+            process = self._process
+            assert process.stdout is not None
+            for line in process.stdout:
                 news = MirrorNews.model_validate_json(line)
                 self._ended |= news.ended
                 if news.say:
                     self._progress.say(news.say)
-            code = self._process.wait()
-            if code == 0 or self._finishing or attempt == _RESTARTS:
-                break
+            code = process.wait()
+            if code == 0 or self._over or attempt == _RESTARTS:
+                return
             self._progress.say(f"the process that mirrors the run died (exit code {code})")
-            time.sleep(_END_S)
-            self._order = self._order.model_copy(update={"own_claim": self._order.token})
-            self._process = self._start()
+            self._finishing.wait(_RESTART_S)
+            with self._changing:
+                if self._over:
+                    return
+                _close_streams(process)
+                self._order = self._order.model_copy(update={"own_claim": self._order.token})
+                self._process = self._start()
+                if self._finishing.is_set():
+                    self._ask_to_finish()
+
+
+def _close_streams(process: "subprocess.Popen[str]") -> None:
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def parse_address(text: str, endpoint: str = "", region: str = "") -> MirrorAddr
     if "@" in endpoint:
         raise ValueError("the endpoint holds credentials: set them in the environment")
     path = f"{host}{unquote(parts.path)}".rstrip("/")
-    if not path or "//" in path or (parts.scheme == "file" and (host or not path[1:])):
+    if not path or "//" in path or _is_misplaced(parts.scheme, host, path):
         expected = "file:///FOLDER" if parts.scheme == "file" else f"{parts.scheme}://BUCKET/PREFIX"
         raise ValueError(f"expected {expected}, found {parts.scheme}://{path}")
     if any(part in (".", "..") for part in path.split("/")) or parts.fragment:
@@ -88,6 +88,11 @@ def parse_address(text: str, endpoint: str = "", region: str = "") -> MirrorAddr
     return MirrorAddress(
         scheme=parts.scheme, path=path, endpoint=endpoint.rstrip("/"), region=region
     )
+
+
+def _is_misplaced(scheme: str, host: str, path: str) -> bool:
+    """Whether a bucket is missing, or a folder stands where it belongs."""
+    return bool(host) or not path[1:] if scheme == "file" else not host
 
 
 def _names_no_secret(scheme: str, before_at: str) -> bool:

@@ -17,7 +17,7 @@ from rollout.mirror.address import MirrorAddress
 
 CONNECT_S, SILENCE_S, ATTEMPTS = 5.0, 10.0, 3
 """Seconds for a connection, seconds without a byte, and attempts of one request; then it failed."""
-_WRITE = 1 << 20
+_WRITE = 1 << 17
 _FAILURES = (OSError, pa.ArrowException)
 Throttle = Callable[[int], None]
 

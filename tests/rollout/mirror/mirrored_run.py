@@ -16,6 +16,7 @@ from rollout.mirror.upload import Uploader
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo, RunLayout
 from rollout.store.run_reader import RunReader
+from rollout.store.shared_files import remove_folder
 from tests.rollout.conftest import lease_in, make_episode
 
 RUN = RunInfo(run="unit", seed=0, created_at=1.5)
@@ -101,6 +102,8 @@ def go_on(run: RunDirectory, until: int, *, every: int = 2, tokens: int = 12) ->
         run.record_metrics(step, {"loss": 1 / step})
         if step % every == 0:
             save_checkpoint(run.layout, step)
+            for path in sorted(run.layout.checkpoints.glob("[0-9]*"))[:-2]:
+                remove_folder(path)
 
 
 def check_invariants(reader: RunReader, steps: int) -> None:
