@@ -148,7 +148,7 @@ class MirrorProcess:
         self._record("starting")
         if not self._until_done("files", self._start):
             return
-        others = (("bundles", self._send_bundles), ("claim", self._claim.renew))
+        others = (("bundles", self._send_bundles), ("claim", self._renew))
         for name, work in others:
             threading.Thread(target=self._repeat, args=(name, work), daemon=True).start()
         self._repeat("files", self._commit)
@@ -172,6 +172,11 @@ class MirrorProcess:
             self._claim.release()
             self._tell(MirrorNews(ended=True))
             os._exit(0)
+
+    def _renew(self) -> None:
+        self._claim.renew()
+        if self._mirrored_at is not None:  # files may take long: how far they lag is seen anyway
+            self._record("")
 
     def _send_bundles(self) -> None:
         if self._uploader.send_bundles():

@@ -131,7 +131,8 @@ class Link:
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        self._open -= {source, target}
+        source.close()
+        self._open.discard(source)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,6 @@ from rollout.store.run_reader import RunReader
 from tests.cluster.mirror.played_run import play, recipe
 from tests.rollout.mirror.mirrored_run import check_invariants, go_on, save_checkpoint
 
-ROOT = Path(__file__).parents[3]
 Recipe = Callable[..., RunConfig]
 
 
@@ -262,24 +260,6 @@ def test_a_failed_start_is_replaced_by_the_run_of_the_mirror(recipe_in: Recipe) 
     start(recipe_in("there", "mirror.url=''")).close()
     play(there, 6, 12)
     check_invariants(RunReader(there.path), 6)
-
-
-def test_a_run_killed_in_the_middle_goes_on_in_its_directory_at_once(
-    recipe_in: Recipe, tmp_path: Path
-) -> None:
-    config = recipe_in("here", "mirror.lease_s=3600")
-    arguments = [f"run.dir={tmp_path / 'here'}", f"mirror.url=file://{tmp_path}/s"]
-    program = [sys.executable, "-m", "tests.cluster.mirror.played_run", "100000", "5000"]
-    running = subprocess.Popen([*program, *arguments, "mirror.lease_s=3600"], cwd=ROOT)
-    try:
-        until(lambda: state_of(config).mirrored_at is not None, "mirrored")
-    finally:
-        running.kill()
-        running.wait()
-    last = RunReader(config.path).ledger().last_step
-    play(config, last + 2, 12)
-    check_invariants(RunReader(config.path), last + 2)
-    assert state_of(config).state == "up to date"
 
 
 def test_study_and_demo_refuse_a_mirror(recipe_in: Recipe) -> None:
