@@ -283,6 +283,7 @@ def test_a_circle_is_found() -> None:
         (misplaced_vendors, "envs/tasks.py", "import pyarrow"),
         (misplaced_vendors, "envs/tasks.py", "from fastapi import FastAPI"),
         (misplaced_vendors, "rollout/store/segments.py", "import pandas"),
+        (misplaced_vendors, "rollout/mirror/upload.py", "from pyarrow import fs"),
     ],
 )
 def test_a_bad_module_is_caught(rule: Rule, path: str, source: str) -> None:

@@ -250,7 +250,7 @@ def test_parts_of_an_unfinished_upload_and_cut_objects_count_for_nothing(
     here, there = recipe(overrides_in("here")), recipe(overrides_in("there"))
     play(here, 4, 12)
     place = place_of(here)
-    key = next(key for key in place.sizes(DATA) if "rank-0" in key)
+    (key,) = (key for key in place.sizes(DATA) if "000004/rank-0" in key)
     root = f"{place.address.path}/{key}"
     stream = server.files.open_output_stream(f"{root}-never-closed")
     stream.write(b"x" * 12_000_000)  # parts of a multipart upload that nobody completes
@@ -260,8 +260,12 @@ def test_parts_of_an_unfinished_upload_and_cut_objects_count_for_nothing(
     with pytest.raises(Exception, match=r"is damaged: expected 1000 bytes .* found 999"):
         play(there, 6, 12)
     place.write(key, whole)
+    stream.close()
+    assert place.sizes(DATA).keys() != _listed(place)
     play(there, 6, 12)
     check_invariants(RunReader(there.path), 6)
+    play(there, 7, 12)
+    assert place.sizes(DATA).keys() == _listed(place), "what no head lists was removed"
 
 
 def _listed(place: Place) -> set[str]:
