@@ -33,6 +33,11 @@ def check_model(ref: str) -> None:
         )
     if _HUB_ID.fullmatch(ref) and not folder.parent.is_dir():
         return  # the Hub knows
+    if "://" in ref:
+        raise MissingError(
+            f"expected a model folder in model.path, found the address {ref}: `trialrun fetch` gets "
+            "a mirrored run with its model, such as runs/first/model"
+        )
     raise MissingError(
         f"expected a model folder in model.path, found nothing at {ref!r} (looked in "
         f"{folder.absolute()}): set it to a Hugging Face model folder, to an id of the Hugging "

@@ -1,5 +1,6 @@
 """Where a run's files are: its paths are absolute from here on, in every process and node."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ BUILT_MODELS = ("tiny", "smollm2-135m-instruct")
 """Models that are built here, so that no folder has to exist."""
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -52,6 +54,11 @@ def absolute_place(key: str, value: str | Path, environ: Mapping[str, str]) -> P
     Raises ConfigError for a relative one in a Ray job without TRIALRUN_HOME: the working folder of
     a job is Ray's, which deletes it, or the one in which somebody typed `ray start`.
     """
+    if _ADDRESS.match(str(value)):
+        raise ConfigError(
+            f"expected a folder in {key}, found the address {value}: a run is written to a folder, "
+            "and mirror.url keeps a copy of it on object storage"
+        )
     place = Path(value).expanduser()
     if not place.is_absolute() and in_ray_job(environ) and not environ.get(HOME):
         joint = " " if key.startswith("-") else "="

@@ -158,6 +158,7 @@ class MirrorProcess:
         head = read_head(self._place)
         if head is not None:
             check_mirror(self._place, head, self._layout)
+            head = head if head.is_of(self._uploader.run) else None
         self._claim.take(self._order.own_claim)
         replace_file(self._layout.mirror_claim, self._order.token.encode())
         self._uploader.adopt(head)
@@ -264,7 +265,11 @@ class MirrorProcess:
 
 
 def check_mirror(place: Place, head: Head, layout: RunLayout) -> None:
-    """Raise StoreError unless `head` is an earlier state of the run in this directory."""
+    """Raise StoreError unless `head` is an earlier state of the run in this directory, or what a
+    failed start left, in which nothing is lost.
+    """
+    if not head.has_work:
+        return
     check_identity(place, head, read_run_info(layout))
     manifest = head.by_path.get(layout.manifest.name)
     mirrored = read_file(place, manifest) if manifest else b""

@@ -23,7 +23,7 @@ from cluster.lifecycle.mirror_process import (
     read_state,
 )
 from cluster.progress import Progress, duration
-from envs.errors import InfraError, MissingError, StoreError
+from envs.errors import ConfigError, InfraError, MissingError, StoreError
 from rollout.mirror.address import MirrorAddress
 from rollout.mirror.claim import Claim, ClaimRecord, check_free
 from rollout.mirror.download import fetch_files
@@ -32,7 +32,7 @@ from rollout.mirror.place import Place
 from rollout.store.journal import make_folder, read_objects, replace_file
 from rollout.store.run_directory import RunDirectory, check_new_folder
 from rollout.store.run_kind import is_blank
-from rollout.store.run_layout import RunLayout, read_run_info
+from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 
 _ROOT = Path(__file__).parents[2]
@@ -65,6 +65,7 @@ def check_and_restore(config: RunConfig, path: Path, progress: Progress, *, new:
     if not config.mirror.url:
         return
     address, layout = mirror_address(config, path), RunLayout(path)
+    _check_apart(address, path)
     place = Place(address)
     here = layout.run_json.exists() and not is_blank(layout)
     try:
@@ -86,10 +87,10 @@ def check_and_restore(config: RunConfig, path: Path, progress: Progress, *, new:
             check_mirror(place, head, layout)
         check_free(place, _own_claim(layout))
         return
-    if head is None:
+    if head is None or not head.has_work:  # nothing, or a start that failed
         return
     if layout.run_json.exists():  # it has recorded nothing
-        if is_written(layout) or head.is_of(read_run_info(layout)):
+        if is_written(layout):
             return
     else:
         check_new_folder(path)
@@ -335,6 +336,17 @@ def _own_claim(layout: RunLayout) -> str:
         return layout.mirror_claim.read_text().strip()
     except OSError:
         return ""
+
+
+def _check_apart(address: MirrorAddress, path: Path) -> None:
+    """Raise ConfigError where a mirror in a folder and the run would lie in one another."""
+    folder, run = Path(address.path).resolve(), path.resolve()
+    inside = folder.is_relative_to(run) or run.is_relative_to(folder)
+    if address.scheme == "file" and inside:
+        raise ConfigError(
+            f"expected the mirror apart from the run directory {run}, found it in {folder}: set "
+            "mirror.url to another folder than run.dir"
+        )
 
 
 def _check_writable(place: Place) -> None:

@@ -19,7 +19,7 @@ from rollout.mirror.place import Place
 CLAIM = "writer.json"
 _SETTLE_S = 2.0
 """Seconds between writing a claim and reading it back, at most."""
-_RESOLUTION_S = 2.0
+RESOLUTION_S = 2.0
 """Object storage gives times in whole seconds."""
 _BEATS_PER_LEASE = 6
 
@@ -109,15 +109,6 @@ def read_claim(place: Place) -> ClaimRecord | None:
         return None
 
 
-def is_live(place: Place) -> bool:
-    """Whether a writer claims the mirror and has renewed its claim in time. Raises InfraError."""
-    record = read_claim(place)
-    if record is None or record.released:
-        return False
-    age = place.age_s(CLAIM)
-    return age is not None and age <= record.lease_s + _RESOLUTION_S
-
-
 def check_free(place: Place, own: str, pause: Callable[[float], object] = time.sleep) -> None:
     """Return when nobody else writes to the mirror.
 
@@ -131,7 +122,7 @@ def check_free(place: Place, own: str, pause: Callable[[float], object] = time.s
             return
         first = first or record
         age = place.age_s(CLAIM)
-        if age is None or age > record.lease_s + _RESOLUTION_S:
+        if age is None or age > record.lease_s + RESOLUTION_S:
             return
         if (record.token, record.beat) != (first.token, first.beat):
             raise StoreError(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from envs.errors import DeadlineError, InfraError, MissingError
-from rollout.mirror.claim import CLAIM, is_live, read_claim
+from envs.errors import DeadlineError, MissingError
+from rollout.mirror.claim import CLAIM, RESOLUTION_S, read_claim
 from rollout.mirror.download import PartGoneError, fetch_files
 from rollout.mirror.head import HEAD, Head, MirroredFile, read_head
 from rollout.mirror.place import Place
@@ -27,7 +27,6 @@ from rollout.store.run_layout import RunLayout
 
 KEPT = 32
 """Copies that stay in the cache: the ones that were used last."""
-_WORK = ("ledger/", "episodes/", "metrics/", "checkpoints/", "model/", "teacher/")
 _LOCK_S = 600.0
 _POLL_S = 0.2
 _TRIES = 4
@@ -122,7 +121,7 @@ def _update(place: Place, head: Head, path: Path, wanted: Callable[[str], bool])
         created_at=head.created_at,
         at=head.at,
         live=_is_live(place),
-        has_work=any(file.size and file.path.startswith(_WORK) for file in head.files),
+        has_work=head.has_work,
         files=held,
     )
     replace_file(layout.mirror_copy, record.model_dump_json().encode())
@@ -130,13 +129,13 @@ def _update(place: Place, head: Head, path: Path, wanted: Callable[[str], bool])
 
 
 def _is_live(place: Place) -> bool:
-    try:
-        return is_live(place)
-    except InfraError:  # the storage's own clock needs a write, and one may only read there
-        record, written_at = read_claim(place), place.written_at(CLAIM)
-        if record is None or written_at is None or record.released:
-            return False
-        return abs(time.time() - written_at) <= record.lease_s
+    """Whether a writer has renewed its claim in time, by the clock of this machine: the storage's
+    own would need a write, and who reads may not.
+    """
+    record, written_at = read_claim(place), place.written_at(CLAIM)
+    if record is None or written_at is None or record.released:
+        return False
+    return abs(time.time() - written_at) <= record.lease_s + RESOLUTION_S
 
 
 @contextmanager

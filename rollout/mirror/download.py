@@ -2,7 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 from envs.errors import StoreError
@@ -11,6 +13,8 @@ from rollout.mirror.place import Place
 from rollout.mirror.snapshot import MARKER
 from rollout.store.journal import make_folder
 
+_AT_ONCE, _PARTS_AT_ONCE = 4, 4
+"""Files, and parts of each, that are fetched at once; a part has 64 MiB at most."""
 _ORDER = ("episodes/", "index/", "annotations/", "ledger/", "metrics/")
 """Files of a copy change in this order: what is spoken of before what speaks of it."""
 
@@ -41,8 +45,8 @@ def fetch_file(
                 with target.open("rb") as old:
                     for part in file.parts[:common]:
                         out.write(old.read(part.size))
-            for number in range(common, len(file.parts)):
-                out.write(_part(place, file, number))
+            for content in _parts_from(place, file, common):
+                out.write(content)
         draft.replace(target)
     except OSError as error:
         raise StoreError(f"could not write {target}: {os.strerror(error.errno or 0)}") from error
@@ -62,16 +66,38 @@ def fetch_files(
     What is the same as in `had` is left alone. A checkpoint is marked complete after all the rest
     of it is there.
     """
-    for file in sorted(filter(lambda file: wanted(file.path), head.files), key=_order):
-        before = (had or {}).get(file.path)
-        if before != file or not (folder / file.path).is_file():
-            fetch_file(place, file, folder / file.path, before)
+    known = had or {}
+
+    def fetch(file: MirroredFile) -> None:
+        fetch_file(place, file, folder / file.path, known.get(file.path))
+
+    new = [
+        file
+        for file in sorted(filter(lambda file: wanted(file.path), head.files), key=_order)
+        if known.get(file.path) != file or not (folder / file.path).is_file()
+    ]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _, alike in groupby(new, _order):
+            for _ in pool.map(fetch, alike):
+                pass
 
 
-def _order(file: MirroredFile) -> tuple[bool, int, str]:
+def _order(file: MirroredFile) -> tuple[bool, int]:
     inner = file.path.removeprefix("teacher/")
     place = next((n for n, start in enumerate(_ORDER) if inner.startswith(start)), len(_ORDER))
-    return file.path.endswith(f"/{MARKER}"), place, file.path
+    return file.path.endswith(f"/{MARKER}"), place
+
+
+def _parts_from(place: Place, file: MirroredFile, first: int) -> Iterator[bytes]:
+    """Yield the parts from number `first` on; a few are fetched at once."""
+    numbers = range(first, len(file.parts))
+    if len(numbers) < 2:
+        yield from (_part(place, file, number) for number in numbers)
+        return
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        for start in range(0, len(numbers), _PARTS_AT_ONCE):
+            some = numbers[start : start + _PARTS_AT_ONCE]
+            yield from pool.map(lambda number: _part(place, file, number), some)
 
 
 def _common(file: MirroredFile, had: MirroredFile | None, target: Path) -> int:

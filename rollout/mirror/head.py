@@ -22,6 +22,7 @@ HEAD = "mirror.json"
 DATA = "data"
 """Folder of all parts."""
 HEAD_VERSION = 1
+_WORK = ("ledger/", "episodes/", "metrics/", "checkpoints/", "model/", "teacher/")
 
 
 class Part(NamedTuple):
@@ -88,6 +89,11 @@ class Head(BaseModel):
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the run had recorded anything: an episode, a step, a checkpoint."""
+        return any(file.size and file.path.startswith(_WORK) for file in self.files)
 
     def keys(self) -> set[str]:
         """Return the keys of all parts."""

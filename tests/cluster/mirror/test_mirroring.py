@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli.main import app
-from cluster.cli.path_checks import check_unmirrored
+from cluster.cli.path_checks import check_model, check_unmirrored
+from cluster.config.places import absolute_place
 from cluster.config.run_config import RunConfig
 from cluster.lifecycle.mirror_process import MirrorState, Throttle, read_state
 from cluster.lifecycle.mirroring import mirror_address
@@ -260,6 +261,32 @@ def test_a_failed_start_is_replaced_by_the_run_of_the_mirror(recipe_in: Recipe) 
     start(recipe_in("there", "mirror.url=''")).close()
     play(there, 6, 12)
     check_invariants(RunReader(there.path), 6)
+
+
+def test_a_start_that_failed_and_was_mirrored_blocks_nothing(recipe_in: Recipe) -> None:
+    here, there = recipe_in("here"), recipe_in("there")
+    start(here).close()
+    play(here, 2, 12, Resume.NO)
+    assert state_of(here).state == "up to date"
+    play(there, 4, 12, Resume.REQUIRED)
+    start(recipe_in("other", "run.name=second")).close()
+    play(recipe_in("third", "run.name=second"), 2, 12, Resume.NO)
+
+
+def test_a_mirror_in_the_run_directory_is_refused(recipe_in: Recipe, tmp_path: Path) -> None:
+    for url in (f"file://{tmp_path}/here", f"file://{tmp_path}/here/first/inside"):
+        config = recipe_in("here", f"mirror.url={url}")
+        with pytest.raises(ConfigError, match=r"expected the mirror apart from the run directory"):
+            start(config)
+    assert not config.path.exists()
+
+
+def test_an_address_is_no_run_directory() -> None:
+    for key, value in (("run.dir", "s3://bucket/runs"), ("--run", Path("s3://bucket/runs"))):
+        with pytest.raises(ConfigError, match="a run is written to a folder"):
+            absolute_place(key, value, {})
+    with pytest.raises(MissingError, match="`trialrun fetch` gets"):
+        check_model("s3://bucket/runs/first/model")
 
 
 def test_study_and_demo_refuse_a_mirror(recipe_in: Recipe) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from envs.errors import StoreError
-from rollout.mirror.claim import CLAIM, Claim, ClaimLostError, ClaimRecord, is_live, read_claim
+from rollout.mirror.claim import CLAIM, Claim, ClaimLostError, ClaimRecord, read_claim
 from rollout.mirror.place import Place
 from tests.rollout.mirror.mirrored_run import place_in
 
@@ -41,6 +41,11 @@ def age(file: Path, seconds: float) -> None:
 def claim(place: Place, token: str, waiting: Waiting | None = None) -> Claim:
     record = ClaimRecord(token=token, host=f"{token}-host", pid=7, lease_s=60.0)
     return Claim(place, record, waiting or (lambda seconds: None))
+
+
+def is_live(place: Place) -> bool:
+    record = read_claim(place)
+    return record is not None and not record.released
 
 
 def test_a_claim_is_taken_renewed_and_released(tmp_path: Path) -> None:
