@@ -35,8 +35,8 @@ def check_model(ref: str) -> None:
         return  # the Hub knows
     if "://" in ref:
         raise MissingError(
-            f"expected a model folder in model.path, found the address {ref}: `trialrun fetch` gets "
-            "a mirrored run with its model, such as runs/first/model"
+            f"expected a model folder in model.path, found the address {ref}: `trialrun fetch` "
+            "gets a mirrored run with its model, such as runs/first/model"
         )
     raise MissingError(
         f"expected a model folder in model.path, found nothing at {ref!r} (looked in "
