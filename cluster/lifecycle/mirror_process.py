@@ -170,6 +170,7 @@ class MirrorProcess:
         self._mirrored_at = started
         self._record("")
         if self._finishing and not self._uploader.behind():
+            self._uploader.clean()
             self._claim.release()
             self._tell(MirrorNews(ended=True))
             os._exit(0)
