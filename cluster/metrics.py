@@ -259,6 +259,8 @@ def _times() -> Iterable[Metric]:
     about = "The same of all but the worst hundredth of the moments."
     shown = {"label": "driver lag", "title": "driver's loop lag p99 (s)", "form": ".2f s"}
     yield _metric("loop_lag_p99_s", "s", STEP, "99th percentile", about, **shown)
+    about = "Time without any progress beyond `run.stall_after_s`: the longest of the step."
+    yield _metric("stalled_s", "s", STEP, "maximum", about, form=".0f s")
     about = "The longest time in the step for which the driver's event loop stood still."
     yield _metric("loop_lag_max_s", "s", STEP, "maximum", about, form=".2f s")
 

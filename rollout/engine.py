@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from envs.errors import EpisodeError
 from envs.messages import Message
@@ -106,4 +106,18 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release the engine's resources."""
+        ...
+
+
+@runtime_checkable
+class WatchedEngine(Engine, Protocol):
+    """An engine whose work other processes do, which may die or freeze without a word."""
+
+    @property
+    def process_ids(self) -> Sequence[int]:
+        """Processes on this machine that the engine has started; empty before `start`."""
+        ...
+
+    async def ping(self) -> None:
+        """Return once the engine answers, between two of its steps. Raises EngineError."""
         ...

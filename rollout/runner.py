@@ -38,6 +38,17 @@ class Identity:
     tool_format: ToolFormatName = "auto"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """What an episode in progress waits for."""
+
+    episode: str
+    what: str
+    """`the engine`, `tools`, or `the start of its tools`."""
+    since: float
+    """On the monotonic clock."""
+
+
 class _Ended(Exception):
     """Ends the episode with an outcome; raised within the runner only."""
 
@@ -58,6 +69,12 @@ class EpisodeRunner:
         self._template = template
         self._identity = identity
         self._format = format_of(template, identity.tool_format)
+        self._running: set[_EpisodeInProgress] = set()
+
+    @property
+    def doing(self) -> list[Doing]:
+        """What each episode in progress waits for now."""
+        return [run.doing for run in self._running]
 
     async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
         """Run one episode to its end; most failures become an outcome of the episode.
@@ -72,7 +89,11 @@ class EpisodeRunner:
             self._identity,
             _Assignment(lease, task, config, self._format),
         )
-        return await run.run_to_end()
+        self._running.add(run)
+        try:
+            return await run.run_to_end()
+        finally:
+            self._running.discard(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +141,11 @@ class _EpisodeInProgress:
         self._answer = ""
         self._score = Score(0.0)
         self._visible_from = VisibleFrom()
+        self.doing = self._waits_for("its first turn")
+
+    def _waits_for(self, what: str) -> Doing:
+        self.doing = Doing(episode=self._lease.episode, what=what, since=time.monotonic())
+        return self.doing
 
     async def run_to_end(self) -> Episode:
         started_at, start = time.time(), time.monotonic()
@@ -206,7 +232,7 @@ class _EpisodeInProgress:
         request = f"{lease.episode}.{lease.attempt}.{index}"
         ids, messages = self._visible_from.visible(trajectory)
         prompt = Prompt(request, ids, messages, lease.seed)
-        start = time.monotonic()
+        start = self._waits_for("the engine").since
         completion = await self._engine.sample(prompt, params)
         trajectory.generate_s += time.monotonic() - start
         text = self._template.decode(completion.token_ids)
@@ -240,7 +266,7 @@ class _EpisodeInProgress:
             return
         granted = list(calls[:left])
         self._used[stage] += len(granted)
-        start = time.monotonic()
+        start = self._waits_for(f"its tools ({', '.join(sorted({c.name for c in granted}))})").since
         answers = await self._tools.call(stage, granted)
         self._trajectory.tool_s += time.monotonic() - start
         self._trajectory.settle_turn(self._phase(), calls=self._records(granted, answers))

@@ -13,6 +13,8 @@ class Serving(Protocol):
     """A worker, as far as its places are concerned."""
 
     name: str
+    capacity: int
+    """Episodes that it may run at once."""
     running: int
     """Episodes assigned to it now; changed here alone."""
 
@@ -25,12 +27,11 @@ episodes in one turn would stop it.
 
 
 class FreeSlots(Generic[W]):
-    """Hands out `per_worker` places on each open worker, the least loaded first."""
+    """Hands out the places of each open worker, the least loaded first."""
 
-    def __init__(self, per_worker: int) -> None:
-        self._per_worker = per_worker
+    def __init__(self) -> None:
         self._open: dict[str, W] = {}
-        self._by_load: list[dict[str, W]] = [{} for _ in range(per_worker)]
+        self._by_load: list[dict[str, W]] = []
         """Open workers with a free place, by the number of their episodes."""
         self._lowest = 0
         """No open worker has fewer episodes."""
@@ -57,7 +58,7 @@ class FreeSlots(Generic[W]):
         if self._line:
             return None
         worker = self._open.get(prefer)
-        if worker is None or worker.running >= self._per_worker:
+        if worker is None or worker.running >= worker.capacity:
             worker = self._least_loaded()
         if worker is not None:
             self._occupy(worker)
@@ -125,17 +126,19 @@ class FreeSlots(Generic[W]):
         self._list(worker)
 
     def _least_loaded(self) -> W | None:
-        while self._lowest < self._per_worker:
+        while self._lowest < len(self._by_load):
             for worker in self._by_load[self._lowest].values():
                 return worker
             self._lowest += 1
         return None
 
     def _list(self, worker: W) -> None:
-        if worker.running < self._per_worker:
+        while len(self._by_load) < worker.capacity:
+            self._by_load.append({})
+        if worker.running < worker.capacity:
             self._by_load[worker.running][worker.name] = worker
             self._lowest = min(self._lowest, worker.running)
 
     def _unlist(self, worker: W) -> None:
-        if worker.running < self._per_worker:
+        if worker.running < min(worker.capacity, len(self._by_load)):
             self._by_load[worker.running].pop(worker.name, None)

@@ -1,5 +1,6 @@
 """Ray actor of one learner rank, a thin shell around Trainer."""
 
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,6 +49,10 @@ class LearnerActor:
         with socket.socket() as probe:
             probe.bind((address, 0))
             return address, int(probe.getsockname()[1])
+
+    def place(self) -> tuple[str, int]:
+        """Return the id of the rank's node, and its process."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def look(self, question: Question, rank: int) -> Answer:
         """Say whether this node has the run directory and the model that the driver has."""

@@ -11,6 +11,8 @@ import pyarrow as pa
 import ray
 
 from cluster.config.run_config import RunConfig
+from cluster.fleet.health.node_guard import NodeGuards
+from cluster.fleet.health.rank_signs import RankSigns
 from cluster.fleet.learner_actor import LearnerActor
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.shared_folder import ask, check_answers, withdraw
@@ -26,7 +28,7 @@ _CLOSE_S = 10.0
 the next run removes the weight files that a killed rank leaves behind.
 """
 _WATCH_EVERY_S = 2.0
-"""Interval of the health checks of idle ranks."""
+"""Interval of health checks, and of looks at the processes of ranks."""
 _DEATH_S = 10.0
 """Time for Ray to notice that a rank is dead, after another rank failed because of it."""
 
@@ -55,6 +57,10 @@ class LearnerGroup:
         self._ranks: list[Any] = [
             options.remote(section.transport, section.shm_dir) for _ in range(config.learner.ranks)
         ]
+        self._places: list[tuple[str, int]] = []
+        """Node and process of each rank, once it has started."""
+        self._guards = NodeGuards()
+        self._lost = False
 
     async def check_folder(self, run: Path) -> None:
         """Check that every rank has the driver's run directory `run` and model at their paths.
@@ -74,6 +80,8 @@ class LearnerGroup:
 
     async def start(self) -> None:
         """Load the model on every rank; they meet at rank 0's node. Raises LearnerError."""
+        placing = [_call(rank, LearnerActor.place) for rank in self._ranks]
+        self._places = await self._answers(placing, "place")
         meeting = _call(self._ranks[0], LearnerActor.rendezvous)
         ((address, port),) = await self._answers([meeting], "rendezvous")
         starting = [
@@ -131,21 +139,59 @@ class LearnerGroup:
         return (await self._all(LearnerActor.logprobs, await _put(table)))[0]
 
     async def watch(self) -> None:
-        """Return never. Raises LearnerLostError soon after a rank's death, whether it works or not.
-
-        A busy rank answers later, so nothing but its death makes a health check fail.
+        """Return never. Raises LearnerLostError within 10 seconds after a rank's process died or
+        was stopped, or its node was lost, whether the rank works or not.
         """
+        asking = asyncio.create_task(self._ask_ranks())
+        looking = asyncio.create_task(self._look_at_ranks())
+        try:
+            await asyncio.wait({asking, looking}, return_when=asyncio.FIRST_COMPLETED)
+            (asking if asking.done() else looking).result()
+        except LearnerLostError:
+            self._lost = True
+            raise
+        finally:
+            for task in (asking, looking):
+                task.cancel()
+            await asyncio.gather(asking, looking, return_exceptions=True)
+
+    async def _ask_ranks(self) -> None:
+        """A busy rank answers later, so nothing but its death makes a health check fail."""
         while True:
             await self._pings(timeout_s=None)
             await asyncio.sleep(_WATCH_EVERY_S)
 
+    async def _look_at_ranks(self) -> None:
+        signs = RankSigns(self._places)
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            looks = [self._guards.look(node, pids) for node, pids in signs.nodes.items()]
+            for node, vitals in zip(signs.nodes, await asyncio.gather(*looks), strict=True):
+                signs.note(node, vitals)
+            if lost := signs.lost():
+                raise LearnerLostError(f"learner {lost}; {_ADVICE}")
+            await asyncio.sleep(max(began + _WATCH_EVERY_S - clock(), 0))
+
+    async def describe(self) -> str:
+        """Return in words what the processes of the ranks do."""
+        signs, said = RankSigns(self._places), list[str]()
+        for node, pids in signs.nodes.items():
+            vitals = await self._guards.look(node, pids)
+            said += [signs.describe(node, pid, index, vitals) for index, pid in enumerate(pids)]
+        return f"{'; '.join(said)}." if said else "Its ranks have not started."
+
     async def close(self) -> None:
-        """Let idle ranks release their resources, then end all."""
-        with suppress(TrialrunError, TimeoutError):
-            async with asyncio.timeout(_CLOSE_S):
-                await self._all(LearnerActor.close)
+        """Let idle ranks release their resources, then end all; lost ones are not waited for."""
+        if not self._lost:
+            with suppress(TrialrunError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._all(LearnerActor.close)
         for rank in self._ranks:
             ray.kill(rank)
+        if self._lost:  # Ray cannot end a process that is stopped
+            ends = [self._guards.end(node, pid) for node, pid in self._places]
+            await asyncio.gather(*ends)
 
     async def _all(
         self,

@@ -2,11 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.pool import PoolTiming, RolloutPool
-from cluster.fleet.rollout_actor import RayWorker
+from cluster.fleet.health.heartbeat import Patience
+from cluster.fleet.health.node_guard import NodeGuards
+from cluster.fleet.health.quarantine import Quarantine, QuarantinePolicy
+from cluster.fleet.placement.worker_place import WorkerPlace, usable_nodes
+from cluster.fleet.pool import RolloutPool
+from cluster.fleet.pool_worker import PoolTiming
+from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
@@ -58,9 +64,26 @@ def _make_pool(
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
     )
+    guards, patience = NodeGuards(), Patience(limit_s=config.rollouts.ping_timeout_s)
+    quarantine = Quarantine(
+        QuarantinePolicy(
+            losses=config.cluster.quarantine_losses,
+            window_s=config.cluster.quarantine_window_s,
+            for_s=config.cluster.quarantine_s,
+        )
+    )
+    place = WorkerPlace(cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
 
     def spawn(name: str) -> RayWorker:
         # fleet.access is read for each worker: nodes join and leave while the pool runs
-        return RayWorker(name, spec, section, fleet.access, relays)
+        links = WorkerLinks(access=fleet.access, relays=relays, guards=guards, patience=patience)
+        avoid = [found.node for found in quarantine.nodes]
+        return RayWorker(name, spec, replace(place, avoid=avoid), links)
 
-    return RolloutPool(spawn, config.rollouts, timing)
+    return RolloutPool(
+        spawn,
+        config.rollouts,
+        timing,
+        quarantine=quarantine,
+        usable=lambda: usable_nodes([place]),
+    )

@@ -8,17 +8,26 @@ workers, whose engines hold the newest weights, are given episodes.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Protocol
 
 import pyarrow as pa
 
 from cluster.config.run_config import RolloutsSection
 from cluster.fleet.free_slots import FreeSlots
+from cluster.fleet.health.losses import LossKind, WorkerLost, kind_of
+from cluster.fleet.health.quarantine import Quarantine
 from cluster.fleet.loop_lag import LoopLag
+from cluster.fleet.pool_worker import (
+    DEFAULT_GROUP,
+    Asking,
+    PoolGroup,
+    PoolTiming,
+    Spawn,
+    Worker,
+    WorkerClient,
+    WorkerState,
+)
 from cluster.fleet.supervision import RestartPolicy, Supervision
 from envs.errors import DeadlineError, EngineError, InfraError, TrialrunError, WeightSyncError
 from envs.tasks import Task
@@ -29,85 +38,51 @@ from rollout.weights.manifest import WeightManifest
 logger = logging.getLogger("trialrun")
 
 
-class WorkerLost(InfraError):
-    """The worker that ran an episode is gone; the episode is to be run by another one."""
+__all__ = ["PoolTiming", "RolloutPool", "Worker", "WorkerClient", "WorkerLost", "WorkerState"]
 
-
-class WorkerState(StrEnum):
-    STARTING = "starting"
-    STALE = "stale"
-    HEALTHY = "healthy"
-    DRAINING = "draining"
-    DEAD = "dead"
-
-
-class WorkerClient(Protocol):
-    """The pool's connection to one rollout worker. A call that raises ends the worker."""
-
-    async def start(self) -> None: ...
-
-    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        """Run one episode and return it as a batch of one row. Raises WorkerLost."""
-        ...
-
-    async def load_weights(self, manifest: WeightManifest) -> None: ...
-
-    async def ping(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Worker:
-    """The worker that fills a slot of the pool."""
-
-    name: str
-    client: WorkerClient
-    state: WorkerState = WorkerState.STARTING
-    version: int = 0
-    """Policy version that its engine holds."""
-    running: int = 0
-    """Episodes assigned to it now."""
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a worker that drains has ended its last episode."""
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the worker must end, because it failed or because the pool shrank."""
-    failure: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolTiming:
-    """Intervals and deadlines of the supervision, in seconds."""
-
-    ping_every_s: float = 5.0
-    backoff_s: float = 1.0
-    """Wait before a lost worker is replaced; it doubles with every failed start in a row."""
-    start_timeout_s: float = 600.0
-    load_timeout_s: float = 120.0
+Slot = tuple[str, int]
+"""A place of one worker: its group, and its number there."""
 
 
 class RolloutPool:
     """Runs episodes on healthy workers and keeps the target number of workers running."""
 
     def __init__(
-        self, spawn: Callable[[str], WorkerClient], section: RolloutsSection, timing: PoolTiming
+        self,
+        spawn: Spawn,
+        section: RolloutsSection,
+        timing: PoolTiming,
+        *,
+        groups: Mapping[str, PoolGroup] | None = None,
+        quarantine: Quarantine | None = None,
+        usable: Callable[[], Sequence[Set[str]]] = tuple,
     ) -> None:
-        self._spawn = spawn
+        """`spawn` makes the workers of the default group; `groups` are those beside it.
+
+        `usable` returns for each group the nodes that could run one of its workers.
+        """
+        default = PoolGroup(spawn=spawn, workers=0, episodes_per_worker=section.episodes_per_worker)
+        self._groups = {DEFAULT_GROUP: default, **(groups or {})}
         self._section = section
         self._timing = timing
         self._supervision = Supervision(RestartPolicy(backoff_s=timing.backoff_s))
-        self._slots: dict[int, asyncio.Task[None]] = {}
+        self._slots: dict[Slot, asyncio.Task[None]] = {}
         """The task that supervises each wanted slot; a dismissed slot leaves at once."""
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[Slot, Worker] = {}
         self._manifest: WeightManifest | None = None
-        self._free: FreeSlots[Worker] = FreeSlots(section.episodes_per_worker)
+        self._free: FreeSlots[Worker] = FreeSlots()
         self._changed = asyncio.Condition()
         """Notified when a worker comes, goes or is lost; not when an episode ends."""
         self.lag = LoopLag()
         """How late the loop is that talks to the workers."""
+        self._asking = Asking(self.lag, timing.ping_every_s, section.ping_timeout_s)
+        self.quarantine = quarantine or Quarantine()
+        self._usable = usable
         self._leaving: set[asyncio.Task[None]] = set()
         """Tasks of dismissed slots, which may still drain."""
         self._spawned = 0
+        self.ended = 0
+        """Episodes that workers have returned so far."""
 
     @property
     def workers(self) -> list[Worker]:
@@ -116,8 +91,17 @@ class RolloutPool:
 
     @property
     def desired(self) -> int:
-        """Target number of workers."""
+        """Target number of workers, over all groups."""
         return len(self._slots)
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Target number of workers of each group."""
+        return {group: self.desired_of(group) for group in self._groups}
+
+    def desired_of(self, group: str) -> int:
+        """Target number of workers of one group."""
+        return sum(name == group for name, _ in self._slots)
 
     @property
     def losses(self) -> int:
@@ -129,17 +113,30 @@ class RolloutPool:
         """Whether an engine holds other weights than those of the model that it started from."""
         return any(worker.version > 0 for worker in self.workers)
 
-    def resize(self, desired: int) -> None:
-        """Set the target number of workers: surplus ones drain, missing ones start."""
+    def resize(self, desired: int, group: str = DEFAULT_GROUP, *, abort: bool = False) -> None:
+        """Set the target number of workers of a group: surplus ones drain, missing ones start.
+
+        With `abort` surplus workers end at once, and their episodes run on others.
+        """
         self.lag.start()
-        for slot in range(desired):
+        for number in range(desired):
+            slot = (group, number)
             if slot not in self._slots:
                 self._supervision.add(slot)
-                self._slots[slot] = asyncio.create_task(self._supervise(slot), name=f"slot-{slot}")
-        for slot in [slot for slot in self._slots if slot >= desired]:
-            self._dismiss(slot)
+                name = f"slot-{group}-{number}"
+                self._slots[slot] = asyncio.create_task(self._supervise(slot), name=name)
+        patience_s = self._section.drain_timeout_s or self._section.episode_timeout_s
+        drain_s = 0.0 if abort else patience_s
+        for slot in [slot for slot in self._slots if slot[0] == group and slot[1] >= desired]:
+            self._dismiss(slot, drain_s)
 
-    def _dismiss(self, slot: int) -> None:
+    def resize_all(self) -> None:
+        """Start the workers that every group but the default one has at first."""
+        for name, group in self._groups.items():
+            if name != DEFAULT_GROUP:
+                self.resize(group.workers, name)
+
+    def _dismiss(self, slot: Slot, drain_s: float) -> None:
         task, worker = self._slots.pop(slot), self._workers.get(slot)
         self._supervision.remove(slot)
         # The slot no longer counts, but close() must still be able to end a worker that drains.
@@ -148,6 +145,7 @@ class RolloutPool:
         if worker is not None and worker.state in (WorkerState.HEALTHY, WorkerState.STALE):
             # DRAINING before the event: _watch reads the state to tell a drain from a failure.
             self._enter(worker, WorkerState.DRAINING)
+            worker.drain_s = drain_s
             worker.stopping.set()
         else:
             task.cancel()  # it runs no episode yet
@@ -170,19 +168,23 @@ class RolloutPool:
         missed the deadline.
         """
         worker = await self._acquire(prefer)
+        worker.leases[lease.episode] = time.monotonic()
         try:
             async with self.lag.deadline(self._section.episode_timeout_s):
-                return await worker.client.run_episode(lease, task, config), worker.name
+                batch = await worker.client.run_episode(lease, task, config)
+            self.ended += 1
+            return batch, worker.name
         except TimeoutError:
             reason = (
                 f"{worker.name} overran {self._section.episode_timeout_s:g} s on {lease.episode}"
             )
-            self._fail(worker, reason)
-            raise WorkerLost(reason) from None
+            self._fail(worker, reason, LossKind.OVERRAN)
+            raise WorkerLost(reason, LossKind.OVERRAN) from None
         except (WorkerLost, EngineError) as error:
-            self._fail(worker, str(error))
-            raise WorkerLost(str(error)) from error
+            self._fail(worker, str(error), kind_of(error, was_healthy=True))
+            raise WorkerLost(worker.failure or str(error), worker.kind) from error
         finally:
+            worker.leases.pop(lease.episode, None)
             self._free.leave(worker)
             if worker.state is WorkerState.DRAINING and worker.running == 0:
                 worker.idle.set()
@@ -213,12 +215,10 @@ class RolloutPool:
 
     # Supervision of one slot: spawn, start, load the newest weights, watch; then again
 
-    async def _supervise(self, slot: int) -> None:
+    async def _supervise(self, slot: Slot) -> None:
         # A slot that was dismissed and added again has a new task; the old one must not touch it.
         while self._slots.get(slot) is asyncio.current_task():
-            self._spawned += 1
-            name = f"worker-{self._spawned}"
-            worker = Worker(name, self._spawn(name))
+            worker = self._spawn(slot[0])
             self._workers[slot] = worker
             started_at = time.monotonic()
             try:
@@ -232,13 +232,28 @@ class RolloutPool:
                 break
             decision = self._supervision.lost(slot, worker.failure, stable=was_healthy)
             lived_s = time.monotonic() - started_at
-            logger.warning("%s lost after %.0f s: %s", name, lived_s, worker.failure)
+            logger.warning(
+                "%s lost after %.0f s (%s): %s", worker.name, lived_s, worker.kind, worker.failure
+            )
+            self._note_loss(worker)
             if causes := self._supervision.hopeless(1):
                 self._free.fail(_no_start(causes))
             await self._notify()
             await asyncio.sleep(decision.wait_s)
 
-    async def _live(self, slot: int, worker: Worker) -> bool:
+    def _spawn(self, group: str) -> Worker:
+        made = self._groups[group]
+        self._spawned += 1
+        name = f"worker-{self._spawned}"
+        return Worker(name, made.spawn(name), group, made.episodes_per_worker)
+
+    def _note_loss(self, worker: Worker) -> None:
+        usable = self._usable()
+        found = self.quarantine.lost(worker.node, worker.kind, worker.failure, usable)
+        if found is not None:
+            logger.warning("%s; new workers start elsewhere", found.describe(time.monotonic()))
+
+    async def _live(self, slot: Slot, worker: Worker) -> bool:
         """Bring `worker` up and watch it until it ends; return whether it was healthy before."""
         was_healthy = False
         try:
@@ -246,45 +261,51 @@ class RolloutPool:
             was_healthy = True
             self._supervision.serving(slot)
             await self._watch(worker)
-        except TrialrunError as error:
-            worker.failure = str(error)
         except Exception as error:  # a fault of one worker must not end the supervision
-            worker.failure = f"{type(error).__name__}: {error}"
+            if not worker.failure:
+                named = isinstance(error, TrialrunError)
+                worker.failure = str(error) if named else f"{type(error).__name__}: {error}"
+                worker.kind = kind_of(error, was_healthy=was_healthy)
         return was_healthy
 
     async def _bring_up(self, worker: Worker) -> None:
-        await worker.client.ping()  # until Ray has a place for it: waiting for one is no failure
+        # until Ray has a place for it: waiting for one is no failure
+        worker.report = await worker.client.ping()
+        await self._asking.during(worker, self._start(worker))
+        if not worker.stopping.is_set():  # else the pool shrank meanwhile
+            self._enter(worker, WorkerState.HEALTHY)
+        await self._notify()
+
+    async def _start(self, worker: Worker) -> None:
         async with self.lag.deadline(self._timing.start_timeout_s):
             await worker.client.start()
         self._enter(worker, WorkerState.STALE)
         # A loop, because another push may arrive while this worker loads the one before.
         while self._manifest is not None and worker.version < self._manifest.version:
             await self._load(worker)
-        if not worker.stopping.is_set():  # else the pool shrank meanwhile
-            self._enter(worker, WorkerState.HEALTHY)
-        await self._notify()
 
     async def _watch(self, worker: Worker) -> None:
         """Ping `worker` until it must end. Raises WorkerLost unless it drained."""
-        while not worker.stopping.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._timing.ping_every_s):
-                    await worker.stopping.wait()
-                break
-            async with self.lag.deadline(self._section.ping_timeout_s):
-                await worker.client.ping()
+        await self._asking.until(worker.stopping, worker)
         if worker.state is WorkerState.DRAINING:
             await self._drain(worker)
             return
-        raise WorkerLost(worker.failure)
+        raise WorkerLost(worker.failure, worker.kind)
 
     async def _drain(self, worker: Worker) -> None:
-        """Let the worker's episodes end; their own deadline bounds the wait."""
+        """Let the worker's episodes end, for as long as it may take; others run what is left."""
         if worker.running == 0:
             return
         with suppress(TimeoutError):
-            async with self.lag.deadline(self._section.episode_timeout_s):
-                await worker.idle.wait()
+            async with self.lag.deadline(worker.drain_s):
+                await self._asking.until(worker.idle, worker)
+        if worker.running:
+            worker.kind = LossKind.DRAINED
+            worker.failure = (
+                f"{worker.name} was to end, and {worker.running} of its episodes were not "
+                f"finished within {worker.drain_s:g} s"
+            )
+            logger.warning("%s: others run them", worker.failure)
 
     async def _load(self, worker: Worker, retries: int = 1) -> None:
         """Let `worker` load the newest weights. Raises InfraError or TimeoutError."""
@@ -305,7 +326,8 @@ class RolloutPool:
         try:
             await self._load(worker)
         except (TimeoutError, InfraError) as error:
-            self._fail(worker, f"did not load the weights: {str(error) or 'deadline'}")
+            reason = f"did not load the weights: {str(error) or 'deadline'}"
+            self._fail(worker, reason, LossKind.WEIGHTS)
         else:
             # It may have failed, or started to drain, while it loaded.
             if not worker.stopping.is_set():
@@ -333,7 +355,8 @@ class RolloutPool:
 
     def _enter(self, worker: Worker, state: WorkerState) -> None:
         """Change the state of `worker`; only a healthy one has places for episodes."""
-        worker.state = state
+        if state is not worker.state:
+            worker.state, worker.since = state, time.monotonic()
         if state is WorkerState.HEALTHY:
             self._free.open(worker)
         else:
@@ -363,11 +386,11 @@ class RolloutPool:
             f"waited {self._section.pool_timeout_s:g} s for {what}; found {states or 'no workers'}"
         )
 
-    def _fail(self, worker: Worker, reason: str) -> None:
+    def _fail(self, worker: Worker, reason: str, kind: LossKind) -> None:
         # Only the first failure counts: all its episodes fail together, and later errors are
         # consequences. The slot's task, woken by the event, kills and replaces the worker.
         if not worker.stopping.is_set():
-            worker.failure = reason
+            worker.failure, worker.kind = reason, kind
             self._enter(worker, WorkerState.DEAD)
             worker.stopping.set()
 

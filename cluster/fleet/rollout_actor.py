@@ -1,14 +1,20 @@
 """The Ray actor of one rollout worker, and the client through which the pool sees it."""
 
+import asyncio
 import os
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 
-from cluster.config.run_config import ClusterSection
-from cluster.fleet.pool import WorkerLost
+from cluster.fleet.health.heartbeat import NoAnswer, Patience, await_answer
+from cluster.fleet.health.losses import WorkerLost
+from cluster.fleet.health.node_guard import NodeGuards
+from cluster.fleet.health.vitals import Vital
+from cluster.fleet.placement.worker_place import WorkerPlace
+from cluster.fleet.pool_worker import WorkerReport
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
 from cluster.fleet.tool_fleet import ToolAccess
@@ -34,10 +40,10 @@ class RolloutActor:
         tools = access.tools_for(name, spec.tools)
         self._worker = RolloutWorker(name, spec, tools, import_late(spec.engine_factory))
 
-    async def start(self, shm_dir: str) -> tuple[int, Place]:
-        """Start the worker; return its process id and the place of its weight files."""
+    async def start(self, shm_dir: str) -> Place:
+        """Start the worker; return the place of its weight files."""
         await self._worker.start()
-        return os.getpid(), place_here(shm_dir)
+        return place_here(shm_dir)
 
     async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.Buffer:
         """Run one episode; return its batch as one buffer, which Ray moves without pickling."""
@@ -46,56 +52,92 @@ class RolloutActor:
     async def load_weights(self, manifest: WeightManifest) -> None:
         await self._worker.load_weights(manifest)
 
-    async def ping(self) -> None: ...
+    async def ping(self) -> WorkerReport:
+        """Say where the worker runs and what it does. Raises EngineError for a lost engine."""
+        self._worker.check()
+        node = ray.get_runtime_context().get_node_id()
+        return WorkerReport(node=node, pid=os.getpid(), oldest=self._worker.oldest)
 
     async def close(self) -> None:
         await self._worker.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLinks:
+    """What a worker's client needs to reach it and to know that it lives."""
+
+    access: ToolAccess
+    relays: WeightRelays
+    guards: NodeGuards
+    patience: Patience
+
+
 class RayWorker:
     """WorkerClient of one RolloutActor."""
 
-    def __init__(
-        self,
-        name: str,
-        spec: WorkerSpec,
-        section: ClusterSection,
-        access: ToolAccess,
-        relays: WeightRelays,
-    ) -> None:
+    def __init__(self, name: str, spec: WorkerSpec, place: WorkerPlace, links: WorkerLinks) -> None:
         remote: Any = ray.remote(RolloutActor)
         variables = engine_environment(
             gpu=spec.engine.device == "cuda", deterministic=spec.engine.deterministic
         )
         self._actor: Any = remote.options(
-            num_cpus=section.cpus_per_worker,
-            num_gpus=section.gpus_per_worker,
+            **place.options(),
             max_concurrency=MAX_CALLS,
             runtime_env={"env_vars": variables},
-        ).remote(name, spec, access)
+        ).remote(name, spec, links.access)
         self._name = name
-        self._relays = relays
+        self._links = links
         self._place: Place | None = None
-        self.pid = 0
+        self._report: WorkerReport | None = None
+        self._given_up: WorkerLost | None = None
+        """Why the worker was ended from here."""
+        self._first_look: asyncio.Task[Any] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 until it has one."""
+        return self._report.pid if self._report is not None else 0
 
     async def start(self) -> None:
-        started = self._actor.start.remote(self._relays.shm_dir)
-        self.pid, self._place = await self._answer(started)
+        self._place = await self._answer(self._actor.start.remote(self._links.relays.shm_dir))
 
     async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        return from_wire(await self._answer(self._actor.run_episode.remote(lease, task, config)))
+        try:
+            row = await self._answer(self._actor.run_episode.remote(lease, task, config))
+        except WorkerLost as error:
+            raise self._given_up or error from error
+        return from_wire(row)
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         assert self._place is not None, "start comes first"
-        there = await self._relays.at(self._place, manifest)
+        there = await self._links.relays.at(self._place, manifest)
         try:
             await self._answer(self._actor.load_weights.remote(there))
         except WeightSyncError:
-            self._relays.forget(self._place)
+            self._links.relays.forget(self._place)
             raise
 
-    async def ping(self) -> None:
-        await self._answer(self._actor.ping.remote())
+    async def ping(self) -> WorkerReport:
+        """See WorkerClient. A worker that is frozen is ended, because Ray cannot end it."""
+        question, known = self._answer(self._actor.ping.remote()), self._report
+        if known is None:
+            found = self._report = await question
+            looking = self._links.guards.look(found.node, [found.pid])
+            self._first_look = asyncio.create_task(looking)
+            return found
+
+        async def look() -> Vital | None:
+            vitals = await self._links.guards.look(known.node, [known.pid])
+            return vitals[0] if vitals is not None else None
+
+        try:
+            found = self._report = await await_answer(question, look, self._links.patience)
+        except NoAnswer as error:
+            # Noted first: the episodes that fail when the process ends then say why it had to.
+            self._given_up = WorkerLost(f"{self._name}: {error}", error.kind)
+            await self._links.guards.end(known.node, known.pid)
+            raise self._given_up from error
+        return found
 
     async def close(self) -> None:
         await self._answer(self._actor.close.remote())

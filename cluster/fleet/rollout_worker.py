@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.fleet.balanced_tools import BalancedTools
+from cluster.fleet.health.engine_watch import EngineWatch
+from cluster.fleet.pool_worker import Activity
 from envs.config import ToolServerConfig
 from envs.errors import MissingError
 from envs.services.router import ToolRouter
 from envs.tasks import Task
 from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
-from rollout.engine import Engine
+from rollout.engine import Engine, WatchedEngine
 from rollout.engines.engine_spec import EngineSpec
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
@@ -55,6 +58,7 @@ class RolloutWorker:
         self._services: ToolRouter | None = None
         self._engine: Engine | None = None
         self._runner: EpisodeRunner | None = None
+        self._watch: EngineWatch | None = None
 
     async def start(self) -> None:
         """Start tools and engine.
@@ -67,6 +71,9 @@ class RolloutWorker:
         await self._tools.start()
         self._engine = self._make_engine(template, spec)
         await self._engine.start()
+        if isinstance(self._engine, WatchedEngine):
+            self._watch = EngineWatch(self._engine)
+            await self._watch.start()
         identity = Identity(
             worker=self._name,
             max_model_len=spec.model.max_model_len,
@@ -88,7 +95,24 @@ class RolloutWorker:
         assert self._engine is not None, "start comes first"
         await self._engine.load_weights(manifest)
 
+    def check(self) -> None:
+        """Raise EngineError if the engine's processes have died or are frozen."""
+        if self._watch is not None:
+            self._watch.check()
+
+    @property
+    def oldest(self) -> Activity | None:
+        """What has lasted longest of all that the episodes do now."""
+        doing = self._runner.doing if self._runner is not None else []
+        if not doing:
+            return None
+        oldest = min(doing, key=lambda found: found.since)
+        for_s = time.monotonic() - oldest.since
+        return Activity(episode=oldest.episode, what=oldest.what, for_s=for_s)
+
     async def close(self) -> None:
+        if self._watch is not None:
+            await self._watch.close()
         if self._engine is not None:
             await self._engine.close()
         await (self._services or self._tools).close()

@@ -1,7 +1,8 @@
 """Supervision of one node's tool servers, and the directory that clients route by. No Ray.
 
-The death of a server is noticed at once through its pidfd, a hanging one by `max_misses` failed
-health checks. A lost server first leaves the directory and is then replaced.
+The death of a server is noticed at once through its pidfd. One that does not answer a health check
+is looked at: if it is stopped or computes nothing it is replaced within 10 seconds, if it is busy
+after `busy_timeout_s`. A lost server first leaves the directory and is then replaced.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from typing import Protocol
 
 import httpx
 
+from cluster.fleet.health.heartbeat import NoAnswer, Patience, await_answer
+from cluster.fleet.health.vitals import Vital, vital_of
 from cluster.fleet.supervision import RestartPolicy, Supervision
 from envs.config import ToolServerConfig
 from envs.errors import InfraError, TrialrunError
@@ -81,7 +84,9 @@ class SupervisorTiming:
     health_every_s: float = 2.0
     health_timeout_s: float = 3.0
     max_misses: int = 2
-    """Failed health checks in a row after which a server is replaced."""
+    """Refused or failed health checks in a row after which a server is replaced."""
+    busy_timeout_s: float = 20.0
+    """Time that a server which computes may take to answer a health check."""
     backoff_s: float = 0.25
     """Wait before a lost server is replaced; it doubles with every failure in a row."""
     max_backoff_s: float = 30.0
@@ -239,18 +244,24 @@ class ServerSupervisor:
                     async with asyncio.timeout(timing.health_every_s):
                         await dead.wait()
                     return f"its process {process.pid} ended: {process.stderr()[-500:]}"
-                problem = await self._check_health(client)
+                try:
+                    problem = await self._check_health(client, process)
+                except NoAnswer as error:
+                    return f"its process {process.pid} is lost: {error}"
                 misses = misses + 1 if problem else 0
                 if misses >= timing.max_misses:
                     return f"{misses} health checks in a row failed: {problem}"
 
-    async def _check_health(self, client: httpx.AsyncClient) -> str:
-        """Return what is wrong with the server, empty if nothing is."""
+    async def _check_health(self, client: httpx.AsyncClient, process: ToolServerProcess) -> str:
+        """Return what is wrong with the server, empty if nothing is. Raises NoAnswer."""
+
+        async def look() -> Vital:
+            return vital_of(process.pid or 0)
+
+        timing = self._timing
+        patience = Patience(answer_s=timing.health_timeout_s, limit_s=timing.busy_timeout_s)
         try:
-            async with asyncio.timeout(self._timing.health_timeout_s):
-                response = await client.get("/health")
-        except TimeoutError:
-            return f"no answer within {self._timing.health_timeout_s:g} s"
+            response = await await_answer(client.get("/health"), look, patience)
         except httpx.HTTPError as error:
             return repr(error)
         return "" if response.status_code == 200 else f"status {response.status_code}"

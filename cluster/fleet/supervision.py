@@ -6,7 +6,7 @@ server), which its supervisor replaces after it is lost. What to do with an empt
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -81,25 +81,25 @@ class Supervision:
     def __init__(self, policy: RestartPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self._policy = policy
         self._clock = clock
-        self._records: dict[int, SlotRecord] = {}
-        self._slots: set[int] = set()
+        self._records: dict[Hashable, SlotRecord] = {}
+        self._slots: set[Hashable] = set()
         self.losses = 0
         """Processes lost so far, over all slots."""
 
-    def add(self, slot: int) -> None:
+    def add(self, slot: Hashable) -> None:
         """Count on `slot` from now on."""
         self._slots.add(slot)
 
-    def remove(self, slot: int) -> None:
+    def remove(self, slot: Hashable) -> None:
         """Forget `slot`; its process is no longer wanted."""
         self._slots.discard(slot)
         self._records.pop(slot, None)
 
-    def serving(self, slot: int) -> None:
+    def serving(self, slot: Hashable) -> None:
         """Note that the process of `slot` serves: it is counted on again."""
         self._records.pop(slot, None)
 
-    def lost(self, slot: int, reason: str, *, stable: bool) -> Decision:
+    def lost(self, slot: Hashable, reason: str, *, stable: bool) -> Decision:
         """Record a loss and return what to do; `stable` forgives the failures before it."""
         self.losses += 1
         earlier = self._records.get(slot)
@@ -107,7 +107,7 @@ class Supervision:
         self._records[slot] = SlotRecord(failures, self._clock(), reason)
         return self.decide(slot)
 
-    def decide(self, slot: int, needed: int = 1) -> Decision:
+    def decide(self, slot: Hashable, needed: int = 1) -> Decision:
         """Return what to do about `slot`, which has lost its process."""
         policy, others = self._policy, len(self._slots - self._failing() - {slot})
         return policy.decide(self._records[slot], self._clock(), others=others, needed=needed)
@@ -121,5 +121,5 @@ class Supervision:
         given_up = [s for s in failing if self.decide(s, needed).action is Action.GIVE_UP]
         return sorted({self._records[slot].reason for slot in given_up})
 
-    def _failing(self) -> set[int]:
+    def _failing(self) -> set[Hashable]:
         return {slot for slot, found in self._records.items() if self._policy.is_failing(found)}

@@ -89,6 +89,11 @@ class GroupSource(Protocol):
     reproducible.
     """
 
+    @property
+    def in_flight(self) -> int:
+        """Groups (or rounds of them) that were started and have not arrived."""
+        ...
+
     def start(self, version: int) -> None:
         """Start rollouts with policy `version`, first those that a killed run left open."""
         ...

@@ -62,6 +62,11 @@ class Rollouts:
         self._arrived = asyncio.Event()
         self._restore()
 
+    @property
+    def in_flight(self) -> int:
+        """Groups that were started and have not arrived."""
+        return len(self._running)
+
     async def collect(self, count: int) -> list[Group]:
         """Return `count` groups fresh enough for the next step, replacing useless ones within the
         bounds. Raises ConfigError or InfraError if too many are dropped.

@@ -65,6 +65,11 @@ class Rounds:
         self._consumed = 0
         self._running: dict[int, asyncio.Task[list[Group]]] = {}
 
+    @property
+    def in_flight(self) -> int:
+        """Rounds that were started and have not been collected."""
+        return len(self._running)
+
     def start(self, version: int) -> None:
         """Start rollouts with policy `version`; episodes that are stored are not run again.
 

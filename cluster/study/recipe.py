@@ -15,13 +15,14 @@ from envs.tasksets.catalog.config import CatalogConfig
 _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
     "episode": {"thoughts": "keep", "max_observation_tokens": 0},
-    "rollouts": {"max_drops_per_group": 16},
+    "cluster": {"quarantine_losses": 3, "quarantine_window_s": 600.0, "quarantine_s": 1800.0},
+    "rollouts": {"max_drops_per_group": 16, "drain_timeout_s": 0.0, "groups": {}},
 }
 """Keys that a study of an older version does not have, with the value that changes nothing for it:
 with that value they are left out, so that such a study goes on.
 """
 _IRRELEVANT: dict[str, set[str]] = {
-    "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints"},
+    "run": {"dir", "models_dir", "name", "checkpoint_every", "keep_checkpoints", "stall_after_s"},
     "learner": {"packing"},
     "sft": {"checkpoint_every", "packing"},
 }

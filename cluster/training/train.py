@@ -22,9 +22,11 @@ from cluster.scheduling.groups import Group
 from cluster.scheduling.played import PlayedGroup
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
+from cluster.training.activity import Part
 from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job_on, table_of
 from cluster.training.learner_restarts import unless_lost, with_restarts
+from cluster.training.observing import Observer, observed
 from cluster.training.step_metrics import (
     mismatch_by_staleness,
     played_metrics,
@@ -90,39 +92,47 @@ async def _train_and_export(job: Job, progress: Progress) -> Path:
 
 async def train_steps(job: Job, progress: Progress) -> None:
     """Run the remaining steps; rollouts of the next groups continue while the learner works."""
-    await job.start()
-    steps = range(job.steps_done + 1, job.config.run.steps + 1)
-    progress.phase(f"RL: {len(steps)} steps of {job.config.rollouts.groups_per_step} groups")
-    controls = Controls(job.run, job.pool, lambda: room_for_workers(job.config.cluster))
-    async with controlled(controls, progress):
-        for step in progress.track(steps):
-            await _step(job, step, progress)
+    async with observed(job, progress) as observer:
+        await job.start()
+        steps = range(job.steps_done + 1, job.config.run.steps + 1)
+        progress.phase(f"RL: {len(steps)} steps of {job.config.rollouts.groups_per_step} groups")
+        controls = Controls(job.run, job.pool, lambda: room_for_workers(job.config.cluster))
+        async with controlled(controls, progress):
+            for step in progress.track(steps):
+                await _step(job, step, progress, observer)
     await job.rollouts.close()
     job.rollouts.abandon()
 
 
-async def _step(job: Job, step: int, progress: Progress) -> None:
-    watch = Stopwatch()
+async def _step(job: Job, step: int, progress: Progress, observer: Observer) -> None:
+    watch, activity = Stopwatch(), observer.activity
+    activity.enter(Part.COLLECT, step)
     groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
     watch.lap("collect_s")
     if skipped := job.rollouts.take_skipped():
         progress.say(f"step {step}: {skipped}")
     saves = _saves_checkpoint(job, step)
+    activity.enter(Part.LEARN, step)
     report = await job.learner.rl_step(
         table_of(groups), digest_weights=saves or job.config.run.deterministic
     )
+    activity.enter(Part.RECORD, step)
     await job.record_step(step, groups, report)
     row = await step_row(job, step, groups, report)
     if saves:
         job.run.record_metrics(
             step, row
         )  # who resumes from the checkpoint does not repeat the step
+        activity.enter(Part.CHECKPOINT, step)
         await _checkpoint(job, step)
     watch.lap("learn_s")
+    activity.enter(Part.PUBLISH, step)
     manifest = await job.learner.publish_weights(step)
+    activity.enter(Part.PUSH, step)
     await job.rollouts.push_weights(manifest)
     watch.lap("push_s")
     metrics = row | push_metrics(manifest) | watch.laps
+    metrics["stalled_s"] = observer.stalls.take_stalled_s()
     metrics["step_s"] = sum(watch.laps.values())
     metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
     await asyncio.to_thread(free_memory)

@@ -78,6 +78,13 @@ class VllmEngine:
         """Requests that vLLM has taken and not finished."""
         return self._live().get_num_unfinished_requests()
 
+    @property
+    def process_ids(self) -> Sequence[int]:
+        """Processes of vLLM's engine core."""
+        manager: Any = None if self._llm is None else self._llm.engine_core.resources.engine_manager
+        processes = () if manager is None else manager.processes
+        return [process.pid for process in processes if process.pid is not None]
+
     @cached_property
     def layout(self) -> WeightLayout:
         """Layout that `load_weights` accepts: the checkpoint's tensors in the engine's dtype, or
@@ -120,9 +127,7 @@ class VllmEngine:
             )
         clock = asyncio.get_running_loop().time
         arrived = clock()
-        async with (
-            self._loading
-        ):  # a request must not carry the salt of a version that is being replaced
+        async with self._loading:  # a request must not carry the salt of a replaced version
             llm = self._live()
             started = clock()
             salt = f"policy-{self._sender}-{self._version}"
@@ -162,6 +167,16 @@ class VllmEngine:
                     f"expected version {manifest.version} to be loaded within {deadline_s:g} s, "
                     "found it still loading"
                 ) from error
+
+    async def ping(self) -> None:
+        """Ask the engine core something that it answers between two steps. Raises EngineError."""
+        llm = self._live()
+        try:
+            await llm.check_health()
+            await llm.is_sleeping()
+        except EngineDeadError as error:
+            self._broken = self._broken or "its process died"
+            raise EngineError(f"vLLM cannot go on: {self._broken}") from error
 
     async def pause(self) -> None:
         await self._live().pause_generation(mode="keep", clear_cache=False)

@@ -148,6 +148,11 @@ class RunLayout:
         return self.root / "control.jsonl"
 
     @property
+    def health(self) -> Path:
+        """What the running job last said of its workers, and of what it waits for."""
+        return self.root / "health.json"
+
+    @property
     def requests(self) -> Path:
         """Folder of requests that the job has not taken yet; exists only after a first request."""
         return self.root / "requests"

@@ -28,6 +28,7 @@ STEPS = 2
 OF_THE_LOOP = {
     *("collect_s", "learn_s", "push_s", "step_s", "sampled_tokens_per_s"),
     *("workers", "worker_losses", "loop_lag_p50_s", "loop_lag_p99_s", "loop_lag_max_s"),
+    "stalled_s",
 }
 
 

@@ -11,11 +11,13 @@ from envs.errors import InfraError
 class Stub:
     name: str
     running: int = 0
+    capacity: int = 2
 
 
 def slots_of(*workers: Stub, per_worker: int = 2) -> FreeSlots[Stub]:
-    slots: FreeSlots[Stub] = FreeSlots(per_worker)
+    slots: FreeSlots[Stub] = FreeSlots()
     for worker in workers:
+        worker.capacity = per_worker
         slots.open(worker)
     return slots
 
@@ -92,9 +94,9 @@ async def test_no_place_of_a_closed_worker_is_handed_out() -> None:
 
 async def test_a_fleet_that_opens_hands_out_its_places_in_turns() -> None:
     """Thousands of episodes that start in one turn of the loop would stop it."""
-    slots = slots_of(per_worker=100)
+    slots = slots_of()
     waiting = await in_line(slots, 100)
-    a, b = Stub("a"), Stub("b")
+    a, b = Stub("a", capacity=100), Stub("b", capacity=100)
     slots.open(a)
     slots.open(b)
     await asyncio.sleep(0)
@@ -102,3 +104,15 @@ async def test_a_fleet_that_opens_hands_out_its_places_in_turns() -> None:
     assert 0 < sum(task.done() for task in waiting) < 50
     await asyncio.gather(*waiting)
     assert abs(a.running - b.running) <= 1
+
+
+async def test_workers_have_as_many_places_as_each_of_them_can_hold() -> None:
+    large, small = Stub("large", capacity=5), Stub("small", capacity=1)
+    slots: FreeSlots[Stub] = FreeSlots()
+    slots.open(small)
+    slots.open(large)
+    taken = [slots.take() for _ in range(7)]
+    assert taken.count(small) == 1 and taken.count(large) == 5 and taken[-1] is None
+    (waiting,) = await in_line(slots, 1)
+    slots.leave(large)
+    assert await waiting is large

@@ -113,7 +113,7 @@ async def test_a_frozen_server_is_ejected_and_its_callers_do_not_wait_for_it(
     with pytest.raises(ToolServerError):  # ejected: waiting would be a DeadlineError
         await stuck.call([ADD])
     await until(lambda: not Path(f"/proc/{victim}").exists())
-    assert "health checks in a row failed" in (await servers.directory(-1)).failure
+    assert "is lost: its process is stopped" in (await servers.directory(-1)).failure
 
 
 async def test_opening_moves_on_to_a_server_that_lives(servers: ServerSupervisor) -> None:

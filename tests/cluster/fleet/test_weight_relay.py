@@ -16,8 +16,11 @@ from ray.cluster_utils import Cluster
 
 from cluster.config.run_config import load_config
 from cluster.fleet import weight_relay
+from cluster.fleet.health.heartbeat import Patience
+from cluster.fleet.health.node_guard import NodeGuards
+from cluster.fleet.placement.worker_place import WorkerPlace
 from cluster.fleet.pool import PoolTiming, RolloutPool, WorkerState
-from cluster.fleet.rollout_actor import RayWorker
+from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolAccess
 from cluster.fleet.weight_relay import WeightRelays, place_here
@@ -170,7 +173,11 @@ async def test_workers_on_another_node_load_every_version_and_a_lost_copy_again(
     spec = WorkerSpec(engine=engine, tools=config.tools, engine_factory=FACTORY)
 
     def spawn(name: str) -> RayWorker:
-        return RayWorker(name, spec, config.cluster, ToolAccess({}), relays)
+        place = WorkerPlace(cpus=1.0, gpus=0.0)
+        links = WorkerLinks(
+            access=ToolAccess({}), relays=relays, guards=NodeGuards(), patience=Patience()
+        )
+        return RayWorker(name, spec, place, links)
 
     pool = RolloutPool(spawn, config.rollouts, PoolTiming(load_timeout_s=60.0))
     try:

@@ -23,7 +23,7 @@ OF_THE_LEARNER = {
 """Not in the stored episodes; tests/learner/test_report.py works them out."""
 OF_THE_LOOP = {
     *("collect_s", "learn_s", "push_s", "step_s", "sampled_tokens_per_s"),
-    *("loop_lag_p50_s", "loop_lag_p99_s", "loop_lag_max_s"),
+    *("loop_lag_p50_s", "loop_lag_p99_s", "loop_lag_max_s", "stalled_s"),
     *("workers", "worker_losses", "pushed_weights_digest", "weights_digest"),
     *("step", "steps", "skipped"),
 }
