@@ -275,9 +275,11 @@ class Progress:
         self._note(metrics)
         self._numbered(step, steps, "  ".join(parts))
         if metrics.get("optimizer_steps") == 0:
+            reasons = ", ".join(f"{name} {n}" for name, n in dropped_reasons(metrics).items())
+            why = f" ({reasons})" if reasons else ""
             self._screen.line(
                 f"{self._prefix}warning: step {step} trained nothing: no episode was left to "
-                "learn from",
+                f"learn from{why}",
                 style="yellow",
             )
 

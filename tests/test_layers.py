@@ -30,6 +30,7 @@ FLOORS = {
         "language engine",
         "episode",
         "episode_schema episode_difference engines trajectory transcript",
+        "in_progress",
         "runner store",
         "evaluation mirror",
     ),

@@ -122,4 +122,6 @@ def _cell(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items()) or "-"
+    if isinstance(value, list):
+        return "; ".join(_cell(inner) for inner in value) or "-"
     return "-" if value is None else str(value)

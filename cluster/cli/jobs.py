@@ -42,6 +42,7 @@ from envs.errors import (
 from envs.tools import JsonObject
 from rollout.mirror.address import is_address
 from rollout.store.control import (
+    DEFAULT_GROUP,
     MAX_WORKERS,
     ControlEvent,
     ControlRequest,
@@ -217,22 +218,27 @@ def _print_log(layout: RunLayout, *, follow: bool) -> None:
 
 
 def _workers(text: str) -> ScaleRequest | ScaleByRequest:
-    """Read `4`, `+2` or `-1`. Raises typer.BadParameter for anything else."""
-    digits = text.removeprefix("+").removeprefix("-")
-    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
-    if not 1 <= number <= MAX_WORKERS or len(text) - len(digits) > 1:
+    """Read `4`, `+2`, `-1`, or `big=4` with a group. Raises typer.BadParameter for others."""
+    group, named, number = text.rpartition("=")
+    digits = number.removeprefix("+").removeprefix("-")
+    count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else -1
+    signed = len(number) - len(digits)
+    least = 0 if named and not signed else 1  # a group may have no workers
+    if not least <= count <= MAX_WORKERS or signed > 1 or bool(named) != bool(group):
         raise typer.BadParameter(
-            f"expected a number of workers, 1 to {MAX_WORKERS}, or a change such as +2 or -1, "
-            f"found {text!r}"
+            f"expected a number of workers, 1 to {MAX_WORKERS}, or a change such as +2 or -1, or "
+            f"either for a group, such as big=4 or big=+1, found {text!r}"
         )
-    if text == digits:
-        return ScaleRequest(workers=number)
-    return ScaleByRequest(change=-number if text.startswith("-") else number)
+    group = group or DEFAULT_GROUP
+    if not signed:
+        return ScaleRequest(workers=count, group=group)
+    return ScaleByRequest(change=-count if number.startswith("-") else count, group=group)
 
 
 @app.command(
     context_settings={"ignore_unknown_options": True},  # -1 is a number
-    epilog="Example: [bold]trialrun scale first 4[/], or [bold]trialrun scale first +1[/]",
+    epilog="Example: [bold]trialrun scale first 4[/], or [bold]trialrun scale first +1[/], or of a "
+    "group [bold]trialrun scale first big=2[/]",
 )
 def scale(
     run: RunName,
@@ -240,11 +246,19 @@ def scale(
         Any,
         typer.Argument(
             parser=_workers,
-            metavar="N|+N|-N",
+            metavar="[GROUP=]N|+N|-N",
             help="Target number of rollout workers, or by how many more or fewer.",
             show_default=False,
         ),
     ],
+    abort: Annotated[
+        bool,
+        typer.Option(
+            "--abort",
+            help="End surplus workers at once; others run their episodes. Without it they finish "
+            "them first, within rollouts.drain_timeout_s.",
+        ),
+    ] = False,
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
     ] = 30.0,
@@ -258,11 +272,12 @@ def scale(
     """
     refuse_address(run, "scale")
     target = find_target(run, address)
+    request = workers.model_copy(update={"abort": abort})
     if target.layout is None:
-        _scale_there(target, workers, timeout_s)
+        _scale_there(target, request, timeout_s)
         report({"run_dir": target.job(needed=True).directory}, as_json=as_json)
         return
-    answer = _ask(target.layout, workers, timeout_s)
+    answer = _ask(target.layout, request, timeout_s)
     note = {"note": answer.note} if answer.note else {}
     found = {"run_dir": str(target.layout.root), "workers": answer.workers, **note}
     report(found, as_json=as_json)
@@ -320,7 +335,9 @@ def _scale_there(target: Target, workers: ScaleRequest | ScaleByRequest, timeout
     """Scale a run whose directory only the cluster sees: a short job there asks for it."""
     run = target.job(needed=True)
     by = f"{workers.change:+d}" if isinstance(workers, ScaleByRequest) else str(workers.workers)
-    asked = target.jobs.submit(scaling(run.directory, by, run.entrypoint))
+    named = by if workers.group == DEFAULT_GROUP else f"{workers.group}={by}"
+    words = [named, "--abort"] if workers.abort else [named]
+    asked = target.jobs.submit(scaling(run.directory, words, run.entrypoint))
     ended = target.jobs.wait_for_end(asked, timeout_s + 60)
     if ended.status != "SUCCEEDED":
         raise InfraError(f"the cluster did not scale {run.run}: {target.jobs.logs(ended).strip()}")

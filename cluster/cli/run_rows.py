@@ -29,6 +29,17 @@ def run_row(found: RunStatus) -> JsonObject:
 
 def _row(found: RunStatus, writer: Writer | None) -> JsonObject:
     mirrored = {"mirror": found.mirror, "mirror_state": found.mirror_state}
+    health = found.health
+    problems: JsonObject = {"trained_nothing": found.trained_nothing or None}
+    if health is not None:
+        problems |= {
+            "doing": health.doing,
+            "stalled": health.stalled or None,
+            "failing": health.failing or None,
+            "workers": [worker.describe() for worker in health.workers],
+            "wanted_workers": dict(health.wanted),
+            "quarantined": [*health.quarantined],
+        }
     return {
         "name": found.name,
         "kind": str(found.kind),
@@ -42,6 +53,7 @@ def _row(found: RunStatus, writer: Writer | None) -> JsonObject:
         "job": writer.submission_id or None if writer else None,
         "process": f"{writer.pid} on {writer.host}" if writer else None,
         **(mirrored if found.mirror else {}),
+        **{key: value for key, value in problems.items() if value},
     }
 
 

@@ -1,17 +1,87 @@
 """The sections of a recipe about rollout workers, and about what Ray reserves."""
 
-from typing import Literal, Self
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from envs.config import Section
 
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_LABEL = re.compile(r"!?(in\([A-Za-z0-9_., -]+\)|[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)")
+"""Ray's conditions on a label."""
+
+
+class WorkerGroup(Section):
+    """`[rollouts.groups.NAME]`: workers of another kind beside `rollouts.workers`.
+
+    Keys that also stand in `[cluster]`, `[engine]` or `[rollouts]` have the value from there unless
+    the group sets its own.
+    """
+
+    workers: int = Field(default=1, ge=0)
+    """Number of workers of the group at the start; `trialrun scale RUN NAME=N` changes it."""
+    episodes_per_worker: int = Field(default=128, ge=1)
+    """As `rollouts.episodes_per_worker`."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """As `cluster.cpus_per_worker`."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """As `cluster.gpus_per_worker`; 0 runs the group's vLLM on the CPU."""
+    accelerator_type: str = ""
+    """Type of GPU that the nodes must have, in Ray's words, such as `H100`; empty means any."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Further Ray resources that a worker reserves, such as `{"highmem" = 1}`."""
+    labels: dict[str, str] = Field(default={})
+    """Labels that the nodes must have, as in Ray's label_selector: `{"zone" = "a"}`,
+    `{"zone" = "in(a,b)"}`, `{"zone" = "!a"}`.
+    """
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    """As `engine.tensor_parallel_size`."""
+    max_num_seqs: int = Field(default=64, gt=0)
+    """As `engine.max_num_seqs`."""
+    kv_cache_mib: int = Field(default=512, gt=0)
+    """As `engine.kv_cache_mib`."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """As `engine.gpu_memory_utilization`."""
+    enforce_eager: bool = True
+    """As `engine.enforce_eager`."""
+
+    @model_validator(mode="after")
+    def _labels_are_conditions(self) -> Self:
+        for key, condition in self.labels.items():
+            if not key or not _LABEL.fullmatch(condition):
+                raise ValueError(
+                    f"labels: expected a, !a, in(a,b) or !in(a,b) as condition for the label "
+                    f"{key!r}, found {condition!r}"
+                )
+        return self
+
+
+SHARED_KEYS = {
+    "rollouts": ("episodes_per_worker",),
+    "cluster": ("cpus_per_worker", "gpus_per_worker"),
+    "engine": (
+        *("tensor_parallel_size", "max_num_seqs", "kv_cache_mib"),
+        *("gpu_memory_utilization", "enforce_eager"),
+    ),
+}
+"""Keys of a group that stand in other sections too, which give what the group leaves out."""
+RESERVED_NAMES = ("default",)
+"""What no group may be called: the name of the workers that `rollouts.workers` counts."""
+
 
 class RolloutsSection(Section):
     """`[rollouts]`: the fleet of rollout workers and how groups are collected."""
 
-    workers: int = Field(default=2, ge=1)
-    """Number of rollout workers; each has its own engine."""
+    workers: int = Field(default=2, ge=0)
+    """Number of rollout workers; each has its own engine. With `[rollouts.groups]` it is 0 unless
+    it is set, else at least 1.
+    """
+    groups: dict[str, WorkerGroup] = Field(default={})
+    """Further workers, by group: of other sizes, on other nodes. All groups run the same model and
+    get the same weights; an episode goes to whichever worker is free.
+    """
     episodes_per_worker: int = Field(default=128, ge=1)
     """Maximum number of episodes that a worker runs concurrently."""
     groups_per_step: int = Field(default=8, ge=1)
@@ -51,6 +121,33 @@ class RolloutsSection(Section):
     """How long a surplus worker may go on with its episodes; then other workers run what is left.
     0, the default: as long as an episode may take (`episode_timeout_s`).
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_replace_the_default(cls, section: Any) -> Any:
+        """Without a word about `workers`, a recipe with groups has no others."""
+        if isinstance(section, Mapping) and section.get("groups") and "workers" not in section:
+            return {**section, "workers": 0}
+        return section
+
+    @model_validator(mode="after")
+    def _has_workers(self) -> Self:
+        if unfit := [name for name in self.groups if not _NAME.fullmatch(name)]:
+            raise ValueError(
+                f"rollouts.groups.{unfit[0]}: expected a name of at most 32 small letters, digits, "
+                "'-' and '_' that starts with a letter"
+            )
+        if reserved := [name for name in RESERVED_NAMES if name in self.groups]:
+            raise ValueError(
+                f"rollouts.groups.{reserved[0]}: this is the name of the workers that "
+                "rollouts.workers counts; choose another one"
+            )
+        if not self.workers and not any(group.workers for group in self.groups.values()):
+            raise ValueError(
+                f"rollouts.workers ({self.workers}) must be at least 1, or a group of "
+                "[rollouts.groups] must have workers"
+            )
+        return self
 
 
 class ClusterSection(Section):
@@ -106,3 +203,23 @@ class ClusterSection(Section):
                 f"with {self.tool_placement!r} servers run where the workers are"
             )
         return self
+
+
+def with_shared_keys(tree: Any) -> Any:
+    """Return the tree of a recipe in which each group has the keys that it leaves out, as the
+    sections have them that apply to all workers. What is no tree of groups stays as it is.
+    """
+    rollouts = tree.get("rollouts") if isinstance(tree, Mapping) else None
+    groups = rollouts.get("groups") if isinstance(rollouts, Mapping) else None
+    if not isinstance(rollouts, Mapping) or not isinstance(groups, Mapping) or not groups:
+        return tree
+    shared: dict[str, Any] = {}
+    for name, keys in SHARED_KEYS.items():
+        section = tree.get(name)
+        given = section if isinstance(section, Mapping) else {}
+        shared |= {key: given[key] for key in keys if key in given}
+    complete = {
+        name: {**shared, **group} if isinstance(group, Mapping) else group
+        for name, group in groups.items()
+    }
+    return {**tree, "rollouts": {**rollouts, "groups": complete}}

@@ -4,13 +4,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
 from cluster.config.collect_config import CollectSection
-from cluster.config.fleet_config import ClusterSection, RolloutsSection
+from cluster.config.fleet_config import ClusterSection, RolloutsSection, with_shared_keys
 from cluster.config.known_keys import (
     LIKENESS,
     explain,
@@ -109,6 +109,11 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     mirror: MirrorConfig = MirrorConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_are_complete(cls, tree: Any) -> Any:
+        return with_shared_keys(tree)
+
     @model_validator(mode="after")
     def _turns_fit_the_model(self) -> Self:
         if self.episode.max_tokens_per_turn >= self.model.max_model_len:
@@ -116,15 +121,21 @@ class RunConfig(Section):
                 f"episode.max_tokens_per_turn ({self.episode.max_tokens_per_turn}) must be below "
                 f"model.max_model_len ({self.model.max_model_len})"
             )
-        if (
-            self.engine.tensor_parallel_size > 1
-            and self.cluster.gpus_per_worker < self.engine.tensor_parallel_size
-        ):
-            raise ValueError(
-                f"engine.tensor_parallel_size ({self.engine.tensor_parallel_size}) needs as many "
-                "GPUs per worker: "
-                f"set cluster.gpus_per_worker (now {self.cluster.gpus_per_worker:g})"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_have_their_gpus(self) -> Self:
+        size, gpus = self.engine.tensor_parallel_size, self.cluster.gpus_per_worker
+        sizes = [("engine", "cluster", size, gpus)] if self.rollouts.workers else []
+        for name, group in self.rollouts.groups.items():
+            path = f"rollouts.groups.{name}"
+            sizes.append((path, path, group.tensor_parallel_size, group.gpus_per_worker))
+        for engine, place, size, gpus in sizes:
+            if size > 1 and 0 < gpus < size:
+                raise ValueError(
+                    f"{engine}.tensor_parallel_size ({size}) needs as many GPUs per worker: set "
+                    f"{place}.gpus_per_worker (now {gpus:g}), or 0 for a CPU"
+                )
         return self
 
     @model_validator(mode="after")
@@ -138,7 +149,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sessions_have_room(self) -> Self:
-        sessions = self.rollouts.episodes_per_worker
+        sessions = max(
+            self.rollouts.episodes_per_worker,
+            *(group.episodes_per_worker for group in self.rollouts.groups.values()),
+            0,
+        )
         if self.episode.mode == "free" and self.episode.trial_sessions == "isolated":
             sessions *= 2  # execution's session waits while a trial has one of its own
         if self.cluster.tool_placement == "worker" and sessions > self.tools.max_sessions:

@@ -1,17 +1,26 @@
 """A pool of rollout workers together with its tool servers and weight relays."""
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.config.fleet_config import SHARED_KEYS
 from cluster.config.run_config import RunConfig
 from cluster.fleet.health.heartbeat import Patience
 from cluster.fleet.health.node_guard import NodeGuards
 from cluster.fleet.health.quarantine import Quarantine, QuarantinePolicy
-from cluster.fleet.placement.worker_place import WorkerPlace, usable_nodes
+from cluster.fleet.placement.demand import NodeRequests, demand_of
+from cluster.fleet.placement.worker_place import (
+    DEFAULT_GROUP,
+    usable_nodes,
+    worker_places,
+    workers_wanted,
+)
 from cluster.fleet.pool import RolloutPool
-from cluster.fleet.pool_worker import PoolTiming
+from cluster.fleet.pool_worker import PoolGroup, PoolTiming, Spawn
 from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
 from cluster.fleet.rollout_worker import WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
@@ -20,6 +29,8 @@ from cluster.lifecycle.inputs import anywhere, with_recording
 from cluster.lifecycle.model_checks import check_serving
 from rollout.engines.engine_spec import EngineSpec
 
+_ASK_EVERY_S = 2.0
+"""Interval at which the autoscaler's request follows the size of the pool."""
 _SEED_BITS = 2**31 - 1
 """vLLM takes seeds of 31 bits."""
 
@@ -39,28 +50,42 @@ async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[
     pool = _make_pool(config, model, fleet, relays)
     try:
         await fleet.start()
-        pool.resize(config.rollouts.workers)
-        yield pool
+        for group, workers in workers_wanted(config).items():
+            pool.resize(workers, group)
+        async with _asking_for_nodes(config, pool):
+            yield pool
     finally:
         await pool.close()
         await relays.close()
         await fleet.close()
 
 
+@asynccontextmanager
+async def _asking_for_nodes(config: RunConfig, pool: RolloutPool) -> AsyncIterator[None]:
+    """Ask the autoscaler of a cluster for what the pool's workers need, while the block runs."""
+    if not os.environ.get("RAY_ADDRESS", "").strip():  # a Ray of this command's own has none
+        yield
+        return
+    requests = NodeRequests()
+
+    async def keep_asking() -> None:
+        while True:
+            demand = demand_of(config, pool.groups, ranks=False)
+            await asyncio.to_thread(requests.ask, demand)
+            await asyncio.sleep(_ASK_EVERY_S)
+
+    asking = asyncio.create_task(keep_asking())
+    try:
+        yield
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.to_thread(requests.withdraw)
+
+
 def _make_pool(
     config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays
 ) -> RolloutPool:
-    section = config.cluster
-    engine = EngineSpec(
-        model_path=str(model),
-        model=anywhere(config.model),
-        engine=config.engine,
-        seed=config.run.seed & _SEED_BITS,
-        device="cuda" if section.gpus_per_worker else "cpu",
-        transport=section.transport,
-        deterministic=config.run.deterministic,
-    )
-    spec = WorkerSpec(engine=engine, tools=config.tools)
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
     )
@@ -72,18 +97,48 @@ def _make_pool(
             for_s=config.cluster.quarantine_s,
         )
     )
-    place = WorkerPlace(cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
+    places = worker_places(config)
 
-    def spawn(name: str) -> RayWorker:
-        # fleet.access is read for each worker: nodes join and leave while the pool runs
-        links = WorkerLinks(access=fleet.access, relays=relays, guards=guards, patience=patience)
-        avoid = [found.node for found in quarantine.nodes]
-        return RayWorker(name, spec, replace(place, avoid=avoid), links)
+    def spawning(group: str) -> Spawn:
+        spec = _spec_of(config, model, group)
+
+        def spawn(name: str) -> RayWorker:
+            # fleet.access is read for each worker: nodes join and leave while the pool runs
+            links = WorkerLinks(
+                access=fleet.access, relays=relays, guards=guards, patience=patience
+            )
+            avoid = [found.node for found in quarantine.nodes]
+            return RayWorker(name, spec, replace(places[group], avoid=avoid), links)
+
+        return spawn
 
     return RolloutPool(
-        spawn,
+        spawning(DEFAULT_GROUP),
         config.rollouts,
         timing,
+        groups={
+            name: PoolGroup(spawn=spawning(name), episodes_per_worker=group.episodes_per_worker)
+            for name, group in config.rollouts.groups.items()
+        },
         quarantine=quarantine,
-        usable=lambda: usable_nodes([place]),
+        usable=lambda: usable_nodes(list(places.values())),
     )
+
+
+def _spec_of(config: RunConfig, model: Path, group: str) -> WorkerSpec:
+    """Return what the workers of a group are made from."""
+    kind, engine = config.rollouts.groups.get(group), config.engine
+    if kind is not None:
+        own = {key: getattr(kind, key) for key in SHARED_KEYS["engine"]}
+        engine = engine.model_copy(update=own)
+    gpus = config.cluster.gpus_per_worker if kind is None else kind.gpus_per_worker
+    spec = EngineSpec(
+        model_path=str(model),
+        model=anywhere(config.model),
+        engine=engine,
+        seed=config.run.seed & _SEED_BITS,
+        device="cuda" if gpus else "cpu",
+        transport=config.cluster.transport,
+        deterministic=config.run.deterministic,
+    )
+    return WorkerSpec(engine=spec, tools=config.tools)

@@ -18,9 +18,10 @@ from cluster.fleet.free_slots import FreeSlots
 from cluster.fleet.health.losses import LossKind, WorkerLost, kind_of
 from cluster.fleet.health.quarantine import Quarantine
 from cluster.fleet.loop_lag import LoopLag
+from cluster.fleet.placement.worker_place import DEFAULT_GROUP
 from cluster.fleet.pool_worker import (
-    DEFAULT_GROUP,
     Asking,
+    Outcomes,
     PoolGroup,
     PoolTiming,
     Spawn,
@@ -61,7 +62,7 @@ class RolloutPool:
 
         `usable` returns for each group the nodes that could run one of its workers.
         """
-        default = PoolGroup(spawn=spawn, workers=0, episodes_per_worker=section.episodes_per_worker)
+        default = PoolGroup(spawn=spawn, episodes_per_worker=section.episodes_per_worker)
         self._groups = {DEFAULT_GROUP: default, **(groups or {})}
         self._section = section
         self._timing = timing
@@ -81,8 +82,7 @@ class RolloutPool:
         self._leaving: set[asyncio.Task[None]] = set()
         """Tasks of dismissed slots, which may still drain."""
         self._spawned = 0
-        self.ended = 0
-        """Episodes that workers have returned so far."""
+        self.outcomes = Outcomes()
 
     @property
     def workers(self) -> list[Worker]:
@@ -130,12 +130,6 @@ class RolloutPool:
         for slot in [slot for slot in self._slots if slot[0] == group and slot[1] >= desired]:
             self._dismiss(slot, drain_s)
 
-    def resize_all(self) -> None:
-        """Start the workers that every group but the default one has at first."""
-        for name, group in self._groups.items():
-            if name != DEFAULT_GROUP:
-                self.resize(group.workers, name)
-
     def _dismiss(self, slot: Slot, drain_s: float) -> None:
         task, worker = self._slots.pop(slot), self._workers.get(slot)
         self._supervision.remove(slot)
@@ -172,7 +166,7 @@ class RolloutPool:
         try:
             async with self.lag.deadline(self._section.episode_timeout_s):
                 batch = await worker.client.run_episode(lease, task, config)
-            self.ended += 1
+            self.outcomes.note(batch)
             return batch, worker.name
         except TimeoutError:
             reason = (

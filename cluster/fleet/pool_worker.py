@@ -12,13 +12,11 @@ import pyarrow as pa
 
 from cluster.fleet.health.losses import LossKind, WorkerLost
 from cluster.fleet.loop_lag import LoopLag
+from cluster.fleet.placement.worker_place import DEFAULT_GROUP
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
-from rollout.episode import Lease
+from rollout.episode import Lease, Outcome
 from rollout.weights.manifest import WeightManifest
-
-DEFAULT_GROUP = "default"
-"""Name of the group of workers that `rollouts.workers` counts."""
 
 
 class WorkerState(StrEnum):
@@ -79,8 +77,6 @@ class PoolGroup:
     """Workers of one kind, which a pool starts and counts together."""
 
     spawn: Spawn
-    workers: int
-    """How many there are to be at first."""
     episodes_per_worker: int
 
 
@@ -117,6 +113,25 @@ class Worker:
     def node(self) -> str:
         """Id of its node; empty until it has one."""
         return self.report.node if self.report is not None else ""
+
+
+class Outcomes:
+    """How the episodes ended that workers returned."""
+
+    def __init__(self) -> None:
+        self.counted = 0
+        """Those that have a reward."""
+        self.failed_in_a_row = 0
+        """Those since that were ended by failures which are not the policy's."""
+        self.last_error = ""
+
+    def note(self, row: pa.RecordBatch) -> None:
+        """Note an episode (one row)."""
+        if Outcome(row["outcome"][0].as_py()).counts:
+            self.counted, self.failed_in_a_row = self.counted + 1, 0
+        else:
+            self.failed_in_a_row += 1
+            self.last_error = str(row["error"][0].as_py())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import psutil
 import ray
 
 from cluster.checks.machine import memory_limit
-from cluster.config.run_config import ClusterSection, RunConfig
+from cluster.config.run_config import RunConfig
+from cluster.fleet.placement.demand import demand_of
 from cluster.fleet.ray_address import check_ray_address, no_cluster, own_cluster
 from cluster.fleet.ray_environment import RAY_START_WAIT, RAY_START_WAIT_S
-from envs.errors import ConfigError, InfraError
+from envs.errors import InfraError
 
 LEAST_STORE_BYTES = 512 * 2**20
 """Smallest object store of a Ray that is started here."""
@@ -48,41 +49,6 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def room_for_workers(section: ClusterSection) -> int:
-    """Return how many more rollout workers the cluster has room for now."""
-    free: Mapping[str, float] = ray.available_resources()
-    shares = {"CPU": section.cpus_per_worker, "GPU": section.gpus_per_worker}
-    return min(int(free.get(name, 0.0) // share) for name, share in shares.items() if share)
-
-
-def missing_resources(section: ClusterSection, *, workers: int, ranks: int) -> str:
-    """Compare what workers and ranks reserve with what Ray has in all; say what is missing, or "".
-
-    A run waits for what is missing, since nodes may join. Raises ConfigError where none can: in a
-    Ray that this command has started.
-    """
-    cpus = (section.cpus_per_worker, section.cpus_per_rank)
-    gpus = (section.gpus_per_worker, section.gpus_per_rank)
-    needs = {
-        name: workers * share[0] + ranks * share[1]
-        for name, share in (("CPU", cpus), ("GPU", gpus))
-    }
-    total: Mapping[str, float] = ray.cluster_resources()
-    if all(total.get(name, 0.0) >= amount for name, amount in needs.items()):
-        return ""
-    found = (
-        f"the run reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs ({workers} rollout "
-        f"workers of {cpus[0]:g} and {gpus[0]:g}, {ranks} learner ranks of {cpus[1]:g} and "
-        f"{gpus[1]:g}); Ray has {total.get('CPU', 0.0):g} CPUs and {total.get('GPU', 0.0):g} GPUs"
-    )
-    if not os.environ.get("RAY_ADDRESS", "").strip():
-        raise ConfigError(
-            f"{found}: lower rollouts.workers, cluster.gpus_per_worker or cluster.gpus_per_rank "
-            "(fractions share a GPU), or join a cluster with RAY_ADDRESS"
-        )
-    return f"{found}: what has no room waits until nodes join"
-
-
 def object_store_bytes(memory: int, shm: int) -> int:
     """Return the size of a local Ray's object store where `memory` and `shm` bytes are free.
 
@@ -102,11 +68,7 @@ def _join(address: str) -> None:
 
 def _start(config: RunConfig) -> None:
     """Start Ray with at least as many CPUs as the recipe reserves; actors may share real cores."""
-    section = config.cluster
-    wanted = (
-        config.rollouts.workers * section.cpus_per_worker
-        + config.learner.ranks * section.cpus_per_rank
-    )
+    wanted = demand_of(config).total.get("CPU", 0.0)
     try:
         ray.init(
             address="local",  # or it joins what `ray start` left running, and refuses num_cpus

@@ -7,15 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cluster.jobs.health import Health, read_health
 from cluster.lifecycle.mirror_process import read_state
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.lifecycle.writer import Writer, read_writer
+from cluster.metrics import dropped_reasons
 from envs.errors import ConfigError
 from rollout.mirror.copies import read_copy_record
 from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_lock import is_written
-from rollout.store.run_reader import RunReader
+from rollout.store.run_reader import MetricsRow, RunReader
 
 RUN_DIRECTORY_IS = "the run directory is "
 """What a command prints before the path of its run; jobs are recognised by it in their logs."""
@@ -47,6 +49,11 @@ class RunStatus:
     """Address of its mirror, or of the mirror that this directory is a copy of."""
     mirror_state: str = ""
     """How the mirror is, in words."""
+    health: Health | None = None
+    """What the running job said last of its workers; None where nothing runs, or it says nothing.
+    """
+    trained_nothing: str = ""
+    """Which steps made no update, and why; empty if every step made one."""
 
 
 def status_of(path: Path) -> RunStatus:
@@ -72,6 +79,8 @@ def status_of(path: Path) -> RunStatus:
         writer=read_writer(layout),
         mirror=mirror,
         mirror_state=mirror_state,
+        health=read_health(layout) if is_written(layout) else None,
+        trained_nothing=_trained_nothing(rows) if kind is RunKind.TRAIN else "",
     )
 
 
@@ -97,6 +106,16 @@ def find_run(name: str, folders: Sequence[Path]) -> Path | None:
         listed = ", ".join(map(str, sorted(found)))
         raise ConfigError(f"several runs are called {name!r}: name the path of one of {listed}")
     return next(iter(found), None)
+
+
+def _trained_nothing(rows: Sequence[MetricsRow]) -> str:
+    without = [row for row in rows if row.values.get("optimizer_steps") == 0]
+    if not without:
+        return ""
+    reasons = dropped_reasons(without[-1].values)
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no episode"
+    share = f"{len(without)} of {len(rows)} steps made no update"
+    return f"{share}, the last of them step {without[-1].step} (dropped: {why})"
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:

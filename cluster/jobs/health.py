@@ -40,6 +40,8 @@ class Health(BaseModel):
     """What the training loop does now."""
     stalled: str = ""
     """What it has been waiting for too long, and since when; empty while it moves."""
+    failing: str = ""
+    """What ends every episode of late; empty while episodes come back that count."""
     wanted: dict[str, int] = {}
     """Target number of workers of each group."""
     workers: list[WorkerHealth] = []

@@ -48,12 +48,13 @@ def training(
     )
 
 
-def scaling(run: str, workers: str, entrypoint: str) -> Submission:
-    """Return the job that scales the run in the folder `run`, which only the cluster sees.
+def scaling(run: str, words: Sequence[str], entrypoint: str) -> Submission:
+    """Return the job that scales the run in the folder `run`, which only the cluster sees, as
+    `words` say.
 
     `entrypoint` is that of the run's own job, which knows how trialrun is started there.
     """
-    words = [*program_of(entrypoint), "scale", run, workers]
+    words = [*program_of(entrypoint), "scale", run, *words]
     return Submission(entrypoint=shlex.join(words), runtime_env={})
 
 

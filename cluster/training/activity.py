@@ -35,4 +35,4 @@ class Activity:
 
     def describe(self) -> str:
         """Return in words what the loop does."""
-        return f"{self.part} of step {self.step}" if self.step else str(self.part)
+        return f"{self.part} (step {self.step})" if self.step else str(self.part)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,6 @@ from cluster.progress import Progress
 from rollout.store.control import (
     MAX_WORKERS,
     ControlEvent,
-    ControlRequest,
     ScaleByRequest,
     ScaleRequest,
     StopRequest,
@@ -30,9 +29,11 @@ class Resizable(Protocol):
     """The part of a pool that requests use."""
 
     @property
-    def desired(self) -> int: ...
+    def groups(self) -> Mapping[str, int]:
+        """Target number of workers of each group."""
+        ...
 
-    def resize(self, desired: int) -> None: ...
+    def resize(self, desired: int, group: str, *, abort: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class Controls:
 
     run: RunDirectory
     pool: Resizable
-    room: Callable[[], int]
-    """Number of further workers that the cluster has room for now."""
+    room: Callable[[str], int]
+    """Number of further workers of a group that the cluster has room for now."""
     stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)
     """Ends the job in order, as SIGTERM does."""
 
@@ -51,20 +52,20 @@ class Controls:
         for request_id, event in take_requests(self.run.layout):
             event = event or ControlEvent(at=0.0, actor="unknown")
             request, refused, note = event.request, "", ""
-            wanted = self._wanted(request)
+            wanted: int | None = None
             if request is None:
                 refused = 'expected a request such as {"kind": "scale", "workers": 2}, found none'
             elif isinstance(request, StopRequest):
                 note = "the job ends now; finished work is kept"
-            elif wanted is None or not 1 <= wanted <= MAX_WORKERS:
-                refused = f"expected 1 to {MAX_WORKERS} workers, found {wanted}"
             else:
-                note = self._resize(wanted)
+                wanted = self._wanted(request)
+                refused = self._fault(request, wanted)
+                note = refused or self._resize(request, wanted)
             answer = {
                 "at": time.time(),
                 "request_id": request_id,
                 "refused": refused,
-                "note": note,
+                "note": "" if refused else note,
                 "workers": None if refused else wanted,
             }
             self.run.record_control(event.model_copy(update=answer))
@@ -74,16 +75,27 @@ class Controls:
             if isinstance(request, StopRequest):
                 self.stop()
 
-    def _wanted(self, request: ControlRequest | None) -> int | None:
-        """Return the target number of workers that `request` means; None if it means none."""
+    def _wanted(self, request: ScaleRequest | ScaleByRequest) -> int:
+        """Return the target number of workers that `request` means."""
         if isinstance(request, ScaleByRequest):
-            return self.pool.desired + request.change
-        return request.workers if isinstance(request, ScaleRequest) else None
+            return self.pool.groups.get(request.group, 0) + request.change
+        return request.workers
 
-    def _resize(self, desired: int) -> str:
+    def _fault(self, request: ScaleRequest | ScaleByRequest, wanted: int) -> str:
+        """Return why the request is refused, empty if it is not."""
+        groups = self.pool.groups
+        if request.group not in groups:
+            return f"expected a group of workers ({', '.join(groups)}), found {request.group!r}"
+        others = sum(count for group, count in groups.items() if group != request.group)
+        least = 0 if others else 1  # a run without any worker would only wait
+        if not least <= wanted <= MAX_WORKERS:
+            return f"expected {least} to {MAX_WORKERS} workers, found {wanted}"
+        return ""
+
+    def _resize(self, request: ScaleRequest | ScaleByRequest, desired: int) -> str:
         """Resize the pool and return a note for the requester, or an empty string."""
-        more, room = desired - self.pool.desired, self.room()
-        self.pool.resize(desired)
+        more, room = desired - self.pool.groups[request.group], self.room(request.group)
+        self.pool.resize(desired, request.group, abort=request.abort)
         if more <= room:
             return ""
         return f"the cluster has room for {room} of {more} more; the others wait for room"

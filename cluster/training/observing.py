@@ -30,7 +30,7 @@ class Observer:
             self.activity,
             Surroundings(
                 workers=lambda: job.pool.workers,
-                ended=lambda: job.pool.ended,
+                outcomes=job.pool.outcomes,
                 in_flight=lambda: job.rollouts.in_flight,
                 learner=lambda: job.learner.describe(),
                 quarantined=lambda: job.pool.quarantine.describe(),
@@ -45,6 +45,7 @@ class Observer:
             at=time.time(),
             doing=self.activity.describe(),
             stalled=self.stalls.culprit,
+            failing=self.stalls.failing,
             wanted=pool.groups,
             workers=[
                 WorkerHealth(

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
-from cluster.fleet.ray_session import missing_resources, ray_session
+from cluster.fleet.placement.demand import demand_of, missing_resources
+from cluster.fleet.placement.worker_place import DEFAULT_GROUP
+from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
 from cluster.lifecycle.model_checks import check_training
@@ -127,7 +129,7 @@ def run_sft(
         opening.open(progress) as run,
         progress.logged(run.layout.log),
     ):
-        if note := missing_resources(config.cluster, workers=0, ranks=config.learner.ranks):
+        if note := missing_resources(demand_of(config, {DEFAULT_GROUP: 0})):
             progress.say(note)
         table = table_for(run)
         metrics = run_async(train_sft(config, model, table, run, progress))

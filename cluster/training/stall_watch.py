@@ -1,18 +1,20 @@
 """Notices that nothing moves any more, and names what the job waits for.
 
-Nothing moves if no episode ends while the loop waits for groups, or if another part of a step takes
-longer than `run.stall_after_s`. One line then names the culprit; it is repeated after twice the
-time, four times, and so on, until something moves.
+Nothing moves if no episode that counts ends while the loop waits for groups, or if another part of
+a step takes longer than `run.stall_after_s`. One line then names the culprit; it is repeated after
+twice the time, four times, and so on, until something moves.
 """
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from cluster.fleet.pool_worker import Worker, WorkerState
+from cluster.fleet.pool_worker import Outcomes, Worker, WorkerState
 from cluster.training.activity import Activity, Part
 
 _WORKERS_SHOWN = 4
+FAILURES = 32
+"""Failed episodes in a row from which on a line says so; again after four times as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,7 @@ class Surroundings:
     """What a stalled loop may wait for."""
 
     workers: Callable[[], Sequence[Worker]]
-    ended: Callable[[], int]
-    """Episodes that have ended so far."""
+    outcomes: Outcomes
     in_flight: Callable[[], int]
     """Groups that were started and have not arrived."""
     learner: Callable[[], Awaitable[str]]
@@ -42,7 +43,8 @@ class StallWatch:
         """`after_s` of 0 turns the watch off."""
         self._activity, self._around = activity, around
         self._after_s, self._clock = after_s, clock
-        self._ended = 0
+        self._counted = 0
+        self._failures_said = 0
         self._moved_at = clock()
         self._said = 0
         """Lines about the present stall."""
@@ -55,8 +57,28 @@ class StallWatch:
         taken, self._stalled_s = self._stalled_s, 0.0
         return taken
 
+    @property
+    def failing(self) -> str:
+        """Return what ends every episode; empty while episodes come back that count."""
+        outcomes = self._around.outcomes
+        if outcomes.failed_in_a_row < FAILURES:
+            return ""
+        return (
+            f"the last {outcomes.failed_in_a_row} episodes all failed, none of them through the "
+            f"policy, so that nothing can be trained; the last: {outcomes.last_error}"
+        )
+
     async def look(self) -> str:
         """Return a line to print, empty if there is nothing to say. Call it every second or so."""
+        failed = self._around.outcomes.failed_in_a_row
+        if failed < FAILURES:
+            self._failures_said = 0
+        elif failed >= FAILURES * 4**self._failures_said:
+            self._failures_said += 1
+            return f"warning: {self.failing}"
+        return await self._look_for_stall()
+
+    async def _look_for_stall(self) -> str:
         now = self._clock()
         moved_at = self._last_move(now)
         if moved_at > self._moved_at:
@@ -75,8 +97,8 @@ class StallWatch:
 
     def _last_move(self, now: float) -> float:
         moves = [self._moved_at, self._activity.since]
-        if (ended := self._around.ended()) != self._ended:
-            self._ended = ended
+        if (counted := self._around.outcomes.counted) != self._counted:
+            self._counted = counted
             if self._activity.part is Part.COLLECT:
                 moves.append(now)
         if self._activity.part in (Part.COLLECT, Part.PUSH):
@@ -99,6 +121,8 @@ class StallWatch:
     def _of_rollouts(self, now: float) -> str:
         workers = self._around.workers()
         healthy = [worker for worker in workers if worker.state is WorkerState.HEALTHY]
+        if self.failing:
+            return f"{self.failing[0].upper()}{self.failing[1:]}."
         if not healthy:
             closed = " ".join(f"{line}." for line in self._around.quarantined())
             return f"No worker is healthy: {_shown(workers, now) or 'there is none.'} {closed}"

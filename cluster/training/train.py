@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.open_pool import open_pool
+from cluster.fleet.placement.demand import demand_of, missing_resources, room_for_workers
+from cluster.fleet.placement.worker_place import DEFAULT_GROUP, workers_wanted
 from cluster.fleet.pool import RolloutPool
-from cluster.fleet.ray_session import missing_resources, ray_session, room_for_workers
+from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
@@ -96,7 +99,7 @@ async def train_steps(job: Job, progress: Progress) -> None:
         await job.start()
         steps = range(job.steps_done + 1, job.config.run.steps + 1)
         progress.phase(f"RL: {len(steps)} steps of {job.config.rollouts.groups_per_step} groups")
-        controls = Controls(job.run, job.pool, lambda: room_for_workers(job.config.cluster))
+        controls = Controls(job.run, job.pool, partial(room_for_workers, job.config))
         async with controlled(controls, progress):
             for step in progress.track(steps):
                 await _step(job, step, progress, observer)
@@ -203,42 +206,50 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
         progress.say(note)
     warn_of_long_prompts(inputs, progress)
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
-    workers = _remembered_workers(config) if opening.resumes else config.rollouts.workers
+    workers = _remembered_workers(config) if opening.resumes else workers_wanted(config)
     with (
         ray_session(config),
         opening.open(progress) as run,
         progress.logged(run.layout.log),
     ):
         inputs = _with_workers(inputs, workers, progress)
-        ranks = config.learner.ranks
-        if note := missing_resources(config.cluster, workers=workers, ranks=ranks):
+        if note := missing_resources(demand_of(config, workers)):
             progress.say(note)
-        progress.phase(f"starting the learner and {workers} vLLM workers")
+        progress.phase(f"starting the learner and {sum(workers.values())} vLLM workers")
         run_async(train(inputs, run, progress))
         for note in lost_attempts(RunReader(run.path).episodes()).notes():
             progress.say(note)
     return _result(config)
 
 
-def _remembered_workers(config: RunConfig) -> int:
-    """Return the number of workers of a resumed run: what `trialrun scale` set last, unless the
-    recipe has another number than the run had.
+def _remembered_workers(config: RunConfig) -> dict[str, int]:
+    """Return the number of workers of each group of a resumed run: what `trialrun scale` set last,
+    unless the recipe has another number than the run had.
     """
-    layout = RunLayout(config.path)
-    before = stored_config(layout.config_toml).rollouts.workers
-    if config.rollouts.workers != before:
-        return config.rollouts.workers
-    return scaled_to(layout) or before
+    layout, now = RunLayout(config.path), workers_wanted(config)
+    before, scaled = workers_wanted(stored_config(layout.config_toml)), scaled_to(layout)
+    kept = {
+        group: scaled[group]
+        for group, workers in now.items()
+        if before.get(group) == workers and group in scaled
+    }
+    return now | kept
 
 
-def _with_workers(inputs: RunInputs, workers: int, progress: Progress) -> RunInputs:
-    rollouts = inputs.config.rollouts
-    if workers == rollouts.workers:
+def _with_workers(inputs: RunInputs, workers: Mapping[str, int], progress: Progress) -> RunInputs:
+    rollouts, recipe = inputs.config.rollouts, workers_wanted(inputs.config)
+    other = {group: count for group, count in workers.items() if count != recipe[group]}
+    if not other:
         return inputs
-    progress.say(f"{workers} workers, as `trialrun scale` set (recipe: {rollouts.workers})")
-    config = inputs.config.model_copy(
-        update={"rollouts": rollouts.model_copy(update={"workers": workers})}
-    )
+    for group, count in other.items():
+        where = "" if group == DEFAULT_GROUP else f" of group {group}"
+        progress.say(f"{count} workers{where}, as `trialrun scale` set (recipe: {recipe[group]})")
+    groups = {
+        name: group.model_copy(update={"workers": workers[name]})
+        for name, group in rollouts.groups.items()
+    }
+    update = {"workers": workers[DEFAULT_GROUP], "groups": groups}
+    config = inputs.config.model_copy(update={"rollouts": rollouts.model_copy(update=update)})
     return replace(inputs, config=config)
 
 

@@ -14,8 +14,10 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     StrictInt,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -27,16 +29,40 @@ from rollout.store.run_lock import is_written
 MAX_WORKERS = 4_096
 """Largest worker count that a job accepts; a larger one is taken for a typing error."""
 
+DEFAULT_GROUP = "default"
+"""Group of the workers that `rollouts.workers` counts."""
+
 _POLL_INTERVAL_S = 0.1
 _LARGEST_BYTES = 65_536
 _LARGEST_COUNT = 10**12
 """Keeps numbers that could only be mistakes out of messages and journals."""
 
 
-class ScaleRequest(BaseModel):
-    """Request for another number of rollout workers."""
+class _Resize(BaseModel):
+    """What requests for another number of rollout workers have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: str = Field(default=DEFAULT_GROUP, max_length=64)
+    """Group of workers, as `rollouts.groups` names it."""
+    abort: bool = False
+    """Surplus workers end at once; otherwise they finish their episodes first."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Leave out what older versions do not know where it changes nothing."""
+        found: dict[str, JsonValue] = write(self)
+        usual = {"group": DEFAULT_GROUP, "abort": False}
+        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
+
+    @property
+    def _how(self) -> str:
+        where = "" if self.group == DEFAULT_GROUP else f" of group {self.group}"
+        return where + (", at once" if self.abort else "")
+
+
+class ScaleRequest(_Resize):
+    """Request for another number of rollout workers."""
 
     kind: Literal["scale"] = "scale"
     workers: StrictInt = Field(ge=0, lt=_LARGEST_COUNT)
@@ -44,13 +70,11 @@ class ScaleRequest(BaseModel):
 
     def describe(self) -> str:
         """Return the request in a few words, for logs."""
-        return f"scale to {self.workers} workers"
+        return f"scale to {self.workers} workers{self._how}"
 
 
-class ScaleByRequest(BaseModel):
+class ScaleByRequest(_Resize):
     """Request for more or fewer rollout workers than there are to be now."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["scale_by"] = "scale_by"
     change: StrictInt = Field(gt=-_LARGEST_COUNT, lt=_LARGEST_COUNT)
@@ -58,7 +82,7 @@ class ScaleByRequest(BaseModel):
 
     def describe(self) -> str:
         """Return the request in a few words, for logs."""
-        return f"scale by {self.change:+d} workers"
+        return f"scale by {self.change:+d} workers{self._how}"
 
 
 class StopRequest(BaseModel):
@@ -139,17 +163,23 @@ def send_request(layout: RunLayout, event: ControlEvent, deadline_s: float) -> C
     )
 
 
-def scaled_to(layout: RunLayout) -> int | None:
-    """Return the number of workers that the last accepted request set; None if there was none."""
-    found: int | None = None
+def scaled_to(layout: RunLayout) -> dict[str, int]:
+    """Return the number of workers that the last accepted request set for each group; groups
+    without one are absent.
+    """
+    found: dict[str, int] = {}
     for row in read_objects(layout.control) if layout.control.exists() else ():
         try:
             event = ControlEvent.model_validate(row)
         except ValidationError:  # of another version
             continue
-        asked = event.request.workers if isinstance(event.request, ScaleRequest) else None
-        if event.request_id and not event.refused:
-            found = event.workers or asked or found
+        request = event.request
+        if not isinstance(request, _Resize) or not event.request_id or event.refused:
+            continue
+        asked = request.workers if isinstance(request, ScaleRequest) else None
+        workers = event.workers if event.workers is not None else asked
+        if workers is not None:
+            found[request.group] = workers
     return found
 
 

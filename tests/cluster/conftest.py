@@ -10,6 +10,7 @@ import pytest
 
 from cluster.config.run_config import RolloutsSection
 from cluster.fleet.pool import PoolTiming, RolloutPool, WorkerLost
+from cluster.fleet.pool_worker import WorkerReport
 from envs.errors import WeightSyncError
 from envs.tasks import Environment, Score, Split, Task
 from envs.tools import ToolSet
@@ -97,6 +98,9 @@ def canned(lease: Lease, task: Task, version: int, worker: str) -> Episode:
 Play = Callable[[Lease, Task, int, str], Episode]
 
 
+TIMING = PoolTiming(ping_every_s=0.01, backoff_s=0.01, start_timeout_s=5, load_timeout_s=1)
+
+
 @dataclass
 class FakeWorker:
     """WorkerClient in this process; `gate` holds episodes back, `dead` makes every call fail."""
@@ -107,6 +111,7 @@ class FakeWorker:
     dead: asyncio.Event = field(default_factory=asyncio.Event)
     killed: bool = False
     refuse_loads: int = 0
+    node: str = "node-1"
 
     async def start(self) -> None:
         await self.fleet.starting.wait()
@@ -135,9 +140,10 @@ class FakeWorker:
             raise WeightSyncError("checksum")
         self.version = manifest.version
 
-    async def ping(self) -> None:
+    async def ping(self) -> WorkerReport:
         if self.dead.is_set():
             raise WorkerLost(f"{self.name} died")
+        return WorkerReport(node=self.node)
 
     def kill(self) -> None:
         self.killed = True
@@ -165,11 +171,7 @@ class Fleet:
         return worker
 
     def pool(self, **section: float) -> RolloutPool:
-        return RolloutPool(
-            self.spawn,
-            RolloutsSection.model_validate(section),
-            PoolTiming(ping_every_s=0.01, backoff_s=0.01, start_timeout_s=5, load_timeout_s=1),
-        )
+        return RolloutPool(self.spawn, RolloutsSection.model_validate(section), TIMING)
 
 
 @pytest.fixture

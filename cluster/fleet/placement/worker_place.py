@@ -6,6 +6,10 @@ from typing import Any
 
 import ray
 
+from cluster.config.run_config import RunConfig
+
+DEFAULT_GROUP = "default"
+"""Name of the group of workers that `rollouts.workers` counts."""
 NODE_ID_LABEL = "ray.io/node-id"
 """Label that Ray gives to every node."""
 
@@ -49,6 +53,29 @@ class WorkerPlace:
         if selector:
             found["label_selector"] = selector
         return found
+
+
+def worker_places(config: RunConfig) -> dict[str, WorkerPlace]:
+    """Return what a worker of each group needs, the default group first."""
+    section = config.cluster
+    places = {
+        DEFAULT_GROUP: WorkerPlace(cpus=section.cpus_per_worker, gpus=section.gpus_per_worker)
+    }
+    for name, group in config.rollouts.groups.items():
+        places[name] = WorkerPlace(
+            cpus=group.cpus_per_worker,
+            gpus=group.gpus_per_worker,
+            accelerator_type=group.accelerator_type,
+            resources=group.resources,
+            labels=group.labels,
+        )
+    return places
+
+
+def workers_wanted(config: RunConfig) -> dict[str, int]:
+    """Return the number of workers of each group at the start."""
+    found = {DEFAULT_GROUP: config.rollouts.workers}
+    return found | {name: group.workers for name, group in config.rollouts.groups.items()}
 
 
 def usable_nodes(places: Sequence[WorkerPlace]) -> list[Set[str]]:

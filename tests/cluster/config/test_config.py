@@ -58,7 +58,16 @@ def test_overrides_are_toml_values_or_plain_strings() -> None:
         ("run.seed", "expected section.key=value"),
         ("run.seed.deep=3", "run.seed: "),
         ("episode.max_tokens_per_turn=100000", "must be below model.max_model_len"),
-        ("engine.tensor_parallel_size=2", "set cluster.gpus_per_worker"),
+        (
+            "rollouts.groups={b={gpus_per_worker=1,tensor_parallel_size=2}}",
+            "set rollouts.groups.b.gpus_per_worker",
+        ),
+        ("rollouts.groups={default={workers=1}}", "choose another one"),
+        ("rollouts.groups={Big={workers=1}}", "small letters"),
+        ("rollouts.groups={b={labels={zone='in('}}}", r"expected a, !a, in\(a,b\)"),
+        ("rollouts.groups.b.gpus=1", "did you mean rollouts.groups.b.gpus_per_worker?"),
+        ("rollouts.groups.b.workers=0", r"a group of \[rollouts.groups\] must"),
+        ("rollouts.workers=0", "must be at least 1"),
         ("cluster.tool_servers_per_node=2", "needs tool_placement 'node' or 'cluster'"),
         ("cluster.tool_node_resource=tools", "needs tool_placement 'cluster'"),
         ("tools.max_sessions=64", r"may open 128 tool sessions at once"),
@@ -159,3 +168,27 @@ def test_training_refuses_what_adapters_cannot_be_trained_with(overrides: list[s
     config = load_config("qwen2.5-7b-lora", overrides)
     with pytest.raises(ConfigError, match=r"model\.lora"):
         config.check_trainable()
+
+
+def test_groups_take_what_they_leave_out_from_the_sections_for_all() -> None:
+    config = load_config(
+        "catalog",
+        [
+            "cluster.cpus_per_worker=3",
+            "engine.kv_cache_mib=96",
+            "rollouts.episodes_per_worker=7",
+            "rollouts.groups.big={workers=2,tensor_parallel_size=2,labels={zone='in(a,b)'}}",
+            "rollouts.groups.small.cpus_per_worker=1",
+        ],
+    )
+    groups = config.rollouts.groups
+    assert config.rollouts.workers == 0, "groups take the place of the default workers"
+    assert [groups[name].cpus_per_worker for name in ("big", "small")] == [3, 1]
+    assert {(g.kv_cache_mib, g.episodes_per_worker) for g in groups.values()} == {(96, 7)}
+    assert RunConfig.model_validate(tomllib.loads(to_toml(config))) == config
+    assert (
+        load_config(
+            "catalog", ["rollouts.groups.a.workers=1", "rollouts.workers=2"]
+        ).rollouts.workers
+        == 2
+    )

@@ -12,16 +12,14 @@ import pytest
 import ray
 
 from cluster.cli.command_line import stack
-from cluster.config.run_config import ClusterSection, RunConfig
+from cluster.config.run_config import RunConfig
 from cluster.fleet.ray_environment import RAY_AUTH_MODE, RAY_START_WAIT
 from cluster.fleet.ray_session import (
     LEAST_STORE_BYTES,
-    missing_resources,
     object_store_bytes,
     ray_session,
-    room_for_workers,
 )
-from envs.errors import ConfigError, InfraError, MissingError, TrialrunError
+from envs.errors import InfraError, MissingError, TrialrunError
 
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -138,45 +136,3 @@ def test_an_address_that_is_none(environment: pytest.MonkeyPatch, address: str) 
         ray_session(RunConfig()),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("free", "share", "room"),
-    [
-        ({"CPU": 3.5}, (1.0, 0.0), 3),
-        ({"CPU": 3.5}, (0.5, 0.0), 7),
-        ({"CPU": 16.0, "GPU": 1.0}, (1.0, 0.5), 2),
-        ({"CPU": 16.0}, (1.0, 1.0), 0),
-        ({}, (1.0, 0.0), 0),
-    ],
-)
-def test_room_for_workers_is_what_the_scarcest_share_leaves(
-    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], share: tuple[float, float], room: int
-) -> None:
-    monkeypatch.setattr(ray, "available_resources", lambda: free)
-    section = ClusterSection(cpus_per_worker=share[0], gpus_per_worker=share[1])
-    assert room_for_workers(section) == room
-
-
-@pytest.mark.parametrize(
-    ("total", "said"),
-    [
-        ({"CPU": 4.0, "GPU": 2.0}, ""),
-        ({"CPU": 3.5, "GPU": 2.0}, "reserves 4 CPUs and 2 GPUs (3 rollout workers of 1 and 0.5"),
-        ({"CPU": 64.0}, "1 learner ranks of 1 and 0.5); Ray has 64 CPUs and 0 GPUs: what has no"),
-    ],
-)
-def test_what_a_run_reserves_is_compared_with_the_cluster(
-    environment: pytest.MonkeyPatch, total: dict[str, float], said: str
-) -> None:
-    environment.setattr(ray, "cluster_resources", lambda: total)
-    environment.setenv("RAY_ADDRESS", "head:6379")
-    section = ClusterSection(gpus_per_worker=0.5, gpus_per_rank=0.5)
-    found = missing_resources(section, workers=3, ranks=1)
-    assert said in found and bool(said) == bool(found)
-
-
-def test_what_no_node_can_bring_is_refused(environment: pytest.MonkeyPatch) -> None:
-    environment.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
-    with pytest.raises(ConfigError, match=r"Ray has 8 CPUs and 0 GPUs: lower .*gpus_per_worker"):
-        missing_resources(ClusterSection(gpus_per_worker=1.0), workers=1, ranks=1)

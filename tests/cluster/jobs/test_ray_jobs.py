@@ -111,8 +111,10 @@ def test_a_run_that_only_the_cluster_sees_is_scaled_there(client: Client) -> Non
     target = Target(None, "", (jobs, jobs.job("b")))
     _scale_there(target, ScaleRequest(workers=3), 1.0)
     assert client.found[-1].entrypoint == "trialrun scale /shared/runs/second 3"
+    _scale_there(target, ScaleRequest(workers=0, group="big", abort=True), 1.0)
+    assert client.found[-1].entrypoint == "trialrun scale /shared/runs/second big=0 --abort"
     client.ends = JobStatus.FAILED
-    client.logs["job-4"] = "error: refused\n"
+    client.logs["job-5"] = "error: refused\n"
     with pytest.raises(InfraError, match="did not scale second: error: refused"):
         _scale_there(target, ScaleByRequest(change=-1), 1.0)
 

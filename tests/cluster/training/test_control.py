@@ -28,13 +28,23 @@ from rollout.store.run_layout import RunInfo
 @dataclass
 class Pool:
     sizes: list[int] = field(default_factory=lambda: [2])
+    others: dict[str, int] = field(default_factory=dict)
+    aborted: list[bool] = field(default_factory=list)
 
     @property
     def desired(self) -> int:
         return self.sizes[-1]
 
-    def resize(self, desired: int) -> None:
-        self.sizes.append(desired)
+    @property
+    def groups(self) -> dict[str, int]:
+        return {"default": self.sizes[-1], **self.others}
+
+    def resize(self, desired: int, group: str, *, abort: bool) -> None:
+        self.aborted.append(abort)
+        if group == "default":
+            self.sizes.append(desired)
+        else:
+            self.others[group] = desired
 
 
 @pytest.fixture
@@ -60,7 +70,7 @@ def test_requests_are_done_in_order_and_written_down(
     put(run, "2", 1)
     put(run, "1", 5)
     pool = Pool()
-    Controls(run, pool, lambda: 2).answer(Progress())
+    Controls(run, pool, lambda group: 2).answer(Progress())
     assert pool.sizes == [2, 5, 1]
     rows = read_objects(run.layout.control)
     assert [(row["request_id"], row["actor"], row["request"], row["refused"]) for row in rows] == [
@@ -105,7 +115,7 @@ def test_an_impossible_request_is_refused(
     put_text(run, "1", request_text)
     (run.layout.requests / "2.json").write_text("[[")
     pool = Pool()
-    Controls(run, pool, lambda: 9).answer(Progress(quiet=True))
+    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
     assert pool.sizes == [2]
     refused = [str(row["refused"]) for row in read_objects(run.layout.control)]
     assert refused[0].startswith(reason)
@@ -114,7 +124,7 @@ def test_an_impossible_request_is_refused(
 
 
 def test_workers_are_added_and_the_last_number_is_remembered(run: RunDirectory) -> None:
-    assert scaled_to(run.layout) is None
+    assert scaled_to(run.layout) == {}
     pool = Pool()
     for name, request in (
         ("1", '{"kind": "scale", "workers": 5}'),
@@ -123,18 +133,49 @@ def test_workers_are_added_and_the_last_number_is_remembered(run: RunDirectory) 
         ("4", '{"kind": "stop"}'),
     ):
         put_text(run, name, f'"request": {request}')
-    Controls(run, pool, lambda: 9, stop=lambda: None).answer(Progress(quiet=True))
+    Controls(run, pool, lambda group: 9, stop=lambda: None).answer(Progress(quiet=True))
     assert pool.sizes == [2, 5, 3]
     rows = read_objects(run.layout.control)
     assert [row["workers"] for row in rows] == [5, 3, None, None]
     assert rows[2]["refused"] == "expected 1 to 4096 workers, found 0"
-    assert scaled_to(run.layout) == 3
+    assert scaled_to(run.layout) == {"default": 3}
 
 
 def test_the_number_that_an_older_version_answered_is_remembered(run: RunDirectory) -> None:
     answer = '"request": {"kind": "scale", "workers": 4}, "request_id": "1", "refused": ""'
     run.layout.control.write_text(f'{{"at": 1.0, "actor": "ada", {answer}}}\n')
-    assert scaled_to(run.layout) == 4
+    assert scaled_to(run.layout) == {"default": 4}
+
+
+def test_groups_are_resized_each_for_itself_and_remembered(run: RunDirectory) -> None:
+    pool = Pool(others={"big": 1})
+    for name, request in (
+        ("1", '{"kind": "scale", "workers": 0, "group": "big", "abort": true}'),
+        ("2", '{"kind": "scale_by", "change": 3, "group": "big"}'),
+        ("3", '{"kind": "scale", "workers": 1, "group": "small"}'),
+        ("4", '{"kind": "scale", "workers": 0}'),
+        ("5", '{"kind": "scale", "workers": 0, "group": "big"}'),
+        ("6", '{"kind": "scale_by", "change": -1, "group": "default"}'),
+    ):
+        put_text(run, name, f'"request": {request}')
+    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
+    rows = read_objects(run.layout.control)
+    refused = [str(row["refused"]) for row in rows]
+    assert refused[2] == "expected a group of workers (default, big), found 'small'"
+    assert [bool(text) for text in refused] == [False, False, True, False, True, True]
+    assert refused[4] == "expected 1 to 4096 workers, found 0"
+    assert refused[5] == "expected 0 to 4096 workers, found -1"
+    assert (pool.sizes, pool.others) == ([2, 0], {"big": 3})
+    assert pool.aborted == [True, False, False]
+    assert scaled_to(run.layout) == {"big": 3, "default": 0}
+
+
+def test_the_last_worker_of_all_is_not_taken(run: RunDirectory) -> None:
+    put_text(run, "1", '"request": {"kind": "scale", "workers": 0, "group": "big"}')
+    pool = Pool(sizes=[0], others={"big": 2})
+    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
+    (row,) = read_objects(run.layout.control)
+    assert row["refused"] == "expected 1 to 4096 workers, found 0" and pool.others == {"big": 2}
 
 
 def test_a_job_that_is_asked_to_stop_answers_first(run: RunDirectory) -> None:
@@ -143,7 +184,10 @@ def test_a_job_that_is_asked_to_stop_answers_first(run: RunDirectory) -> None:
     answered: list[int] = []
     pool = Pool()
     Controls(
-        run, pool, lambda: 9, stop=lambda: answered.append(len(read_objects(run.layout.control)))
+        run,
+        pool,
+        lambda group: 9,
+        stop=lambda: answered.append(len(read_objects(run.layout.control))),
     ).answer(Progress(quiet=True))
     assert answered == [1] and pool.sizes == [2]
     (row,) = read_objects(run.layout.control)
@@ -157,7 +201,7 @@ def test_a_request_to_stop_ends_the_command_as_sigterm_does(run: RunDirectory) -
     )
 
     async def job() -> None:
-        async with controlled(Controls(run, Pool(), lambda: 9), Progress(quiet=True)):
+        async with controlled(Controls(run, Pool(), lambda group: 9), Progress(quiet=True)):
             await asyncio.sleep(60)
 
     with pytest.raises(TrialrunError, match=r"stopped on request .* with --requeue"):
@@ -167,7 +211,7 @@ def test_a_request_to_stop_ends_the_command_as_sigterm_does(run: RunDirectory) -
 def test_a_request_of_an_older_client_is_carried_out(run: RunDirectory) -> None:
     put_text(run, "1", '"action": "scale", "detail": "4", "request": "", "refused": ""')
     pool = Pool()
-    Controls(run, pool, lambda: 9).answer(Progress(quiet=True))
+    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
     assert pool.sizes == [2, 4]
 
 
@@ -177,7 +221,7 @@ async def test_a_job_answers_while_the_block_lasts(
     monkeypatch.setattr(control, "_POLL_S", 0.01)
     pool = Pool()
     event = ControlEvent(at=1.0, actor="ada", request=ScaleRequest(workers=7))
-    async with controlled(Controls(run, pool, lambda: 9), Progress(quiet=True)):
+    async with controlled(Controls(run, pool, lambda group: 9), Progress(quiet=True)):
         answer = await asyncio.to_thread(send_request, run.layout, event, 10.0)
     assert (answer.refused, pool.desired) == ("", 7)
 
@@ -188,7 +232,7 @@ async def test_a_request_that_cannot_be_done_ends_nothing(
     monkeypatch.setattr(control, "_POLL_S", 0.01)
     rooms = iter([9])
 
-    def room() -> int:
+    def room(group: str) -> int:
         return next(rooms, 0) or int("no cluster")
 
     pool = Pool()

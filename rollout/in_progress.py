@@ -1,0 +1,387 @@
+"""One episode in progress: the phases, turns, tools and budgets of it."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from envs.errors import DeadlineError, EngineError, InfraError, PolicyError
+from envs.messages import Message, unmarked
+from envs.seeds import stable_hash
+from envs.tasks import Score, Task
+from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
+from rollout.chat.template import ChatTemplate
+from rollout.config import EpisodeConfig, PhaseBudget, ToolFormatName
+from rollout.engine import Engine, Prompt, SamplingParams
+from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.formats.turn_format import TurnFormat
+from rollout.language import Language
+from rollout.observation import Cutter, off_the_loop
+from rollout.parser import ParsedTurn, arguments_text
+from rollout.phase_tools import PhaseTools, attempt_id
+from rollout.prompts import prompt_too_long
+from rollout.trajectory import Trajectory, VisibleFrom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Worker and source that episodes record, the model's maximum sequence length and its format
+    of tool calls.
+    """
+
+    worker: str
+    source: str = "policy"
+    """`policy`, or the name of a teacher."""
+    max_model_len: int = 1024
+    """Tokens."""
+    tool_format: ToolFormatName = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """What an episode in progress waits for."""
+
+    episode: str
+    what: str
+    """`the engine`, `tools`, or `the start of its tools`."""
+    since: float
+    """On the monotonic clock."""
+
+
+class _Ended(Exception):
+    """Ends the episode with an outcome; raised within the runner only."""
+
+    def __init__(self, outcome: Outcome, error: str = "") -> None:
+        super().__init__(outcome, error)
+        self.outcome = outcome
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    lease: Lease
+    task: Task
+    config: EpisodeConfig
+    format: TurnFormat
+
+
+class EpisodeInProgress:
+    """One episode in progress."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tools: ToolService,
+        template: ChatTemplate,
+        identity: Identity,
+        assignment: Assignment,
+    ) -> None:
+        self._engine = engine
+        self._template = template
+        self._identity = identity
+        self._lease, self._task, self._config = assignment.lease, assignment.task, assignment.config
+        self._tools = PhaseTools(
+            tools,
+            self._task.tool_set,
+            self._lease.seed,
+            self._config.trial_sessions,
+            attempt_id(self._lease.episode, self._lease.attempt),
+        )
+        self._language = Language(template, assignment.format, self._task, self._config)
+        self._prompts = self._language.prompts
+        self._trajectory = Trajectory()
+        self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
+        self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._turns: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
+        self._seconds: dict[SessionPurpose, float] = {"trial": 0.0, "execution": 0.0}
+        self._faults = 0
+        self._cutter = Cutter(
+            turn_tokens=self._config.max_tokens_per_turn,
+            limit=self._config.max_observation_tokens,
+        )
+        self._answer = ""
+        self._score = Score(0.0)
+        self._visible_from = VisibleFrom()
+        self.doing = self._waits_for("its first turn")
+
+    def _waits_for(self, what: str) -> Doing:
+        self.doing = Doing(episode=self._lease.episode, what=what, since=time.monotonic())
+        return self.doing
+
+    async def run_to_end(self) -> Episode:
+        started_at, start = time.time(), time.monotonic()
+        outcome, error = Outcome.ANSWERED, ""
+        try:
+            await self._show_only(self._language.opening())
+            while True:
+                await self._timed_turn()
+        except _Ended as end:
+            outcome, error = end.outcome, end.error
+        except (DeadlineError, TimeoutError) as cause:
+            outcome, error = Outcome.DEADLINE, str(cause) or "a phase exceeded its seconds"
+        except EngineError:
+            raise
+        except InfraError as cause:
+            outcome, error = Outcome.INFRA_FAILED, f"{type(cause).__name__}: {cause}"
+        except Exception as cause:
+            outcome, error = Outcome.INFRA_FAILED, f"defect: {type(cause).__name__}: {cause}"
+        finally:
+            await self._tools.close()
+        return self._episode(outcome, error, started_at, time.monotonic() - start)
+
+    # The turn
+
+    async def _show_only(self, messages: Sequence[Message]) -> None:
+        """Let the policy see only `messages`, the opening among them, from now on."""
+        trajectory = self._trajectory
+        ids = await off_the_loop(messages, partial(self._language.tokenise, messages))
+        if len(ids) >= self._identity.max_model_len:
+            error = prompt_too_long(self._task.id, len(ids), self._identity.max_model_len)
+            raise _Ended(Outcome.PROMPT_TOO_LONG, error)
+        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        trajectory.append_world(ids, Phase.PROMPT, messages)
+
+    async def _timed_turn(self) -> None:
+        stage, start = self._stage, time.monotonic()
+        left = self._budget(stage).seconds - self._seconds[stage]
+        async with asyncio.timeout(max(left, 0.0)):
+            await self._turn()
+        self._seconds[stage] += time.monotonic() - start
+        if self._stage == "trial" and self._calls_left() > 0:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Bring the trial session up to date; this does not count against the phase budgets."""
+        start, limit_s = time.monotonic(), self._config.execution.seconds
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._tools.catch_up()
+        except TimeoutError:
+            raise DeadlineError(f"the replay before a trial took more than {limit_s:g} s") from None
+        self._trajectory.tool_s += time.monotonic() - start
+
+    async def _turn(self) -> None:
+        limit = self._token_limit()
+        if limit <= 0 or self._turns[self._stage] >= self._budget(self._stage).turns:
+            await self._out_of_budget(limit)
+            return
+        text, finish = await self._sample(limit)
+        context = self._trajectory.before_turn()
+        try:
+            parsed = self._language.parse(text, finish, self._stage, context)
+        except PolicyError as error:
+            self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
+            self._faults += 1
+            if self._faults >= self._config.max_policy_errors:
+                said = unmarked(error.message)
+                raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {said}") from None
+            await self._observe([self._prompts.fault(error)])
+            return
+        await self._act(parsed)
+
+    async def _sample(self, limit: int) -> tuple[str, str]:
+        config, lease, trajectory = self._config, self._lease, self._trajectory
+        index = len(trajectory.turns)
+        seed = stable_hash(lease.seed, index) & 0x7FFFFFFF if config.seeded else None
+        params = SamplingParams(
+            max_tokens=limit,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            seed=seed,
+        )
+        request = f"{lease.episode}.{lease.attempt}.{index}"
+        ids, messages = self._visible_from.visible(trajectory)
+        prompt = Prompt(request, ids, messages, lease.seed)
+        start = self._waits_for("the engine").since
+        completion = await self._engine.sample(prompt, params)
+        trajectory.generate_s += time.monotonic() - start
+        text = self._template.decode(completion.token_ids)
+        trajectory.append_completion(completion, self._phase(), text)
+        self._turns[self._stage] += 1
+        return text, completion.finish_reason
+
+    async def _act(self, parsed: ParsedTurn) -> None:
+        if parsed.calls:
+            await self._call(parsed.calls)
+        elif self._stage == "trial":
+            self._trajectory.settle_turn(Phase.EXPERIENCE)
+            await self._enter("execution")
+        elif parsed.answer is not None:
+            self._answer = parsed.answer
+            self._score = self._task.scorer.score(parsed.answer)
+            raise _Ended(Outcome.ANSWERED)
+        else:
+            await self._enter("trial")
+
+    # Tools
+
+    async def _call(self, calls: Sequence[ToolCall]) -> None:
+        stage = self._stage
+        left = self._calls_left()
+        if left <= 0:
+            used_up = (
+                self._prompts.trials_used_up if stage == "trial" else self._prompts.calls_used_up
+            )
+            await self._observe([used_up()])
+            return
+        granted = list(calls[:left])
+        self._used[stage] += len(granted)
+        start = self._waits_for(f"its tools ({', '.join(sorted({c.name for c in granted}))})").since
+        answers = await self._tools.call(stage, granted)
+        self._trajectory.tool_s += time.monotonic() - start
+        self._trajectory.settle_turn(self._phase(), calls=self._records(granted, answers))
+        for answer in answers:
+            if answer.status is AnswerStatus.INFRA_ERROR:
+                raise _Ended(Outcome.INFRA_FAILED, answer.text)
+        told = zip(self._prompts.answers(answers), granted, strict=True)
+        observed = [replace(message, name=call.name) for message, call in told]
+        if len(granted) < len(calls):
+            observed.append(self._prompts.not_run(len(calls) - len(granted), len(calls), stage))
+        await self._observe(observed)
+
+    def _records(
+        self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]
+    ) -> list[CallRecord]:
+        return [
+            CallRecord(
+                name=call.name,
+                arguments=arguments_text(call.arguments),
+                status=answer.status,
+                result=answer.text,
+                seconds=answer.seconds,
+                cpu_seconds=answer.cpu_seconds,
+                purpose=self._stage,
+            )
+            for call, answer in zip(calls, answers, strict=True)
+        ]
+
+    async def _enter(self, stage: SessionPurpose) -> None:
+        """Change phase; the tool state of the trials is discarded."""
+        await self._tools.end_trial()
+        self._stage = stage
+        if stage == "execution" and self._config.experience == "dropped":
+            # as if there had been no trials
+            await self._show_only([*self._language.opening(), self._prompts.execution_start()])
+            return
+        start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
+        await self._observe([start()])
+
+    # Budgets and bookkeeping
+
+    def _budget(self, stage: SessionPurpose) -> PhaseBudget:
+        return self._config.trial if stage == "trial" else self._config.execution
+
+    def _calls_left(self) -> int:
+        return self._budget(self._stage).calls - self._used[self._stage]
+
+    def _phase(self) -> Phase:
+        return Phase.TRIAL if self._stage == "trial" else Phase.EXECUTION
+
+    def _token_limit(self) -> int:
+        phases = (Phase.TRIAL, Phase.EXPERIENCE) if self._stage == "trial" else (Phase.EXECUTION,)
+        left = self._budget(self._stage).tokens - self._trajectory.sampled_in(phases)
+        return min(left, self._room(), self._config.max_tokens_per_turn)
+
+    async def _out_of_budget(self, limit: int) -> None:
+        if self._stage == "trial" and self._room() > 0:
+            await self._enter("execution")
+            return
+        exhausted = "tokens" if limit <= 0 else "turns"
+        raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
+
+    def _room(self) -> int:
+        """Return how many tokens the model's context has left."""
+        return self._identity.max_model_len - self._visible_from.length(self._trajectory)
+
+    async def _observe(self, messages: Sequence[Message]) -> None:
+        """Append messages, cut to leave room for the turns that an answer needs.
+
+        If the thoughts of the last turn are to be dropped, the policy sees the conversation anew.
+        """
+        trajectory = self._trajectory
+        ids, past = self._visible_from.visible(trajectory)
+        stripped = self._language.without_thoughts(past, trajectory.before_turn())
+        turns = 2 if self._stage == "trial" else 1  # an experience comes before the answer
+        if stripped is None:
+            tokenise = partial(self._template.continuation, last_id=ids[-1], history=past[:-1])
+            seen = await self._cutter.fit(messages, tokenise, self._room(), turns)
+        else:
+            spoken = len(self._language.tokenise(stripped))
+            room = self._identity.max_model_len - spoken
+            tokenise = partial(self._language.tokenise_after, stripped)
+            seen = await self._cutter.fit(messages, tokenise, room, turns, before=spoken)
+        if seen is None:
+            raise _Ended(Outcome.TRUNCATED, f"out of tokens in the {self._stage} phase")
+        if stripped is None:
+            trajectory.append_world(seen.token_ids, Phase.OBSERVATION, seen.messages)
+            return
+        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        trajectory.append_world(seen.token_ids, Phase.PROMPT, [*stripped, *seen.messages])
+
+    def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
+        if not outcome.counts:
+            return None, {}
+        malformed = -self._config.malformed_penalty if self._faults else 0.0
+        trial_cost = -self._config.trial_call_cost * self._used["trial"]
+        parts = {
+            **self._score.parts,
+            "answer": self._score.reward,
+            "malformed": malformed,
+            "trial_cost": trial_cost,
+        }
+        return self._score.reward + malformed + trial_cost, parts
+
+    def _episode(self, outcome: Outcome, error: str, started_at: float, wall_s: float) -> Episode:
+        task, config, trajectory = self._task, self._config, self._trajectory
+        reward, parts = self._reward(outcome)
+        return Episode(
+            lease=self._lease,
+            environment=task.environment,
+            split=task.split,
+            mode=config.mode,
+            outcome=outcome,
+            error=error,
+            reward=reward,
+            reward_parts=parts,
+            answer=self._answer,
+            question=task.question,
+            tags=task.tags,
+            token_ids_T=tuple(trajectory.token_ids_T),
+            phases_T=tuple(trajectory.phases_T),
+            logprobs_T=tuple(trajectory.logprobs_T),
+            spans=tuple(trajectory.spans),
+            turns=tuple(trajectory.turns),
+            messages=tuple(trajectory.messages),
+            sampling=Sampling(
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
+                seed=self._lease.seed,
+            ),
+            timings=Timings(
+                started_at=started_at,
+                wall_s=wall_s,
+                queue_s=trajectory.queue_s,
+                generate_s=trajectory.generate_s,
+                tool_s=trajectory.tool_s,
+            ),
+            source=self._identity.source,
+            worker=self._identity.worker,
+            tool_server=self._tools.servers,
+            isolation=self._tools.isolation,
+            extra={key: float(value) for key, value in self._counts().items()},
+        )
+
+    def _counts(self) -> dict[str, int]:
+        calls = [call for turn in self._trajectory.turns for call in turn.calls]
+        return {
+            "trial_calls": self._used["trial"],
+            "execution_calls": self._used["execution"],
+            "tool_errors": sum(call.status is not AnswerStatus.OK for call in calls),
+            "policy_errors": self._faults,
+            "replayed_calls": self._tools.replayed_calls,
+            "replay_differences": self._tools.replay_differences,
+            **self._cutter.counts,
+        }
