@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.checks.known_models import KNOWN_MODELS
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 from envs.errors import ConfigError, MissingError
 from envs.tools import JsonObject
@@ -75,7 +76,8 @@ class Estimate:
     trainable: int
     ranks: Mapping[str, RankMemory]
     """By section: `learner` and `sft`."""
-    engine: EngineMemory
+    engines: Mapping[str, EngineMemory]
+    """One engine of each group of workers."""
     gpu: int
     """Memory of one GPU; 0 for a run on the CPU."""
     push: int
@@ -151,7 +153,8 @@ def _estimate(config: RunConfig, shape: ModelShape, gpu: int) -> Estimate:
         name: _rank(config, section, shape, trainable)
         for name, section in (("learner", config.learner), ("sft", config.sft))
     }
-    engine = _engine(config, shape, gpu)
+    kinds = {name: kind for name, kind in config.worker_kinds().items() if kind.rollouts.workers}
+    engines = {name: _engine(kind, shape, gpu) for name, kind in kinds.items()}
     push = item * trainable
     host = {"two published versions (shared memory)": 2 * push}
     offloaded = max(rank.states.host for rank in ranks.values()) * config.learner.ranks
@@ -161,14 +164,22 @@ def _estimate(config: RunConfig, shape: ModelShape, gpu: int) -> Estimate:
         host[LOADING] = item * shape.parameters * config.learner.ranks
     else:
         host[RANKS] = config.learner.ranks * max(rank.device for rank in ranks.values())
-    if config.cluster.gpus_per_worker <= 0:
-        worker = engine.weights + engine.activations + engine.cache
-        host[ENGINES] = config.rollouts.workers * worker
+    for name, kind in kinds.items():
+        if kind.cluster.gpus_per_worker <= 0:
+            worker = host_bytes(engines[name])
+            host[ENGINES] = host.get(ENGINES, 0) + kind.rollouts.workers * worker
     problems = [*_rank_problems(config, shape, ranks, gpu)] if on_gpu else []
-    problems += _engine_problems(config, engine)
+    for name, kind in kinds.items():
+        prefix = "" if name == DEFAULT_GROUP else f"[rollouts.groups.{name}] "
+        problems += [prefix + problem for problem in _engine_problems(kind, engines[name])]
     return Estimate(
-        shape, trainable, ranks, engine, gpu if on_gpu else 0, push, host, tuple(problems)
+        shape, trainable, ranks, engines, gpu if on_gpu else 0, push, host, tuple(problems)
     )
+
+
+def host_bytes(engine: EngineMemory) -> int:
+    """Return what an engine on the CPU takes of its node's memory."""
+    return engine.weights + engine.activations + engine.cache
 
 
 def _rank(

@@ -4,8 +4,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.checks.estimate import Estimate
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
-from learner.memory import GIB
+from learner.memory import GIB, EngineMemory
 
 _CONTEXT_ROW = "context, fragments"
 
@@ -19,7 +20,9 @@ def print_estimate(config: RunConfig, estimate: Estimate, console: Console) -> N
         f"{shape.positions:,} tokens"
     )
     console.print(_ranks(config, estimate))
-    console.print(_engine(config, estimate))
+    kinds = config.worker_kinds()
+    for name, engine in estimate.engines.items():
+        console.print(_engine(name, kinds[name], engine))
     console.print(_host(estimate))
     for problem in estimate.problems:
         console.print(f"[red]does not fit:[/] {problem}")
@@ -62,11 +65,13 @@ def _ranks(config: RunConfig, estimate: Estimate) -> Table:
     return table
 
 
-def _engine(config: RunConfig, estimate: Estimate) -> Table:
-    engine, parallel = estimate.engine, config.engine.tensor_parallel_size
+def _engine(name: str, config: RunConfig, engine: EngineMemory) -> Table:
+    """Return the table of one engine; `config` is that of its group (`RunConfig.worker_kinds`)."""
+    parallel = config.engine.tensor_parallel_size
     table = Table("", "", box=None, show_header=False)
     each = f", one of {parallel} GPUs" if parallel > 1 else ""
-    table.title = f"GiB of one rollout worker, of {config.rollouts.workers}{each}"
+    group = "" if name == DEFAULT_GROUP else f" of group {name}"
+    table.title = f"GiB of one rollout worker{group}, of {config.rollouts.workers}{each}"
     table.add_row("weights", _gib(engine.weights))
     table.add_row("longest prefill", _gib(engine.activations))
     table.add_row("KV cache", _gib(engine.cache))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cluster.checks.doctor import Finding, write_findings
-from cluster.checks.estimate import run_estimate
+from cluster.checks.estimate import host_bytes, run_estimate
 from cluster.config.run_config import RunConfig
 from cluster.lifecycle.model_checks import check_serving
 from envs.errors import TrialrunError
@@ -143,7 +143,7 @@ def _serving(config: RunConfig, folder: Path) -> Iterator[Finding]:
 def _memory_of(gpu_memory_gib: float) -> Check:
     def memory(config: RunConfig, folder: Path) -> Iterator[Finding]:
         found, _ = run_estimate(config, gpu_memory_gib, folder / "config.json")
-        engine = found.engine.weights + found.engine.activations + found.engine.cache
+        engine = max(host_bytes(engine) for engine in found.engines.values())
         rank = max(rank.device for rank in found.ranks.values())
         size = f"{found.shape.parameters / 1e9:.2f} billion parameters"
         told = f"{size}: {rank / GIB:.1f} GiB a learner rank, {engine / GIB:.1f} GiB a worker"

@@ -67,8 +67,8 @@ SHARED_KEYS = {
     ),
 }
 """Keys of a group that stand in other sections too, which give what the group leaves out."""
-RESERVED_NAMES = ("default",)
-"""What no group may be called: the name of the workers that `rollouts.workers` counts."""
+DEFAULT_GROUP = "default"
+"""Name of the workers that `rollouts.workers` counts; no other group may have it."""
 
 
 class RolloutsSection(Section):
@@ -137,9 +137,9 @@ class RolloutsSection(Section):
                 f"rollouts.groups.{unfit[0]}: expected a name of at most 32 small letters, digits, "
                 "'-' and '_' that starts with a letter"
             )
-        if reserved := [name for name in RESERVED_NAMES if name in self.groups]:
+        if DEFAULT_GROUP in self.groups:
             raise ValueError(
-                f"rollouts.groups.{reserved[0]}: this is the name of the workers that "
+                f"rollouts.groups.{DEFAULT_GROUP}: this is the name of the workers that "
                 "rollouts.workers counts; choose another one"
             )
         if not self.workers and not any(group.workers for group in self.groups.values()):

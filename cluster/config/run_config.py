@@ -10,7 +10,13 @@ import tomli_w
 from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
 from cluster.config.collect_config import CollectSection
-from cluster.config.fleet_config import ClusterSection, RolloutsSection, with_shared_keys
+from cluster.config.fleet_config import (
+    DEFAULT_GROUP,
+    SHARED_KEYS,
+    ClusterSection,
+    RolloutsSection,
+    with_shared_keys,
+)
 from cluster.config.known_keys import (
     LIKENESS,
     explain,
@@ -183,6 +189,23 @@ class RunConfig(Section):
     def path(self) -> Path:
         """The run directory."""
         return Path(self.run.dir) / self.run.name
+
+    def worker_kinds(self) -> dict[str, Self]:
+        """Return for each group of workers this configuration as if they were the only ones:
+        `rollouts.workers`, `[cluster]` and `[engine]` then describe them. The default comes first.
+        """
+        alone = self.rollouts.model_copy(update={"groups": {}})
+        found = {DEFAULT_GROUP: self.model_copy(update={"rollouts": alone})}
+        for name, group in self.rollouts.groups.items():
+            sections: dict[str, Section] = {}
+            for section, keys in SHARED_KEYS.items():
+                before = alone if section == "rollouts" else getattr(self, section)
+                own = {key: getattr(group, key) for key in keys}
+                if section == "rollouts":
+                    own["workers"] = group.workers
+                sections[section] = before.model_copy(update=own)
+            found[name] = self.model_copy(update=sections)
+        return found
 
     def check_trainable(self) -> None:
         """Refuse what evaluation may do but training may not. Raises ConfigError."""

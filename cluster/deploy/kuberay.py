@@ -4,6 +4,7 @@ Every pod satisfies the pod security standard `restricted`. Source of the fields
 resource definitions `ray.io/v1`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -163,9 +164,19 @@ def _worker_group(cluster: Cluster, group: PodGroup) -> Tree:
         "replicas": group.replicas,
         "minReplicas": group.least,
         "maxReplicas": group.most,
-        "rayStartParams": {"object-store-memory": str(OBJECT_STORE)},
+        "rayStartParams": {"object-store-memory": str(OBJECT_STORE), **_ray_node(group)},
         "template": _pod(cluster, group),
     }
+
+
+def _ray_node(group: PodGroup) -> Tree:
+    """Return the options of `ray start` for labels and resources of a group's own."""
+    found: Tree = {}
+    if group.labels:
+        found["labels"] = ",".join(f"{key}={value}" for key, value in group.labels.items())
+    if group.resources:
+        found["resources"] = f"'{json.dumps(dict(group.resources))}'"
+    return found
 
 
 def _pod(cluster: Cluster, group: PodGroup) -> Tree:
@@ -232,7 +243,7 @@ def _pod_spec(cluster: Cluster, profile: str = "") -> Tree:
 
 
 def _image(cluster: Cluster, group: str) -> str:
-    built = "rollout" if group == "rollout" else "learner"
+    built = "rollout" if group.startswith("rollout") else "learner"
     return cluster.options.image or f"trialrun-{built}:{cluster.version}"
 
 

@@ -1,9 +1,10 @@
 """How many pods of which size a recipe needs."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 from cluster.deploy.render_options import RenderOptions
 from envs.errors import ConfigError
@@ -29,8 +30,8 @@ class HostMemory:
 
     rank: int
     """One learner rank at its peak: it loads the model, or holds offloaded states."""
-    worker: int
-    """One engine, with the weights as it reads them."""
+    workers: Mapping[str, int]
+    """One engine of each group of workers, with the weights as it reads them."""
     version: int
     """One published version of the weights."""
 
@@ -39,7 +40,8 @@ class HostMemory:
 class PodGroup:
     """Pods of one kind; sizes are those of one pod, memory in bytes with shared memory included."""
 
-    name: Literal["head", "learner", "rollout", "shared"]
+    name: str
+    """`head`, `learner`, `rollout`, `shared`, or `rollout-GROUP`."""
     replicas: int
     least: int
     most: int
@@ -49,6 +51,10 @@ class PodGroup:
     shared_memory: int
     ranks: int = 0
     workers: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the Ray node in the pod."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Further resources of the Ray node in the pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,8 @@ class _Contents:
 
     ranks: int = 0
     workers: int = 0
+    group: str = DEFAULT_GROUP
+    """Group of the workers."""
 
 
 def pod_groups(
@@ -68,20 +76,47 @@ def pod_groups(
         return (_head(), _shared_group(config, memory, options))
     section = config.cluster
     ranks_pods, ranks = _spread(
-        "gpus_per_rank", config.learner.ranks, section.gpus_per_rank, options.gpus_per_pod
+        "cluster.gpus_per_rank", config.learner.ranks, section.gpus_per_rank, options.gpus_per_pod
     )
     # Without GPUs all ranks are together, and every worker is alone: pods come and go with workers.
     if not section.gpus_per_rank:
         ranks_pods, ranks = 1, config.learner.ranks
-    pods, workers = _spread(
-        "gpus_per_worker", config.rollouts.workers, section.gpus_per_worker, options.gpus_per_pod
-    )
-    most = math.ceil(max(options.max_workers, config.rollouts.workers) / workers)
-    return (
+    found = [
         _head(),
         _group("learner", config, memory, _Contents(ranks=ranks), (ranks_pods, ranks_pods)),
-        _group("rollout", config, memory, _Contents(workers=workers), (pods, most)),
+    ]
+    for name, kind in config.worker_kinds().items():
+        if kind.rollouts.workers:
+            found.append(_rollout_group(name, config, kind, memory, options))
+    return tuple(found)
+
+
+def _rollout_group(
+    name: str, config: RunConfig, kind: RunConfig, memory: HostMemory, options: RenderOptions
+) -> PodGroup:
+    """Return the pods of one group of workers, which `kind` describes alone."""
+    count, share = kind.rollouts.workers, kind.cluster.gpus_per_worker
+    default = name == DEFAULT_GROUP
+    key = "cluster.gpus_per_worker" if default else f"rollouts.groups.{name}.gpus_per_worker"
+    pods, workers = _spread(key, count, share, options.gpus_per_pod)
+    most = math.ceil(max(options.max_workers, count) / workers)
+    contents = _Contents(workers=workers, group=name)
+    if default:
+        return _group("rollout", kind, memory, contents, (pods, most))
+    group = config.rollouts.groups[name]
+    made = _group(f"rollout-{name.replace('_', '-')}", kind, memory, contents, (pods, most))
+    return replace(
+        made,
+        labels={key: label for key, text in group.labels.items() if (label := _label(text))},
+        resources={resource: workers * n for resource, n in group.resources.items()},
     )
+
+
+def _label(condition: str) -> str:
+    """Return a label that meets a condition; empty for what excludes others only."""
+    if condition.startswith("!"):
+        return ""
+    return condition.removeprefix("in(").removesuffix(")").partition(",")[0].strip()
 
 
 def _check_sizes(config: RunConfig, options: RenderOptions) -> None:
@@ -113,6 +148,12 @@ def _share_gpus(config: RunConfig) -> bool:
 
 def _shared_group(config: RunConfig, memory: HostMemory, options: RenderOptions) -> PodGroup:
     """One pod with all ranks and engines: memory of a GPU is shared only inside a pod."""
+    if config.rollouts.groups:
+        raise ConfigError(
+            "expected no [rollouts.groups], found "
+            f"{', '.join(config.rollouts.groups)}: learner and engines share GPUs, so all of them "
+            "are in one pod; set cluster.gpus_per_rank=1 cluster.gpus_per_worker=1"
+        )
     contents = _Contents(ranks=config.learner.ranks, workers=config.rollouts.workers)
     group = _group("shared", config, memory, contents, (1, 1))
     if options.max_workers > config.rollouts.workers:
@@ -137,7 +178,7 @@ def _spread(key: str, count: int, share: float, room: int) -> tuple[int, int]:
     capacity = math.floor(room / share)
     if not capacity:
         raise ConfigError(
-            f"cluster.{key} = {share:g} needs a pod with as many GPUs; a pod has at most "
+            f"{key} = {share:g} needs a pod with as many GPUs; a pod has at most "
             f"--gpus-per-pod {room}: raise it if a node has more"
         )
     pods = math.ceil(count / capacity)
@@ -159,7 +200,7 @@ def _head() -> PodGroup:
 
 
 def _group(
-    name: Literal["learner", "rollout", "shared"],
+    name: str,
     config: RunConfig,
     memory: HostMemory,
     contents: _Contents,
@@ -171,7 +212,8 @@ def _group(
     versions = 2 * memory.version if section.transport == "shm" else 0
     shared = _whole_gib(versions + OBJECT_STORE + _SLACK)
     servers = workers if section.tool_placement == "worker" else section.tool_servers_per_node
-    used = _POD + ranks * (memory.rank + _PROCESS) + workers * (memory.worker + _PROCESS)
+    worker = memory.workers[contents.group] if workers else 0
+    used = _POD + ranks * (memory.rank + _PROCESS) + workers * (worker + _PROCESS)
     used += servers * _TOOLS
     return PodGroup(
         name=name,

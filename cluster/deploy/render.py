@@ -5,11 +5,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cluster.checks.estimate import (
-    ENGINES,
     LOADING,
     OFFLOADED,
     RANKS,
     Estimate,
+    host_bytes,
     run_estimate,
 )
 from cluster.config.run_config import RunConfig, to_toml
@@ -59,10 +59,14 @@ def host_memory(estimate: Estimate, config: RunConfig) -> HostMemory:
     """
     host, ranks = estimate.host, config.learner.ranks
     busy = host.get(OFFLOADED, 0) + host.get(LOADING, 0) + host.get(RANKS, 0)
-    weights = estimate.engine.weights * config.engine.tensor_parallel_size
-    engines = host.get(ENGINES, weights * config.rollouts.workers)
+    kinds = config.worker_kinds()
     return HostMemory(
         rank=-(-busy // ranks),
-        worker=-(-engines // config.rollouts.workers),
+        workers={
+            name: host_bytes(engine)
+            if kinds[name].cluster.gpus_per_worker <= 0
+            else engine.weights * kinds[name].engine.tensor_parallel_size
+            for name, engine in estimate.engines.items()
+        },
         version=estimate.push,
     )

@@ -7,18 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.config.fleet_config import SHARED_KEYS
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 from cluster.fleet.health.heartbeat import Patience
 from cluster.fleet.health.node_guard import NodeGuards
 from cluster.fleet.health.quarantine import Quarantine, QuarantinePolicy
 from cluster.fleet.placement.demand import NodeRequests, demand_of
-from cluster.fleet.placement.worker_place import (
-    DEFAULT_GROUP,
-    usable_nodes,
-    worker_places,
-    workers_wanted,
-)
+from cluster.fleet.placement.worker_place import usable_nodes, worker_places, workers_wanted
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.pool_worker import PoolGroup, PoolTiming, Spawn
 from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
@@ -127,17 +122,13 @@ def _make_pool(
 
 def _spec_of(config: RunConfig, model: Path, group: str) -> WorkerSpec:
     """Return what the workers of a group are made from."""
-    kind, engine = config.rollouts.groups.get(group), config.engine
-    if kind is not None:
-        own = {key: getattr(kind, key) for key in SHARED_KEYS["engine"]}
-        engine = engine.model_copy(update=own)
-    gpus = config.cluster.gpus_per_worker if kind is None else kind.gpus_per_worker
+    kind = config.worker_kinds()[group]
     spec = EngineSpec(
         model_path=str(model),
         model=anywhere(config.model),
-        engine=engine,
+        engine=kind.engine,
         seed=config.run.seed & _SEED_BITS,
-        device="cuda" if gpus else "cpu",
+        device="cuda" if kind.cluster.gpus_per_worker else "cpu",
         transport=config.cluster.transport,
         deterministic=config.run.deterministic,
     )

@@ -13,12 +13,12 @@ from contextlib import suppress
 
 import pyarrow as pa
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RolloutsSection
 from cluster.fleet.free_slots import FreeSlots
 from cluster.fleet.health.losses import LossKind, WorkerLost, kind_of
 from cluster.fleet.health.quarantine import Quarantine
 from cluster.fleet.loop_lag import LoopLag
-from cluster.fleet.placement.worker_place import DEFAULT_GROUP
 from cluster.fleet.pool_worker import (
     Asking,
     Outcomes,

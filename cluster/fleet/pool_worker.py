@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.fleet.health.losses import LossKind, WorkerLost
 from cluster.fleet.loop_lag import LoopLag
-from cluster.fleet.placement.worker_place import DEFAULT_GROUP
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease, Outcome

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.placement.demand import demand_of, missing_resources
-from cluster.fleet.placement.worker_place import DEFAULT_GROUP
 from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs

@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.placement.demand import demand_of, missing_resources, room_for_workers
-from cluster.fleet.placement.worker_place import DEFAULT_GROUP, workers_wanted
+from cluster.fleet.placement.worker_place import workers_wanted
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS

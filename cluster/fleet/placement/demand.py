@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 from cluster.fleet.placement.worker_place import (
-    DEFAULT_GROUP,
     WorkerPlace,
     usable_nodes,
     worker_places,

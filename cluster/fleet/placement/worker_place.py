@@ -6,10 +6,9 @@ from typing import Any
 
 import ray
 
+from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RunConfig
 
-DEFAULT_GROUP = "default"
-"""Name of the group of workers that `rollouts.workers` counts."""
 NODE_ID_LABEL = "ray.io/node-id"
 """Label that Ray gives to every node."""
 

@@ -29,7 +29,7 @@ def test_shipped_recipes_fit(recipe: str, parameters: int, trainable: int) -> No
     assert estimate.shape.parameters == parameters
     assert estimate.trainable == trainable
     assert estimate.push == 2 * trainable
-    assert estimate.engine.sequences > 1
+    assert estimate.engines["default"].sequences > 1
     json.dumps(result)
 
 
@@ -101,3 +101,15 @@ def test_a_model_for_images_and_text_is_estimated(tmp_path: Path, name: str) -> 
         if not re.search(r"visual|vision", tensor)
     )
     assert text <= estimate.shape.parameters < 2 * text
+
+
+def test_every_group_of_workers_is_estimated() -> None:
+    small = "rollouts.groups.small={kv_cache_mib=1,workers=2}"
+    estimate, result = run_estimate(load_config("catalog", [small]), 80.0, None)
+    assert list(estimate.engines) == ["small"]
+    both, _ = run_estimate(load_config("catalog", [small, "rollouts.workers=1"]), 80.0, None)
+    assert list(both.engines) == ["default", "small"]
+    assert both.host["engines"] > estimate.host["engines"]
+    assert not result["fits"]
+    (problem,) = both.problems
+    assert problem.startswith("[rollouts.groups.small] the KV cache holds")

@@ -19,7 +19,7 @@ from envs.errors import ConfigError
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 QUANTITY = re.compile(r"[0-9]+(m|Ki|Mi|Gi|Ti)?")
-MEMORY = HostMemory(rank=15 * GIB, worker=15 * GIB, version=15 * GIB)
+MEMORY = HostMemory(rank=15 * GIB, workers={"default": 15 * GIB, "big": 30 * GIB}, version=15 * GIB)
 KINDS = ("rayjob", "raycluster")
 
 

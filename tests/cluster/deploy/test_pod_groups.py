@@ -7,7 +7,7 @@ from cluster.deploy.pod_groups import GIB, HostMemory, PodGroup, pod_groups
 from cluster.deploy.render_options import RenderOptions
 from envs.errors import ConfigError
 
-MEMORY = HostMemory(rank=15 * GIB, worker=15 * GIB, version=15 * GIB)
+MEMORY = HostMemory(rank=15 * GIB, workers={"default": 15 * GIB, "big": 30 * GIB}, version=15 * GIB)
 
 
 def options(**changes: object) -> RenderOptions:
@@ -59,7 +59,7 @@ def test_memory_holds_every_rank_and_shared_memory_two_versions() -> None:
     assert learner.shared_memory >= 2 * MEMORY.version
     assert learner.memory >= 4 * MEMORY.rank + learner.shared_memory
     rollout = groups_of(gpu_recipe())["rollout"]
-    assert rollout.memory >= 4 * MEMORY.worker + rollout.shared_memory
+    assert rollout.memory >= 4 * MEMORY.workers["default"] + rollout.shared_memory
 
 
 def test_a_cluster_that_grows_adds_pods_of_workers_only() -> None:
@@ -108,3 +108,26 @@ def test_a_resource_that_no_group_has_is_refused() -> None:
     config = gpu_recipe("cluster.tool_placement=cluster", "cluster.tool_node_resource=tools")
     with pytest.raises(ConfigError, match=r"no cluster\.tool_node_resource"):
         groups_of(config)
+
+
+def test_groups_of_workers_have_pods_of_their_own() -> None:
+    config = gpu_recipe(
+        "rollouts.workers=2",
+        "rollouts.groups.big={workers=3,tensor_parallel_size=4,gpus_per_worker=4}",
+        "rollouts.groups.big.labels={zone='in(a,b)',pool='!spot'}",
+        "rollouts.groups.big.resources={far=1}",
+        "rollouts.groups.off.workers=0",
+    )
+    groups = groups_of(config, gpus_per_pod=8, max_workers=6)
+    assert list(groups) == ["head", "learner", "rollout", "rollout-big"]
+    big, rollout = groups["rollout-big"], groups["rollout"]
+    assert (big.replicas, big.workers, big.gpus, big.most) == (2, 2, 8, 3)
+    assert (rollout.replicas, rollout.workers, rollout.gpus) == (1, 2, 2)
+    assert (big.labels, big.resources) == ({"zone": "a"}, {"far": 2})
+    assert big.memory >= 2 * MEMORY.workers["big"] + big.shared_memory
+    with pytest.raises(ConfigError, match=r"expected no \[rollouts.groups\], found big"):
+        groups_of(
+            config.model_copy(
+                update={"cluster": config.cluster.model_copy(update={"transport": "cuda_ipc"})}
+            )
+        )

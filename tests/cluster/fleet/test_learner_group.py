@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,3 +165,26 @@ async def test_the_death_of_an_idle_rank_is_noticed() -> None:
                 await watching
     finally:
         await learner.close()
+
+
+async def test_a_rank_that_is_stopped_is_lost_within_ten_seconds_idle_or_busy() -> None:
+    """It answers no call, and neither does a rank that computes: its process is looked at."""
+    group = LearnerGroup(RunConfig(), "model")
+    await group.start()
+    ((_, pid),) = group._places
+    watching = asyncio.create_task(group.watch())
+    done, _ = await asyncio.wait({watching}, timeout=2.5)
+    assert not done, "nothing is wrong yet"
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(LearnerLostError, match=rf"rank 0 \(process {pid} .*is stopped"):
+        async with asyncio.timeout(20):
+            await watching
+    assert time.monotonic() - began < 10
+    assert "its process is stopped" in await group.describe()
+    began = time.monotonic()
+    await group.close()
+    assert time.monotonic() - began < 3, "a lost group is not asked to close"
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() - began < 10
+        await asyncio.sleep(0.05)

@@ -15,6 +15,7 @@ import pytest_asyncio
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cluster.fleet.health.engine_watch import EngineWatch
 from envs.errors import EngineError, EpisodeError, WeightSyncError
 from learner.outputs.publish import SharedMemoryPublisher
 from rollout.config import EngineConfig, ModelConfig
@@ -370,6 +371,31 @@ async def test_a_load_past_its_deadline_breaks_the_engine(untied: Rig) -> None:
         await untied.sample(prompt_of(30, seed=1201), GREEDY)
     assert untied.engine.version == version
     os.kill(untied.core, signal.SIGKILL)
+
+
+async def test_a_frozen_engine_process_is_noticed_in_seconds(salted: Rig) -> None:
+    """Idle and busy: a core that works may take long for a step, one that is stopped may not."""
+    assert list(salted.engine.process_ids) == [salted.core]
+    sampling: list[asyncio.Task[Completion]] = []
+    for busy in (False, True):
+        watch = EngineWatch(salted.engine)
+        await watch.start()
+        if busy:
+            params = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
+            sampling.append(asyncio.create_task(salted.sample(prompt_of(30, seed=1299), params)))
+            while salted.engine.in_flight == 0:
+                await asyncio.sleep(0)
+        watch.check()
+        os.kill(salted.core, signal.SIGSTOP)
+        with pytest.raises(EngineError, match=f"process {salted.core} of the engine is stopped"):
+            async with asyncio.timeout(8):
+                while True:
+                    watch.check()
+                    await asyncio.sleep(0.05)
+        await watch.close()
+        os.kill(salted.core, signal.SIGCONT)
+    await asyncio.gather(*sampling)
+    await salted.engine.ping()
 
 
 async def test_a_killed_engine_process_is_an_engine_error(salted: Rig) -> None:
