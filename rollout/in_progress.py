@@ -12,41 +12,18 @@ from envs.seeds import stable_hash
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
 from rollout.chat.template import ChatTemplate
-from rollout.config import EpisodeConfig, PhaseBudget, ToolFormatName
+from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
 from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
 from rollout.formats.turn_format import TurnFormat
+from rollout.identity import Doing, Identity
+from rollout.kept_turns import KeptTurns, Mark, Standing, TurnsNotKept, TurnsPart, replay
 from rollout.language import Language
 from rollout.observation import Cutter, off_the_loop
 from rollout.parser import ParsedTurn, arguments_text
 from rollout.phase_tools import PhaseTools, attempt_id
 from rollout.prompts import prompt_too_long
 from rollout.trajectory import Trajectory, VisibleFrom
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Worker and source that episodes record, the model's maximum sequence length and its format
-    of tool calls.
-    """
-
-    worker: str
-    source: str = "policy"
-    """`policy`, or the name of a teacher."""
-    max_model_len: int = 1024
-    """Tokens."""
-    tool_format: ToolFormatName = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doing:
-    """What an episode in progress waits for."""
-
-    episode: str
-    what: str
-    """`the engine`, `tools`, or `the start of its tools`."""
-    since: float
-    """On the monotonic clock."""
 
 
 class _Ended(Exception):
@@ -64,6 +41,8 @@ class Assignment:
     task: Task
     config: EpisodeConfig
     format: TurnFormat
+    kept: KeptTurns | None = None
+    """Finished turns of an earlier attempt, to go on from."""
 
 
 class EpisodeInProgress:
@@ -91,19 +70,17 @@ class EpisodeInProgress:
         self._language = Language(template, assignment.format, self._task, self._config)
         self._prompts = self._language.prompts
         self._trajectory = Trajectory()
-        self._stage: SessionPurpose = "execution" if self._config.mode == "direct" else "trial"
-        self._used: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
-        self._turns: dict[SessionPurpose, int] = {"trial": 0, "execution": 0}
-        self._seconds: dict[SessionPurpose, float] = {"trial": 0.0, "execution": 0.0}
-        self._faults = 0
+        self._at = Standing("execution" if self._config.mode == "direct" else "trial")
         self._cutter = Cutter(
             turn_tokens=self._config.max_tokens_per_turn,
             limit=self._config.max_observation_tokens,
         )
         self._answer = ""
         self._score = Score(0.0)
-        self._visible_from = VisibleFrom()
         self.doing = self._waits_for("its first turn")
+        self._kept = assignment.kept
+        self._mark = self._sent = Mark()
+        """Where it stood at the end of its last turn, and what was taken of that."""
 
     def _waits_for(self, what: str) -> Doing:
         self.doing = Doing(episode=self._lease.episode, what=what, since=time.monotonic())
@@ -113,14 +90,18 @@ class EpisodeInProgress:
         started_at, start = time.time(), time.monotonic()
         outcome, error = Outcome.ANSWERED, ""
         try:
-            await self._show_only(self._language.opening())
+            if self._kept is None:
+                await self._show_only(self._language.opening())
+            else:
+                await self._go_on_from(self._kept)
             while True:
                 await self._timed_turn()
+                self._mark = Mark.of(self._trajectory, self._at, self._cutter)
         except _Ended as end:
             outcome, error = end.outcome, end.error
         except (DeadlineError, TimeoutError) as cause:
             outcome, error = Outcome.DEADLINE, str(cause) or "a phase exceeded its seconds"
-        except EngineError:
+        except (EngineError, TurnsNotKept):
             raise
         except InfraError as cause:
             outcome, error = Outcome.INFRA_FAILED, f"{type(cause).__name__}: {cause}"
@@ -129,6 +110,31 @@ class EpisodeInProgress:
         finally:
             await self._tools.close()
         return self._episode(outcome, error, started_at, time.monotonic() - start)
+
+    # Turns that outlive the worker
+
+    def take_turns(self) -> TurnsPart | None:
+        """Return the finished turns since the last call; None if there are none."""
+        if self._mark.turns == self._sent.turns:
+            return None
+        lease, before = self._lease, self._sent
+        self._sent = self._mark
+        return TurnsPart.between(self._trajectory, before, self._mark, lease.episode, lease.attempt)
+
+    async def _go_on_from(self, kept: KeptTurns) -> None:
+        """Take up the turns of an earlier attempt. Raises TurnsNotKept where tools have changed."""
+        kept.fill(self._trajectory, self._cutter)
+        self._at = kept.mark.at.copy()
+        self._waits_for("the replay of its tools")
+        shared = self._config.trial_sessions == "shared"
+        try:
+            async with asyncio.timeout(self._config.execution.seconds):
+                difference = await replay(kept, self._tools, shared=shared)
+        except (DeadlineError, TimeoutError) as error:
+            raise TurnsNotKept(f"the replay of its tools took too long: {error}") from error
+        if difference:
+            raise TurnsNotKept(f"replayed tools differ: {difference}")
+        self._mark = Mark.of(self._trajectory, self._at, self._cutter)
 
     # The turn
 
@@ -139,16 +145,16 @@ class EpisodeInProgress:
         if len(ids) >= self._identity.max_model_len:
             error = prompt_too_long(self._task.id, len(ids), self._identity.max_model_len)
             raise _Ended(Outcome.PROMPT_TOO_LONG, error)
-        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        self._at.visible = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
         trajectory.append_world(ids, Phase.PROMPT, messages)
 
     async def _timed_turn(self) -> None:
-        stage, start = self._stage, time.monotonic()
-        left = self._budget(stage).seconds - self._seconds[stage]
+        stage, start = self._at.stage, time.monotonic()
+        left = self._budget(stage).seconds - self._at.seconds[stage]
         async with asyncio.timeout(max(left, 0.0)):
             await self._turn()
-        self._seconds[stage] += time.monotonic() - start
-        if self._stage == "trial" and self._calls_left() > 0:
+        self._at.seconds[stage] += time.monotonic() - start
+        if self._at.stage == "trial" and self._calls_left() > 0:
             await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -163,17 +169,17 @@ class EpisodeInProgress:
 
     async def _turn(self) -> None:
         limit = self._token_limit()
-        if limit <= 0 or self._turns[self._stage] >= self._budget(self._stage).turns:
+        if limit <= 0 or self._at.made[self._at.stage] >= self._budget(self._at.stage).turns:
             await self._out_of_budget(limit)
             return
         text, finish = await self._sample(limit)
         context = self._trajectory.before_turn()
         try:
-            parsed = self._language.parse(text, finish, self._stage, context)
+            parsed = self._language.parse(text, finish, self._at.stage, context)
         except PolicyError as error:
             self._trajectory.settle_turn(self._phase(), policy_error=error.kind.value)
-            self._faults += 1
-            if self._faults >= self._config.max_policy_errors:
+            self._at.faults += 1
+            if self._at.faults >= self._config.max_policy_errors:
                 said = unmarked(error.message)
                 raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {said}") from None
             await self._observe([self._prompts.fault(error)])
@@ -192,20 +198,20 @@ class EpisodeInProgress:
             seed=seed,
         )
         request = f"{lease.episode}.{lease.attempt}.{index}"
-        ids, messages = self._visible_from.visible(trajectory)
+        ids, messages = self._at.visible.visible(trajectory)
         prompt = Prompt(request, ids, messages, lease.seed)
         start = self._waits_for("the engine").since
         completion = await self._engine.sample(prompt, params)
         trajectory.generate_s += time.monotonic() - start
         text = self._template.decode(completion.token_ids)
         trajectory.append_completion(completion, self._phase(), text)
-        self._turns[self._stage] += 1
+        self._at.made[self._at.stage] += 1
         return text, completion.finish_reason
 
     async def _act(self, parsed: ParsedTurn) -> None:
         if parsed.calls:
             await self._call(parsed.calls)
-        elif self._stage == "trial":
+        elif self._at.stage == "trial":
             self._trajectory.settle_turn(Phase.EXPERIENCE)
             await self._enter("execution")
         elif parsed.answer is not None:
@@ -218,7 +224,7 @@ class EpisodeInProgress:
     # Tools
 
     async def _call(self, calls: Sequence[ToolCall]) -> None:
-        stage = self._stage
+        stage = self._at.stage
         left = self._calls_left()
         if left <= 0:
             used_up = (
@@ -227,7 +233,7 @@ class EpisodeInProgress:
             await self._observe([used_up()])
             return
         granted = list(calls[:left])
-        self._used[stage] += len(granted)
+        self._at.used[stage] += len(granted)
         start = self._waits_for(f"its tools ({', '.join(sorted({c.name for c in granted}))})").since
         answers = await self._tools.call(stage, granted)
         self._trajectory.tool_s += time.monotonic() - start
@@ -252,7 +258,7 @@ class EpisodeInProgress:
                 result=answer.text,
                 seconds=answer.seconds,
                 cpu_seconds=answer.cpu_seconds,
-                purpose=self._stage,
+                purpose=self._at.stage,
             )
             for call, answer in zip(calls, answers, strict=True)
         ]
@@ -260,7 +266,7 @@ class EpisodeInProgress:
     async def _enter(self, stage: SessionPurpose) -> None:
         """Change phase; the tool state of the trials is discarded."""
         await self._tools.end_trial()
-        self._stage = stage
+        self._at.stage = stage
         if stage == "execution" and self._config.experience == "dropped":
             # as if there had been no trials
             await self._show_only([*self._language.opening(), self._prompts.execution_start()])
@@ -274,26 +280,28 @@ class EpisodeInProgress:
         return self._config.trial if stage == "trial" else self._config.execution
 
     def _calls_left(self) -> int:
-        return self._budget(self._stage).calls - self._used[self._stage]
+        return self._budget(self._at.stage).calls - self._at.used[self._at.stage]
 
     def _phase(self) -> Phase:
-        return Phase.TRIAL if self._stage == "trial" else Phase.EXECUTION
+        return Phase.TRIAL if self._at.stage == "trial" else Phase.EXECUTION
 
     def _token_limit(self) -> int:
-        phases = (Phase.TRIAL, Phase.EXPERIENCE) if self._stage == "trial" else (Phase.EXECUTION,)
-        left = self._budget(self._stage).tokens - self._trajectory.sampled_in(phases)
+        phases = (
+            (Phase.TRIAL, Phase.EXPERIENCE) if self._at.stage == "trial" else (Phase.EXECUTION,)
+        )
+        left = self._budget(self._at.stage).tokens - self._trajectory.sampled_in(phases)
         return min(left, self._room(), self._config.max_tokens_per_turn)
 
     async def _out_of_budget(self, limit: int) -> None:
-        if self._stage == "trial" and self._room() > 0:
+        if self._at.stage == "trial" and self._room() > 0:
             await self._enter("execution")
             return
         exhausted = "tokens" if limit <= 0 else "turns"
-        raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._stage} phase")
+        raise _Ended(Outcome.TRUNCATED, f"out of {exhausted} in the {self._at.stage} phase")
 
     def _room(self) -> int:
         """Return how many tokens the model's context has left."""
-        return self._identity.max_model_len - self._visible_from.length(self._trajectory)
+        return self._identity.max_model_len - self._at.visible.length(self._trajectory)
 
     async def _observe(self, messages: Sequence[Message]) -> None:
         """Append messages, cut to leave room for the turns that an answer needs.
@@ -301,9 +309,9 @@ class EpisodeInProgress:
         If the thoughts of the last turn are to be dropped, the policy sees the conversation anew.
         """
         trajectory = self._trajectory
-        ids, past = self._visible_from.visible(trajectory)
+        ids, past = self._at.visible.visible(trajectory)
         stripped = self._language.without_thoughts(past, trajectory.before_turn())
-        turns = 2 if self._stage == "trial" else 1  # an experience comes before the answer
+        turns = 2 if self._at.stage == "trial" else 1  # an experience comes before the answer
         if stripped is None:
             tokenise = partial(self._template.continuation, last_id=ids[-1], history=past[:-1])
             seen = await self._cutter.fit(messages, tokenise, self._room(), turns)
@@ -313,18 +321,18 @@ class EpisodeInProgress:
             tokenise = partial(self._language.tokenise_after, stripped)
             seen = await self._cutter.fit(messages, tokenise, room, turns, before=spoken)
         if seen is None:
-            raise _Ended(Outcome.TRUNCATED, f"out of tokens in the {self._stage} phase")
+            raise _Ended(Outcome.TRUNCATED, f"out of tokens in the {self._at.stage} phase")
         if stripped is None:
             trajectory.append_world(seen.token_ids, Phase.OBSERVATION, seen.messages)
             return
-        self._visible_from = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
+        self._at.visible = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
         trajectory.append_world(seen.token_ids, Phase.PROMPT, [*stripped, *seen.messages])
 
     def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
         if not outcome.counts:
             return None, {}
-        malformed = -self._config.malformed_penalty if self._faults else 0.0
-        trial_cost = -self._config.trial_call_cost * self._used["trial"]
+        malformed = -self._config.malformed_penalty if self._at.faults else 0.0
+        trial_cost = -self._config.trial_call_cost * self._at.used["trial"]
         parts = {
             **self._score.parts,
             "answer": self._score.reward,
@@ -377,11 +385,12 @@ class EpisodeInProgress:
     def _counts(self) -> dict[str, int]:
         calls = [call for turn in self._trajectory.turns for call in turn.calls]
         return {
-            "trial_calls": self._used["trial"],
-            "execution_calls": self._used["execution"],
+            "trial_calls": self._at.used["trial"],
+            "execution_calls": self._at.used["execution"],
             "tool_errors": sum(call.status is not AnswerStatus.OK for call in calls),
-            "policy_errors": self._faults,
+            "policy_errors": self._at.faults,
             "replayed_calls": self._tools.replayed_calls,
             "replay_differences": self._tools.replay_differences,
             **self._cutter.counts,
+            **({"kept_turns": len(self._kept.turns)} if self._kept is not None else {}),
         }

@@ -96,6 +96,31 @@ class PhaseTools:
             self.replay_differences += (answer.status, answer.text) != before
         self.replayed_calls += len(answers)
 
+    async def replay(
+        self, phase: SessionPurpose, recorded: Sequence[tuple[ToolCall, str, str]]
+    ) -> str:
+        """Bring a new session for `phase` to the state after the `recorded` calls (call, status,
+        text); return how an answer differs from the recorded one, empty if none does.
+
+        Raises ToolServerError, SandboxError, DeadlineError.
+        """
+        if not recorded:
+            return ""
+        calls = [call for call, _, _ in recorded]
+        answers = await (await self._session(phase)).call(calls)
+        for (call, status, text), answer in zip(recorded, answers, strict=True):
+            if (answer.status.value, answer.text) != (status, text):
+                return f"{call.name} answered {answer.text[:80]!r}, before it was {text[:80]!r}"
+        if phase == "execution":
+            self._remember(calls, answers)
+        self.replayed_calls += len(answers)
+        return ""
+
+    @property
+    def timeouts_reset(self) -> bool:
+        """Whether a call that timed out left its session in the initial state."""
+        return _starts_again(self._tool_set)
+
     async def end_trial(self) -> None:
         """Discard the session of the trials."""
         session = self._sessions.pop("trial", None)

@@ -6,7 +6,9 @@ from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engine import Engine
 from rollout.episode import Episode, Lease
-from rollout.in_progress import Assignment, Doing, EpisodeInProgress, Identity
+from rollout.identity import Doing, Identity
+from rollout.in_progress import Assignment, EpisodeInProgress
+from rollout.kept_turns import KeptTurns, TurnsPart
 from rollout.language import format_of
 
 __all__ = ["EpisodeRunner", "Identity"]
@@ -30,8 +32,18 @@ class EpisodeRunner:
         """What each episode in progress waits for now."""
         return [run.doing for run in self._running]
 
-    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> Episode:
+    def take_turns(self) -> list[TurnsPart]:
+        """Return what the turns that finished since the last call have added to their episodes."""
+        parts = (run.take_turns() for run in self._running)
+        return [part for part in parts if part is not None]
+
+    async def run_episode(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None = None
+    ) -> Episode:
         """Run one episode to its end; most failures become an outcome of the episode.
+
+        With `kept` it goes on from the turns of an earlier attempt, and raises TurnsNotKept where
+        its tools cannot be brought to the state that they had.
 
         Raises EngineError, because then the worker is broken and the episode has to be assigned to
         another one. Cancellation of the calling asyncio task is passed on, too.
@@ -41,7 +53,7 @@ class EpisodeRunner:
             self._tools,
             self._template,
             self._identity,
-            Assignment(lease, task, config, self._format),
+            Assignment(lease, task, config, self._format, kept),
         )
         self._running.add(run)
         try:

@@ -117,6 +117,11 @@ class RolloutsSection(Section):
     """A worker whose process computes, but which does not answer health checks for this long, is
     replaced. One that is dead, stopped, or computes nothing is replaced within 10 seconds.
     """
+    kept_turns_mib: int = Field(default=1024, ge=0)
+    """Memory of the driver, in MiB, for the finished turns of episodes in progress. If a worker is
+    lost, another one goes on from them where the tools are Python code whose calls can be replayed;
+    else the episode starts anew. 0 turns it off.
+    """
     drain_timeout_s: float = Field(default=0.0, ge=0)
     """How long a surplus worker may go on with its episodes; then other workers run what is left.
     0, the default: as long as an episode may take (`episode_timeout_s`).

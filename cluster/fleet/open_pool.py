@@ -132,4 +132,5 @@ def _spec_of(config: RunConfig, model: Path, group: str) -> WorkerSpec:
         transport=config.cluster.transport,
         deterministic=config.run.deterministic,
     )
-    return WorkerSpec(engine=spec, tools=config.tools)
+    keeps = config.rollouts.kept_turns_mib > 0
+    return WorkerSpec(engine=spec, tools=config.tools, keep_turns=keeps)

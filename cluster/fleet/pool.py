@@ -16,6 +16,7 @@ import pyarrow as pa
 from cluster.config.fleet_config import DEFAULT_GROUP
 from cluster.config.run_config import RolloutsSection
 from cluster.fleet.free_slots import FreeSlots
+from cluster.fleet.health.kept_store import KeptStore
 from cluster.fleet.health.losses import LossKind, WorkerLost, kind_of
 from cluster.fleet.health.quarantine import Quarantine
 from cluster.fleet.loop_lag import LoopLag
@@ -26,21 +27,21 @@ from cluster.fleet.pool_worker import (
     PoolTiming,
     Spawn,
     Worker,
-    WorkerClient,
     WorkerState,
+    run_on,
 )
 from cluster.fleet.supervision import RestartPolicy, Supervision
 from envs.errors import DeadlineError, EngineError, InfraError, TrialrunError, WeightSyncError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease
+from rollout.kept_turns import KeptTurns
 from rollout.weights.manifest import WeightManifest
 
 logger = logging.getLogger("trialrun")
 
 
-__all__ = ["PoolTiming", "RolloutPool", "Worker", "WorkerClient", "WorkerLost", "WorkerState"]
-
+_LAST_REPORT_S = 2.0
 Slot = tuple[str, int]
 """A place of one worker: its group, and its number there."""
 
@@ -76,7 +77,8 @@ class RolloutPool:
         """Notified when a worker comes, goes or is lost; not when an episode ends."""
         self.lag = LoopLag()
         """How late the loop is that talks to the workers."""
-        self._asking = Asking(self.lag, timing.ping_every_s, section.ping_timeout_s)
+        self._kept = KeptStore(section.kept_turns_mib << 20)
+        self._asking = Asking(self.lag, timing.ping_every_s, section.ping_timeout_s, self._kept)
         self.quarantine = quarantine or Quarantine()
         self._usable = usable
         self._leaving: set[asyncio.Task[None]] = set()
@@ -97,11 +99,7 @@ class RolloutPool:
     @property
     def groups(self) -> dict[str, int]:
         """Target number of workers of each group."""
-        return {group: self.desired_of(group) for group in self._groups}
-
-    def desired_of(self, group: str) -> int:
-        """Target number of workers of one group."""
-        return sum(name == group for name, _ in self._slots)
+        return {name: sum(slot[0] == name for slot in self._slots) for name in self._groups}
 
     @property
     def losses(self) -> int:
@@ -149,23 +147,31 @@ class RolloutPool:
 
         Raises DeadlineError, or InfraError with the reasons if that many can no longer start.
         """
-        await self._until(
-            lambda: self._healthy_count() >= count, f"{count} healthy rollout workers", count
-        )
+
+        def holds() -> bool:
+            return [worker.state for worker in self.workers].count(WorkerState.HEALTHY) >= count
+
+        await self._until(holds, f"{count} healthy rollout workers", count)
 
     async def run_episode(
-        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+        self,
+        lease: Lease,
+        task: Task,
+        config: EpisodeConfig,
+        prefer: str = "",
+        kept: KeptTurns | None = None,
     ) -> tuple[pa.RecordBatch, str]:
         """Run an episode on a healthy worker; return it with the worker's name.
 
-        The worker called `prefer` is taken if it has room. Raises WorkerLost if the worker died or
-        missed the deadline.
+        The worker called `prefer` is taken if it has room. It goes on from `kept`, if given. Raises
+        WorkerLost if the worker died or missed the deadline, TurnsNotKept.
         """
         worker = await self._acquire(prefer)
         worker.leases[lease.episode] = time.monotonic()
         try:
             async with self.lag.deadline(self._section.episode_timeout_s):
-                batch = await worker.client.run_episode(lease, task, config)
+                batch = await run_on(worker.client, lease, task, config, kept)
+            self._kept.forget(lease.episode)
             self.outcomes.note(batch)
             return batch, worker.name
         except TimeoutError:
@@ -173,10 +179,11 @@ class RolloutPool:
                 f"{worker.name} overran {self._section.episode_timeout_s:g} s on {lease.episode}"
             )
             self._fail(worker, reason, LossKind.OVERRAN)
-            raise WorkerLost(reason, LossKind.OVERRAN) from None
+            raise WorkerLost(reason, LossKind.OVERRAN, self._kept.take(lease)) from None
         except (WorkerLost, EngineError) as error:
             self._fail(worker, str(error), kind_of(error, was_healthy=True))
-            raise WorkerLost(worker.failure or str(error), worker.kind) from error
+            left = self._kept.take(lease)
+            raise WorkerLost(worker.failure or str(error), worker.kind, left) from error
         finally:
             worker.leases.pop(lease.episode, None)
             self._free.leave(worker)
@@ -264,7 +271,7 @@ class RolloutPool:
 
     async def _bring_up(self, worker: Worker) -> None:
         # until Ray has a place for it: waiting for one is no failure
-        worker.report = await worker.client.ping()
+        await self._asking.ask(worker)
         await self._asking.during(worker, self._start(worker))
         if not worker.stopping.is_set():  # else the pool shrank meanwhile
             self._enter(worker, WorkerState.HEALTHY)
@@ -294,6 +301,9 @@ class RolloutPool:
             async with self.lag.deadline(worker.drain_s):
                 await self._asking.until(worker.idle, worker)
         if worker.running:
+            with suppress(Exception):  # its finished turns are worth a moment
+                async with asyncio.timeout(_LAST_REPORT_S):
+                    await self._asking.ask(worker)
             worker.kind = LossKind.DRAINED
             worker.failure = (
                 f"{worker.name} was to end, and {worker.running} of its episodes were not "
@@ -348,16 +358,13 @@ class RolloutPool:
             raise self._none_in_time("a healthy rollout worker") from None
 
     def _enter(self, worker: Worker, state: WorkerState) -> None:
-        """Change the state of `worker`; only a healthy one has places for episodes."""
+        """Enter `state`; only a healthy worker has places for episodes."""
         if state is not worker.state:
             worker.state, worker.since = state, time.monotonic()
         if state is WorkerState.HEALTHY:
             self._free.open(worker)
         else:
             self._free.close(worker)
-
-    def _healthy_count(self) -> int:
-        return sum(worker.state is WorkerState.HEALTHY for worker in self._workers.values())
 
     async def _until(self, holds: Callable[[], bool], what: str, needed: int) -> None:
         """Wait until `holds`, which takes `needed` workers.
@@ -375,10 +382,9 @@ class RolloutPool:
             raise self._none_in_time(what) from None
 
     def _none_in_time(self, what: str) -> DeadlineError:
-        states = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
-        return DeadlineError(
-            f"waited {self._section.pool_timeout_s:g} s for {what}; found {states or 'no workers'}"
-        )
+        found = ", ".join(f"{worker.name} {worker.state}" for worker in self.workers)
+        waited = f"waited {self._section.pool_timeout_s:g} s for {what}"
+        return DeadlineError(f"{waited}; found {found or 'no workers'}")
 
     def _fail(self, worker: Worker, reason: str, kind: LossKind) -> None:
         # Only the first failure counts: all its episodes fail together, and later errors are

@@ -2,20 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from cluster.config.fleet_config import DEFAULT_GROUP
+from cluster.fleet.health.kept_store import KeptStore
 from cluster.fleet.health.losses import LossKind, WorkerLost
 from cluster.fleet.loop_lag import LoopLag
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease, Outcome
+from rollout.kept_turns import KeptTurns, TurnsNotKept, TurnsPart
 from rollout.weights.manifest import WeightManifest
 
 
@@ -46,6 +48,8 @@ class WorkerReport:
     pid: int = 0
     oldest: Activity | None = None
     """What has lasted longest of all that its episodes do now."""
+    turns: Sequence[TurnsPart] = ()
+    """Turns that its episodes have finished since the last report."""
 
 
 class WorkerClient(Protocol):
@@ -67,6 +71,28 @@ class WorkerClient(Protocol):
         ...
 
     def kill(self) -> None: ...
+
+
+@runtime_checkable
+class ContinuingClient(WorkerClient, Protocol):
+    """A client whose worker can go on from the finished turns of another one."""
+
+    async def continue_episode(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns
+    ) -> pa.RecordBatch:
+        """As `run_episode`, from `kept`. Raises TurnsNotKept where that is not possible."""
+        ...
+
+
+async def run_on(
+    client: WorkerClient, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None
+) -> pa.RecordBatch:
+    """Run an episode through `client`, from `kept` if there is something and the client can."""
+    if kept is None:
+        return await client.run_episode(lease, task, config)
+    if not isinstance(client, ContinuingClient):
+        raise TurnsNotKept("its new worker cannot go on from the turns of another one")
+    return await client.continue_episode(lease, task, config, kept)
 
 
 Spawn = Callable[[str], WorkerClient]
@@ -153,6 +179,7 @@ class Asking:
     every_s: float
     timeout_s: float
     """Deadline of one answer."""
+    kept: KeptStore
 
     async def until(self, end: asyncio.Event, worker: Worker) -> None:
         """Ask `worker` until `end` is set. Raises WorkerLost, EngineError."""
@@ -163,10 +190,17 @@ class Asking:
                 return
             try:
                 async with self.lag.deadline(self.timeout_s):
-                    worker.report = await worker.client.ping() or worker.report
+                    await self.ask(worker)
             except TimeoutError:
                 reason = f"{worker.name}: no answer for {self.timeout_s:g} s"
                 raise WorkerLost(reason, LossKind.UNRESPONSIVE) from None
+
+    async def ask(self, worker: Worker) -> None:
+        """Ask once, and keep the turns that the worker reports."""
+        report = await worker.client.ping()
+        if report is not None:
+            self.kept.add(report.turns)
+            worker.report = replace(report, turns=())
 
     async def during(self, worker: Worker, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`; it is cancelled once `worker` must end, or is not well. Raises why it is not,

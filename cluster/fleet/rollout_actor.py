@@ -26,6 +26,7 @@ from rollout.config import EpisodeConfig
 from rollout.engines.vllm_environment import engine_environment
 from rollout.episode import Lease
 from rollout.episode_schema import from_wire, to_wire
+from rollout.kept_turns import KeptTurns
 from rollout.weights.manifest import Place, WeightManifest
 
 Answer = TypeVar("Answer")
@@ -45,9 +46,11 @@ class RolloutActor:
         await self._worker.start()
         return place_here(shm_dir)
 
-    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.Buffer:
+    async def run_episode(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None
+    ) -> pa.Buffer:
         """Run one episode; return its batch as one buffer, which Ray moves without pickling."""
-        return to_wire(await self._worker.run_episode(lease, task, config))
+        return to_wire(await self._worker.run_episode(lease, task, config, kept))
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         await self._worker.load_weights(manifest)
@@ -56,7 +59,8 @@ class RolloutActor:
         """Say where the worker runs and what it does. Raises EngineError for a lost engine."""
         self._worker.check()
         node = ray.get_runtime_context().get_node_id()
-        return WorkerReport(node=node, pid=os.getpid(), oldest=self._worker.oldest)
+        turns = self._worker.take_turns()
+        return WorkerReport(node=node, pid=os.getpid(), oldest=self._worker.oldest, turns=turns)
 
     async def close(self) -> None:
         await self._worker.close()
@@ -102,8 +106,18 @@ class RayWorker:
         self._place = await self._answer(self._actor.start.remote(self._links.relays.shm_dir))
 
     async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
+        return await self._run(lease, task, config, None)
+
+    async def continue_episode(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns
+    ) -> pa.RecordBatch:
+        return await self._run(lease, task, config, kept)
+
+    async def _run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None
+    ) -> pa.RecordBatch:
         try:
-            row = await self._answer(self._actor.run_episode.remote(lease, task, config))
+            row = await self._answer(self._actor.run_episode.remote(lease, task, config, kept))
         except WorkerLost as error:
             raise self._given_up or error from error
         return from_wire(row)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from rollout.engine import Engine, WatchedEngine
 from rollout.engines.engine_spec import EngineSpec
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
+from rollout.kept_turns import KeptTurns, TurnsPart
 from rollout.runner import EpisodeRunner, Identity
 from rollout.weights.manifest import WeightManifest
 
@@ -38,6 +39,8 @@ class WorkerSpec:
 
     engine: EngineSpec
     tools: ToolServerConfig
+    keep_turns: bool = True
+    """Whether finished turns are reported."""
     engine_factory: str = VLLM
     """`module:function` of a MakeEngine."""
 
@@ -82,13 +85,22 @@ class RolloutWorker:
         self._services = ToolRouter(self._tools, self._spec.tools, os.environ)
         self._runner = EpisodeRunner(self._engine, self._services, template, identity)
 
-    async def run_episode(self, lease: Lease, task: Task, config: EpisodeConfig) -> pa.RecordBatch:
-        """Run one episode; return one row in EPISODE_SCHEMA.
+    async def run_episode(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None = None
+    ) -> pa.RecordBatch:
+        """Run one episode, from the turns of another worker if there are any; return one row in
+        EPISODE_SCHEMA.
 
-        Raises EngineError if this worker must be replaced.
+        Raises EngineError if this worker must be replaced, TurnsNotKept.
         """
         assert self._runner is not None, "start comes first"
-        return to_batch([await self._runner.run_episode(lease, task, config)])
+        return to_batch([await self._runner.run_episode(lease, task, config, kept)])
+
+    def take_turns(self) -> Sequence[TurnsPart]:
+        """Return what the turns that finished since the last call have added to their episodes."""
+        return (
+            self._runner.take_turns() if self._runner is not None and self._spec.keep_turns else ()
+        )
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         """Load new weights. Raises WeightSyncError, EngineError."""

@@ -8,16 +8,21 @@ from typing import Protocol
 import pyarrow as pa
 
 from cluster.config.run_config import RolloutsSection
-from cluster.fleet.pool import WorkerLost
+from cluster.fleet.health.losses import LossKind
+from cluster.fleet.pool import RolloutPool, WorkerLost
 from envs.errors import InfraError
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease, Outcome
-from rollout.store.ledger_state import DropReason
+from rollout.kept_turns import KeptTurns, TurnsNotKept
+from rollout.store.ledger_state import DropReason, ReLeaseReason
 from rollout.store.run_directory import RunDirectory
 
 MAX_LOSSES = 20
 """Lost workers after which an episode is taken for the cause of their loss."""
+
+_LOSSES_KEPT = 3
+"""Lost workers after which an episode starts anew: its turns may be what ends them."""
 
 _REASONS = {
     Outcome.INFRA_FAILED: DropReason.INFRA_FAILED,
@@ -67,18 +72,30 @@ class Dispatcher:
         """
         ledger = self._run.ledger
         losses, failures = 0, 0
+        kept: KeptTurns | None = None
         while True:
             try:
-                ran = await self._workers.run_episode(lease, task, self._episode, near.worker)
-                batch, near.worker = ran
+                batch, near.worker = await self._played(lease, task, near.worker, kept)
             except WorkerLost as error:
-                losses += 1
+                drained = error.kind is LossKind.DRAINED
+                losses += not drained
                 if losses > MAX_LOSSES:
                     raise InfraError(
                         f"episode {lease.episode} lost {losses} workers: {error}"
                     ) from error
-                lease = ledger.re_lease(lease.episode, f"worker lost: {error}"[:200])
+                kept = error.kept if losses <= _LOSSES_KEPT and _replayable(task) else None
+                lease = ledger.re_lease(
+                    lease.episode,
+                    f"worker lost: {error}"[:200],
+                    ReLeaseReason.DRAINED if drained else ReLeaseReason.WORKER_LOST,
+                    len(kept.turns) if kept is not None else 0,
+                )
                 continue
+            except TurnsNotKept as error:
+                kept, why = None, str(error)[:200]
+                lease = ledger.re_lease(lease.episode, why, ReLeaseReason.NOT_REPLAYED)
+                continue
+            kept = None
             await self._run.store(batch)
             outcome = Outcome(batch["outcome"][0].as_py())
             if outcome.counts:
@@ -89,4 +106,18 @@ class Dispatcher:
             if hopeless or failures >= self._section.max_attempts:
                 ledger.drop([lease.episode], _REASONS.get(outcome, DropReason.CANCELLED))
                 return None
-            lease = ledger.re_lease(lease.episode, outcome.value)
+            lease = ledger.re_lease(lease.episode, outcome.value, ReLeaseReason.FAILED)
+
+    async def _played(
+        self, lease: Lease, task: Task, prefer: str, kept: KeptTurns | None
+    ) -> tuple[pa.RecordBatch, str]:
+        if kept is None:
+            return await self._workers.run_episode(lease, task, self._episode, prefer)
+        workers = self._workers
+        assert isinstance(workers, RolloutPool), "only a pool loses workers and keeps turns"
+        return await workers.run_episode(lease, task, self._episode, prefer, kept)
+
+
+def _replayable(task: Task) -> bool:
+    """Whether the state of a task's tools can be made again: other systems see every call twice."""
+    return task.tool_set.root.sandboxed

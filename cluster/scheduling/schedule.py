@@ -12,7 +12,7 @@ from cluster.scheduling.task_sources import TaskSource
 from envs.seeds import stable_hash
 from envs.tasks import Task
 from rollout.episode import Lease, RolloutKind
-from rollout.store.ledger_state import State
+from rollout.store.ledger_state import ReLeaseReason, State
 from rollout.store.run_directory import RunDirectory
 
 RESUMED = "the run was resumed"
@@ -127,7 +127,7 @@ class Schedule:
         ledger = self._run.ledger
         entries = [ledger.entries[episode] for episode in ledger.groups[group]]
         leases = [
-            ledger.re_lease(entry.lease.episode, RESUMED)
+            ledger.re_lease(entry.lease.episode, RESUMED, ReLeaseReason.RESUMED)
             for entry in entries
             if entry.state is State.LEASED
         ]

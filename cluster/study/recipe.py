@@ -16,7 +16,12 @@ _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
     "episode": {"thoughts": "keep", "max_observation_tokens": 0},
     "cluster": {"quarantine_losses": 3, "quarantine_window_s": 600.0, "quarantine_s": 1800.0},
-    "rollouts": {"max_drops_per_group": 16, "drain_timeout_s": 0.0, "groups": {}},
+    "rollouts": {
+        "max_drops_per_group": 16,
+        "drain_timeout_s": 0.0,
+        "kept_turns_mib": 1024,
+        "groups": {},
+    },
 }
 """Keys that a study of an older version does not have, with the value that changes nothing for it:
 with that value they are left out, so that such a study goes on.

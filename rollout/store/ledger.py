@@ -34,6 +34,7 @@ from rollout.store.ledger_state import (
     LedgerEvent,
     LedgerState,
     ReLeased,
+    ReLeaseReason,
     RolledBack,
     Sample,
     State,
@@ -100,10 +101,18 @@ class Ledger(LedgerState):
         )
         self._own.add(group)
 
-    def re_lease(self, episode: str, why: str) -> Lease:
-        """Schedule `episode` again: the new lease has the same seed and the next attempt."""
+    def re_lease(
+        self, episode: str, why: str, reason: ReLeaseReason | None = None, kept_turns: int = 0
+    ) -> Lease:
+        """Schedule `episode` again: the new lease has the same seed and the next attempt, which
+        goes on from `kept_turns` finished turns of the one before.
+        """
         attempt = self.entries[episode].lease.attempt + 1 if episode in self.entries else 0
-        self._record(ReLeased(episode=episode, attempt=attempt, why=why))
+        self._record(
+            ReLeased(
+                episode=episode, attempt=attempt, why=why, reason=reason, kept_turns=kept_turns
+            )
+        )
         return self.entries[episode].lease
 
     def finish(self, lease: Lease) -> None:
@@ -172,7 +181,9 @@ class Ledger(LedgerState):
         if entry.state is State.LEASED and counts.get(lease.attempt, False):
             self.finish(lease)
         elif entry.state is State.FINISHED and lease.attempt not in counts:
-            self.re_lease(lease.episode, "its episode is not in the store")
+            self.re_lease(
+                lease.episode, "its episode is not in the store", ReLeaseReason.NOT_STORED
+            )
 
     def _record(self, event: LedgerEvent) -> None:
         line = event.model_dump_json()

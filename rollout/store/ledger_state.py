@@ -52,6 +52,24 @@ class DropReason(StrEnum):
     """Collected as SFT data, which a separate run trains on."""
 
 
+class ReLeaseReason(StrEnum):
+    """Why an episode was scheduled again."""
+
+    WORKER_LOST = "worker_lost"
+    DRAINED = "drained"
+    """Its worker was to end, and it was not finished in time."""
+    FAILED = "failed"
+    """A failure that is not the policy's ended the attempt."""
+    NOT_REPLAYED = "not_replayed"
+    """Its finished turns could not be continued, because its tools answered otherwise when their
+    calls were replayed; it starts anew.
+    """
+    RESUMED = "resumed"
+    """The run was left and resumed."""
+    NOT_STORED = "not_stored"
+    """Its episode is not in the store."""
+
+
 class State(StrEnum):
     """State of an episode in the ledger."""
 
@@ -94,6 +112,11 @@ class ReLeased(_Event):
     episode: str
     attempt: int
     why: str
+    reason: ReLeaseReason | None = None
+    """None in older ledgers, which have only the words."""
+    kept_turns: int = 0
+    """Finished turns of the attempt before that this one goes on from; 0 starts the episode anew.
+    """
 
 
 class Finished(_Event):

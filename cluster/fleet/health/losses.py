@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from envs.errors import DeadlineError, EngineError, InfraError, WeightSyncError
+from rollout.kept_turns import KeptTurns
 
 
 class LossKind(StrEnum):
@@ -38,10 +39,14 @@ class LossKind(StrEnum):
 class WorkerLost(InfraError):
     """The worker that ran an episode is gone; the episode is to be run by another one."""
 
-    def __init__(self, message: str, kind: LossKind = LossKind.DIED) -> None:
-        super().__init__(message, kind)
+    def __init__(
+        self, message: str, kind: LossKind = LossKind.DIED, kept: KeptTurns | None = None
+    ) -> None:
+        super().__init__(message, kind, kept)
         self.message = message
         self.kind = kind
+        self.kept = kept
+        """The finished turns of the episode that reached the driver."""
 
     def __str__(self) -> str:
         return self.message
