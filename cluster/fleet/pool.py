@@ -39,11 +39,8 @@ from rollout.kept_turns import KeptTurns
 from rollout.weights.manifest import WeightManifest
 
 logger = logging.getLogger("trialrun")
-
-
 _LAST_REPORT_S = 2.0
-Slot = tuple[str, int]
-"""A place of one worker: its group, and its number there."""
+Slot = tuple[str, int]  # its group, and its number there
 
 
 class RolloutPool:

@@ -120,7 +120,7 @@ async def test_workers_are_placed_by_group_and_kept_off_a_bad_node(
         assert (far.group, far.node) == ("far", nodes["b"])
         assert (near.group, near.node) == ("near", nodes["a"])
         await until(lambda: bool(asked()))
-        assert sorted(asked(), key=str) == [{"CPU": 1.0}, {"CPU": 1.0, "far": 1.0}]
+        assert sorted(asked(), key=len) == [{"CPU": 1.0}, {"CPU": 1.0, "far": 1.0}]
 
         episode = asyncio.create_task(
             pool.run_episode(leases_of(task, 1)[0], task, EpisodeConfig(), near.name)
