@@ -6,6 +6,7 @@ that bring tool sessions back to their state.
 """
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -23,9 +24,6 @@ from rollout.phase_tools import PhaseTools
 from rollout.trajectory import Trajectory, VisibleFrom
 
 Number = TypeVar("Number", int, float)
-_BYTES_PER_TOKEN = 9
-_BYTES_PER_OBJECT = 200
-"""About what Python takes for one turn or message beside its text."""
 
 
 class TurnsNotKept(InfraError):
@@ -122,14 +120,32 @@ class TurnsPart:
             messages=tuple(trajectory.messages[before.messages : after.messages]),
         )
 
-    @property
-    def nbytes(self) -> int:
-        """About the memory that it takes."""
-        texts = sum(len(turn.text) for turn in self.turns)
-        texts += sum(len(message.content) for message in self.messages)
-        texts += sum(len(call.result) for turn in self.turns for call in turn.calls)
-        objects = len(self.turns) + len(self.messages)
-        return len(self.token_ids) * _BYTES_PER_TOKEN + texts + objects * _BYTES_PER_OBJECT
+    def sealed(self) -> "SealedPart":
+        """Return it as bytes, which the driver need not read while all goes well."""
+        return SealedPart(
+            episode=self.episode,
+            attempt=self.attempt,
+            before=(self.before.tokens, self.before.turns),
+            after=(self.after.tokens, self.after.turns),
+            content=pickle.dumps(self, pickle.HIGHEST_PROTOCOL),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedPart:
+    """A TurnsPart as bytes, between its numbers of tokens and turns before and after."""
+
+    episode: str
+    attempt: int
+    before: tuple[int, int]
+    after: tuple[int, int]
+    content: bytes
+
+    def opened(self) -> TurnsPart:
+        """Return the part; it comes from a worker of the same run."""
+        part = pickle.loads(self.content)
+        assert isinstance(part, TurnsPart)
+        return part
 
 
 class KeptTurns:
@@ -143,11 +159,6 @@ class KeptTurns:
     def mark(self) -> Mark:
         """Where the episode stood at the end of the last part."""
         return self._parts[-1].after if self._parts else Mark()
-
-    @property
-    def nbytes(self) -> int:
-        """About the memory that they take."""
-        return sum(part.nbytes for part in self._parts)
 
     @property
     def turns(self) -> list[Turn]:

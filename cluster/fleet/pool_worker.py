@@ -17,7 +17,7 @@ from cluster.fleet.loop_lag import LoopLag
 from envs.tasks import Task
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease, Outcome
-from rollout.kept_turns import KeptTurns, TurnsNotKept, TurnsPart
+from rollout.kept_turns import KeptTurns, SealedPart, TurnsNotKept
 from rollout.weights.manifest import WeightManifest
 
 
@@ -48,7 +48,7 @@ class WorkerReport:
     pid: int = 0
     oldest: Activity | None = None
     """What has lasted longest of all that its episodes do now."""
-    turns: Sequence[TurnsPart] = ()
+    turns: Sequence[SealedPart] = ()
     """Turns that its episodes have finished since the last report."""
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rollout.engine import Engine, WatchedEngine
 from rollout.engines.engine_spec import EngineSpec
 from rollout.episode import Lease
 from rollout.episode_schema import to_batch
-from rollout.kept_turns import KeptTurns, TurnsPart
+from rollout.kept_turns import KeptTurns, SealedPart
 from rollout.runner import EpisodeRunner, Identity
 from rollout.weights.manifest import WeightManifest
 
@@ -96,11 +96,11 @@ class RolloutWorker:
         assert self._runner is not None, "start comes first"
         return to_batch([await self._runner.run_episode(lease, task, config, kept)])
 
-    def take_turns(self) -> Sequence[TurnsPart]:
+    def take_turns(self) -> list[SealedPart]:
         """Return what the turns that finished since the last call have added to their episodes."""
-        return (
-            self._runner.take_turns() if self._runner is not None and self._spec.keep_turns else ()
-        )
+        if self._runner is None or not self._spec.keep_turns:
+            return []
+        return [part.sealed() for part in self._runner.take_turns()]
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         """Load new weights. Raises WeightSyncError, EngineError."""

@@ -1,7 +1,6 @@
 """Episodes that are interrupted after each of their turns and go on as if they had not been."""
 
 import asyncio
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +80,7 @@ async def interrupted(
     while not engine.stopped.is_set():
         await asyncio.sleep(0)
         for part in runner.take_turns():
-            assert kept.add(pickle.loads(pickle.dumps(part)))
+            assert kept.add(part.sealed().opened())
     assert runner.take_turns() == []
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)
@@ -213,4 +212,3 @@ def test_a_part_after_a_missing_one_is_refused(template: ChatTemplate, task: Tas
     kept = KeptTurns(0)
     assert not kept.add(second) and kept.turns == []
     assert kept.add(first) and not kept.add(first) and kept.add(second)
-    assert kept.nbytes == first.nbytes + second.nbytes > 0

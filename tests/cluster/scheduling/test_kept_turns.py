@@ -21,14 +21,14 @@ from envs.tasks import Task
 from envs.tools import ToolSet
 from rollout.config import EpisodeConfig
 from rollout.episode import Lease, Phase, Turn
-from rollout.kept_turns import KeptTurns, Mark, TurnsNotKept, TurnsPart
+from rollout.kept_turns import KeptTurns, Mark, SealedPart, TurnsNotKept, TurnsPart
 from rollout.store.journal import read_objects
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 from tests.cluster.conftest import TIMING, FakeWorker, Fleet, leases_of
 
 
-def part(episode: str, attempt: int, turn: int, size: int = 3) -> TurnsPart:
+def part(episode: str, attempt: int, turn: int, size: int = 3) -> SealedPart:
     """One turn of `size` tokens, the one with number `turn`."""
     start = turn * size
     made = Turn(
@@ -50,7 +50,7 @@ def part(episode: str, attempt: int, turn: int, size: int = 3) -> TurnsPart:
         spans=(),
         turns=(made,),
         messages=(),
-    )
+    ).sealed()
 
 
 @dataclass
@@ -216,12 +216,14 @@ async def test_a_worker_that_is_drained_in_vain_reports_its_last_turns(
 def test_the_store_of_turns_has_a_bound_and_knows_attempts(numbered: Any) -> None:
     (lease,) = leases_of(numbered.tasks("train", 0, 1)[0], 1)
     name = lease.episode
-    store = KeptStore(3 * part(name, 0, 0).nbytes)
+    store = KeptStore(3 * len(part(name, 0, 0).content) + 9)
     store.add([part(name, 0, 0), part(name, 0, 1)])
     assert store.take(replace(lease, attempt=1)) is None, "of another attempt"
     store.add([part(name, 0, 0), part("other", 0, 0), part(name, 0, 1)])
     store.add([part(name, 0, 2)])
-    assert store.take(lease) is None and store.nbytes == part(name, 0, 0).nbytes, "beyond the bound"
+    assert store.take(lease) is None and store.nbytes == len(part("other", 0, 0).content), (
+        "beyond the bound"
+    )
     store.add([part(name, 0, 1)])
     assert store.take(lease) is None, "a part is missing before it"
     store.add([part(name, 0, 0), part(name, 1, 0)])
