@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.config.run_config import RunConfig
 from cluster.evaluation.report_files import report_on
 from cluster.fleet.open_pool import open_pool
+from cluster.fleet.placement.worker_place import workers_wanted
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
 from cluster.jobs.directories import RUN_DIRECTORY_IS
@@ -155,8 +156,8 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
 async def _run_on_a_pool(
     inputs: RunInputs, run: RunDirectory, tasks: Sequence[Task], progress: Progress
 ) -> None:
-    progress.phase(f"starting {inputs.config.rollouts.workers} vLLM workers")
+    progress.phase(f"starting {sum(workers_wanted(inputs.config).values())} vLLM workers")
     async with open_pool(inputs.config, inputs.model, run.path) as pool:
-        await pool.wait_healthy(inputs.config.rollouts.workers)
+        await pool.wait_healthy(pool.desired)
         progress.phase("evaluating")
         await run_episodes(inputs.config, pool, run, tasks, progress)

@@ -45,7 +45,7 @@ class EvalPool:
         if self._pool is None:
             pool = open_pool(config, model, self._folder)
             self._pool = await self._open.enter_async_context(pool)
-            await self._pool.wait_healthy(config.rollouts.workers)
+            await self._pool.wait_healthy(self._pool.desired)
         elif self._model != model:
             await self._published.aclose()
             self._pushes += 1
