@@ -20,7 +20,7 @@ from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.teachers.teacher import check_teacher, run_teacher
-from cluster.training.learner_restarts import with_restarts
+from cluster.training.learner_restarts import unless_lost, with_restarts
 from cluster.training.sft_data import parse_source, sft_table
 from envs.errors import ConfigError
 from envs.tools import JsonObject
@@ -65,17 +65,7 @@ async def _train(
         progress.phase("starting the learner")
         await learner.check_folder(run.path)
         await learner.start()
-        done = await learner.load_checkpoint(newest) if newest else 0
-        if done:
-            progress.say(f"resuming from the checkpoint of step {done}")
-        progress.phase(f"SFT on {table.num_rows} episodes, {config.sft.epochs} epochs")
-        async for row in learner.sft(table, config.run.seed, checkpoints, done):
-            progress.sft_step(row)
-            step = int(row.pop("step"))
-            run.record_metrics(step, row)
-            keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
-        progress.phase("exporting the model")
-        await learner.export_model(run.layout.model)
+        await unless_lost(_all_steps(config, learner, table, run, progress, newest), learner)
     finally:
         await learner.close()
     await run.synced()
@@ -83,6 +73,29 @@ async def _train(
         if not checkpoint.name.startswith("."):
             remove_folder(checkpoint)
     remove_left_overs(checkpoints)
+
+
+async def _all_steps(
+    config: RunConfig,
+    learner: LearnerGroup,
+    table: pa.Table,
+    run: RunDirectory,
+    progress: Progress,
+    newest: Path | None,
+) -> None:
+    """Make the steps after the checkpoint `newest`, and export the model."""
+    checkpoints = run.layout.checkpoints
+    done = await learner.load_checkpoint(newest) if newest else 0
+    if done:
+        progress.say(f"resuming from the checkpoint of step {done}")
+    progress.phase(f"SFT on {table.num_rows} episodes, {config.sft.epochs} epochs")
+    async for row in learner.sft(table, config.run.seed, checkpoints, done):
+        progress.sft_step(row)
+        step = int(row.pop("step"))
+        run.record_metrics(step, row)
+        keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
+    progress.phase("exporting the model")
+    await learner.export_model(run.layout.model)
 
 
 def _check_data(layout: RunLayout, table: pa.Table) -> None:
