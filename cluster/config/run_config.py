@@ -145,6 +145,21 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_are_possible(self) -> Self:
+        names = ", ".join(self.rollouts.groups)
+        if names and self.run.deterministic:
+            raise ValueError(
+                f"run.deterministic needs workers of one kind, found rollouts.groups ({names}): "
+                "engines of other sizes compute other bits; leave the groups out"
+            )
+        if names and self.cluster.transport == "cuda_ipc":
+            raise ValueError(
+                f"cluster.transport 'cuda_ipc' needs every engine on the learner's GPU, found "
+                f"rollouts.groups ({names}): set cluster.transport to 'shm'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _adapters_travel_by_shared_memory(self) -> Self:
         if self.model.lora.rank and self.cluster.transport != "shm":
             raise ValueError(

@@ -192,3 +192,9 @@ def test_groups_take_what_they_leave_out_from_the_sections_for_all() -> None:
         ).rollouts.workers
         == 2
     )
+
+
+@pytest.mark.parametrize("key", ["run.deterministic=true", "cluster.transport=cuda_ipc"])
+def test_what_needs_workers_of_one_kind_refuses_groups(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"found rollouts\.groups \(big\)"):
+        load_config("catalog", ["rollouts.groups.big.workers=1", "rollouts.workers=1", key])
