@@ -213,6 +213,7 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
         opening.open(progress) as run,
         progress.logged(run.layout.log),
     ):
+        run.layout.health.unlink(missing_ok=True)  # an earlier process wrote it
         inputs = _with_workers(inputs, workers, progress)
         if note := missing_resources(demand_of(config, workers)):
             progress.say(note)
