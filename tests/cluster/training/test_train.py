@@ -1,12 +1,16 @@
 """What a resumed run takes over from the one before, without starting anything."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.config.run_config import RunConfig, load_config
+from cluster.fleet.placement.worker_place import workers_wanted
+from cluster.lifecycle.inputs import RunInputs
 from cluster.lifecycle.opening import new_run
-from cluster.training.train import _remembered_workers, run_train
+from cluster.progress import QUIET
+from cluster.training.train import _remembered_workers, _with_workers, run_train
 from rollout.store.control import ControlEvent, ScaleRequest
 from rollout.store.run_layout import RunKind, RunLayout
 
@@ -17,14 +21,23 @@ def recipe(folder: Path, *overrides: str) -> RunConfig:
 
 
 def test_a_resumed_run_keeps_its_scale_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
-    config = recipe(tmp_path)
+    groups = ("rollouts.groups.big.workers=1", "rollouts.groups.far.workers=1")
+    config = recipe(tmp_path, *groups)
     with new_run(config.path, config, RunKind.TRAIN) as run:
-        assert _remembered_workers(config) == 2
-        request = ScaleRequest(workers=5)
-        event = ControlEvent(at=1.0, actor="ada", request=request, request_id="1", workers=5)
-        run.record_control(event)
-    assert _remembered_workers(config) == 5
-    assert _remembered_workers(recipe(tmp_path, "rollouts.workers=3")) == 3
+        assert _remembered_workers(config) == {"default": 2, "big": 1, "far": 1}
+        for group, workers in (("default", 5), ("big", 0), ("gone", 9)):
+            request = ScaleRequest(workers=workers, group=group)
+            event = ControlEvent(
+                at=1.0, actor="ada", request=request, request_id="1", workers=workers
+            )
+            run.record_control(event)
+    assert _remembered_workers(config) == {"default": 5, "big": 0, "far": 1}
+    other = recipe(tmp_path, *groups, "rollouts.workers=3", "rollouts.groups.big.workers=2")
+    assert _remembered_workers(other) == {"default": 3, "big": 2, "far": 1}
+    environment: Any = None
+    inputs = RunInputs(config=config, model=tmp_path, environment=environment)
+    resumed = _with_workers(inputs, _remembered_workers(config), QUIET).config
+    assert workers_wanted(resumed) == {"default": 5, "big": 0, "far": 1}
 
 
 @pytest.mark.parametrize("requeue", [True, False])
