@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from cluster.config.run_config import RunConfig
+from cluster.fleet.placement import demand
 from cluster.fleet.placement.demand import demand_of, missing_resources, room_for_workers
 from cluster.fleet.placement.worker_place import (
     NODE_ID_LABEL,
@@ -156,3 +157,28 @@ def test_a_worker_asks_ray_for_what_its_group_needs() -> None:
     bundles, selectors = demand_of(config_of(MIXED), ranks=False).bundles()
     assert bundles[2:] == [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 2.0}] * 2, {"CPU": 4.0, "far": 1.0}]
     assert selectors == [{}] * 3 + [{"z": "a"}] * 2 + [{}]
+
+
+def test_the_autoscaler_is_asked_once_per_size_and_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Any] = []
+
+    def request(bundles: Any, bundle_label_selectors: Any) -> None:
+        asked.append((bundles, bundle_label_selectors))
+        if len(asked) == 3:
+            raise RuntimeError("no head")
+
+    monkeypatch.setattr(demand, "request_resources", request)
+    config, requests = config_of(MIXED), demand.NodeRequests()
+    requests.withdraw()
+    assert asked == [], "nothing was asked for"
+    for workers in ({"big": 1}, {"big": 1}, {"far": 1}):
+        requests.ask(demand_of(config, workers, ranks=False))
+    requests.withdraw()
+    assert asked == [
+        ([{"CPU": 1.0, "GPU": 2.0}], [{"z": "a"}]),
+        ([{"CPU": 4.0, "far": 1.0}], [{}]),
+        ([], None),
+    ]
+    assert "could not be asked for nodes: RuntimeError('no head')" in caplog.text
