@@ -142,6 +142,9 @@ async def test_workers_are_placed_by_group_and_kept_off_a_bad_node(
     assert asked() == []
 
 
+@pytest.mark.skipif(
+    not os.environ.get("TRIALRUN_LONG_TESTS"), reason="half a minute; TRIALRUN_LONG_TESTS=1"
+)
 async def test_a_node_that_lost_a_worker_gets_no_new_one(
     nodes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
