@@ -27,6 +27,7 @@ from cluster.cli.mirrors import mirrored_rows, print_log, refuse_address
 from cluster.cli.path_checks import check_model, check_tasks
 from cluster.cli.run_rows import job_row, row_of, run_row
 from cluster.cli.run_target import Target, find_target
+from cluster.cli.scale_argument import workers_wanted
 from cluster.config.places import home
 from cluster.config.run_config import RunConfig
 from cluster.jobs.directories import runs_below, status_of
@@ -43,7 +44,6 @@ from envs.tools import JsonObject
 from rollout.mirror.address import is_address
 from rollout.store.control import (
     DEFAULT_GROUP,
-    MAX_WORKERS,
     ControlEvent,
     ControlRequest,
     ScaleByRequest,
@@ -217,24 +217,6 @@ def _print_log(layout: RunLayout, *, follow: bool) -> None:
             time.sleep(_POLL_S)
 
 
-def _workers(text: str) -> ScaleRequest | ScaleByRequest:
-    """Read `4`, `+2`, `-1`, or `big=4` with a group. Raises typer.BadParameter for others."""
-    group, named, number = text.rpartition("=")
-    digits = number.removeprefix("+").removeprefix("-")
-    count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else -1
-    signed = len(number) - len(digits)
-    least = 0 if named and not signed else 1  # a group may have no workers
-    if not least <= count <= MAX_WORKERS or signed > 1 or bool(named) != bool(group):
-        raise typer.BadParameter(
-            f"expected a number of workers, 1 to {MAX_WORKERS}, or a change such as +2 or -1, or "
-            f"either for a group, such as big=4 or big=+1, found {text!r}"
-        )
-    group = group or DEFAULT_GROUP
-    if not signed:
-        return ScaleRequest(workers=count, group=group)
-    return ScaleByRequest(change=-count if number.startswith("-") else count, group=group)
-
-
 @app.command(
     context_settings={"ignore_unknown_options": True},  # -1 is a number
     epilog="Example: [bold]trialrun scale first 4[/], or [bold]trialrun scale first +1[/], or of a "
@@ -245,7 +227,7 @@ def scale(
     workers: Annotated[
         Any,
         typer.Argument(
-            parser=_workers,
+            parser=workers_wanted,
             metavar="[GROUP=]N|+N|-N",
             help="Target number of rollout workers, or by how many more or fewer.",
             show_default=False,

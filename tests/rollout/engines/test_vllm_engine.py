@@ -373,7 +373,7 @@ async def test_a_load_past_its_deadline_breaks_the_engine(untied: Rig) -> None:
 
 
 async def test_a_frozen_engine_process_is_noticed_in_seconds(salted: Rig) -> None:
-    busy: list[asyncio.Task[Completion]] = []
+    busy = list[asyncio.Task[Completion]]()
     for _ in range(2):  # idle, then busy
         watch = EngineWatch(salted.engine)
         await watch.start()
@@ -387,8 +387,7 @@ async def test_a_frozen_engine_process_is_noticed_in_seconds(salted: Rig) -> Non
     await asyncio.gather(*busy, salted.engine.ping())
 
 
-async def test_a_killed_engine_process_is_an_engine_error(salted: Rig) -> None:
-    """Last of its engine: it does not come back."""
+async def test_a_killed_engine_process_is_an_engine_error(salted: Rig) -> None:  # the last one
     task = asyncio.create_task(salted.sample(prompt_of(30, seed=1300), LONG))
     while salted.engine.in_flight == 0:
         await asyncio.sleep(0)
