@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 
 from cluster.config.run_config import ClusterSection
+from cluster.fleet.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.pool import WorkerLost
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
@@ -31,6 +32,7 @@ class RolloutActor:
     """Ray actor around a RolloutWorker; all calls share one event loop."""
 
     def __init__(self, name: str, spec: WorkerSpec, access: ToolAccess) -> None:
+        self._warnings = KeptWarnings()
         tools = access.tools_for(name, spec.tools)
         self._worker = RolloutWorker(name, spec, tools, import_late(spec.engine_factory))
 
@@ -46,7 +48,9 @@ class RolloutActor:
     async def load_weights(self, manifest: WeightManifest) -> None:
         await self._worker.load_weights(manifest)
 
-    async def ping(self) -> None: ...
+    async def ping(self) -> list[str]:
+        """Return what this process warned of since the last call."""
+        return self._warnings.take()
 
     async def close(self) -> None:
         await self._worker.close()
@@ -95,7 +99,7 @@ class RayWorker:
             raise
 
     async def ping(self) -> None:
-        await self._answer(self._actor.ping.remote())
+        say_for(self._name, await self._answer(self._actor.ping.remote()))
 
     async def close(self) -> None:
         await self._answer(self._actor.close.remote())

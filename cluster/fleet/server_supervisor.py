@@ -232,28 +232,40 @@ class ServerSupervisor:
 
     async def _watch(self, process: ToolServerProcess) -> str:
         """Wait until the server ends or fails its health checks; return what happened."""
-        timing, misses = self._timing, 0
+        timing, misses, restarts = self._timing, 0, 0
         async with _death(process) as dead, _health_client(process, self._spec.token) as client:
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(timing.health_every_s):
                         await dead.wait()
                     return f"its process {process.pid} ended: {process.stderr()[-500:]}"
-                problem = await self._check_health(client)
+                problem, found = await self._check_health(client)
+                if found > restarts:
+                    restarts = found
+                    logger.warning(
+                        "tool server %s.%d replaced its fork server, which died or hung; the "
+                        "sessions below it are lost",
+                        self._spec.node,
+                        process.pid,
+                    )
                 misses = misses + 1 if problem else 0
                 if misses >= timing.max_misses:
                     return f"{misses} health checks in a row failed: {problem}"
 
-    async def _check_health(self, client: httpx.AsyncClient) -> str:
-        """Return what is wrong with the server, empty if nothing is."""
+    async def _check_health(self, client: httpx.AsyncClient) -> tuple[str, int]:
+        """Return what is wrong with the server, empty if nothing is, and how often it has replaced
+        its fork server.
+        """
         try:
             async with asyncio.timeout(self._timing.health_timeout_s):
                 response = await client.get("/health")
         except TimeoutError:
-            return f"no answer within {self._timing.health_timeout_s:g} s"
+            return f"no answer within {self._timing.health_timeout_s:g} s", 0
         except httpx.HTTPError as error:
-            return repr(error)
-        return "" if response.status_code == 200 else f"status {response.status_code}"
+            return repr(error), 0
+        if response.status_code != 200:
+            return f"status {response.status_code}", 0
+        return "", int(response.json().get("zygote_restarts", 0))
 
 
 @asynccontextmanager
