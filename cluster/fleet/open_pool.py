@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.config.run_config import RunConfig
 from cluster.fleet.pool import PoolTiming, RolloutPool
 from cluster.fleet.rollout_actor import RayWorker
-from cluster.fleet.rollout_worker import WorkerSpec
+from cluster.fleet.rollout_worker import VLLM, WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
 from cluster.lifecycle.inputs import anywhere, with_recording
@@ -19,18 +19,20 @@ _SEED_BITS = 2**31 - 1
 
 
 @asynccontextmanager
-async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[RolloutPool]:
+async def open_pool(
+    config: RunConfig, model: Path, run: Path, engine_factory: str = VLLM
+) -> AsyncIterator[RolloutPool]:
     """Yield a pool whose workers, which sample from `model`, are still starting.
 
-    With `tools.record`, calls and answers are recorded in the run directory `run`. Raises
-    MissingError, ConfigError for a model that vLLM cannot serve, and InfraError if no tool server
-    starts.
+    `engine_factory` is the `module:function` of a MakeEngine. With `tools.record`, calls and
+    answers are recorded in the run directory `run`. Raises MissingError, ConfigError for a model
+    that vLLM cannot serve, and InfraError if no tool server starts.
     """
     check_serving(config, model)
     config = with_recording(config, run)
     fleet = ToolFleet(config)
     relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)
-    pool = _make_pool(config, model, fleet, relays)
+    pool = _make_pool(config, model, fleet, relays, engine_factory)
     try:
         await fleet.start()
         pool.resize(config.rollouts.workers)
@@ -42,7 +44,7 @@ async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[
 
 
 def _make_pool(
-    config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays
+    config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays, engine_factory: str
 ) -> RolloutPool:
     section = config.cluster
     engine = EngineSpec(
@@ -54,7 +56,7 @@ def _make_pool(
         transport=section.transport,
         deterministic=config.run.deterministic,
     )
-    spec = WorkerSpec(engine=engine, tools=config.tools)
+    spec = WorkerSpec(engine=engine, tools=config.tools, engine_factory=engine_factory)
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
     )

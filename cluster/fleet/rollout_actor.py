@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 
 from cluster.config.run_config import ClusterSection
-from cluster.fleet.kept_warnings import KeptWarnings, say_for
+from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.pool import WorkerLost
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec

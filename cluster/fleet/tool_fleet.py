@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.balanced_tools import BalancedTools, LocalTools
-from cluster.fleet.kept_warnings import KeptWarnings, say_for
+from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.server_supervisor import Directory, ServersSpec, ServerSupervisor
 from envs.config import ToolServerConfig

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from cluster.fleet.kept_warnings import KeptWarnings, say_for
+from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 
 logger = logging.getLogger("trialrun")
 
