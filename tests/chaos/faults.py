@@ -83,7 +83,7 @@ RECIPE = (
     "rollouts.pool_timeout_s=300",
     "engine.load_timeout_s=20",
     "engine.start_timeout_s=150",
-    "cluster.learner_timeout_s=75",
+    "cluster.learner_timeout_s=180",
     "tools.request_timeout_s=20",
     # Here it is never the node's fault.
     *(
@@ -127,7 +127,7 @@ LONG: tuple[tuple[Fault, ...], ...] = (
     hit(_L, "idle", _KILL, 240),
     hit(_L, "saving a checkpoint", _KILL, 240),
     hit(_L, "publishing weights", _KILL, 240),
-    hit(_L, "learning", _STOP, 400),
+    hit(_L, "learning", _STOP, 500),
     *2 * (hit(Target.RAYLET, "with workers", _KILL, 300),),
     hit(Target.RAYLET, "with workers", _STOP, 300),
     hit(Target.DRIVER, "collecting", _KILL, 300),
