@@ -22,7 +22,7 @@ if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
 for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
 endef
 
-.PHONY: help setup interop demo test check types fast unit lint format lock containers
+.PHONY: help setup interop demo test check types fast unit lint format lock containers chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ test: setup interop ## every test in two processes, unit tests first, then the r
 
 containers: setup ## build the images and try a cluster of containers: needs a container engine and `docker compose`, takes long
 	TRIALRUN_CONTAINERS=1 $(PY) -m pytest -v tests/containers $(ARGS)
+
+chaos: setup ## faults in real runs, each with a witness; exact resume; cut networks: takes long, knows TRIALRUN_CHAOS_SEED
+	TRIALRUN_LONG_TESTS=1 $(PY) -m pytest -v -s tests/chaos $(ARGS)
 
 check: setup lint ## lint, types, layer test and fast unit tests
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast

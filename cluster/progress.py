@@ -4,11 +4,12 @@ On a terminal a counter is a bar with the time left. Elsewhere everything is a p
 silence is longer than `EVERY_S`: a heartbeat repeats what is running and how far it is.
 """
 
+import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,8 @@ _MIN_RATE = 0.1
 """Per second; a lower rate is shown per minute."""
 
 Clock = Callable[[], float]
+
+logger = logging.getLogger("trialrun")
 
 
 class Counter:
@@ -118,8 +121,11 @@ class _Screen:
         """Write one line to the log alone, with the time in UTC."""
         if self.log is not None:
             at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-            self.log.write(f"{at} {text}\n")
-            self.log.flush()
+            # A full disk must not hide the error that says so: what has no room stays in the
+            # file's buffer, and is written once there is room.
+            with suppress(OSError):
+                self.log.write(f"{at} {text}\n")
+                self.log.flush()
 
     def begin(self, text: str) -> None:
         """Print that a phase starts; the heartbeat names it from now on."""
@@ -177,6 +183,17 @@ class _Screen:
             threading.Thread(target=_keep_beating, args=(weakref.ref(self),), daemon=True).start()
 
 
+class _Warnings(logging.Handler):
+    """Prints warnings that were logged, such as a lost worker, as lines of the command."""
+
+    def __init__(self, screen: _Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.line(f"warning: {record.getMessage()}", style="yellow")
+
+
 def _keep_beating(screen: "weakref.ref[_Screen]") -> None:
     """Let the screen beat until nobody holds it any more."""
     pause = threading.Event()
@@ -222,19 +239,22 @@ class Progress:
 
     @contextmanager
     def logged(self, path: Path) -> Iterator[None]:
-        """Append every line to the file `path` too while the block lasts, and the error that ends
-        it.
+        """Append every line to the file `path` too while the block lasts, warnings of this
+        project's logger, and the error that ends it.
         """
-        screen = self._screen
-        with path.open("a", encoding="utf-8") as log:
-            screen.log = log
-            try:
-                yield
-            except BaseException as error:
-                screen.note(f"error: {str(error) or type(error).__name__}")
-                raise
-            finally:
-                screen.log = None
+        screen, warnings = self._screen, _Warnings(self._screen)
+        screen.log = log = path.open("a", encoding="utf-8")
+        logger.addHandler(warnings)
+        try:
+            yield
+        except BaseException as error:
+            screen.note(f"error: {str(error) or type(error).__name__}")
+            raise
+        finally:
+            logger.removeHandler(warnings)
+            screen.log = None
+            with suppress(OSError):
+                log.close()
 
     @contextmanager
     def counter(self, total: int, noun: str, done: int = 0) -> Iterator[Counter]:

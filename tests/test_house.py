@@ -24,6 +24,7 @@ TARGETS = (
     "demo",
     "test",
     "containers",
+    "chaos",
     "check",
     "types",
     "fast",

@@ -52,14 +52,14 @@ FLOORS = {
         "checks",
         "deploy fleet",
         "jobs scheduling",
-        "chaos evaluation teachers",
+        "evaluation teachers",
         "replay training",
         "study",
         "cli",
     ),
 }
 """Modules and sub-packages of each package, lowest floor first. One imports from lower floors, or
-from itself. `cluster/dashboard` and `cluster/chaos` are places for what is to come.
+from itself. `cluster/dashboard` is a place for what is to come.
 """
 
 READS_ALONE = {"cluster/dashboard": ("rollout.store", "envs.errors", "cluster.dashboard")}

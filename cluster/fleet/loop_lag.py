@@ -6,6 +6,7 @@ answered in time is not to blame for a caller that did not listen.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,14 @@ TICK_S = 0.02
 """Seconds between two looks at the clock."""
 STALL_S = 0.1
 """Lateness from which the loop counts as standing still: shorter ones delay no answer for long."""
+STOOD_STILL_S = 5.0
+"""Lateness that the log names: nothing in this program should take so long, so the process was
+stopped, or the machine overloaded.
+"""
 _PER_S = 10_000
 """Lateness is counted in tenths of a millisecond."""
+
+logger = logging.getLogger("trialrun")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +117,11 @@ class LoopLag:
         late_s = max(asyncio.get_running_loop().time() - due, 0.0)
         if late_s >= STALL_S:
             self._stalled_s += late_s
+        if late_s >= STOOD_STILL_S:
+            logger.warning(
+                "this process stood still for %.0f s: it was stopped, or the machine is overloaded",
+                late_s,
+            )
         missed = self._counts.note(late_s)
         self._tick_at(due + (missed + 1) * TICK_S)
 

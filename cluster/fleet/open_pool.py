@@ -17,7 +17,7 @@ from cluster.fleet.placement.worker_place import usable_nodes, worker_places, wo
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.pool_worker import PoolGroup, PoolTiming, Spawn
 from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
-from cluster.fleet.rollout_worker import WorkerSpec
+from cluster.fleet.rollout_worker import VLLM, WorkerSpec
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
 from cluster.lifecycle.inputs import anywhere, with_recording
@@ -31,18 +31,20 @@ _SEED_BITS = 2**31 - 1
 
 
 @asynccontextmanager
-async def open_pool(config: RunConfig, model: Path, run: Path) -> AsyncIterator[RolloutPool]:
+async def open_pool(
+    config: RunConfig, model: Path, run: Path, engine_factory: str = VLLM
+) -> AsyncIterator[RolloutPool]:
     """Yield a pool whose workers, which sample from `model`, are still starting.
 
-    With `tools.record`, calls and answers are recorded in the run directory `run`. Raises
-    MissingError, ConfigError for a model that vLLM cannot serve, and InfraError if no tool server
-    starts.
+    `engine_factory` is the `module:function` of a MakeEngine. With `tools.record`, calls and
+    answers are recorded in the run directory `run`. Raises MissingError, ConfigError for a model
+    that vLLM cannot serve, and InfraError if no tool server starts.
     """
     check_serving(config, model)
     config = with_recording(config, run)
     fleet = ToolFleet(config)
     relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)
-    pool = _make_pool(config, model, fleet, relays)
+    pool = _make_pool(config, model, fleet, relays, engine_factory)
     try:
         await fleet.start()
         for group, workers in workers_wanted(config).items():
@@ -79,7 +81,7 @@ async def _asking_for_nodes(config: RunConfig, pool: RolloutPool) -> AsyncIterat
 
 
 def _make_pool(
-    config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays
+    config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays, engine_factory: str
 ) -> RolloutPool:
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
@@ -95,7 +97,7 @@ def _make_pool(
     places = worker_places(config)
 
     def spawning(group: str) -> Spawn:
-        spec = _spec_of(config, model, group)
+        spec = _spec_of(config, model, group, engine_factory)
 
         def spawn(name: str) -> RayWorker:
             # fleet.access is read for each worker: nodes join and leave while the pool runs
@@ -120,7 +122,7 @@ def _make_pool(
     )
 
 
-def _spec_of(config: RunConfig, model: Path, group: str) -> WorkerSpec:
+def _spec_of(config: RunConfig, model: Path, group: str, engine_factory: str) -> WorkerSpec:
     """Return what the workers of a group are made from."""
     kind = config.worker_kinds()[group]
     spec = EngineSpec(
@@ -133,4 +135,6 @@ def _spec_of(config: RunConfig, model: Path, group: str) -> WorkerSpec:
         deterministic=config.run.deterministic,
     )
     keeps = config.rollouts.kept_turns_mib > 0
-    return WorkerSpec(engine=spec, tools=config.tools, keep_turns=keeps)
+    return WorkerSpec(
+        engine=spec, tools=config.tools, keep_turns=keeps, engine_factory=engine_factory
+    )

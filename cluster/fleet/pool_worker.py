@@ -50,6 +50,8 @@ class WorkerReport:
     """What has lasted longest of all that its episodes do now."""
     turns: Sequence[SealedPart] = ()
     """Turns that its episodes have finished since the last report."""
+    warnings: Sequence[str] = ()
+    """What its process warned of since the last report."""
 
 
 class WorkerClient(Protocol):

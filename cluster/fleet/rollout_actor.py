@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 
 from cluster.fleet.health.heartbeat import NoAnswer, Patience, await_answer
+from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.health.losses import WorkerLost
 from cluster.fleet.health.node_guard import NodeGuards
 from cluster.fleet.health.vitals import Vital
@@ -38,6 +39,7 @@ class RolloutActor:
     """Ray actor around a RolloutWorker; all calls share one event loop."""
 
     def __init__(self, name: str, spec: WorkerSpec, access: ToolAccess) -> None:
+        self._warnings = KeptWarnings()
         tools = access.tools_for(name, spec.tools)
         self._worker = RolloutWorker(name, spec, tools, import_late(spec.engine_factory))
 
@@ -60,7 +62,13 @@ class RolloutActor:
         self._worker.check()
         node = ray.get_runtime_context().get_node_id()
         turns = self._worker.take_turns()
-        return WorkerReport(node=node, pid=os.getpid(), oldest=self._worker.oldest, turns=turns)
+        return WorkerReport(
+            node=node,
+            pid=os.getpid(),
+            oldest=self._worker.oldest,
+            turns=turns,
+            warnings=self._warnings.take(),
+        )
 
     async def close(self) -> None:
         await self._worker.close()
@@ -136,6 +144,7 @@ class RayWorker:
         question, known = self._answer(self._actor.ping.remote()), self._report
         if known is None:
             found = self._report = await question
+            say_for(self._name, found.warnings)
             looking = self._links.guards.look(found.node, [found.pid])
             self._first_look = asyncio.create_task(looking)
             return found
@@ -151,6 +160,7 @@ class RayWorker:
             self._given_up = WorkerLost(f"{self._name}: {error}", error.kind)
             await self._links.guards.end(known.node, known.pid)
             raise self._given_up from error
+        say_for(self._name, found.warnings)
         return found
 
     async def close(self) -> None:

@@ -237,7 +237,7 @@ class ServerSupervisor:
 
     async def _watch(self, process: ToolServerProcess) -> str:
         """Wait until the server ends or fails its health checks; return what happened."""
-        timing, misses = self._timing, 0
+        timing, misses, restarts = self._timing, 0, 0
         async with _death(process) as dead, _health_client(process, self._spec.token) as client:
             while True:
                 with suppress(TimeoutError):
@@ -245,15 +245,27 @@ class ServerSupervisor:
                         await dead.wait()
                     return f"its process {process.pid} ended: {process.stderr()[-500:]}"
                 try:
-                    problem = await self._check_health(client, process)
+                    problem, found = await self._check_health(client, process)
                 except NoAnswer as error:
                     return f"its process {process.pid} is lost: {error}"
+                if found > restarts:
+                    restarts = found
+                    logger.warning(
+                        "tool server %s.%d replaced its fork server, which died or hung; the "
+                        "sessions below it are lost",
+                        self._spec.node,
+                        process.pid,
+                    )
                 misses = misses + 1 if problem else 0
                 if misses >= timing.max_misses:
                     return f"{misses} health checks in a row failed: {problem}"
 
-    async def _check_health(self, client: httpx.AsyncClient, process: ToolServerProcess) -> str:
-        """Return what is wrong with the server, empty if nothing is. Raises NoAnswer."""
+    async def _check_health(
+        self, client: httpx.AsyncClient, process: ToolServerProcess
+    ) -> tuple[str, int]:
+        """Return what is wrong with the server, empty if nothing is, and how often it has replaced
+        its fork server. Raises NoAnswer.
+        """
 
         async def look() -> Vital:
             return vital_of(process.pid or 0)
@@ -263,8 +275,10 @@ class ServerSupervisor:
         try:
             response = await await_answer(client.get("/health"), look, patience)
         except httpx.HTTPError as error:
-            return repr(error)
-        return "" if response.status_code == 200 else f"status {response.status_code}"
+            return repr(error), 0
+        if response.status_code != 200:
+            return f"status {response.status_code}", 0
+        return "", int(response.json().get("zygote_restarts", 0))
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.balanced_tools import BalancedTools, LocalTools
+from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.server_supervisor import Directory, ServersSpec, ServerSupervisor
 from envs.config import ToolServerConfig
@@ -27,6 +29,9 @@ _DIRECTORY_CALL = RemoteCall(
     name="the supervisor of a node's tool servers", failure=InfraError, timeout_s=120.0
 )
 """The first answer includes the start of the node's servers."""
+_WARNINGS_CALL = RemoteCall(
+    name="the supervisor of a node's tool servers", failure=InfraError, timeout_s=_LOOK_EVERY_S
+)
 
 
 class ToolServersActor:
@@ -37,6 +42,7 @@ class ToolServersActor:
     """
 
     def __init__(self, spec: ServersSpec, config: ToolServerConfig) -> None:
+        self._warnings = KeptWarnings()
         self._servers = ServerSupervisor(spec, config)
         self._starting: asyncio.Task[None] | None = None
 
@@ -48,6 +54,10 @@ class ToolServersActor:
 
     async def pids(self) -> dict[int, int]:
         return self._servers.pids
+
+    async def warnings(self) -> list[str]:
+        """Return what this process warned of since the last call."""
+        return self._warnings.take()
 
     async def close(self) -> None:
         await self._servers.close()
@@ -147,6 +157,13 @@ class ToolFleet:
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._look()
+            await asyncio.gather(*map(self._listen_to, self._actors))
+
+    async def _listen_to(self, node_id: str) -> None:
+        """Log what the supervisor of a node warned of."""
+        with suppress(TrialrunError):  # who needs its servers gets the error
+            warnings = await answer_of(self._actors[node_id].warnings.remote(), _WARNINGS_CALL)
+            say_for(f"node {node_id[:8]}", warnings)
 
     def _look(self) -> None:
         resource = self._section.tool_node_resource or "CPU"

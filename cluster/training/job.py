@@ -1,6 +1,8 @@
 """A running training job: run directory, learner, pool and rollouts, opened and closed together."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +23,11 @@ from cluster.scheduling.task_sources import training_tasks
 from learner.report import StepReport
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
+
+logger = logging.getLogger("trialrun")
+
+_SLOW_DISK_S = 5.0
+"""A step's writes take milliseconds; from here on the log says that they take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,15 @@ class Job:
         self.run.ledger.train(step, [episode for episode in given if episode not in dropped])
         if report.annotations is not None:
             self.run.annotate(step, report.annotations)
+        began = time.monotonic()
         await self.run.synced()
+        if (took_s := time.monotonic() - began) > _SLOW_DISK_S:
+            logger.warning(
+                "step %d: the disk of %s took %.0f s to write what was queued: it is slow",
+                step,
+                self.run.path,
+                took_s,
+            )
         self.run.ledger.archive_settled()
 
 

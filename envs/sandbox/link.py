@@ -25,6 +25,8 @@ from envs.sandbox.scratch import empty_folder
 
 _START_S = 30.0
 _EXIT_S = 2.0
+SILENT_S = 15.0
+"""A zygote that owes children and sends nothing for this long hangs; a fork takes milliseconds."""
 _MESSAGES_AT_ONCE = 64
 _RESERVED_CORES = 2
 """Cores for the server, its clients and short calls; long CPU-bound calls share the rest."""
@@ -67,6 +69,7 @@ class ZygoteLink:
         options: ZygoteOptions,
         deliver: Callable[[Child | SandboxError], None],
         throttle: CpuThrottle,
+        silent_s: float = SILENT_S,
     ) -> None:
         self._process = process
         self._control = control
@@ -76,6 +79,10 @@ class ZygoteLink:
             6 * options.reply_limit_bytes + 1_024
         )  # JSON needs up to six bytes for one (\u0000)
         self.throttle = throttle
+        self._silent_s = silent_s
+        self._heard_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        """Runs while children are owed."""
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._ready: asyncio.Future[ZygoteMessage] = asyncio.get_running_loop().create_future()
         self.pending = 0
@@ -90,8 +97,10 @@ class ZygoteLink:
         strongest: IsolationLevel,
         deliver: Callable[[Child | SandboxError], None],
         throttle_timing: ThrottleTiming | None = None,
+        silent_s: float = SILENT_S,
     ) -> tuple["ZygoteLink", ZygoteMessage]:
-        """Start a zygote and wait until it is ready.
+        """Start a zygote and wait until it is ready; it is ended once it owes children and sends
+        nothing for `silent_s`.
 
         Raises IsolationError, ConfigError or SandboxError.
         """
@@ -116,7 +125,7 @@ class ZygoteLink:
             )
         spare_cores = max(0, len(os.sched_getaffinity(0)) - _RESERVED_CORES)
         throttle = CpuThrottle(spare_cores, config.long_call_share, throttle_timing)
-        link = cls(process, ours, options, deliver, throttle)
+        link = cls(process, ours, options, deliver, throttle, silent_s)
         try:
             return link, await link._wait_ready()
         except BaseException:
@@ -148,6 +157,9 @@ class ZygoteLink:
                 f"the sandbox's fork server accepts no requests: {error}; open a new session"
             ) from error
         self.pending += count
+        if self._watch is None:
+            self._heard_at = _now()
+            self._watch = asyncio.get_running_loop().call_later(self._silent_s, self._check_silence)
 
     async def close(self) -> None:
         """Close the socket, which ends the zygote and its children, and reap the zygote."""
@@ -156,6 +168,20 @@ class ZygoteLink:
         await asyncio.to_thread(self._process.wait, _EXIT_S)
         if self._options.server_folder:
             await asyncio.to_thread(_remove, self._options.server_folder)
+
+    def _check_silence(self) -> None:
+        """End a zygote that owes children and hangs: its callers must get another one."""
+        self._watch = None
+        if self.alive:
+            self._receive()  # answers may wait for a server that stood still itself
+        if not self.alive or not self.pending:
+            return
+        left_s = self._heard_at + self._silent_s - _now()
+        if left_s > 0:
+            self._watch = asyncio.get_running_loop().call_later(left_s, self._check_silence)
+            return
+        self._process.kill()
+        self._connection_lost(f"answered nothing for {self._silent_s:g} s")
 
     def _receive(self) -> None:
         for _ in range(_MESSAGES_AT_ONCE):
@@ -175,6 +201,7 @@ class ZygoteLink:
                 return
 
     def _handle_message(self, message: ZygoteMessage, descriptors: list[int]) -> None:
+        self._heard_at = _now()
         if message.kind == "exit":
             exit_ = self._exits.pop(message.pid, None)
             if exit_:
@@ -198,13 +225,15 @@ class ZygoteLink:
         why = message.message or "this server is out of file descriptors"
         return SandboxError(f"no child could be forked: {why}")
 
-    def _connection_lost(self) -> None:
+    def _connection_lost(self, why: str = "died") -> None:
         if not self.alive:
             return
         self.alive = False
+        if self._watch is not None:
+            self._watch.cancel()
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
-        lost = SandboxError("the sandbox's fork server died; open a new session")
+        lost = SandboxError(f"the sandbox's fork server {why}; open a new session")
         for future in self._exits.values():
             if not future.done():
                 future.set_exception(lost)
@@ -216,6 +245,10 @@ class ZygoteLink:
         if not self._ready.done():
             refusal = ZygoteMessage(kind="refused", message="its process died while starting")
             self._ready.set_result(refusal)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _server_folder() -> str:

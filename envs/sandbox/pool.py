@@ -13,7 +13,7 @@ from envs.sandbox.compile import CompiledTools, ToolCompiler
 from envs.sandbox.cpu_throttle import ThrottleTiming
 from envs.sandbox.gate import check_gate
 from envs.sandbox.isolation import IsolationReport
-from envs.sandbox.link import ZygoteLink, ZygoteMessage
+from envs.sandbox.link import SILENT_S, ZygoteLink, ZygoteMessage
 from envs.sandbox.oom import OomWatch, kernel_kills
 from envs.sandbox.plan import IDLE_CHILDREN, MOST_IDLE_CHILDREN, isolation_report
 from envs.sandbox.process import Child
@@ -29,11 +29,12 @@ _OTHER_DESCRIPTORS = 1_024
 
 
 class SandboxPool:
-    """Idle children, forked by a zygote that is replaced when it dies.
+    """Idle children, forked by a zygote that is replaced when it dies or hangs.
 
     The number of idle children doubles whenever a session had to wait for a fork, and halves after
     many sessions that did not. `strongest` is the level to try first, `throttle_timing` sets when
-    calls are throttled, and `oom_kills` counts; tests pass others than the defaults.
+    calls are throttled, `oom_kills` counts, and a zygote that owes children and sends nothing for
+    `silent_s` hangs; tests pass others than the defaults.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class SandboxPool:
         strongest: IsolationLevel = "namespaces",
         throttle_timing: ThrottleTiming | None = None,
         oom_kills: Callable[[], int | None] = kernel_kills,
+        silent_s: float = SILENT_S,
     ) -> None:
         self.oom = OomWatch(oom_kills)
         """Whether the kernel killed processes for want of memory."""
         self._config = config
         self._strongest: IsolationLevel = strongest
         self._throttle_timing = throttle_timing
+        self._silent_s = silent_s
         self._link: ZygoteLink | None = None
         self._report: IsolationReport | None = None
         self._idle: deque[Child] = deque()
@@ -148,7 +151,7 @@ class SandboxPool:
 
     async def _new_link(self) -> ZygoteLink:
         link, ready = await ZygoteLink.start(
-            self._config, self._strongest, self._deliver, self._throttle_timing
+            self._config, self._strongest, self._deliver, self._throttle_timing, self._silent_s
         )
         try:
             self._report = self._judge(ready)

@@ -1,11 +1,14 @@
 """What a person reads while a command runs, by a clock that the test moves."""
 
 import io
+import logging
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cluster.progress import EVERY_S, Progress, duration
+from envs.errors import StoreError
 
 
 class Clock:
@@ -184,3 +187,24 @@ def test_a_run_that_trained_has_no_warning(watched: Watched) -> None:
 )
 def test_a_duration_is_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_log_of_a_run_has_its_warnings(tmp_path: Path, watched: Watched) -> None:
+    log, logger = tmp_path / "log.txt", logging.getLogger("trialrun")
+    with watched.progress.logged(log):
+        logger.warning("%s lost after %d s", "worker-1", 3)
+        logger.info("nothing to see")
+    logger.warning("after the end")
+    (line,) = log.read_text().splitlines()
+    assert line.endswith(" warning: worker-1 lost after 3 s")
+    assert "warning: worker-1 lost after 3 s" in watched.after(0)
+
+
+def test_a_full_disk_under_the_log_does_not_hide_the_error(watched: Watched) -> None:
+    with (
+        pytest.raises(StoreError, match="Make room"),
+        watched.progress.logged(Path("/dev/full")),
+    ):
+        watched.progress.say("said")
+        raise StoreError("Make room")
+    assert "said" in watched.after(0)

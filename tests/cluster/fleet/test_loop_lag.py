@@ -76,6 +76,24 @@ def test_a_standstill_counts_for_all_the_moments_that_it_took() -> None:
     run(main())
 
 
+def test_a_long_standstill_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        lag = LoopLag()
+        lag.start()
+        await asyncio.sleep(1)
+        loop().stand_still(4)
+        await asyncio.sleep(1)
+        assert not caplog.messages
+        loop().stand_still(8)
+        await asyncio.sleep(1)
+        lag.close()
+
+    run(main())
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "this process stood still for 8 s"
+    ]
+
+
 def test_moments_are_counted_once() -> None:
     counts = LagCounts()
     assert counts.note(0.0) == 0

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -114,6 +115,19 @@ async def test_a_frozen_server_is_ejected_and_its_callers_do_not_wait_for_it(
         await stuck.call([ADD])
     await until(lambda: not Path(f"/proc/{victim}").exists())
     assert "is lost: its process is stopped" in (await servers.directory(-1)).failure
+
+
+async def test_a_lost_fork_server_is_named_in_the_log(
+    servers: ServerSupervisor, tools: BalancedTools, caplog: pytest.LogCaptureFixture
+) -> None:
+    await until(lambda: len(servers.pids) == 2 and len(tools.session_counts) == 2)
+    pid = servers.pids[1]
+    (zygote,) = psutil.Process(pid).children()
+    zygote.kill()
+    await until(lambda: any("fork server" in message for message in caplog.messages))
+    (message,) = [message for message in caplog.messages if "fork server" in message]
+    assert message.startswith(f"tool server node.{pid} replaced its fork server")
+    assert servers.pids[1] == pid
 
 
 async def test_opening_moves_on_to_a_server_that_lives(servers: ServerSupervisor) -> None:

@@ -236,6 +236,28 @@ async def test_killed_zygote_is_an_infrastructure_error_and_is_replaced() -> Non
         await pool.acquire()
 
 
+async def test_a_zygote_that_hangs_is_replaced() -> None:
+    pool = SandboxPool(ANY_KERNEL, silent_s=0.5)
+    await pool.start()
+    zygote_pid = pool.zygote_pid
+    assert zygote_pid
+    zygote = psutil.Process(zygote_pid)
+    # With namespaces, the fork server is the first process of its own namespace.
+    family = [zygote, *zygote.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    async with asyncio.timeout(20):
+        with pytest.raises(SandboxError, match=r"answered nothing for 0\.5 s"):
+            while True:  # idle children first, which are stopped and die with it
+                (await pool.acquire()).kill()
+        fresh = await opened(pool, tool_set(COUNTER, "bump"))
+        assert (await fresh.call("bump", "{}")).text == "1"
+    assert pool.zygote_pid != zygote_pid
+    _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
+    assert not alive
+    await pool.close()
+
+
 async def test_hundreds_of_sessions_open_at_once() -> None:
     pool = SandboxPool(ANY_KERNEL)
     await pool.start()
