@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from cluster.config.fleet_config import DEFAULT_GROUP
@@ -104,8 +103,8 @@ def _make_pool(
             links = WorkerLinks(
                 access=fleet.access, relays=relays, guards=guards, patience=patience
             )
-            avoid = [found.node for found in quarantine.nodes]
-            return RayWorker(name, spec, replace(places[group], avoid=avoid), links)
+            place = places[group].avoiding([found.node for found in quarantine.nodes])
+            return RayWorker(name, spec, place, links)
 
         return spawn
 

@@ -1,7 +1,7 @@
 """Where a rollout worker may run: what Ray reserves for it, and which nodes it wants or avoids."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -38,6 +38,11 @@ class WorkerPlace:
     def selector(self) -> dict[str, str]:
         """Ray's label_selector, without the nodes to avoid."""
         return dict(self.labels)
+
+    def avoiding(self, nodes: Sequence[str]) -> "WorkerPlace":
+        """Return the place without `nodes`, unless no other living node is large enough."""
+        others = usable_nodes([self])[0] - set(nodes) if nodes else set()
+        return replace(self, avoid=nodes) if others else self
 
     def options(self) -> dict[str, Any]:
         """Return the options of the Ray actor."""

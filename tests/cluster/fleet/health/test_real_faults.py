@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _internal_kv_get
 
-from cluster.config.run_config import RunConfig, load_config
-from cluster.fleet import open_pool as opening
+from cluster.config.run_config import load_config
 from cluster.fleet.health.losses import LossKind
 from cluster.fleet.health.vitals import Sign, descendants, vital_of
+from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool, Worker, WorkerLost, WorkerState
 from cluster.lifecycle.inputs import find_model
 from envs.tasks import Task
@@ -56,19 +55,11 @@ def nodes() -> Iterator[dict[str, str]]:
 
 
 @asynccontextmanager
-async def pool_of(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
-) -> AsyncIterator[RolloutPool]:
+async def pool_of(folder: Path, *overrides: str) -> AsyncIterator[RolloutPool]:
     """A pool whose engines answer nothing, and do so in a process of their own."""
-    spec_of = opening._spec_of
-
-    def still(config: RunConfig, model: Path, group: str) -> Any:
-        return replace(spec_of(config, model, group), engine_factory=FACTORY)
-
-    monkeypatch.setattr(opening, "_spec_of", still)
     places = (f"run.models_dir={folder / 'models'}", "cluster.shm_dir=/dev/shm")
     config = load_config("catalog", [*places, *overrides])
-    async with opening.open_pool(config, find_model(config), folder) as pool:
+    async with open_pool(config, find_model(config), folder, FACTORY) as pool:
         yield pool
 
 
@@ -106,7 +97,7 @@ def task(numbered: Any) -> Task:
 
 
 async def test_workers_are_placed_by_group_and_kept_off_a_bad_node(
-    nodes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+    nodes: dict[str, str], tmp_path: Path, task: Task
 ) -> None:
     groups = (
         "rollouts.groups.near={labels={zone='a'}}",
@@ -114,7 +105,7 @@ async def test_workers_are_placed_by_group_and_kept_off_a_bad_node(
         "rollouts.workers=0",
         "cluster.quarantine_losses=1",
     )
-    async with pool_of(tmp_path, monkeypatch, *groups) as pool:
+    async with pool_of(tmp_path, *groups) as pool:
         await pool.wait_healthy(2)
         far, near = pool.workers
         assert (far.group, far.node) == ("far", nodes["b"])
@@ -146,10 +137,10 @@ async def test_workers_are_placed_by_group_and_kept_off_a_bad_node(
     not os.environ.get("TRIALRUN_LONG_TESTS"), reason="half a minute; TRIALRUN_LONG_TESTS=1"
 )
 async def test_a_node_that_lost_a_worker_gets_no_new_one(
-    nodes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: dict[str, str], tmp_path: Path
 ) -> None:
     recipe = ("rollouts.workers=1", "cluster.quarantine_losses=1")
-    async with pool_of(tmp_path, monkeypatch, *recipe) as pool:
+    async with pool_of(tmp_path, *recipe) as pool:
         await pool.wait_healthy()
         first = pool.workers[0]
         os.kill(core_of(first), signal.SIGKILL)

@@ -182,3 +182,19 @@ def test_the_autoscaler_is_asked_once_per_size_and_told_at_the_end(
         ([], None),
     ]
     assert "could not be asked for nodes: RuntimeError('no head')" in caplog.text
+
+
+def test_a_node_is_avoided_only_while_another_one_is_large_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [
+        {"NodeID": "bad", "Alive": True, "Resources": {"CPU": 4.0}},
+        {"NodeID": "good", "Alive": True, "Resources": {"CPU": 4.0}},
+        {"NodeID": "small", "Alive": True, "Resources": {"CPU": 1.0}},
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    place = WorkerPlace(cpus=2, gpus=0)
+    assert place.avoiding(["bad"]).avoid == ["bad"]
+    assert place.avoiding([]).avoid == ()
+    nodes[1]["Alive"] = False
+    assert place.avoiding(["bad"]).avoid == ()
