@@ -4,7 +4,7 @@ import os
 from getpass import getuser
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,16 +61,7 @@ def dashboard(
     It only reads the directories, apart from requests that an operator sends to a job; ending it
     ends no run. With --json the address is printed as one JSON object.
     """
-    try:
-        serve = import_late("cluster.dashboard.serve")
-    except ImportError as error:
-        raise ConfigError(
-            f"the dashboard is not installed ({error}): type pip install 'trialrun[dashboard]'"
-        ) from error
-    try:
-        version = metadata.version("trialrun")
-    except metadata.PackageNotFoundError:
-        version = "from a checkout"
+    serve = _server()
     wanted = serve.Wanted(
         roots=tuple(directories or ()),
         host=host,
@@ -83,6 +74,23 @@ def dashboard(
         as_json=as_json,
         environ=dict(os.environ),
         user=getuser(),
-        version=version,
+        version=_version(),
     )
     serve.run_dashboard(wanted)
+
+
+def _server() -> Any:
+    """Import the server; its packages are an extra."""
+    try:
+        return import_late("cluster.dashboard.serve")
+    except ImportError as error:
+        raise ConfigError(
+            f"the dashboard is not installed ({error}): type pip install 'trialrun[dashboard]'"
+        ) from error
+
+
+def _version() -> str:
+    try:
+        return metadata.version("trialrun")
+    except metadata.PackageNotFoundError:
+        return "from a checkout"

@@ -12,18 +12,18 @@ from cluster.dashboard.api.context import (
     RunDep,
     tagged,
 )
-from cluster.dashboard.figures.diffs import diff_of
-from cluster.dashboard.figures.episode_rows import uids_of
-from cluster.dashboard.figures.numbers import numbers_of
-from cluster.dashboard.figures.stored import Stored, find_stored
-from cluster.dashboard.figures.token_columns import (
+from cluster.dashboard.episodes.diffs import diff_of
+from cluster.dashboard.episodes.episode_rows import uids_of
+from cluster.dashboard.episodes.numbers import numbers_of
+from cluster.dashboard.episodes.stored import Stored, find_stored
+from cluster.dashboard.episodes.token_columns import (
     TokenColumns,
     consumed_at,
     learned_of,
     token_columns,
 )
-from cluster.dashboard.figures.token_text import find_tokenizer, rendered
-from cluster.dashboard.figures.transcripts import (
+from cluster.dashboard.episodes.token_text import find_tokenizer, rendered
+from cluster.dashboard.episodes.transcripts import (
     messages_before,
     scorer_of,
     text_of,

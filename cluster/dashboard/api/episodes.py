@@ -12,10 +12,10 @@ from cluster.dashboard.api.context import (
     SnapshotQuery,
     tagged,
 )
-from cluster.dashboard.figures.counts import facet, histogram
-from cluster.dashboard.figures.episode_rows import rows_for
-from cluster.dashboard.figures.groups import group_page, one_group
-from cluster.dashboard.figures.paging import DEFAULT_SORT, Cursor, Question
+from cluster.dashboard.episodes.counts import facet, histogram
+from cluster.dashboard.episodes.episode_rows import rows_for
+from cluster.dashboard.episodes.groups import group_page, one_group
+from cluster.dashboard.episodes.paging import DEFAULT_SORT, Cursor, Question
 from cluster.dashboard.filters.compiling import Compiled, compile_filter
 from cluster.dashboard.filters.fields import EXAMPLES, FACETS, FIELDS, FUNCTIONS, HISTOGRAMS
 from cluster.dashboard.filters.grammar import OPERATORS

@@ -9,8 +9,8 @@ from starlette.background import BackgroundTask
 
 from cluster.dashboard.api.context import FilterQuery, IndexDep, RunDep, SettingsDep
 from cluster.dashboard.api.steering import check_writes
-from cluster.dashboard.figures.exports import episode_lines, row_lines, write_parquet
-from cluster.dashboard.figures.sft_sets import write_sft_set
+from cluster.dashboard.episodes.exports import episode_lines, row_lines, write_parquet
+from cluster.dashboard.episodes.sft_sets import write_sft_set
 from cluster.dashboard.filters.compiling import compile_filter
 from cluster.dashboard.models.analysis import SftSet
 from cluster.dashboard.models.shared import Answer

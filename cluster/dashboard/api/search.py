@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from cluster.dashboard.api.context import FilterQuery, IndexDep
-from cluster.dashboard.figures.searching import Search, Wanted, check_groups
+from cluster.dashboard.episodes.searching import Search, Wanted, check_groups
 from cluster.dashboard.filters.compiling import check_pattern, compile_filter
 from cluster.dashboard.models.episodes import SearchHit, SearchProgress
 from cluster.dashboard.problems import ApiError

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import duckdb
 
-from cluster.dashboard.figures.paging import Cursor
+from cluster.dashboard.episodes.paging import Cursor
 from cluster.dashboard.index.database import rows_of
 from cluster.dashboard.models.analysis import LedgerPage, LedgerRow, LedgerSummary, ReasonSeries
 

@@ -6,8 +6,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from cluster.dashboard.figures.paging import Cursor
-from cluster.dashboard.figures.stored import read_batches
+from cluster.dashboard.episodes.paging import Cursor
+from cluster.dashboard.episodes.stored import read_batches
 from cluster.dashboard.filters.compiling import Compiled
 from cluster.dashboard.index.database import rows_of
 from cluster.dashboard.index.segment_files import SegmentFiles

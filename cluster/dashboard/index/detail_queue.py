@@ -108,11 +108,13 @@ def _read(
         wanted[Place(segment, place, nbytes)].append((uid, row))
     tables, damage = [], []
     for place in sorted(wanted):
-        uids = [uid for uid, _ in wanted[place]]
-        rows = [row for _, row in wanted[place]]
+        pairs = sorted(wanted[place], key=lambda pair: pair[1])
+        uids, rows = [uid for uid, _ in pairs], [row for _, row in pairs]
         try:
             batch = files.batch(place)
-            table = pa.Table.from_batches([batch.select(list(NEEDED))]).take(rows)
+            table = pa.Table.from_batches([batch.select(list(NEEDED))])
+            if rows != list(range(table.num_rows)):
+                table = table.take(rows)
         except (StoreError, pa.ArrowException) as error:
             damage.append(
                 Damage(

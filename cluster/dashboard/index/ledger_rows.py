@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-
-from cluster.dashboard.index.schema import LEDGER_LINE
 
 _CLOSED = "('finished', 'trained', 'dropped')"
 _ALL_EVENTS = """
@@ -206,7 +203,4 @@ def _parts(events: pa.Table, lines: pa.Array) -> list[tuple[pa.Table, tuple[int,
 
 
 def _has_roll_backs(events: pa.Table) -> bool:
-    return bool(pc.any(pc.equal(events["event"], "rolled_back")).as_py())
-
-
-EMPTY = LEDGER_LINE.empty_table()
+    return "rolled_back" in events["event"].unique().to_pylist()

@@ -15,7 +15,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.dashboard.index.annotations import add_annotations
 from cluster.dashboard.index.database import Database, Identity, Row, rows_of
@@ -207,15 +206,15 @@ class RunIndex:
         if table.num_rows == 0:
             return table
         known = self._known.get(segment, _Known())
-        place, row = table["offset"], table["row"]
-        end = pc.add(place, table["nbytes"])
-        new = pc.or_(
-            pc.greater(place, known.offset),
-            pc.and_(pc.equal(place, known.offset), pc.greater(row, known.row)),
+        # As floats, in which a value that a line lacks is NaN and no comparison holds.
+        place, size_of_message, row = (
+            table[name].to_numpy().astype(np.float64) for name in ("offset", "nbytes", "row")
         )
-        whole = pc.and_(pc.less_equal(end, size), pc.equal(table["segment"], segment))
-        kept = table.filter(pc.fill_null(pc.and_(new, whole), False))
-        beyond = pc.sum(pc.greater(end, size)).as_py() or 0
+        end = place + size_of_message
+        new = (place > known.offset) | ((place == known.offset) & (row > known.row))
+        named = table["segment"].to_numpy() == segment
+        kept = table.filter(pa.array(new & (end <= size) & named))
+        beyond = int((end > size).sum())
         if beyond:
             self._note(
                 Damage(

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from cluster.dashboard.figures.numbers import numbers_of, phase_name
-from cluster.dashboard.figures.stored import Stored
-from cluster.dashboard.figures.transcripts import text_of
+from cluster.dashboard.episodes.numbers import numbers_of, phase_name
+from cluster.dashboard.episodes.stored import Stored
+from cluster.dashboard.episodes.transcripts import text_of
 from cluster.dashboard.models.detail import Delta, Diff, DiffToken, DiffTurn
 
 _CONTEXT = 60

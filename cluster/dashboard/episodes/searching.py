@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.dashboard.figures.transcripts import texts_of
+from cluster.dashboard.episodes.transcripts import texts_of
 from cluster.dashboard.filters.compiling import Compiled
 from cluster.dashboard.index.run_index import RunIndex
 from cluster.dashboard.index.segment_files import Place

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.dashboard.figures.exports import batches_matching
+from cluster.dashboard.episodes.exports import batches_matching
 from cluster.dashboard.filters.compiling import Compiled
 from cluster.dashboard.index.library import KnownRun
 from cluster.dashboard.index.run_index import RunIndex

@@ -8,7 +8,7 @@ from typing import Any, cast
 import duckdb
 import pyarrow as pa
 
-from cluster.dashboard.figures.episode_rows import rows_for, uids_of
+from cluster.dashboard.episodes.episode_rows import rows_for, uids_of
 from cluster.dashboard.index.database import rows_of
 from cluster.dashboard.index.segment_files import Place, SegmentFiles
 from cluster.dashboard.models.episodes import EpisodeRow

@@ -6,9 +6,9 @@ from typing import Any
 
 import duckdb
 
-from cluster.dashboard.figures.numbers import numbers_of, phase_name
-from cluster.dashboard.figures.paging import Cursor
-from cluster.dashboard.figures.stored import Stored, read_stored
+from cluster.dashboard.episodes.numbers import numbers_of, phase_name
+from cluster.dashboard.episodes.paging import Cursor
+from cluster.dashboard.episodes.stored import Stored, read_stored
 from cluster.dashboard.filters.compiling import Compiled
 from cluster.dashboard.index.database import rows_of
 from cluster.dashboard.index.segment_files import SegmentFiles

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.dashboard.figures.numbers import PHASES
-from cluster.dashboard.figures.stored import Stored
+from cluster.dashboard.episodes.numbers import PHASES
+from cluster.dashboard.episodes.stored import Stored
 from cluster.dashboard.models.detail import Overlay
 from rollout.store.run_layout import RunLayout
 

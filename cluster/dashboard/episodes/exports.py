@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.dashboard.figures.episode_rows import rows_for
-from cluster.dashboard.figures.numbers import PHASES
-from cluster.dashboard.figures.stored import TOKEN_COLUMNS, read_batches
+from cluster.dashboard.episodes.episode_rows import rows_for
+from cluster.dashboard.episodes.numbers import PHASES
+from cluster.dashboard.episodes.stored import TOKEN_COLUMNS, read_batches
 from cluster.dashboard.filters.compiling import Compiled
 from cluster.dashboard.index.run_index import RunIndex
 from envs.errors import StoreError

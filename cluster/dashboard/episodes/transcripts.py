@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import groupby, takewhile
 from typing import Any
 
-from cluster.dashboard.figures.numbers import numbers_of, phase_name
+from cluster.dashboard.episodes.numbers import numbers_of, phase_name
 from cluster.dashboard.models.detail import Call, Message, Scorer, Text, TextPart, Turn
 from cluster.dashboard.models.episodes import EpisodeRow
 from cluster.dashboard.problems import not_found
