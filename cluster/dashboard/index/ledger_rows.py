@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
+from cluster.dashboard.index.schema import EPISODE_COLUMNS
+
+STAGED = "staged_episodes"
+"""Table for the rows of episodes between `load_begin` and `load_end`."""
 _CLOSED = "('finished', 'trained', 'dropped')"
 _ALL_EVENTS = """
 SELECT line, event AS kind, s.episode AS episode, s.attempt AS attempt, NULL::INTEGER AS step,
@@ -44,6 +48,9 @@ class Ledger:
         )
         self.cursor.execute(
             "CREATE OR REPLACE TEMP TABLE drop_steps (line BIGINT, shown_step INTEGER)"
+        )
+        self.cursor.execute(
+            f"CREATE OR REPLACE TEMP TABLE {STAGED} AS SELECT * FROM episodes LIMIT 0"
         )
 
     def load_piece(self, events: pa.Table, lines: pa.Array) -> None:
@@ -88,28 +95,25 @@ class Ledger:
             "LEFT JOIN leased_as l USING (episode) LEFT JOIN drop_steps s ON s.line = h.line "
             "WHERE h.kind IN ('dropped', 're_leased')"
         )
-        for table in ("history", "drop_steps", "last_events", "leased_as"):
+        self.cursor.unregister("ledger_events")
+        for table in ("history", "drop_steps", "last_events", "leased_as", STAGED):
             self.cursor.execute(f"DROP TABLE {table}")
 
     def _join_episodes(self) -> None:
-        """Write `episodes` again with what the ledger says: one join instead of many updates."""
+        """Fill `episodes` with the staged rows and what the ledger says of each."""
+        columns = ", ".join(f"e.{name}" for name in EPISODE_COLUMNS)
         self.cursor.execute(
-            "CREATE TABLE joined AS SELECT e.* EXCLUDE (state, reason, step, advantage, "
-            "trial_advantage), "
+            f"INSERT INTO episodes SELECT e.uid, {columns}, "
             "CASE WHEN e.attempt < x.released_attempt THEN 'retried' "
             "WHEN x.kind IS NULL OR x.closed_line < x.released_line THEN 'stored' "
-            "ELSE x.kind END AS state, "
+            "ELSE x.kind END, "
             "CASE WHEN e.attempt < x.released_attempt THEN x.why "
             "WHEN x.kind IS NULL OR x.closed_line < x.released_line THEN '' "
-            "ELSE coalesce(x.reason, '') END AS reason, "
+            "ELSE coalesce(x.reason, '') END, "
             "CASE WHEN e.attempt < x.released_attempt OR x.closed_line < x.released_line THEN NULL "
-            "ELSE nullif(x.step, -1) END AS step, "
-            "e.advantage, e.trial_advantage "
-            "FROM episodes e LEFT JOIN last_events x ON x.episode = e.episode ORDER BY e.uid"
+            "ELSE nullif(x.step, -1) END, NULL, NULL "
+            f"FROM {STAGED} e LEFT JOIN last_events x ON x.episode = e.episode"
         )
-        self.cursor.execute("DELETE FROM episodes")
-        self.cursor.execute("INSERT INTO episodes SELECT * FROM joined")
-        self.cursor.execute("DROP TABLE joined")
 
     def follow(self, events: pa.Table, lines: pa.Array) -> None:
         """Apply events that were appended."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cluster.dashboard.index.database import Database, Identity
 from cluster.dashboard.index.run_facts import RunFacts
-from cluster.dashboard.index.run_index import RunIndex
+from cluster.dashboard.index.run_index import RunIndex, free_memory
 from cluster.dashboard.problems import ApiError, not_found
 from cluster.dashboard.settings import Settings
 from envs.errors import TrialrunError
@@ -49,6 +49,8 @@ class KnownRun:
     """Notified after a refresh that found something."""
     generation: int = 0
     """Number of such refreshes."""
+    index_was_busy: bool = False
+    """Whether details were left to read after the last refresh."""
 
 
 class Library:
@@ -187,6 +189,9 @@ class Library:
             run.error = str(error)
             index.failed = error
             return False
+        if not more and run.index_was_busy:
+            free_memory()
+        run.index_was_busy = more
         if changed or more:
             with run.fresh:
                 run.generation += 1

@@ -19,7 +19,7 @@ import pyarrow as pa
 from cluster.dashboard.index.annotations import add_annotations
 from cluster.dashboard.index.database import Database, Identity, Row, rows_of
 from cluster.dashboard.index.detail_queue import DetailQueue
-from cluster.dashboard.index.ledger_rows import Ledger
+from cluster.dashboard.index.ledger_rows import STAGED, Ledger
 from cluster.dashboard.index.schema import EPISODE_COLUMNS, INDEX_LINE, LEDGER_LINE
 from cluster.dashboard.index.segment_files import SegmentFiles
 from cluster.dashboard.index.tail import Position, pieces, size_of, table_of
@@ -31,6 +31,11 @@ from rollout.store.segments import narrow_rows
 _LEDGER = "ledger/events.jsonl"
 _PATIENCE_S = 2.0
 """How long an index line may come later than its episode before the segment itself is read."""
+
+
+def free_memory() -> None:
+    """Give back what Arrow keeps of tables that are no longer used."""
+    pa.default_memory_pool().release_unused()
 
 
 @dataclass(slots=True)
@@ -56,6 +61,7 @@ class RunIndex:
         self._alias = database.attach(identity.key, identity.mark)
         self._damage: dict[tuple[str, str], Damage] = {}
         self._behind_since: dict[str, float] = {}
+        self._into = "episodes"
         self._read_state()
 
     @contextmanager
@@ -160,8 +166,13 @@ class RunIndex:
             ledger = Ledger(cursor)
             ledger.load_begin()
             moved = [ledger.load_piece(*piece) for piece in events]
-            self._take_rows(cursor)
+            self._into = STAGED
+            try:
+                self._take_rows(cursor)
+            finally:
+                self._into = "episodes"
             ledger.load_end()
+            free_memory()
             self._positions.setdefault(_LEDGER, Position())
             self._store_position(cursor, _LEDGER)
         else:
@@ -233,9 +244,9 @@ class RunIndex:
         cursor.register("fresh_rows", table.append_column("uid", uids))
         columns = ", ".join(EPISODE_COLUMNS)
         cursor.execute(
-            f"INSERT INTO episodes (uid, {columns}, state, reason) SELECT uid, episode, attempt, "
-            '"group", task, sample_index, environment, split, mode, source, outcome, reward, '
-            'oldest_version, started_at, wall_s, tokens, segment, "offset", nbytes, "row", '
+            f"INSERT INTO {self._into} (uid, {columns}, state, reason) SELECT uid, episode, "
+            'attempt, "group", task, sample_index, environment, split, mode, source, outcome, '
+            'reward, oldest_version, started_at, wall_s, tokens, segment, "offset", nbytes, "row", '
             "'stored', '' FROM fresh_rows"
         )
         cursor.unregister("fresh_rows")

@@ -12,8 +12,8 @@ from pyarrow import json as arrow_json
 
 from cluster.dashboard.models.shared import Damage
 
-PIECE_BYTES = 16 << 20
-_BLOCK_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 _SHOWN = 80
 
 
@@ -80,20 +80,20 @@ def table_of(
     return _line_by_line(piece, schema, where)
 
 
-def _parse(content: bytes, schema: pa.Schema) -> pa.Table:
-    if not content.strip():
+def _parse(content: bytes, schema: pa.Schema, block: int = _BLOCK_BYTES) -> pa.Table:
+    if content.isspace() or not content:
         return schema.empty_table()
     options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    block = max(_BLOCK_BYTES, _longest_line(content) + 1)
-    return arrow_json.read_json(
-        BytesIO(content),
-        read_options=arrow_json.ReadOptions(block_size=block, use_threads=True),
-        parse_options=options,
-    ).select(schema.names)
-
-
-def _longest_line(content: bytes) -> int:
-    return max(map(len, content.splitlines(keepends=True)), default=0)
+    try:
+        return arrow_json.read_json(
+            BytesIO(content),
+            read_options=arrow_json.ReadOptions(block_size=block, use_threads=True),
+            parse_options=options,
+        ).select(schema.names)
+    except pa.ArrowInvalid:
+        if block >= len(content):
+            raise
+        return _parse(content, schema, len(content))  # a line is longer than a block
 
 
 def _line_by_line(
