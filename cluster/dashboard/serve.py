@@ -53,8 +53,8 @@ def run_dashboard(wanted: Wanted) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises ConfigError, MissingError before anything is served."""
     with contextlib.ExitStack() as stack:
         roots = stack.enter_context(_demo_run()) if wanted.demo else _checked_roots(wanted.roots)
-        tokens = _tokens(wanted)
-        _check_exposure(wanted)
+        tokens = tokens_of(wanted)
+        check_exposure(wanted)
         listener = stack.enter_context(_listen(wanted.host, wanted.port))
         settings = settings_of(wanted, roots, tokens, listener.getsockname()[1])
         app = create_app(settings)
@@ -71,7 +71,7 @@ def settings_of(wanted: Wanted, roots: tuple[Path, ...], tokens: Tokens, port: i
     origins = {f"http://{host}" for host in hosts}
     for origin in wanted.origins:
         hosts.add(_host_of(origin))
-        origins.add(origin.rstrip("/"))
+        origins.add(origin.rstrip("/").lower())
     return Settings(
         roots=roots,
         cache=wanted.cache or _cache_folder(wanted.environ),
@@ -106,7 +106,8 @@ def _demo_run() -> Iterator[tuple[Path, ...]]:
         yield (Path(folder),)
 
 
-def _tokens(wanted: Wanted) -> Tokens:
+def tokens_of(wanted: Wanted) -> Tokens:
+    """Return the tokens that the environment gives; the operator's is made where it gives none."""
     given = wanted.environ.get(OPERATOR_VARIABLE, "")
     viewer = wanted.environ.get(VIEWER_VARIABLE, "")
     for name, token in ((OPERATOR_VARIABLE, given), (VIEWER_VARIABLE, viewer)):
@@ -120,7 +121,7 @@ def _tokens(wanted: Wanted) -> Tokens:
     return Tokens(operator=given or secrets.token_urlsafe(32), viewer=viewer)
 
 
-def _check_exposure(wanted: Wanted) -> None:
+def check_exposure(wanted: Wanted) -> None:
     """Refuse to listen where other machines can connect, unless that was prepared."""
     for origin in wanted.origins:
         parts = urlsplit(origin)
@@ -159,7 +160,9 @@ def _listen(host: str, port: int | None) -> Iterator[socket.socket]:
     tried = range(first, first + _PORTS_TRIED) if port is None else (first,)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in tried:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named: asyncio turns Nagle's algorithm off only for such sockets, and
+        # small answers would otherwise wait 40 ms for an acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host.strip("[]"), number))

@@ -9,9 +9,9 @@ from itertools import pairwise
 from cluster.dashboard.figures.logs import last_error
 from cluster.dashboard.index.library import KnownRun
 from cluster.dashboard.index.run_facts import RunFacts, Step
+from cluster.dashboard.index.tail import size_of
 from cluster.dashboard.models.runs import RunState, RunSummary
 from envs.errors import StoreError
-from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunKind, RunLayout
 
 _SPARK = 60
@@ -67,10 +67,9 @@ def state_of(facts: RunFacts, kind: RunKind, steps: Sequence[Step], wanted: obje
     }
     if done.get(kind, False):
         return "finished"
-    try:
-        return "failed start" if is_blank(layout) else "stopped"
-    except (OSError, StoreError):
-        return "stopped"
+    # Cheaper than `run_kind.is_blank`, which reads the ledger.
+    recorded = steps or size_of(layout.ledger) or layout.segments()
+    return "stopped" if recorded else "failed start"
 
 
 def thinned(values: Sequence[float | None], most: int) -> list[float | None]:

@@ -181,7 +181,7 @@ class Library:
         try:
             changed = index.refresh()
             shared = run.facts.shared_sessions()
-            more = index.read_details(_DETAILS_AT_ONCE, shared)
+            more = index.read_details(_DETAILS_AT_ONCE, shared_sessions=shared)
             run.error = ""
         except (duckdb.Error, pa.ArrowException, OSError, TrialrunError, ValueError) as error:
             if str(error) != run.error:

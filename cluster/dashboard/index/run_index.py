@@ -122,7 +122,7 @@ class RunIndex:
         self.loaded.set()
         return changed
 
-    def read_details(self, most: int, shared_sessions: bool) -> bool:
+    def read_details(self, most: int, *, shared_sessions: bool) -> bool:
         """Read the details of some more episodes, the newest first; return whether any are left."""
         with self.cursor() as cursor:
             damage = self._details.read(cursor, self.files, most, shared_sessions=shared_sessions)
@@ -204,12 +204,14 @@ class RunIndex:
             size = size_of(self.files.path(segment))
             position = self._positions.get(name, Position())
             for piece in pieces(self.layout.root / name, position):
-                table, _, damage = table_of(piece, INDEX_LINE, name)
-                for found in damage:
-                    self._note(found, cursor)
+                table, numbers, _ = table_of(piece, INDEX_LINE, name)
+                whole = _before_a_gap(table, numbers, piece.start.lines)
                 self._positions[name] = piece.end
                 self._store_position(cursor, name)
-                self._insert(cursor, self._whole(table, segment, size))
+                self._insert(cursor, self._whole(whole, segment, size))
+                if whole.num_rows < piece.end.lines - piece.start.lines:
+                    self._note_gap(name, piece.start.lines + whole.num_rows + 1, cursor)
+                    self._scan(cursor, segment, size)
             self._take_unlisted(cursor, segment, size)
 
     def _whole(self, table: pa.Table, segment: str, size: int) -> pa.Table:
@@ -292,6 +294,17 @@ class RunIndex:
         if end < size:
             self._note_torn(segment, end, size)
 
+    def _note_gap(self, name: str, line: int, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._note(
+            Damage(
+                where=f"{name}:{line}",
+                what="a line without the fields of an episode",
+                fix="nothing has to be done: the episodes were read from the segment itself",
+                severity="note",
+            ),
+            cursor,
+        )
+
     def _note_torn(self, segment: str, end: int, size: int) -> None:
         self._note(
             Damage(
@@ -315,3 +328,18 @@ class RunIndex:
         if cursor is not None:
             values = [found.where, found.what, found.fix, found.severity]
             cursor.execute("INSERT INTO damage VALUES (?, ?, ?, ?)", values)
+
+
+def _before_a_gap(table: pa.Table, numbers: pa.Array | None, read: int) -> pa.Table:
+    """Return the rows before the first line that is none or lacks a field.
+
+    `numbers` are the lines of the rows where some were left out, after `read` earlier lines. Only
+    a reward may be missing.
+    """
+    present = np.ones(table.num_rows, bool)
+    if numbers is not None:
+        present &= numbers.to_numpy() == np.arange(read + 1, read + 1 + table.num_rows)
+    for name in table.column_names:
+        if name != "reward" and table[name].null_count:
+            present &= table[name].is_valid().to_numpy()
+    return table if present.all() else table.slice(0, int(np.argmin(present)))

@@ -51,7 +51,7 @@ class Dashboard:
         rows = self.get("/runs")["runs"]
         return f"/runs/{next(row['id'] for row in rows if row['name'] == 'sample')}"
 
-    def rows(self, filter: str = "", **parameters: Any) -> list[dict[str, Any]]:  # noqa: A002
+    def rows(self, filter: str = "", **parameters: Any) -> list[dict[str, Any]]:
         """Return the rows of a page of episodes."""
         parameters = {"limit": 500, "filter": filter, **parameters}
         return self.get(f"{self.run}/episodes", **parameters)["rows"]

@@ -62,7 +62,7 @@ def call_of(name: str, result: str, purpose: str, status: AnswerStatus) -> CallR
 
 
 def episode_of(lease: Lease, **changed: object) -> Episode:
-    """Return an episode of three turns: a trial, its experience, and an execution with an answer."""
+    """Return an episode of three turns: a trial, its experience, an execution with an answer."""
     sample = lease.sample_index
     failed = AnswerStatus.TOOL_ERROR if sample == 1 else AnswerStatus.OK
     turns = (
@@ -93,7 +93,7 @@ def episode_of(lease: Lease, **changed: object) -> Episode:
         answer=f"value {sample}",
         question=f"What is {lease.task}?",
         tags={"depth": str(lease.group_number % 3 + 1)},
-        token_ids_T=tuple(range(100, 112)) if sample else tuple(range(100, 110)) + (7, 8),
+        token_ids_T=tuple(range(100, 112)) if sample else (*tuple(range(100, 110)), 7, 8),
         phases_T=tuple(phases),
         logprobs_T=tuple(-0.5 if phase in (1, 2, 3) else NAN for phase in phases),
         spans=(VersionSpan(3, 0), VersionSpan(9, 1)),
@@ -157,7 +157,7 @@ def write_group(run: RunDirectory, group: int) -> list[str]:
     for lease in leases:
         if group == 1 and lease.sample_index == 3:
             run.append(to_batch([failed(lease)]))
-            lease = run.ledger.re_lease(lease.episode, "the tool server was lost")  # noqa: PLW2901
+            lease = run.ledger.re_lease(lease.episode, "the tool server was lost")
         same = {"reward": 1.0} if group == 2 else {}
         run.append(to_batch([episode_of(lease, **same)]))
         run.ledger.finish(lease)

@@ -12,7 +12,12 @@ from tests.cluster.dashboard.sample_run import GROUP, STORED
 def test_the_list_of_runs(dashboard: Dashboard) -> None:
     found = dashboard.get("/runs")
     (run,) = found["runs"]
-    assert (run["name"], run["kind"], run["state"], run["step"]) == ("sample", "train", "stopped", 2)
+    assert (run["name"], run["kind"], run["state"], run["step"]) == (
+        "sample",
+        "train",
+        "stopped",
+        2,
+    )
     assert run["reward_spark"] == [0.25, 0.5]
     assert (run["workers"], run["episodes"]) == (2, STORED)
     assert run["last_error"] == "error: a worker failed"
@@ -65,9 +70,7 @@ def test_pages_of_episodes_are_pinned_and_complete(dashboard: Dashboard) -> None
     seen: list[str] = []
     cursor = ""
     while True:
-        page = dashboard.get(
-            f"{dashboard.run}/episodes", limit=4, sort="-reward", cursor=cursor
-        )
+        page = dashboard.get(f"{dashboard.run}/episodes", limit=4, sort="-reward", cursor=cursor)
         seen += [f"{row['episode']}/{row['attempt']}" for row in page["rows"]]
         assert page["total"] == STORED
         if page["next"] is None:
@@ -259,9 +262,7 @@ def test_single_calls_are_paged(dashboard: Dashboard) -> None:
     address = f"{dashboard.run}/calls"
     first = dashboard.get(address, tool="search", status="tool_error", limit=3)
     assert first["total"] == 5
-    rest = dashboard.get(
-        address, tool="search", status="tool_error", limit=3, cursor=first["next"]
-    )
+    rest = dashboard.get(address, tool="search", status="tool_error", limit=3, cursor=first["next"])
     episodes = [row["episode"] for row in first["rows"] + rest["rows"]]
     assert episodes == [f"g00000{group}-01" for group in (4, 3, 2, 1, 0)]
     assert first["rows"][0]["arguments"] == '{"q": "search"}'
