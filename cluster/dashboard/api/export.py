@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import Field
 from starlette.background import BackgroundTask
 
-from cluster.dashboard.api.context import FilterQuery, IndexDep, RunDep, SettingsDep
+from cluster.dashboard.api.context import FilterQuery, IndexDep, LibraryDep, RunDep, SettingsDep
 from cluster.dashboard.api.steering import check_writes
 from cluster.dashboard.episodes.exports import episode_lines, row_lines, write_parquet
 from cluster.dashboard.episodes.sft_sets import write_sft_set
@@ -65,9 +65,15 @@ class SftSetWanted(Answer):
 
 @router.post("/runs/{run}/sft-set", response_model=SftSet)
 def make_sft_set(
-    run: RunDep, index: IndexDep, settings: SettingsDep, wanted: Annotated[SftSetWanted, Body()]
+    library: LibraryDep,
+    run: RunDep,
+    index: IndexDep,
+    settings: SettingsDep,
+    wanted: Annotated[SftSetWanted, Body()],
 ) -> SftSet:
     """Write the matching episodes as a collection, which `trialrun sft --from` takes."""
     check_writes(settings)
     condition = compile_filter(wanted.filter)
-    return write_sft_set(run, index, condition, wanted.name, only_correct=wanted.only_correct)
+    made = write_sft_set(run, index, condition, wanted.name, only_correct=wanted.only_correct)
+    library.look_again()
+    return made

@@ -42,6 +42,11 @@ def filter_error(detail: str, fix: str, place: Place) -> ApiError:
     return ApiError(400, "bad-filter", detail, fix, place)
 
 
+def quoted(text: str) -> str:
+    """Return `text` as a filter writes it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def tokens_of(text: str) -> list[Token]:
     """Split a filter into words, with one of kind `end` last. Raises ApiError."""
     if len(text) > LONGEST_FILTER:

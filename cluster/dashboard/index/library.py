@@ -133,6 +133,10 @@ class Library:
             run.index.close()
             run.index = None
 
+    def look_again(self) -> None:
+        """Search the directories now: a run was written."""
+        self._look(force=True)
+
     def _look(self, *, force: bool = False) -> None:
         now = time.monotonic()
         with self._lock:

@@ -50,14 +50,14 @@ class Guard:
     """Refuses what does not come from an allowed host, origin and role."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+        self.app = app
         self._settings = settings
         self._gate = Gate(settings.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         is_api = _is_api(scope["path"])
 
@@ -73,7 +73,7 @@ class Guard:
             await problem_response(refused, scope["path"])(scope, receive, guarded)
             return
         scope.setdefault("state", {})["role"] = role
-        await self._app(scope, receive, guarded)
+        await self.app(scope, receive, guarded)
 
     def _refusal(self, scope: Scope, headers: Headers, role: Role | None) -> ApiError | None:
         method, path = scope["method"], scope["path"]
