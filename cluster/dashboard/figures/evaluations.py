@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from cluster.dashboard.figures.tasks import TaskScore, task_scores
+from cluster.dashboard.filters.lexer import quoted
 from cluster.dashboard.index.library import KnownRun
 from cluster.dashboard.index.run_index import RunIndex
 from cluster.dashboard.models.analysis import (
@@ -179,8 +180,9 @@ def _flip(one: TaskScore, other: TaskScore, *, won: bool) -> Flip:
 
 
 def _table_row(row: ReportRow) -> EvalTableRow:
-    chosen = f'split="{row.value}"' if row.by == "split" else f'tag("{row.by}")="{row.value}"'
-    plain = "*" not in row.by and '"' not in row.value and "\\" not in row.value
+    name = quoted(row.value)
+    chosen = f"split={name}" if row.by == "split" else f"tag({quoted(row.by)})={name}"
+    plain = "*" not in row.by  # rows of pairs of tags have no single one
     return EvalTableRow(
         by=row.by,
         value=row.value,

@@ -1,6 +1,5 @@
 """Tools: how often each is called, how long it takes and how it fails, by phase."""
 
-import json
 from typing import Any
 
 import duckdb
@@ -9,6 +8,7 @@ import pyarrow as pa
 from cluster.dashboard.episodes.paging import Cursor
 from cluster.dashboard.episodes.stored import read_batches
 from cluster.dashboard.filters.compiling import Compiled
+from cluster.dashboard.filters.lexer import quoted
 from cluster.dashboard.index.database import rows_of
 from cluster.dashboard.index.segment_files import SegmentFiles
 from cluster.dashboard.models.analysis import CallPage, CallRow, ToolRow
@@ -40,8 +40,9 @@ def tool_rows(cursor: duckdb.DuckDBPyConnection, condition: Compiled, by: str) -
 
 def _row(row: tuple[Any, ...]) -> ToolRow:
     tool, environment, phase, episodes, calls, p50, p99, errors, timeouts, infra, size, _ = row
-    chosen = f"tool({json.dumps(tool, ensure_ascii=False)})"
-    where = f"{chosen}.calls>0" if tool else f"environment={json.dumps(environment)} and calls>0"
+    where = f"environment={quoted(environment)} and calls>0"
+    if tool:
+        where = f"tool({quoted(tool)}).calls>0"
     return ToolRow(
         tool=tool,
         environment=environment,

@@ -75,7 +75,8 @@ async def test_what_is_stored_is_announced_and_a_reconnection_misses_nothing(
             run.record_metrics(3, metrics_of(3, 0.75))
             new = 0
             steps: list[int] = []
-            async for last, kind, data in events:
+            async for event, kind, data in events:
+                last = event
                 assert kind == "run"
                 new += data["new_episodes"]
                 steps += [step["step"] for step in data["metrics"]]
