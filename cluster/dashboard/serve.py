@@ -102,7 +102,7 @@ def _checked_roots(roots: Sequence[Path]) -> tuple[Path, ...]:
 def _demo_run() -> Iterator[tuple[Path, ...]]:
     """Yield the folder of the recorded runs: unpacked, because the package keeps them packed."""
     with tempfile.TemporaryDirectory(prefix="trialrun-demo-") as folder:
-        shutil.unpack_archive(DEMO / "runs.tar.gz", folder, filter="data")
+        shutil.unpack_archive(DEMO / "runs.tar.xz", folder, filter="data")
         yield (Path(folder),)
 
 
