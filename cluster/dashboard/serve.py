@@ -11,12 +11,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from cluster.dashboard.app import create_app
 from cluster.dashboard.settings import DEFAULT_PORT, Settings, Tokens
@@ -58,8 +59,8 @@ def run_dashboard(wanted: Wanted) -> None:
         listener = stack.enter_context(_listen(wanted.host, wanted.port))
         settings = settings_of(wanted, roots, tokens, listener.getsockname()[1])
         app = create_app(settings)
-        _say_ready(wanted, settings, listener.getsockname()[1])
-        asyncio.run(_serve(app, listener))
+        port = listener.getsockname()[1]
+        asyncio.run(_serve(app, listener, lambda: _say_ready(wanted, settings, port)))
 
 
 def settings_of(wanted: Wanted, roots: tuple[Path, ...], tokens: Tokens, port: int) -> Settings:
@@ -203,9 +204,9 @@ def _say_ready(wanted: Wanted, settings: Settings, port: int) -> None:
     sys.stdout.flush()
 
 
-async def _serve(app: object, listener: socket.socket) -> None:
+async def _serve(app: ASGIApp, listener: socket.socket, ready: Callable[[], None]) -> None:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         lifespan="on",
         log_level="warning",
         access_log=False,
@@ -214,7 +215,7 @@ async def _serve(app: object, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=1 << 16,
     )
-    server = _Server(config)
+    server = _Server(config, ready)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, setattr, server, "should_exit", True)
@@ -222,7 +223,17 @@ async def _serve(app: object, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `_serve`, because uvicorn raises them again at its end."""
+    """Says when it is ready; leaves signals to `_serve`, because uvicorn raises them again."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -41,6 +41,11 @@ def compare(
     if len(set(run)) < len(run):
         raise ApiError(422, "wrong-value", "a run is named twice", "name different runs")
     sides = [Compared(library.run(name), library.index(name)) for name in run]
+    for side in sides:
+        found = side.index.coverage
+        if not found.complete:
+            detail = f"{found.details} of {found.episodes} episodes of {side.run.name} are read"
+            raise ApiError(503, "indexing", detail, "ask again in some seconds")
     return tagged(request, response, comparison_of(sides, by or ()))
 
 

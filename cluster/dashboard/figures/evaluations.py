@@ -135,7 +135,7 @@ def comparison_of(sides: Sequence[Compared], by: Sequence[str]) -> Compare:
         won=counts[1],
         lost=counts[-1],
         tied=counts[0],
-        notes=[*(note for side in sides for note in _unread(side.index)), *found.notes],
+        notes=list(found.notes),
     )  # fmt: skip
 
 

@@ -24,8 +24,10 @@ CREATE OR REPLACE TEMP TABLE batch_turns AS
 SELECT uid, turn, t.phase AS phase, t."end" - t.start AS tokens, t.finish_reason AS finish_reason,
        t.policy_error AS policy_error, hash(t.text) AS text_hash, length(t.text) > 0 AS has_text,
        regexp_matches(t.text, '{_GARBLED}') AS garbled,
-       len(string_split(t.text, ' ')) >= {_WORDS} AND
-       10 * len(list_distinct(string_split(t.text, ' '))) <= len(string_split(t.text, ' ')) AS loop,
+       CASE WHEN length(t.text) < 2 * {_WORDS} THEN FALSE
+       ELSE len(string_split(t.text, ' ')) >= {_WORDS} AND
+       10 * len(list_distinct(string_split(t.text, ' '))) <= len(string_split(t.text, ' '))
+       END AS loop,
        t.calls AS calls
 FROM (SELECT uid, unnest(turns) AS t, unnest(range(len(turns))) AS turn FROM stored)
 """

@@ -31,7 +31,7 @@ _IDLE_S = 300.0
 """After so many seconds without a request the index of a run is no longer refreshed."""
 _MOST_OPEN = 16
 _WAIT_S = 20.0
-_DETAILS_AT_ONCE = 2_000
+_DETAILS_AT_ONCE = 4_000
 
 
 @dataclass(slots=True)

@@ -201,9 +201,10 @@ class RunIndex:
     def _take_rows(self, cursor: duckdb.DuckDBPyConnection) -> None:
         for segment in self.layout.segments():
             name = f"index/{segment}.jsonl"
-            size = size_of(self.files.path(segment))
             position = self._positions.get(name, Position())
             for piece in pieces(self.layout.root / name, position):
+                # Looked at after its index lines, which are written after the episodes.
+                size = size_of(self.files.path(segment))
                 table, numbers, _ = table_of(piece, INDEX_LINE, name)
                 whole = _before_a_gap(table, numbers, piece.start.lines)
                 self._positions[name] = piece.end
@@ -212,7 +213,7 @@ class RunIndex:
                 if whole.num_rows < piece.end.lines - piece.start.lines:
                     self._note_gap(name, piece.start.lines + whole.num_rows + 1, cursor)
                     self._scan(cursor, segment, size)
-            self._take_unlisted(cursor, segment, size)
+            self._take_unlisted(cursor, segment, size_of(self.files.path(segment)))
 
     def _whole(self, table: pa.Table, segment: str, size: int) -> pa.Table:
         """Return the rows that are new and whose message is whole in the segment."""
