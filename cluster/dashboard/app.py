@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -24,7 +24,7 @@ from cluster.dashboard.api import (
 )
 from cluster.dashboard.index.library import Library
 from cluster.dashboard.models.shared import Problem
-from cluster.dashboard.problems import PROBLEM_JSON, install_handlers, not_found
+from cluster.dashboard.problems import PROBLEM_JSON, install_handlers, methods_of, not_found
 from cluster.dashboard.security.guard import Guard
 from cluster.dashboard.settings import Settings
 
@@ -81,7 +81,9 @@ def _serve_pages(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     @app.get("/{path:path}", include_in_schema=False)
-    def page(path: str = "") -> FileResponse:
+    def page(request: Request, path: str = "") -> FileResponse:
         if path.startswith("api/"):
+            if methods_of(request):
+                raise HTTPException(405)
             raise not_found(f"there is no route /{path[:100]}", "see /api/v1/openapi.json")
         return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8")

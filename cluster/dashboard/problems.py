@@ -4,10 +4,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any, cast
 
+import duckdb
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from cluster.dashboard.models.shared import Problem
 from envs.errors import ConfigError, DeadlineError, MissingError, StoreError, TrialrunError
@@ -90,6 +93,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(TrialrunError, _of_ours)
     app.add_exception_handler(HTTPException, _of_starlette)
     app.add_exception_handler(RequestValidationError, _of_values)
+    app.add_exception_handler(duckdb.OutOfMemoryException, _of_memory)
     app.add_exception_handler(Exception, _of_a_bug)
 
 
@@ -121,7 +125,19 @@ async def _of_starlette(request: Request, error: Exception) -> JSONResponse:
     api_error = ApiError(found.status_code, "http", str(found.detail), fix)
     response = problem_response(api_error, request.url.path)
     response.headers.update(found.headers or {})
+    if found.status_code == 405:
+        response.headers["allow"] = ", ".join(methods_of(request))
     return response
+
+
+def methods_of(request: Request) -> list[str]:
+    """Return the methods that a path has: each is a route of its own, which knows no other."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            matches, _ = route.matches(request.scope)
+            found |= route.methods if matches is not Match.NONE else set()
+    return sorted(found)
 
 
 async def _of_values(request: Request, error: Exception) -> JSONResponse:
@@ -134,6 +150,12 @@ async def _of_values(request: Request, error: Exception) -> JSONResponse:
 def _described(item: Any) -> str:
     where = ".".join(str(part) for part in item.get("loc", ()))
     return f"{where}: {item.get('msg', 'wrong')}"
+
+
+async def _of_memory(request: Request, error: Exception) -> JSONResponse:
+    fix = "narrow the filter, or start the dashboard with a larger --memory"
+    detail = f"the index's database needs more memory: {error}"
+    return problem_response(ApiError(503, "memory", detail, fix), request.url.path)
 
 
 async def _of_a_bug(request: Request, error: Exception) -> JSONResponse:

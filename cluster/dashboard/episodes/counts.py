@@ -95,10 +95,12 @@ def _flags(cursor: duckdb.DuckDBPyConnection, condition: Compiled) -> Facet:
 
 
 def _tools(cursor: duckdb.DuckDBPyConnection, condition: Compiled) -> Facet:
-    matching = f"SELECT e.uid FROM {condition.tables} WHERE {condition.sql}"
+    matching = f"uid IN (SELECT e.uid FROM {condition.tables} WHERE {condition.sql})"
+    if condition == Compiled():
+        matching = "TRUE"
     found = rows_of(
         cursor,
-        f"SELECT tool, count(DISTINCT uid) AS n FROM calls WHERE uid IN ({matching}) "
+        f"SELECT tool, count(*) AS n FROM calls WHERE first_of_tool AND {matching} "
         "GROUP BY tool ORDER BY n DESC, tool",
         condition.parameters,
     )

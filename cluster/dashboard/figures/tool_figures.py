@@ -20,26 +20,46 @@ _SHOWN = 200
 
 def tool_rows(cursor: duckdb.DuckDBPyConnection, condition: Compiled, by: str) -> list[ToolRow]:
     """Return figures per tool or environment, for both phases and each; the slowest first."""
-    key = "c.tool" if by == "tool" else "''"
-    matching = "" if condition.sql == "TRUE" else f"WHERE {condition.sql}"
+    grouped = "c.tool, e.environment" if by == "tool" else "e.environment"
+    shown = "c.tool" if by == "tool" else "''"
     joined = "JOIN details d USING (uid)" if condition.details else ""
     found = rows_of(
         cursor,
-        f"SELECT {key} AS tool, e.environment AS environment, "
-        "coalesce(c.phase, 'all') AS phase, count(DISTINCT c.uid), count(*), "
+        f"SELECT {shown} AS tool, e.environment AS environment, "
+        "coalesce(c.phase, 'all') AS phase, count(*) FILTER (c.first_of_tool), "
+        "count(*) FILTER (c.first_of_phase), count(*), "
         "approx_quantile(c.seconds, 0.5), approx_quantile(c.seconds, 0.99), "
         "count(*) FILTER (c.status = 'tool_error'), count(*) FILTER (c.status = 'timeout'), "
         "count(*) FILTER (c.status = 'infra_error'), avg(c.result_length), "
         "sum(c.seconds) AS total "
-        f"FROM calls c JOIN episodes e USING (uid) {joined} {matching} "
-        f"GROUP BY GROUPING SETS ((1, 2), (1, 2, c.phase)) ORDER BY total DESC LIMIT {_MOST_ROWS}",
+        f"FROM calls c JOIN episodes e USING (uid) {joined} WHERE {condition.sql} "
+        f"GROUP BY GROUPING SETS (({grouped}), ({grouped}, c.phase)) "
+        f"ORDER BY total DESC LIMIT {_MOST_ROWS}",
         condition.parameters,
     )
-    return [_row(row) for row in found]
+    callers = _callers(cursor, condition) if by == "environment" else {}
+    return [_row(row, callers) for row in found]
 
 
-def _row(row: tuple[Any, ...]) -> ToolRow:
-    tool, environment, phase, episodes, calls, p50, p99, errors, timeouts, infra, size, _ = row
+def _callers(cursor: duckdb.DuckDBPyConnection, condition: Compiled) -> dict[tuple[str, str], int]:
+    """Return how many episodes called any tool, by environment and phase."""
+    found = rows_of(
+        cursor,
+        "SELECT e.environment, count(*) FILTER (d.trial_calls > 0), "
+        "count(*) FILTER (d.execution_calls > 0), "
+        "count(*) FILTER (d.trial_calls + d.execution_calls > 0) "
+        "FROM episodes e JOIN details d USING (uid) "
+        f"WHERE {condition.sql} GROUP BY e.environment",
+        condition.parameters,
+    )
+    phases = ("trial", "execution", "all")
+    return {(row[0], phase): row[i] for row in found for i, phase in enumerate(phases, 1)}
+
+
+def _row(row: tuple[Any, ...], callers: dict[tuple[str, str], int]) -> ToolRow:
+    tool, environment, phase, of_tool, of_phase, calls, p50, p99, *rest = row
+    errors, timeouts, infra, size, _ = rest
+    episodes = of_tool if phase == "all" else of_phase
     where = f"environment={quoted(environment)} and calls>0"
     if tool:
         where = f"tool({quoted(tool)}).calls>0"
@@ -47,7 +67,7 @@ def _row(row: tuple[Any, ...]) -> ToolRow:
         tool=tool,
         environment=environment,
         phase=phase,
-        episodes=episodes,
+        episodes=callers.get((environment, phase), episodes),
         calls=calls,
         p50_s=p50,
         p99_s=p99,

@@ -36,6 +36,10 @@ CREATE OR REPLACE TEMP TABLE batch_calls AS
 SELECT found.uid, turn, number, c.name AS tool, c.status AS status, c.purpose AS phase,
        c.seconds AS seconds, c.cpu_seconds AS cpu_seconds, length(c.result) AS result_length,
        hash(c.name, c.arguments) AS call_hash,
+       row_number() OVER (PARTITION BY found.uid, c.name ORDER BY turn, number) = 1
+           AS first_of_tool,
+       row_number() OVER (PARTITION BY found.uid, c.name, c.purpose ORDER BY turn, number) = 1
+           AS first_of_phase,
        length(s.answer) >= $shortest AND contains(c.result, s.answer) AS has_answer
 FROM (SELECT uid, turn, unnest(calls) AS c, unnest(range(len(calls))) AS number,
       uid AS owner FROM batch_turns) AS found
@@ -90,7 +94,7 @@ LEFT JOIN loops l USING (uid)
 """
 _REST = (
     "INSERT INTO calls SELECT uid, turn, number, tool, status, phase, seconds, cpu_seconds, "
-    "result_length FROM batch_calls",
+    "result_length, first_of_tool, first_of_phase FROM batch_calls",
     "INSERT INTO tags SELECT uid, m.key, m.value FROM "
     "(SELECT uid, unnest(map_entries(tags)) AS m FROM stored)",
     "INSERT INTO parts SELECT uid, m.key, m.value FROM "

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -23,7 +23,7 @@ from rollout.store.run_layout import RunLayout
 
 logger = logging.getLogger("trialrun.dashboard")
 
-_DEPTH = 5
+_DEPTH = 8
 _MOST_FOLDERS = 20_000
 _LOOK_S = 2.0
 """How often folders are searched for new runs, in seconds."""
@@ -45,10 +45,6 @@ class KnownRun:
     index: RunIndex | None = None
     used: float = 0.0
     error: str = ""
-    fresh: threading.Condition = field(default_factory=threading.Condition)
-    """Notified after a refresh that found something."""
-    generation: int = 0
-    """Number of such refreshes."""
     index_was_busy: bool = False
     """Whether details were left to read after the last refresh."""
 
@@ -183,7 +179,7 @@ class Library:
         if index is None:
             return False
         try:
-            changed = index.refresh()
+            index.refresh()
             shared = run.facts.shared_sessions()
             more = index.read_details(_DETAILS_AT_ONCE, shared_sessions=shared)
             run.error = ""
@@ -196,10 +192,6 @@ class Library:
         if not more and run.index_was_busy:
             free_memory()
         run.index_was_busy = more
-        if changed or more:
-            with run.fresh:
-                run.generation += 1
-                run.fresh.notify_all()
         return more
 
 

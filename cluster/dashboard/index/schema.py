@@ -6,7 +6,7 @@ episodes themselves, which are read later and more slowly. `uid` counts in the o
 
 import pyarrow as pa
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 TABLES = """
 CREATE TABLE meta (version INTEGER, run VARCHAR);
@@ -32,7 +32,8 @@ CREATE TABLE details (
 );
 CREATE TABLE calls (
     uid BIGINT, turn INTEGER, number INTEGER, tool VARCHAR, status VARCHAR, phase VARCHAR,
-    seconds REAL, cpu_seconds REAL, result_length INTEGER
+    seconds REAL, cpu_seconds REAL, result_length INTEGER,
+    first_of_tool BOOLEAN, first_of_phase BOOLEAN
 );
 CREATE TABLE tags (uid BIGINT, name VARCHAR, value VARCHAR);
 CREATE TABLE parts (uid BIGINT, name VARCHAR, value REAL);
@@ -45,7 +46,10 @@ CREATE TABLE drops (
 );
 CREATE TABLE annotated (step INTEGER, mtime DOUBLE);
 """
-"""`drops` has one row per episode of an event; `leases` the episodes in progress alone."""
+"""`drops` has one row per episode of an event; `leases` the episodes in progress alone. Of an
+episode's calls of a tool, the first is marked, and the first in each phase: so episodes are counted
+without remembering which were seen.
+"""
 
 EPISODE_COLUMNS = (
     *("episode", "attempt", "grp", "task", "sample_index", "environment", "split", "mode"),

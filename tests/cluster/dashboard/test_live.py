@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,16 @@ async def events_of(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, str, 
             found[name] = value
 
 
+async def _until(
+    events: AsyncIterator[tuple[str, str, Any]], true: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Return the first event `run` for which `true` holds, with its id."""
+    async for event, kind, data in events:
+        if kind == "run" and true(data):
+            return {**data, "id": event}
+    raise AssertionError("the stream ended")
+
+
 async def test_what_is_stored_is_announced_and_a_reconnection_misses_nothing(
     tmp_path: Path,
 ) -> None:
@@ -63,38 +73,33 @@ async def test_what_is_stored_is_announced_and_a_reconnection_misses_nothing(
         (row,) = (await client.get("/runs")).json()["runs"]
         assert row["state"] == "running"
         address = {"run": row["id"]}
-        last = ""
         async with client.stream("GET", "/live", params=address) as stream:
             events = events_of(stream.aiter_lines())
             assert (await anext(events))[1] == "ready"
-            async for _, _, data in events:
-                if data["coverage"]["complete"] and data["episodes"]:
-                    break
-            before = data["episodes"]
+            before = await _until(events, lambda seen: seen["coverage"]["complete"])
             write_group(run, 7)
             run.record_metrics(3, metrics_of(3, 0.75))
             new = 0
             steps: list[int] = []
-            async for event, kind, data in events:
-                last = event
-                assert kind == "run"
-                new += data["new_episodes"]
-                steps += [step["step"] for step in data["metrics"]]
-                if new == GROUP and steps:
-                    break
-            assert data["episodes"] == before + GROUP
-            assert data["running"]
+
+            def both(seen: dict[str, Any]) -> bool:
+                nonlocal new
+                new += seen["new_episodes"]
+                steps.extend(step["step"] for step in seen["metrics"])
+                return new == GROUP and bool(steps)
+
+            after = await _until(events, both)
+            assert after["episodes"] == before["episodes"] + GROUP
+            assert after["running"]
             assert steps == [3]
+            last = after["id"]
         write_group(run, 8)
         again = {"last-event-id": last}
         async with client.stream("GET", "/live", params=address, headers=again) as stream:
             events = events_of(stream.aiter_lines())
             await anext(events)
-            new = 0
-            async for _, _, data in events:
-                new += data["new_episodes"]
-                if new == GROUP:
-                    break
+            missed = await _until(events, lambda seen: seen["new_episodes"] > 0)
+            assert missed["new_episodes"] == GROUP
         run.close()
 
 

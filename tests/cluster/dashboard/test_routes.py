@@ -256,6 +256,12 @@ def test_figures_of_tools(dashboard: Dashboard) -> None:
     assert total == STORED
     by = dashboard.get(f"{dashboard.run}/tools", by="environment")["rows"]
     assert {row["environment"] for row in by} == {"catalog"}
+    assert {row["phase"]: row["episodes"] for row in by} == {
+        "all": STORED,
+        "trial": STORED,
+        "execution": STORED,
+    }
+    assert (search["episodes"], by_name["search", "all"]["episodes"]) == (STORED, STORED)
 
 
 def test_single_calls_are_paged(dashboard: Dashboard) -> None:
