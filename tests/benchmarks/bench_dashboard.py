@@ -242,7 +242,8 @@ def main() -> None:
         with dashboard(options.folder, cache / "one") as served:
             print(f"{'opened again':<70} {index_load(served, run):>8.1f} s")
         if options.live:
-            median, p95 = live_lag(cache, cache / "two", 30.0, 200.0)
+            with tempfile.TemporaryDirectory() as folder:
+                median, p95 = live_lag(Path(folder), Path(folder) / "index", 30.0, 200.0)
             print(f"{'live lag, 200 episodes/s':<70} {median:>8.2f} {p95:>8.2f} s  (bound 1 s)")
     finally:
         if options.cache is None:
