@@ -1,5 +1,6 @@
 """The table of episodes: pages, facets, histograms, what is in progress, groups."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -78,6 +79,7 @@ def list_episodes(
     question = Question.of(filter_text, sort, cursor)
     snapshot = question.cursor.snapshot if question.cursor else index.episodes
     with index.cursor() as connection:
+        question = replace(question, condition=_matched(connection, question.condition))
         found = rows_of(connection, *question.page(snapshot, limit))
         rows = rows_for(connection, [uid for uid, _ in found[:limit]])
         total, newer = _counted(connection, question.condition, snapshot)
@@ -91,6 +93,18 @@ def list_episodes(
         newer=newer,
         coverage=index.coverage,
     )
+
+
+def _matched(connection: Any, condition: Compiled) -> Compiled:
+    """Find once what needs details, which joins large tables, for the page and for its counts."""
+    if not condition.details:
+        return condition
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE matched AS SELECT e.uid AS uid FROM {condition.tables} "
+        f"WHERE {condition.sql}",
+        list(condition.parameters),
+    )
+    return Compiled("e.uid IN (SELECT uid FROM matched)")
 
 
 def _counted(connection: Any, condition: Compiled, snapshot: int) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def _row(row: tuple[Any, ...], callers: dict[tuple[str, str], int]) -> ToolRow:
         tool=tool,
         environment=environment,
         phase=phase,
-        episodes=callers.get((environment, phase), episodes),
+        episodes=callers[environment, phase] if callers else episodes,
         calls=calls,
         p50_s=p50,
         p99_s=p99,
