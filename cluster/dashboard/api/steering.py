@@ -12,11 +12,13 @@ from cluster.dashboard.models.runs import Audit, AuditEntry, SteerPreview, Steer
 from cluster.dashboard.problems import ApiError
 from cluster.dashboard.settings import Settings
 from rollout.store.control import (
+    DEFAULT_GROUP,
     MAX_WORKERS,
     ControlEvent,
     ControlRequest,
     ScaleByRequest,
     ScaleRequest,
+    StopRequest,
     scaled_to,
     send_request,
 )
@@ -54,7 +56,8 @@ def preview(run: RunDep, settings: SettingsDep, request: _Steer) -> SteerPreview
         reason = "this dashboard was started without the right to write"
     elif not run.facts.is_written():
         reason = "no job writes to the run now"
-    now = _workers(run)
+    is_stop = isinstance(request, StopRequest)
+    now = None if is_stop else _workers(run, request.group)
     wanted = _wanted(request, now)
     if wanted is not None and not 1 <= wanted <= MAX_WORKERS:
         reason = reason or f"a job has 1 to {MAX_WORKERS} workers, not {wanted}"
@@ -95,13 +98,14 @@ def check_writes(settings: Settings) -> None:
         raise ApiError(403, "read-only", "this dashboard may not write", fix)
 
 
-def _workers(run: KnownRun) -> int | None:
-    """Return how many workers the run is to have, as far as its directory says."""
-    steps = run.facts.steps()
-    asked = scaled_to(run.layout)
-    if asked is not None:
+def _workers(run: KnownRun, group: str) -> int | None:
+    """Return how many workers a group is to have, as far as the run's directory says."""
+    asked = scaled_to(run.layout).get(group)
+    if asked is not None or group != DEFAULT_GROUP:
         return asked
-    if steps and "workers" in steps[-1].values:
+    steps = run.facts.steps()
+    grouped = run.facts.setting("rollouts", "groups")
+    if steps and "workers" in steps[-1].values and not grouped:
         return int(steps[-1].values["workers"])
     planned = run.facts.setting("rollouts", "workers")
     return planned if isinstance(planned, int) else None
@@ -116,7 +120,7 @@ def _wanted(request: ControlRequest, now: int | None) -> int | None:
 
 
 def _sentence(request: ControlRequest, now: int | None, wanted: int | None) -> str:
-    if request.kind == "stop":
+    if isinstance(request, StopRequest):
         return "The job ends in order; finished work is kept, and it can be resumed."
     if wanted is None or now is None:
         return f"The job is asked to {request.describe()}."
@@ -126,4 +130,5 @@ def _sentence(request: ControlRequest, now: int | None, wanted: int | None) -> s
         return (
             f"{wanted - now} workers start, which takes room in the cluster; now there are {now}."
         )
-    return f"{now - wanted} of {now} workers end their episodes and then stop."
+    how = "stop at once" if request.abort else "end their episodes and then stop"
+    return f"{now - wanted} of {now} workers {how}."

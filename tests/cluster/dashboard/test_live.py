@@ -141,16 +141,22 @@ async def test_a_job_is_steered_and_the_audit_names_who_asked(
 
 
 class _Pool:
-    """What a job resizes."""
+    """What a job resizes: one group of workers."""
 
-    desired = 2
+    def __init__(self) -> None:
+        self.desired = 2
 
-    def resize(self, desired: int) -> None:
+    @property
+    def groups(self) -> dict[str, int]:
+        return {"default": self.desired}
+
+    def resize(self, desired: int, group: str, *, abort: bool) -> None:
+        del group, abort
         self.desired = desired
 
 
 def _answer(run: RunDirectory, pool: _Pool, done: threading.Event) -> None:
     """Be the job: its own code answers requests."""
-    controls = Controls(run=run, pool=pool, room=lambda: 10)
+    controls = Controls(run=run, pool=pool, room=lambda group: 10)
     while not done.wait(0.05):
         controls.answer(Progress(quiet=True))
