@@ -1,8 +1,9 @@
 """Vendors the libraries of the dashboard's pages: exact versions from npm, by hash.
 
-The pages need no network. `vendor_js.py` fetches the packages with `npm pack`, checks them against the integrity below, and
-writes single files, each with its licence, and `vendor.json` with their hashes. `vendor_js.py
---check` compares the files with those hashes, without network. Standard library only.
+The pages need no network. `vendor_js.py` fetches the packages with `npm pack`, checks them against
+the integrity below, and writes single files, each with its licence, and `vendor.json` with their
+hashes. `vendor_js.py --check` compares the files with those hashes, without network. Standard
+library only.
 """
 
 import base64
@@ -77,6 +78,16 @@ LIBRARIES = (
         files={"dist/uPlot.iife.min.js": "uplot.js", "dist/uPlot.min.css": "uplot.css"},
     ),
 )
+
+TYPES = {
+    "preact.d.ts": "export * from 'preact';",
+    "preact-hooks.d.ts": "export * from 'preact/hooks';",
+    "signals.d.ts": "export * from '@preact/signals';",
+    "signals-core.d.ts": "export * from '@preact/signals-core';",
+    "htm.d.ts": "import htm from 'htm';\nexport default htm;",
+    "uplot.d.ts": "import uPlot from 'uplot';\nexport default uPlot;",
+}
+"""Where the type check of the pages finds the packages' own types; not part of the wheel."""
 
 IMPORTS = {
     "preact": "./preact.js",
@@ -156,6 +167,8 @@ def write() -> None:
                 "licence": library.licence,
                 "sha256": sha256(content),
             }
+    for name, line in TYPES.items():
+        (FOLDER / name).write_text(line + "\n")
     (FOLDER / LIST).write_text(json.dumps(listed, indent=1) + "\n")
 
 
@@ -163,7 +176,7 @@ def differences(folder: Path = FOLDER) -> list[str]:
     """Return what in `folder` is not what `vendor.json` and this script say."""
     listed = json.loads((folder / LIST).read_text())
     wanted = {name: library for library in LIBRARIES for name in library.files.values()}
-    present = {path.name for path in folder.iterdir()} - {LIST}
+    present = {path.name for path in folder.iterdir()} - {LIST, *TYPES}
     found = [f"{name} is not listed" for name in sorted(present - set(wanted))]
     for name, library in wanted.items():
         entry = listed.get(name)

@@ -5,10 +5,10 @@
 
 import { html } from './ui.js';
 
-/* eslint-disable no-control-regex, no-misleading-character-class -- these are what is looked for */
+/* eslint-disable no-control-regex -- these are what is looked for */
 const HIDDEN =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
-/* eslint-enable no-control-regex, no-misleading-character-class */
+/* eslint-enable no-control-regex */
 
 /** @type {Record<string, string>} */
 const NAMES = {
