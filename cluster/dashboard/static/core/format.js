@@ -9,6 +9,8 @@ const DASH = '–';
  */
 export function num(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return DASH;
+  // Minus zero is no other number to a reader.
+  if (value === 0) return '0';
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return value.toLocaleString('en');
   const size = Math.abs(value);
   if (size >= 1e6) return `${trim((value / 1e6).toPrecision(digits))}M`;

@@ -4,9 +4,9 @@ import { html, useMemo } from '../core/ui.js';
 import { useApi } from '../core/api.js';
 import { href, param, place, runHref, setQuery } from '../core/router.js';
 import { count, fixed, num, percent, words } from '../core/format.js';
-import { Badge, Choice, Empty, Head, shown } from '../core/parts.js';
+import { Badge, Choice, Coverage, Empty, Head, Loading, shown } from '../core/parts.js';
 import { plain, t } from '../core/text.js';
-import { Interval } from './evaluation.js';
+import { Interval, useRead } from './evaluation.js';
 
 /** @typedef {import('../core/types').Compare} CompareData */
 
@@ -38,7 +38,9 @@ function Pick({ runs, all }) {
 /** @param {{runs: string[]}} props */
 function Result({ runs }) {
   const asked = useApi(href('/compare', { run: runs, by: param('by') }));
-  return shown(asked, (data) => html`<${View} data=${data} />`);
+  const coverage = useRead(runs, asked.reload);
+  if (asked.error && coverage && !coverage.complete) return html`<${Coverage} coverage=${coverage} /><${Loading} what="Reading the episodes of both" />`;
+  return html`<${Coverage} coverage=${coverage} />${shown(asked, (data) => html`<${View} data=${data} />`)}`;
 }
 
 /** @param {{data: CompareData}} props */
@@ -51,7 +53,7 @@ function View({ data }) {
     <p class="note">${count(data.shared)} tasks are in all sides. ${data.notes.map((note) => html`${t(note)} `)}</p>
     <h2>Paired differences</h2>
     <div class="scroll"><table><thead><tr><th></th><th>First</th><th>Second</th><th class="n">Tasks</th><th class="n">First</th><th class="n">Second</th><th class="n">Difference</th><th class="n">95% interval</th><th class="n">p (Holm)</th></tr></thead>
-      <tbody>${data.rows.map((row, index) => html`<tr key=${index}><td>${row.by ? html`${t(words(row.by))} ${t(row.value)}` : 'all'}</td><td>${t(row.first)}</td><td>${t(row.second)}</td><td class="n">${count(row.tasks)}</td><td class="n">${percent(row.first_score)}</td><td class="n">${percent(row.second_score)}</td>
+      <tbody>${data.rows.map((row, index) => html`<tr key=${index}><td>${row.by && row.by !== 'all' ? html`${t(words(row.by))} ${t(row.value)}` : 'all'}</td><td>${t(row.first)}</td><td>${t(row.second)}</td><td class="n">${count(row.tasks)}</td><td class="n">${percent(row.first_score)}</td><td class="n">${percent(row.second_score)}</td>
         <td class="n"><b class=${row.difference > 0 ? 'up' : row.difference < 0 ? 'down' : ''}>${row.difference > 0 ? '+' : ''}${percent(row.difference)}</b></td><td class="n ci">${percent(row.low)} to ${percent(row.high)}</td><td class="n">${num(row.p_holm)}</td></tr>`)}</tbody></table></div>
     <h2>Questions that flipped</h2>
     <div class="bar"><${Choice} label="Verdict" value=${verdict} options=${[['', `All ${data.flips.length}`], ['won', `Won ${data.won}`], ['lost', `Lost ${data.lost}`]]} onPick=${(/** @type {string} */ value) => setQuery({ verdict: value }, { replace: true })} /><span class="dim">by ${t(second?.name)} over ${t(first?.name)}; ${count(data.tied)} tied</span></div>

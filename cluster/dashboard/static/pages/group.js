@@ -55,7 +55,7 @@ function View({ group, run }) {
         ['Step', step === null || step === undefined ? '' : html`<a href=${runHref(run, 'episodes', { filter: `step=${step}` })}>${step}</a>`],
         ['Dropped because', reason ? html`<a href=${runHref(run, 'ledger', { reason })}>${t(words(reason))}</a>` : ''],
       ]} /></div>
-    <p class="gapline"></p>
+    <div class="gapline"></div>
     ${group.zero_variance && html`<div class="box warn" role="note"><strong>All rewards are equal.</strong> <p>No episode of this group has an advantage, so nothing is learnt from it.</p></div>`}
     ${group.baseline_note && !group.zero_variance && html`<div class="box"><p>${t(group.baseline_note)}</p></div>`}
     <div class="lanes">${lanes.map((lane) => html`<${LaneRow} key=${`${lane.row.episode} ${lane.row.attempt}`} lane=${lane} run=${run} longest=${longest} best=${!group.zero_variance && lane.row.reward === best} ticked=${ticked.includes(lane.row.episode)} tick=${tick} />`)}</div>
@@ -81,8 +81,7 @@ function extremes(lanes) {
 function LaneRow({ lane, run, longest, best, ticked, tick }) {
   const { row, pieces } = lane;
   return html`<div class=${best ? 'lane best' : 'lane'}>
-    <div class="who"><label class="inline"><input type="checkbox" checked=${ticked} onChange=${() => tick(row.episode)} aria-label=${`Tick ${plain(row.episode)}`} /></label>
-      <a href=${episodeHref(row, run)}>${t(row.episode)}</a> <${Badge} name=${row.outcome} />
+    <div class="who"><input type="checkbox" checked=${ticked} onChange=${() => tick(row.episode)} aria-label=${`Tick ${plain(row.episode)}`} /><a href=${episodeHref(row, run)}>${t(row.episode)}</a> <${Badge} name=${row.outcome} />
       <div class="dim">${row.answer === null ? '' : html`answer ${t(row.answer) || '(none)'}`}</div><${Flags} names=${row.flags} /></div>
     <div class="bands" role="list" aria-label=${`Turns of ${plain(row.episode)}`}>
       ${bands(pieces).map((band, index) => {

@@ -10,9 +10,9 @@ import { useRows } from './groups.js';
 
 /** @typedef {import('../core/types').ToolRow} ToolRow */
 
-/** @type {[keyof ToolRow, string, (row: ToolRow) => any][]} */
+/** @type {[keyof ToolRow, string, (row: ToolRow, most: number) => any][]} */
 const COLUMNS = [
-  ['calls', 'Calls', (row) => count(row.calls)],
+  ['calls', 'Calls', (row, most) => html`<span class="reward"><span class="bar" aria-hidden="true"><i style=${{ width: `${(row.calls / most) * 100}%` }}></i></span>${count(row.calls)}</span>`],
   ['episodes', 'Episodes', (row) => count(row.episodes)],
   ['p50_s', 'p50', (row) => seconds(row.p50_s)],
   ['p99_s', 'p99', (row) => seconds(row.p99_s)],
@@ -56,8 +56,8 @@ function Table({ data, run, phase }) {
       <tbody>${rows.map((row) => {
         const name = row.tool || row.environment;
         return html`<tr key=${`${row.environment} ${name}`} class=${tool === name ? 'on' : ''}>
-          <td><a href=${runHref(run, 'tools', { tool: name, phase: phase === 'all' ? '' : phase, by: data.by === 'tool' ? '' : data.by, sort: sort === 'calls' ? '' : sort })}><b>${t(name)}</b></a><span class="reward"><span class="bar" aria-hidden="true"><i style=${{ width: `${(row.calls / most) * 100}%` }}></i></span></span> ${data.by === 'tool' && html`<span class="dim">${t(row.environment)}</span>`}</td>
-          ${COLUMNS.map(([column, , cell]) => html`<td class="n" key=${column}>${cell(row)}</td>`)}
+          <td><a href=${runHref(run, 'tools', { tool: name, phase: phase === 'all' ? '' : phase, by: data.by === 'tool' ? '' : data.by, sort: sort === 'calls' ? '' : sort })}><b>${t(name)}</b></a> ${data.by === 'tool' && html`<span class="dim">${t(row.environment)}</span>`}</td>
+          ${COLUMNS.map(([column, , cell]) => html`<td class="n" key=${column}>${cell(row, most)}</td>`)}
           <td class="nowrap"><a href=${runHref(run, 'episodes', { filter: row.filter })}>episodes</a></td></tr>`;
       })}</tbody></table></div>`}
     ${tool && data.by === 'tool' && html`<${Calls} run=${run} tool=${tool} phase=${phase} />`}`;

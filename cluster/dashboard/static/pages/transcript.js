@@ -56,7 +56,7 @@ function CallCard({ call, where, isolation }) {
   const failed = call.status !== 'ok';
   return html`<article class=${failed ? 'call bad' : 'call'} aria-label=${`Call of ${call.name}`}>
     <header><span class="name">${t(call.name)}</span><${Badge} name=${call.status} />
-      <span class="dim">${seconds(call.seconds)}${call.cpu_seconds ? `, CPU ${seconds(call.cpu_seconds)}` : ''}${call.memory_bytes === null ? '' : `, ${bytes(call.memory_bytes)}`}${isolation ? ` · sandbox ${isolation}` : ''} · ${call.purpose} session</span></header>
+      <span class="dim">${seconds(call.seconds)}${call.cpu_seconds ? `, CPU ${seconds(call.cpu_seconds)}` : ''}${call.memory_bytes === null ? '' : `, ${bytes(call.memory_bytes)}`}${isolation ? html` · <span title=${isolation}>sandbox ${t(isolation.split(' ')[0])}</span>` : ''} · ${call.purpose} session</span></header>
     <div class="io"><div><h4>Arguments</h4><${Arguments} text=${call.arguments} where=${where} /></div>
     <div><h4>Result</h4><${Long} text=${call.result} where=${where} /></div></div>
   </article>`;
