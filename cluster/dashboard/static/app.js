@@ -5,7 +5,7 @@ import { get, post, useApi, ApiError } from './core/api.js';
 import { go, listen, place, runHref, href } from './core/router.js';
 import { applyTheme, isDark, painted, switchTheme } from './core/theme.js';
 import { helpOpen, listenKeys, shownKeys, useKeys } from './core/keys.js';
-import { ErrorBox, Loading, Badge } from './core/parts.js';
+import { Badge, ErrorBox, Head, Loading } from './core/parts.js';
 import { connected } from './core/live.js';
 import { t } from './core/text.js';
 
@@ -97,7 +97,7 @@ function Page({ page, run, study }) {
   }, [page, run, study]);
   if (error) return html`<${ErrorBox} error=${error} retry=${reset} />`;
   if (found.unknown) {
-    return html`<div class="box bad" role="alert"><strong>There is no page ${t(at)}.</strong><p><a href="/runs">All runs</a></p></div>`;
+    return html`<${Head} title="No such page" /><div class="box bad" role="alert"><strong>There is no page ${t(at)}.</strong><p><a href="/runs">All runs</a></p></div>`;
   }
   if (found.failed) return html`<${ErrorBox} error=${found.failed} retry=${() => location.reload()} />`;
   if (!found.view) return html`<${Loading} />`;
@@ -155,7 +155,7 @@ function Help() {
 function Top() {
   const dark = (painted.value, isDark());
   const state = connected.value;
-  return html`<div class="top">
+  return html`<header class="top">
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => {
       event.preventDefault();
       document.getElementById('main')?.focus();
@@ -169,7 +169,7 @@ function Top() {
     ${state !== 'off' && html`<span class=${`live ${state}`} title=${state === 'on' ? 'Changes arrive as they happen' : 'The stream is interrupted; it connects again by itself'}>${state === 'on' ? 'live' : 'reconnecting'}</span>`}
     <button class="quiet" onClick=${switchTheme} aria-label=${dark ? 'Use light colours' : 'Use dark colours'}>${dark ? 'Light' : 'Dark'}</button>
     <button class="quiet" onClick=${() => { helpOpen.value = true; }} aria-label="Keyboard keys">?</button>
-  </div>`;
+  </header>`;
 }
 
 function App() {

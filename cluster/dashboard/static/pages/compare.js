@@ -48,11 +48,11 @@ function View({ data }) {
   const verdict = param('verdict');
   const [first, second] = data.sides;
   const flips = useMemo(() => data.flips.filter((flip) => !verdict || flip.verdict === verdict), [data, verdict]);
-  return html`<div class="scroll"><table><thead><tr><th>Side</th><th class="n">Tasks</th><th class="n">Samples</th><th class="n">Score</th><th></th></tr></thead>
+  return html`<div class="scroll"><table><thead><tr><th>Side</th><th class="n">Tasks</th><th class="n">Samples</th><th class="n">Score</th><th><span class="sr">More</span></th></tr></thead>
       <tbody>${data.sides.map((side) => html`<tr key=${side.run}><td><b>${t(side.name)}</b></td><td class="n">${count(side.tasks)}</td><td class="n">${count(side.samples)}</td><td class="n"><${Interval} of=${side.score} /></td><td><a href=${runHref(side.run, 'evaluation')}>tables</a></td></tr>`)}</tbody></table></div>
     <p class="note">${count(data.shared)} tasks are in all sides. ${data.notes.map((note) => html`${t(note)} `)}</p>
     <h2>Paired differences</h2>
-    <div class="scroll"><table><thead><tr><th></th><th>First</th><th>Second</th><th class="n">Tasks</th><th class="n">First</th><th class="n">Second</th><th class="n">Difference</th><th class="n">95% interval</th><th class="n">p (Holm)</th></tr></thead>
+    <div class="scroll"><table><thead><tr><th><span class="sr">More</span></th><th>First</th><th>Second</th><th class="n">Tasks</th><th class="n">First</th><th class="n">Second</th><th class="n">Difference</th><th class="n">95% interval</th><th class="n">p (Holm)</th></tr></thead>
       <tbody>${data.rows.map((row, index) => html`<tr key=${index}><td>${row.by && row.by !== 'all' ? html`${t(words(row.by))} ${t(row.value)}` : 'all'}</td><td>${t(row.first)}</td><td>${t(row.second)}</td><td class="n">${count(row.tasks)}</td><td class="n">${percent(row.first_score)}</td><td class="n">${percent(row.second_score)}</td>
         <td class="n"><b class=${row.difference > 0 ? 'up' : row.difference < 0 ? 'down' : ''}>${row.difference > 0 ? '+' : ''}${percent(row.difference)}</b></td><td class="n ci">${percent(row.low)} to ${percent(row.high)}</td><td class="n">${num(row.p_holm)}</td></tr>`)}</tbody></table></div>
     <h2>Questions that flipped</h2>

@@ -29,7 +29,7 @@ function View({ diff, run }) {
     ${!diff.same_task && html`<div class="box warn"><strong>These are episodes of different tasks.</strong></div>`}
     <div class="box">${first === null ? html`<strong>Every turn is the same.</strong>` : html`<strong>They part at turn ${first + 1}</strong>${token.position !== null && html`<span class="dim">, token ${token.position}</span>`}. <a href="#first" onClick=${jump}>Go there</a>
       ${token.contexts.some(Boolean) && html`<ul>${token.contexts.map((text, index) => html`<li key=${index}><code>${t(text)}</code></li>`)}</ul>`}`}</div>
-    <div class="sides">${diff.rows.map((row) => html`<div class="card" key=${row.episode}><h3><a href=${episodeHref(row, run)}>${t(row.episode)}</a></h3><p><${Badge} name=${row.outcome} /> <${Reward} value=${row.reward} /> <span class="dim">advantage</span> <${Signed} value=${row.advantage} /></p></div>`)}</div>
+    <div class="sides">${diff.rows.map((row) => html`<div class="card" key=${row.episode}><h2><a href=${episodeHref(row, run)}>${t(row.episode)}</a></h2><p><${Badge} name=${row.outcome} /> <${Reward} value=${row.reward} /> <span class="dim">advantage</span> <${Signed} value=${row.advantage} /></p></div>`)}</div>
     <div class="two"><${Deltas} title="Parts of the reward" rows=${diff.reward_parts} diff=${diff} /><${Deltas} title="Calls" rows=${diff.calls} diff=${diff} /></div>
     <div class="two"><${Deltas} title="Numbers" rows=${diff.numbers} diff=${diff} /></div>
     <h2>Turns</h2>
@@ -46,7 +46,7 @@ function jump(event) {
 function Deltas({ title, rows, diff }) {
   if (!rows.length) return null;
   return html`<section class="card"><h2>${title}</h2><div class="over"><table>
-    <thead><tr><th></th>${diff.rows.map((row) => html`<th class="n" key=${row.episode}>${t(row.episode)}</th>`)}<th class="n">Change</th></tr></thead>
+    <thead><tr><th><span class="sr">What</span></th>${diff.rows.map((row) => html`<th class="n" key=${row.episode}>${t(row.episode)}</th>`)}<th class="n">Change</th></tr></thead>
     <tbody>${rows.map((row) => html`<tr key=${row.name}><td>${t(words(row.name))}</td>${row.values.map((value, index) => html`<td class="n" key=${index}>${num(value)}</td>`)}<td class="n">${row.change === 0 ? html`<span class="dim">0</span>` : html`<${Signed} value=${row.change} />`}</td></tr>`)}</tbody>
   </table></div></section>`;
 }

@@ -43,7 +43,7 @@ export function FacetList({ run, filter, snapshot, onFilter }) {
     <div class="facets" aria-label="Facets" role="group">
       ${shown.map(
         (facet) => html`<section key=${facet.field}>
-          <h3>${t(facet.title)}</h3>
+          <h2>${t(facet.title)}</h2>
           ${facet.values.slice(0, 9).map((/** @type {any} */ one) => {
             const condition = facetFilter(facet, one.value);
             return html`<button key=${one.value} aria-pressed=${holds(filter, condition)} onClick=${() => onFilter(toggled(filter, condition))}>

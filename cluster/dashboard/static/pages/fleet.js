@@ -87,7 +87,7 @@ function Table({ fleet, run }) {
     return weight ? cells.reduce((sum, cell) => sum + value(cell) * cell.running, 0) / weight : null;
   };
   const pushes = fleet.pushes.filter((push) => push.seconds !== null);
-  return html`<div class="scroll"><table><thead><tr><th>Worker</th><th class="n">Episodes at once</th><th class="n">Generate</th><th class="n">Tools</th><th class="n">Queue</th><th class="n">Version</th><th class="n">Largest lag</th><th></th></tr></thead><tbody>
+  return html`<div class="scroll"><table><thead><tr><th>Worker</th><th class="n">Episodes at once</th><th class="n">Generate</th><th class="n">Tools</th><th class="n">Queue</th><th class="n">Version</th><th class="n">Largest lag</th><th><span class="sr">More</span></th></tr></thead><tbody>
     ${fleet.workers.map((worker) => {
       const cells = fleet.cells.filter((cell) => cell.worker === worker);
       return html`<tr key=${worker}><td><b>${t(worker)}</b></td><td class="n">${num(cells.reduce((sum, cell) => sum + cell.running, 0) / Math.max(1, cells.length))}</td><td class="n">${percent(mean(cells, (cell) => cell.generate))}</td><td class="n">${percent(mean(cells, (cell) => cell.tool))}</td><td class="n">${percent(mean(cells, (cell) => cell.queue))}</td>

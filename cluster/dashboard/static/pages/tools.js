@@ -52,7 +52,7 @@ function Table({ data, run, phase }) {
     ${rows.length === 0 && html`<${Empty} title="No call in this selection.">Calls are listed once the details of their episodes are read.<//>`}
     ${rows.length > 0 &&
     html`<div class="scroll"><table><thead><tr><th>${data.by === 'tool' ? 'Tool' : 'Tool set'}</th>
-        ${COLUMNS.map(([name, title]) => html`<th class="n" key=${name} aria-sort=${sort === name ? 'descending' : null}><button onClick=${() => setQuery({ sort: name === 'calls' ? '' : name })}>${title}${sort === name ? ' ↓' : ''}</button></th>`)}<th></th></tr></thead>
+        ${COLUMNS.map(([name, title]) => html`<th class="n" key=${name} aria-sort=${sort === name ? 'descending' : null}><button onClick=${() => setQuery({ sort: name === 'calls' ? '' : name })}>${title}${sort === name ? ' ↓' : ''}</button></th>`)}<th><span class="sr">More</span></th></tr></thead>
       <tbody>${rows.map((row) => {
         const name = row.tool || row.environment;
         return html`<tr key=${`${row.environment} ${name}`} class=${tool === name ? 'on' : ''}>

@@ -57,8 +57,8 @@ function CallCard({ call, where, isolation }) {
   return html`<article class=${failed ? 'call bad' : 'call'} aria-label=${`Call of ${call.name}`}>
     <header><span class="name">${t(call.name)}</span><${Badge} name=${call.status} />
       <span class="dim">${seconds(call.seconds)}${call.cpu_seconds ? `, CPU ${seconds(call.cpu_seconds)}` : ''}${call.memory_bytes === null ? '' : `, ${bytes(call.memory_bytes)}`}${isolation ? html` · <span title=${isolation}>sandbox ${t(isolation.split(' ')[0])}</span>` : ''} · ${call.purpose} session</span></header>
-    <div class="io"><div><h4>Arguments</h4><${Arguments} text=${call.arguments} where=${where} /></div>
-    <div><h4>Result</h4><${Long} text=${call.result} where=${where} /></div></div>
+    <div class="io"><div><p class="cap">Arguments</p><${Arguments} text=${call.arguments} where=${where} /></div>
+    <div><p class="cap">Result</p><${Long} text=${call.result} where=${where} /></div></div>
   </article>`;
 }
 
@@ -71,7 +71,7 @@ export function TurnCard({ turn, where, isolation, at = false }) {
       ${turn.policy_error && html`<span class="badge bad">${t(words(turn.policy_error))}</span>`}</header>
     <div class="body"><${Long} text=${turn.text} where=${where} empty="(nothing written)" />
       ${turn.calls.map((call) => html`<${CallCard} key=${call.number} call=${call} where=${where} isolation=${isolation} />`)}
-      ${turn.observations.map((text, index) => html`<div class="says" key=${index}><h4>Told to the policy</h4><${Long} text=${text} where=${where} /></div>`)}
+      ${turn.observations.map((text, index) => html`<div class="says" key=${index}><p class="cap">Told to the policy</p><${Long} text=${text} where=${where} /></div>`)}
     </div>
   </section>`;
 }
@@ -81,7 +81,7 @@ export function Transcript({ detail, where, at = -1 }) {
   const before = detail.messages_before;
   return html`${before.length > 0 &&
     html`<section class="turn" id="before"><header><span class="tag">prompt</span><span>${of(before.length, 'message')} before the first turn</span></header>
-      <div class="body">${before.map((one, index) => html`<div class="says" key=${index}><h4>${t(one.role)}</h4><${Long} text=${one.content} where=${where} /></div>`)}</div></section>`}
+      <div class="body">${before.map((one, index) => html`<div class="says" key=${index}><p class="cap">${t(one.role)}</p><${Long} text=${one.content} where=${where} /></div>`)}</div></section>`}
     ${detail.turns.map((turn) => html`<${TurnCard} key=${turn.number} turn=${turn} where=${where} isolation=${detail.isolation} at=${turn.number === at} />`)}
     ${detail.turns.length === 0 && html`<div class="empty"><strong>The policy wrote nothing.</strong><p>${t(detail.error.text) || 'The episode ended before its first turn.'}</p></div>`}`;
 }
