@@ -23,7 +23,8 @@ from rollout.store.run_layout import RunLayout
 
 logger = logging.getLogger("trialrun.dashboard")
 
-_DEPTH = 8
+_DEPTH = 10
+"""Folders below a root: a study is found to 4, and the runs of its cells lie 6 below it."""
 _MOST_FOLDERS = 20_000
 _LOOK_S = 2.0
 """How often folders are searched for new runs, in seconds."""
