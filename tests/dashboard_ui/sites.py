@@ -68,9 +68,9 @@ def write_runs(root: Path) -> RunDirectory:
 
 def _slow_group(run: RunDirectory) -> None:
     """Add a group whose tool `slow` times out, and which makes no trial in two of four episodes."""
-    for sample in range(4):
-        lease = lease_of(6, sample)
-        run.ledger.lease([lease])
+    leases = [lease_of(6, sample) for sample in range(4)]
+    run.ledger.lease(leases)
+    for sample, lease in enumerate(leases):
         whole = episode_of(lease)
         call = call_of("slow", "timed out after 5 s", "execution", AnswerStatus.TIMEOUT)
         last = replace(whole.turns[2], calls=(call,))
@@ -124,9 +124,9 @@ def _hostile(path: Path) -> None:
     info = RunInfo(run="hostile", kind=RunKind.TRAIN, seed=1, created_at=1.7e9, command=HOSTILE[0])
     with RunDirectory.create(path, CONFIG, info) as run:
         for number, text in enumerate(HOSTILE):
-            for sample in range(2):
-                lease = lease_of(number, sample)
-                run.ledger.lease([lease])
+            leases = [lease_of(number, sample) for sample in range(2)]
+            run.ledger.lease(leases)
+            for lease in leases:
                 run.append(to_batch([_attacking(lease_episode=episode_of(lease), text=text)]))
                 run.ledger.finish(lease)
         run.layout.log.write_bytes(b"\xff\xfe\x00<script>window.hit=1</script>\x1b[31m error\n" * 3)
