@@ -57,19 +57,19 @@ def test_evaluations_and_studies_lead_to_their_episodes(
 ) -> None:
     found = visit()
     found.open(f"/runs/{run_ids['grpo']}/evaluation?by=depth")
-    found.page.get_by_text("By depth").wait_for()
+    found.page.get_by_role("heading", name="By depth").wait_for()
     assert "pass@1" in found.text
     assert found.faults() == []
     found.open(f"/compare?run={run_ids['sft']}&run={run_ids['grpo']}")
-    found.page.get_by_text("Paired differences").wait_for()
+    found.page.get_by_role("heading", name="Paired differences").wait_for()
     assert found.faults() == []
     found.page.get_by_role("link", name="both").first.click()
-    found.page.get_by_text("Two episodes").wait_for()
-    assert found.page.locator(".sides .turn").count() >= 6
+    found.page.get_by_role("heading", name="Two episodes").wait_for()
+    found.page.locator(".sides .turn").nth(5).wait_for()
     found.open("/runs")
     found.page.get_by_role("link", name="Study").click()
     found.page.get_by_role("link", name="50%").click()
-    found.page.get_by_text("6 episodes").wait_for()
+    found.page.get_by_text("6 episodes", exact=True).wait_for()
 
 
 def test_dark_pages_and_narrow_ones_can_be_read(visit: Visits, run_ids: dict[str, str]) -> None:
@@ -188,7 +188,7 @@ def test_new_episodes_are_offered_and_move_no_row(
     page = found.page
     found.open(f"/runs/{run_ids['live']}/episodes")
     page.locator("tbody tr").first.wait_for()
-    page.get_by_text("live", exact=True).wait_for()
+    page.locator(".top .live.on").wait_for()
     before = page.locator("tbody tr a").first.inner_text()
     write_group(site.live, 40)
     page.get_by_text("4 new episodes since this list was read").wait_for()
@@ -208,7 +208,7 @@ def test_a_viewer_steers_nothing_and_a_wrong_token_opens_nothing(
     assert "token" not in operator.page.url
     viewer = visit(token=VIEWER)
     viewer.open(f"/runs/{run_ids['live']}/fleet")
-    viewer.page.get_by_text("Audit").wait_for()
+    viewer.page.get_by_role("heading", name="Audit").wait_for()
     assert viewer.page.get_by_role("button", name="Stop …").count() == 0
     viewer.open(f"/runs/{run_ids['sample']}/episodes")
     viewer.page.get_by_role("button", name="Export").click()

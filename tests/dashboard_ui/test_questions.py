@@ -48,7 +48,7 @@ def which_tool_times_out(reader: Reader) -> None:
     reader.link("Tools")
     reader.button("Timeouts")
     reader.page.wait_for_url("**sort=timeout_rate**")
-    assert "slow" in reader.page.locator("tbody tr").first.inner_text()
+    reader.page.locator("tbody tr:first-child", has_text="slow").wait_for()
     reader.link("slow")
     reader.reads("timed out after 5 s")
 

@@ -6,7 +6,7 @@ import { go, listen, place, runHref, href } from './core/router.js';
 import { applyTheme, isDark, painted, switchTheme } from './core/theme.js';
 import { helpOpen, listenKeys, shownKeys, useKeys } from './core/keys.js';
 import { Badge, ErrorBox, Head, Loading } from './core/parts.js';
-import { connected } from './core/live.js';
+import { connected, live } from './core/live.js';
 import { t } from './core/text.js';
 
 /** @typedef {import('./core/types').Session} Session */
@@ -108,6 +108,10 @@ function Page({ page, run, study }) {
 function RunNav({ run, page }) {
   const asked = useApi(`/runs/${encodeURIComponent(run)}`);
   const summary = asked.data;
+  const running = live.value[run]?.running;
+  useEffect(() => {
+    if (running !== undefined && asked.data) asked.reload();
+  }, [running]);
   const pages = RUN_PAGES.filter(([name]) => name !== 'evaluation' || !summary || summary.kind === 'eval');
   const current = { episode: 'episodes', group: 'groups', diff: 'episodes' }[page] ?? page;
   useKeys(

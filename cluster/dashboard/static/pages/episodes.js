@@ -42,7 +42,23 @@ function usePages(run, filter, sort) {
       setState((/** @type {any} */ old) => ({ ...old, loading: false, moreError: error }));
     }
   };
-  return { ...state, more, reload: () => setTurn((now) => now + 1) };
+  // Details of rows that are shown fill in; rows neither come nor go nor change places.
+  const refresh = async () => {
+    const limit = Math.max(LIMIT, Math.min(500, state.rows.length));
+    try {
+      const page = await get(runApi(run, 'episodes', { filter, sort, limit }));
+      const found = new Map(page.rows.map((/** @type {any} */ row) => [`${row.episode} ${row.attempt}`, row]));
+      setState((/** @type {any} */ old) => {
+        if (old.first?.snapshot !== state.first?.snapshot) return old;
+        const newer = Math.max(old.first.newer, page.total - old.first.total);
+        const rows = old.rows.map((/** @type {any} */ row) => found.get(`${row.episode} ${row.attempt}`) ?? row);
+        return { ...old, rows, first: { ...old.first, coverage: page.coverage, newer } };
+      });
+    } catch {
+      // The next request of the page says what is wrong.
+    }
+  };
+  return { ...state, more, refresh, reload: () => setTurn((now) => now + 1) };
 }
 
 /** @param {{run: string, session: any}} props */
@@ -54,7 +70,7 @@ export function Episodes({ run, session }) {
   const event = useLive(summary?.state === 'running' ? [run] : [])[run];
   const [base, setBase] = useState(0);
   const first = pages.first;
-  useEffect(() => setBase(event?.fresh ?? 0), [first]);
+  useEffect(() => setBase(event?.fresh ?? 0), [first?.snapshot, filter, sort]);
   const newer = Math.max((event?.fresh ?? 0) - base, first?.newer ?? 0);
   const snapshot = first?.snapshot ?? null;
   const [ticked, setTicked] = useState(/** @type {string[]} */ ([]));
@@ -65,7 +81,7 @@ export function Episodes({ run, session }) {
   useEffect(() => {
     // Details are read in the background; facets and columns fill in when they are there.
     if (!first || first.coverage.complete) return undefined;
-    const timer = setTimeout(pages.reload, 4000);
+    const timer = setTimeout(pages.refresh, 2500);
     return () => clearTimeout(timer);
   }, [first]);
   return html`<${Head} title="Episodes" note=${first && html`${of(first.total, 'episode')}${filter ? ' match' : ''}`}>
@@ -75,9 +91,9 @@ export function Episodes({ run, session }) {
     <div class="bar"><${FilterLine} run=${run} value=${filter} onChange=${onFilter} /></div>
     <${Coverage} coverage=${first?.coverage} />
     <div class="split">
-      <${FacetList} run=${run} filter=${filter} snapshot=${snapshot} onFilter=${onFilter} />
+      <${FacetList} run=${run} filter=${filter} snapshot=${snapshot} read=${first?.coverage.details ?? 0} onFilter=${onFilter} />
       <div>
-        <${Brush} run=${run} filter=${filter} snapshot=${snapshot} onFilter=${onFilter} />
+        <${Brush} run=${run} filter=${filter} snapshot=${snapshot} read=${first?.coverage.details ?? 0} onFilter=${onFilter} />
         <${Open} run=${run} key=${event?.step} />
         ${pages.error && html`<${ErrorBox} error=${pages.error} retry=${pages.reload} />`}
         ${first &&

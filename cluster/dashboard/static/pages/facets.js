@@ -32,9 +32,19 @@ export function toggled(filter, condition) {
   return now ? `${now} and ${condition}` : condition;
 }
 
-/** @param {{run: string, filter: string, snapshot: number | null, onFilter: (filter: string) => void}} props */
-export function FacetList({ run, filter, snapshot, onFilter }) {
+/** Ask again when more details were read. @param {import('../core/api.js').Asked} asked @param {number} read */
+function useFresh(asked, read) {
+  const last = useRef(read);
+  useEffect(() => {
+    if (asked.data && last.current !== read) asked.reload();
+    last.current = read;
+  }, [read]);
+}
+
+/** @param {{run: string, filter: string, snapshot: number | null, read: number, onFilter: (filter: string) => void}} props */
+export function FacetList({ run, filter, snapshot, read, onFilter }) {
   const asked = useApi(snapshot === null ? null : runApi(run, 'facets', { filter, snapshot }));
+  useFresh(asked, read);
   const facets = /** @type {any[]} */ (asked.data?.facets ?? []);
   const total = asked.data?.total || 1;
   const shown = facets.filter((facet) => facet.values.length > 1 || (facet.values.length === 1 && ['flag', 'tool', 'reason', 'outcome', 'state'].includes(facet.field)));
@@ -68,10 +78,11 @@ const FIELDS = [
   ['staleness', 'Staleness'],
 ];
 
-/** @param {{run: string, filter: string, snapshot: number | null, onFilter: (filter: string) => void}} props */
-export function Brush({ run, filter, snapshot, onFilter }) {
+/** @param {{run: string, filter: string, snapshot: number | null, read: number, onFilter: (filter: string) => void}} props */
+export function Brush({ run, filter, snapshot, read, onFilter }) {
   const field = param('by', 'reward');
   const asked = useApi(snapshot === null ? null : runApi(run, 'histogram', { field, filter, snapshot, bins: 40 }));
+  useFresh(asked, read);
   const histogram = asked.data;
   const at = useRef(/** @type {HTMLCanvasElement | null} */ (null));
   const [range, setRange] = useState(/** @type {[number, number] | null} */ (null));

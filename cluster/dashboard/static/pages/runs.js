@@ -1,6 +1,6 @@
 /** All runs: what they are, how far they are, and whether something is wrong. */
 
-import { html, useMemo } from '../core/ui.js';
+import { html, useEffect, useMemo } from '../core/ui.js';
 import { useApi } from '../core/api.js';
 import { go, href, param, runHref, setQuery } from '../core/router.js';
 import { ago, count, date, percent } from '../core/format.js';
@@ -11,8 +11,15 @@ import { plain, t } from '../core/text.js';
 
 /** @typedef {import('../core/types').RunSummary} RunSummary */
 
+const AGAIN_MS = 10_000;
+
 export function Runs() {
   const asked = useApi('/runs');
+  useEffect(() => {
+    // Runs that start meanwhile, and those that are no longer written to.
+    const timer = setInterval(() => !document.hidden && asked.reload(), AGAIN_MS);
+    return () => clearInterval(timer);
+  }, []);
   return html`<${Head} title="Runs" />${shown(asked, (list) => html`<${List} list=${list} />`)}`;
 }
 
