@@ -1,6 +1,6 @@
 /** Small parts that all pages use. */
 
-import { html, useEffect, useRef } from './ui.js';
+import { html, useEffect, useRef, useState } from './ui.js';
 import { t, plain } from './text.js';
 import { count, fixed, words } from './format.js';
 import { ApiError } from './api.js';
@@ -179,20 +179,24 @@ export function Pairs({ pairs }) {
 /** A text field that reports after a pause or on Enter. @param {{value: string, label: string, placeholder?: string, onChange: (value: string) => void, inputRef?: any, type?: string}} props */
 export function Field({ value, label, placeholder, onChange, inputRef, type = 'search' }) {
   const timer = useRef(0);
+  // Its own state: the page may be drawn anew while somebody writes.
+  const [text, setText] = useState(value);
+  useEffect(() => setText(value), [value]);
   useEffect(() => () => clearTimeout(timer.current), []);
   return html`<input
     type=${type}
     class="field"
     ref=${inputRef}
-    value=${value}
+    value=${text}
     aria-label=${label}
     placeholder=${placeholder ?? label}
     spellcheck=${false}
     autocomplete="off"
     onInput=${(/** @type {any} */ event) => {
       clearTimeout(timer.current);
-      const text = event.target.value;
-      timer.current = window.setTimeout(() => onChange(text), 350);
+      const written = event.target.value;
+      setText(written);
+      timer.current = window.setTimeout(() => onChange(written), 350);
     }}
     onKeyDown=${(/** @type {any} */ event) => {
       if (event.key === 'Enter') {

@@ -80,6 +80,6 @@ function View({ data, run }) {
     <form class="bar" onSubmit=${(/** @type {any} */ event) => {
       event.preventDefault();
       setQuery({ by: event.target.elements.by.value.trim() });
-    }}><label class="inline">Split by a tag <input class="field" name="by" value=${param('by')} placeholder="such as depth" /></label><button>Split</button></form>
+    }}><label class="inline">Split by a tag <input class="field" name="by" defaultValue=${param('by')} placeholder="such as depth" /></label><button>Split</button></form>
     <p class="note">Intervals are of 95%, over tasks (${of(data.rows[0]?.tasks ?? 0, 'task')}).</p>`;
 }

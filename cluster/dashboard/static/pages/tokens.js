@@ -47,7 +47,8 @@ function Scale({ overlay }) {
   if (kind === 'mask') return html`<p class="scale"><i class="p3"></i> trained on <i class="z0"></i> not trained on</p>`;
   const low = kind === 'signed' ? -extent(overlay) : (overlay.low ?? 0);
   const high = kind === 'signed' ? extent(overlay) : (overlay.high ?? 0);
-  const steps = kind === 'signed' ? ['m5', 'm4', 'm3', 'm2', 'm1', 'z0', 'p1', 'p2', 'p3', 'p4', 'p5'] : ['z0', 'p1', 'p2', 'p3', 'p4', 'p5'];
+  const sizes = ['z0', 'p1', 'p2', 'p3', 'p4', 'p5'];
+  const steps = kind === 'signed' ? ['m5', 'm4', 'm3', 'm2', 'm1', 'z0', 'p1', 'p2', 'p3', 'p4', 'p5'] : overlay.name.includes('logprob') ? sizes.reverse() : sizes;
   return html`<p class="scale"><span>${num(low)}</span><span>${steps.map((one) => html`<i key=${one} class=${one}></i>`)}</span><span>${num(high)}${unit}</span><span>· ${count(overlay.tokens)} tokens have a value</span></p>`;
 }
 
