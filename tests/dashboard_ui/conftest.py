@@ -102,7 +102,7 @@ def visit(chromium: Browser, site: Site) -> Iterator[Visits]:
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         context.add_init_script(_WATCH)
         found = Visit(context.new_page(), site.url)
         made.append(found)

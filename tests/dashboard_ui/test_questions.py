@@ -7,7 +7,7 @@ from playwright.sync_api import Locator, Page
 
 from tests.dashboard_ui.conftest import Visits
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
 class Reader:

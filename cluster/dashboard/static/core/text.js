@@ -7,7 +7,8 @@ import { html } from './ui.js';
 
 /* eslint-disable no-control-regex -- these are what is looked for */
 const HIDDEN =
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/u;
+const EVERY = new RegExp(HIDDEN, 'gu');
 /* eslint-enable no-control-regex */
 
 /** @type {Record<string, string>} */
@@ -45,7 +46,7 @@ const NAMES = {
 export function pieces(text) {
   const found = [];
   let last = 0;
-  for (const match of text.matchAll(HIDDEN)) {
+  for (const match of text.matchAll(EVERY)) {
     if (match.index > last) found.push({ text: text.slice(last, match.index), mark: '' });
     const code = Number(match[0].codePointAt(0)).toString(16).toUpperCase().padStart(4, '0');
     found.push({ text: NAMES[code] ?? `U+${code}`, mark: code });
@@ -62,7 +63,6 @@ export function pieces(text) {
 export function t(value) {
   if (value === null || value === undefined) return '';
   const text = String(value);
-  HIDDEN.lastIndex = 0;
   if (!HIDDEN.test(text)) return text;
   return pieces(text).map((piece) =>
     piece.mark
@@ -87,7 +87,6 @@ export function plain(text) {
  * @param {string} text
  */
 export function fill(node, text) {
-  HIDDEN.lastIndex = 0;
   if (!HIDDEN.test(text)) {
     node.textContent = text;
     return;

@@ -38,7 +38,7 @@ function View({ detail, run }) {
     if (next) go(runHref(run, 'episode', { id: next.episode, attempt: next.attempt || null, tab, overlay: param('overlay') }));
   };
   const turn = (/** @type {number} */ step) => {
-    const next = Math.max(0, Math.min(detail.turns.length - 1, at + step));
+    const next = Math.max(0, Math.min(detail.turns.length - 1, Number(param('turn', '-1')) + step));
     setQuery({ turn: next, tab: '' }, { replace: true });
   };
   useEffect(() => {

@@ -46,7 +46,13 @@ const COLUMNS = [
 export function EpisodeTable({ run, rows, total, sort, filter, more, ticked, setTicked }) {
   const box = useRef(/** @type {HTMLDivElement | null} */ (null));
   const [view, setView] = useState({ top: 0, tall: 600 });
-  const [at, setAt] = useState(-1);
+  const [at, showAt] = useState(-1);
+  // Keys may come faster than rows are drawn.
+  const now = useRef(-1);
+  const setAt = (/** @type {number} */ next) => {
+    now.current = next;
+    showAt(next);
+  };
   useLayoutEffect(() => {
     if (box.current) box.current.scrollTop = 0;
     setAt(-1);
@@ -69,7 +75,7 @@ export function EpisodeTable({ run, rows, total, sort, filter, more, ticked, set
     if (to >= rows.length - 30 && rows.length < total) more();
   }, [to, rows.length]);
   const move = (/** @type {number} */ step) => {
-    const next = Math.max(0, Math.min(rows.length - 1, at + step));
+    const next = Math.max(0, Math.min(rows.length - 1, now.current + step));
     setAt(next);
     const node = box.current;
     if (!node) return;
@@ -81,11 +87,11 @@ export function EpisodeTable({ run, rows, total, sort, filter, more, ticked, set
     [
       { keys: 'j', what: 'Next episode', run: () => move(1) },
       { keys: 'k', what: 'Previous episode', run: () => move(-1) },
-      { keys: 'Enter', what: 'Open the episode', run: () => rows[at] && go(episodeHref(rows[at], run)) },
-      { keys: 'x', what: 'Tick the episode', run: () => rows[at] && tick(rows[at].episode) },
-      { keys: 'G', what: 'Open its group', run: () => rows[at] && go(runHref(run, 'group', { id: rows[at].group })) },
+      { keys: 'Enter', what: 'Open the episode', run: () => rows[now.current] && go(episodeHref(rows[now.current], run)) },
+      { keys: 'x', what: 'Tick the episode', run: () => rows[now.current] && tick(rows[now.current].episode) },
+      { keys: 'G', what: 'Open its group', run: () => rows[now.current] && go(runHref(run, 'group', { id: rows[now.current].group })) },
     ],
-    [at, rows, ticked, run],
+    [rows, ticked, run],
   );
   const by = (/** @type {string} */ name) => setQuery({ sort: sort === `-${name}` ? name : `-${name}` });
   return html`<div class="vtable" ref=${box} tabindex="0" role="region" aria-label="Table of episodes">

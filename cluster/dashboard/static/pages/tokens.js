@@ -123,6 +123,7 @@ function Drawn({ columns, overlay }) {
   const root = useRef(/** @type {HTMLDivElement | null} */ (null));
   const nodes = useRef(/** @type {HTMLElement[]} */ ([]));
   const [at, setAt] = useState(0);
+  const now = useRef(0);
   const values = useMemo(() => (overlay ? /** @type {any} */ (columns)[overlay.name] : null), [columns, overlay]);
   useEffect(() => {
     if (root.current) nodes.current = build(root.current, columns);
@@ -134,8 +135,9 @@ function Drawn({ columns, overlay }) {
   }, [columns, overlay, values]);
   const choose = (/** @type {number} */ next) => {
     const index = Math.max(0, Math.min(columns.token_id.length - 1, next));
-    nodes.current[at]?.classList.remove('at');
+    nodes.current[now.current]?.classList.remove('at');
     nodes.current[index]?.classList.add('at');
+    now.current = index;
     setAt(index);
     return index;
   };
@@ -147,7 +149,7 @@ function Drawn({ columns, overlay }) {
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
     if (!step) return;
     event.preventDefault();
-    nodes.current[choose(at + step)]?.scrollIntoView({ block: 'nearest' });
+    nodes.current[choose(now.current + step)]?.scrollIntoView({ block: 'nearest' });
   };
   if (!columns.token_id.length) return html`<div class="empty"><strong>No tokens are stored.</strong></div>`;
   return html`${columns.text_reason && html`<p class="note">Shown as ids: ${t(columns.text_reason)}</p>`}
