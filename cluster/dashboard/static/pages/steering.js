@@ -45,6 +45,8 @@ export function Steering({ run, running, canWrite, changed }) {
 function Requests({ run, sent }) {
   const kinds = kindsOf(useApi('/openapi.json').data);
   const [workers, setWorkers] = useState('');
+  const [group, setGroup] = useState('');
+  const within = group.trim() ? { group: group.trim() } : {};
   const [look, setLook] = useState(/** @type {any} */ (null));
   const [result, setResult] = useState(/** @type {any} */ (null));
   const [error, setError] = useState(/** @type {Error | null} */ (null));
@@ -70,10 +72,11 @@ function Requests({ run, sent }) {
   };
   return html`<form class="bar" onSubmit=${(/** @type {Event} */ event) => {
       event.preventDefault();
-      preview({ kind: 'scale', workers: Number(workers) });
+      preview({ kind: 'scale', workers: Number(workers), ...within });
     }}>
       <label class="inline">Workers <input class="field" type="number" min="0" max="9999" required value=${workers} onInput=${(/** @type {any} */ event) => setWorkers(event.target.value)} /></label>
-      <button>Scale …</button><button type="button" onClick=${() => preview({ kind: 'scale_by', change: 1 })}>+1 …</button><button type="button" onClick=${() => preview({ kind: 'scale_by', change: -1 })}>−1 …</button>
+      <label class="inline">of group <input class="field" type="text" value=${group} placeholder="default" onInput=${(/** @type {any} */ event) => setGroup(event.target.value)} /></label>
+      <button>Scale …</button><button type="button" onClick=${() => preview({ kind: 'scale_by', change: 1, ...within })}>+1 …</button><button type="button" onClick=${() => preview({ kind: 'scale_by', change: -1, ...within })}>−1 …</button>
       ${SIMPLE.filter(([kind]) => kinds.has(kind)).map(([kind, title]) => html`<button type="button" key=${kind} onClick=${() => preview({ kind })}>${title} …</button>`)}
       <button type="button" class="danger" onClick=${() => preview({ kind: 'stop' })}>Stop …</button>
     </form>
