@@ -321,7 +321,8 @@ def write_locks() -> None:
     for device in ("cpu", "gpu"):
         places = uv_arguments(settings) + (NO_CPU_TORCH if device == "gpu" else [])
         command = [str(PYTHON), "-m", "uv", "pip", "compile", "--quiet", "pyproject.toml", *places]
-        command += ["--extra", device, "--extra", "dev", "--custom-compile-command", "make lock"]
+        command += [word for extra in (device, "dashboard", "dev") for word in ("--extra", extra)]
+        command += ["--custom-compile-command", "make lock"]
         command += ["--override", f"requirements/{device}.overrides"]
         command += ["--python-version", LOCK_PYTHON]
         command += ["--python-platform", "x86_64-manylinux_2_28"]

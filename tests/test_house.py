@@ -46,7 +46,9 @@ def test_the_lock_holds_what_the_project_asks_for(device: str) -> None:
     lines = PROJECT["project"]["dependencies"]
     extras = PROJECT["project"]["optional-dependencies"]
     versions = locked(device)
-    for requirement in map(Requirement, [*lines, *extras[device], *extras["dev"]]):
+    for requirement in map(
+        Requirement, [*lines, *extras[device], *extras["dashboard"], *extras["dev"]]
+    ):
         assert requirement.name in versions, f"make lock: {device}.lock has no {requirement.name}"
         assert requirement.specifier.contains(versions[requirement.name]), requirement
 

@@ -59,10 +59,25 @@ FLOORS = {
     ),
 }
 """Modules and sub-packages of each package, lowest floor first. One imports from lower floors, or
-from itself. `cluster/dashboard` is a place for what is to come.
+from itself.
 """
 
-READS_ALONE = {"cluster/dashboard": ("rollout.store", "envs.errors", "cluster.dashboard")}
+READS_ALONE = {
+    "cluster/dashboard": (
+        "cluster.dashboard",
+        "rollout.store",
+        # What the store holds, and the figures that `trialrun compare` and `trialrun plot` show:
+        # pure modules, so that the dashboard computes no second version of them.
+        "rollout.episode",
+        "rollout.episode_schema",
+        "rollout.evaluation",
+        "cluster.metrics",
+        "cluster.older_metrics",
+        "envs.errors",
+        "envs.late_imports",
+        "envs.seeds",
+    )
+}
 """What a sub-package may import of ours, where that is less than its floor allows."""
 NOT_IN = {"cluster/dashboard": frozenset({"ray", "torch", "deepspeed", "vllm"})}
 """Packages of others that a sub-package may not import."""

@@ -1,0 +1,71 @@
+"""Rows of the episode table from the index, and the fields that come from details."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import duckdb
+
+from cluster.dashboard.filters.fields import FLAGS, STALENESS
+from cluster.dashboard.index.database import Row, rows_of
+from cluster.dashboard.models.episodes import EpisodeRow, EpisodeState
+
+_NARROW = (
+    *("uid", "episode", "attempt", "grp", "task", "sample_index", "environment", "split", "mode"),
+    *("source", "outcome", "reward", "oldest_version", "started_at", "wall_s", "tokens"),
+    *("state", "reason", "step", "advantage", "trial_advantage"),
+)
+_DETAILS = (
+    *("turns", "trial_calls", "execution_calls", "tool_errors", "infra_errors"),
+    *("sampled_tokens", "generate_s", "tool_s", "queue_s", "worker", "answer", "question", "error"),
+)
+_COLUMNS = ", ".join(f"e.{name}" for name in _NARROW)
+_DETAIL_COLUMNS = ", ".join(f"d.{name}" for name in (*_DETAILS, *FLAGS))
+_SELECT = (
+    f"SELECT {_COLUMNS}, {STALENESS} AS staleness, {_DETAIL_COLUMNS} "
+    "FROM episodes e LEFT JOIN (SELECT * FROM details WHERE uid IN (SELECT unnest($uids))) d "
+    "USING (uid) WHERE e.uid IN (SELECT unnest($uids))"
+)
+
+
+def rows_for(cursor: duckdb.DuckDBPyConnection, uids: Sequence[int]) -> list[EpisodeRow]:
+    """Return the rows of `uids`, in their order."""
+    if not uids:
+        return []
+    found = cursor.execute(_SELECT, {"uids": list(uids)}).fetchall()
+    by_uid = {row[0]: _row(row) for row in found}
+    return [by_uid[uid] for uid in uids if uid in by_uid]
+
+
+def uids_of(
+    cursor: duckdb.DuckDBPyConnection, episode: str, attempt: int | None = None
+) -> list[tuple[int, int]]:
+    """Return (attempt, uid) of the stored attempts of an episode, oldest first."""
+    sql = "SELECT attempt, uid FROM episodes WHERE episode = ?"
+    parameters: list[Any] = [episode]
+    if attempt is not None:
+        sql, parameters = f"{sql} AND attempt = ?", [episode, attempt]
+    return [(a, u) for a, u in rows_of(cursor, f"{sql} ORDER BY attempt, uid", parameters)]
+
+
+def _row(row: Row) -> EpisodeRow:
+    narrow = dict(zip(_NARROW, row, strict=False))
+    rest = row[len(_NARROW) :]
+    staleness, details = rest[0], dict(zip((*_DETAILS, *FLAGS), rest[1:], strict=True))
+    known = details["turns"] is not None
+    flags = [name for name in FLAGS if details.pop(name)]
+    group = narrow.pop("grp")
+    state = cast(EpisodeState, narrow.pop("state"))
+    return EpisodeRow(
+        **{name: _finite(value) for name, value in narrow.items()},
+        group=group,
+        state=state,
+        staleness=staleness,
+        **{name: _finite(value) for name, value in details.items()},
+        flags=flags if known else None,
+    )
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that are not finite are missing: JSON has none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
