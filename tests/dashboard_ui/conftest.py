@@ -72,7 +72,9 @@ class Visit:
 Visits = Callable[..., Visit]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright is open, an event loop counts as running in this thread, and
+# tests of other files that run in the same process could start none.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if chromium_path() is None:
         pytest.skip("needs Chromium: apt-get install chromium")

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.cluster.dashboard.sample_run import write_group
 from tests.dashboard_ui.conftest import Visit, Visits
@@ -165,13 +166,13 @@ def test_a_filter_is_corrected_counted_and_kept_in_the_address(
     assert "filter=reward%3C0.2" in page.url
     page.locator(".facets").get_by_role("button", name="trained").click()
     page.wait_for_url("**state%3Dtrained**")
-    page.get_by_role("button", name="Tokens").first.click()
+    with page.expect_response(lambda answer: "sort=-tokens" in answer.url) as answered:
+        page.get_by_role("button", name="Tokens").first.click()
+    shown, rows = page.locator("tbody tr:not(.space)"), answered.value.json()["rows"]
     page.wait_for_url("**sort=-tokens**")
-    shown = page.locator("tbody tr:not(.space)").count()
+    expect(shown).to_have_count(len(rows))
     page.reload()
-    found.settle()
-    page.locator("tbody tr").first.wait_for()
-    assert page.locator("tbody tr:not(.space)").count() == shown
+    expect(shown).to_have_count(len(rows))
     page.go_back()
     page.wait_for_url(lambda url: "sort" not in url)
     page.keyboard.press("/")
