@@ -146,10 +146,10 @@ SHORT: tuple[tuple[Fault, ...], ...] = (
     hit(_W, "generating", _KILL, 180, alone=False),
     hit(_T, "any", _KILL, 120, alone=False),
     hit(_E, "generating", _KILL, 180, alone=False),
-    hit(_W, "loading weights", _KILL, 180, alone=False),
-    hit(_L, "any", _KILL, 180, alone=False),
 )
-"""The faults of the short run, in this order: most of them while the one before is felt."""
+"""The faults of the short run, in this order: most of them while the one before is felt. A lost
+learner has a test of its own beside it.
+"""
 
 SOAK: tuple[tuple[Fault, ...], ...] = (
     *3 * (hit(_W, "generating", _KILL, 120),),

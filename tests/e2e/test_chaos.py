@@ -1,4 +1,4 @@
-"""Six faults while a job trains, each with a witness; `make chaos` runs every kind of them."""
+"""Four faults while a job trains, each with a witness; `make chaos` runs every kind of them."""
 
 import asyncio
 import os
