@@ -31,6 +31,14 @@ EXACT = (
 )
 
 
+def name_of(process: psutil.Process) -> str:
+    """Return its name; empty if it has ended meanwhile."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 @dataclass
 class Job:
     """The command, typed again whenever it was killed."""
@@ -77,7 +85,7 @@ class Job:
             )
             assert came and process.poll() is None, "it ended, or never came so far"
             # Ray's own agents notice later, and hold nothing of the run.
-            family = [p for p in tree.children(recursive=True) if "Agent" not in p.name()]
+            family = [p for p in tree.children(recursive=True) if "Agent" not in name_of(p)]
             self.kills.append(f"{self.progress()} of what is recorded")
         finally:
             if process.poll() is None:
