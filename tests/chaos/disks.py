@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.processes import wait_until
+from tests.waiting import wait_until
 
 SOURCE = Path(__file__).with_name("slow_disk.c")
 _SIZE_MIB = 512

@@ -19,15 +19,9 @@ from cluster.fleet.pool import Worker, WorkerState
 from tests.chaos.disks import Disk
 from tests.chaos.faults import Blow, Fault, Target
 from tests.chaos.journal import Journal
-from tests.chaos.processes import (
-    children,
-    fork_server_of,
-    is_stopped,
-    lives,
-    tool_server_of,
-    wait_until,
-)
+from tests.chaos.processes import children, fork_server_of, is_stopped, tool_server_of
 from tests.chaos.scene import Aim, Scene, replaced
+from tests.waiting import lives, wait_until
 
 _POLL_S, _QUICK_POLL_S = 0.05, 0.004
 """The quick one is for states that last for a tenth of a second; it costs CPU time."""
@@ -286,5 +280,5 @@ def _blow(process: psutil.Process, blow: Blow) -> str:
     except psutil.NoSuchProcess:
         return ""
     if blow is Blow.STOP:
-        return "stopped" if wait_until(lambda: is_stopped(process), _SEEN_WITHIN_S) else ""
-    return "dead" if wait_until(lambda: not lives(process), _SEEN_WITHIN_S) else ""
+        return "stopped" if wait_until(lambda: is_stopped(process), _SEEN_WITHIN_S, 0.005) else ""
+    return "dead" if wait_until(lambda: not lives(process), _SEEN_WITHIN_S, 0.005) else ""

@@ -1,7 +1,6 @@
 """The processes of a run, found from outside: by their parents and their command lines."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +19,11 @@ def command_of(process: psutil.Process) -> str:
     return ""
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether `process`, and not another one of its number, still exists and is no zombie."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def is_stopped(process: psutil.Process) -> bool:
     try:
         return process.status() == psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return False
-
-
-def wait_until(holds: Callable[[], bool], limit_s: float, every_s: float = 0.005) -> bool:
-    """Return whether `holds`, looked at every `every_s`, became true within `limit_s`."""
-    end = time.monotonic() + limit_s
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(every_s)
-    return True
 
 
 def children(

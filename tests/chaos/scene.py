@@ -19,10 +19,10 @@ from tests.chaos.processes import (
     command_of,
     engine_of,
     fork_server_of,
-    lives,
     sessions_on,
     tool_server_of,
 )
+from tests.waiting import lives
 
 _LOOK_AGAIN_S = 0.25
 _LEARNER_DOES = {

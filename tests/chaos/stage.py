@@ -27,7 +27,8 @@ from tests.chaos.disks import Disk
 from tests.chaos.driver import Plan
 from tests.chaos.faults import Target
 from tests.chaos.journal import Journal
-from tests.chaos.processes import command_of, lives
+from tests.chaos.processes import command_of
+from tests.waiting import lives
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")

@@ -16,8 +16,8 @@ import pytest
 
 from tests.chaos.checks import objects, replay, steps_without_metrics
 from tests.chaos.conftest import LONG, SIZES, TRIALRUN
-from tests.chaos.processes import lives, wait_until
 from tests.chaos.stage import ROOT, plain_environment
+from tests.waiting import lives, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600), LONG]
 

@@ -22,8 +22,9 @@ import pytest
 from tests.chaos.checks import log_lines, objects, replay
 from tests.chaos.conftest import LONG, SIZES, TRIALRUN
 from tests.chaos.namespaces import Network, Node, network, why_not
-from tests.chaos.processes import command_of, wait_until
+from tests.chaos.processes import command_of
 from tests.chaos.stage import RAY, ROOT, Looped, kill_below, plain_environment
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.real,

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
-from tests.cluster.dashboard.sample_run import wait_for
 from tests.dashboard_ui.chromium import AXE, browser, chromium_path
 from tests.dashboard_ui.sites import OPERATOR, Site, served, write_runs
+from tests.waiting import expect_within
 
 _REFUSED = ("the server responded with a status of 4",)
 """What Chromium itself writes for an answer that a test asks for, such as of a wrong filter."""
@@ -132,5 +132,5 @@ def run_ids(site: Site) -> dict[str, str]:
             answers = [client.get(f"/runs/{run}/health").json() for run in found.values()]
             return all(answer.get("coverage", {}).get("complete") for answer in answers)
 
-        wait_for(read, 60)
+        expect_within(60, read)
         return found

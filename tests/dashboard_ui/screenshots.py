@@ -15,10 +15,10 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from tests.cluster.dashboard.sample_run import wait_for
 from tests.dashboard_ui.chromium import browser
 from tests.dashboard_ui.sites import OPERATOR, served
 from tests.project_tree import ROOT
+from tests.waiting import expect_within
 
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150_000
@@ -107,14 +107,14 @@ def choose(client: httpx.Client) -> Shown:
     runs = client.get("/runs").json()["runs"]
     by_name = {run["name"].rpartition("/")[2]: run["id"] for run in runs}
     train = by_name["train"]
-    wait_for(lambda: client.get(f"/runs/{train}/health").json()["coverage"]["complete"], 300)
+    expect_within(300, lambda: client.get(f"/runs/{train}/health").json()["coverage"]["complete"])
     query = {"filter": "state=trained and reward<0.5", "limit": 1}
     row = client.get(f"/runs/{train}/episodes", params=query).json()["rows"][0]
     first, second = by_name["eval-trial-sft-t1"], by_name["eval-trial-sft-grpo-t1"]
     for run in (first, second):
         client.get(f"/runs/{run}/episodes?limit=1")
-        wait_for(
-            lambda run=run: client.get(f"/runs/{run}/health").json()["coverage"]["complete"], 60
+        expect_within(
+            60, lambda run=run: client.get(f"/runs/{run}/health").json()["coverage"]["complete"]
         )
     return Shown(train, first, second, row["group"], row["episode"])
 

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from cluster.dashboard.app import create_app
 from cluster.dashboard.index.library import Library
 from cluster.dashboard.settings import Settings, Tokens
-from tests.cluster.dashboard.sample_run import wait_for, write_sample_run
+from tests.cluster.dashboard.sample_run import write_sample_run
+from tests.waiting import expect_within
 
 OPERATOR, VIEWER = "operator-token-0123456789", "viewer-token-0123456789"
 HOST = "127.0.0.1:8365"
@@ -58,7 +59,7 @@ class Dashboard:
 
     def read(self) -> None:
         """Wait until everything that is stored has been read."""
-        wait_for(lambda: self.get(f"{self.run}/health")["coverage"]["complete"])
+        expect_within(20, lambda: self.get(f"{self.run}/health")["coverage"]["complete"])
 
 
 Open = Callable[..., Dashboard]

@@ -1,6 +1,5 @@
 """A small run with one of everything, written by the store's own code."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,12 +214,3 @@ def metrics_of(step: int, reward: float) -> dict[str, float]:
 
 STORED = GROUP * 5 + 1 + 1
 """Rows: five whole groups, an attempt that was retried, and one failed episode."""
-
-
-def wait_for(true: object, seconds: float = 20.0) -> None:
-    """Wait until a function returns something true."""
-    end = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds:g} s")
-        time.sleep(0.02)

@@ -10,7 +10,8 @@ from rollout.episode_schema import to_batch
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo, RunKind
 from tests.cluster.dashboard.conftest import Dashboard, Open
-from tests.cluster.dashboard.sample_run import CONFIG, episode_of, lease_of, wait_for
+from tests.cluster.dashboard.sample_run import CONFIG, episode_of, lease_of
+from tests.waiting import expect_within
 
 TASKS = 6
 
@@ -49,7 +50,7 @@ def compared(tmp_path: Path, open_dashboard: Open) -> Iterator[Dashboard]:
     for run in found.get("/runs")["runs"]:
         address = f"/runs/{run['id']}/health"
         found.get(f"/runs/{run['id']}/episodes")
-        wait_for(lambda address=address: found.get(address)["coverage"]["complete"])
+        expect_within(20, lambda address=address: found.get(address)["coverage"]["complete"])
     yield found
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.dashboard.process import DashboardProcess, run_command
-from tests.cluster.dashboard.sample_run import STORED, wait_for, write_group, write_sample_run
+from tests.cluster.dashboard.sample_run import STORED, write_group, write_sample_run
+from tests.waiting import expect_within
 
 pytestmark = pytest.mark.real
 WRITER = """
@@ -31,7 +32,7 @@ def test_the_recording_is_shown_without_a_run(tmp_path: Path) -> None:
         runs = {run["name"]: run for run in served.get("/runs")["runs"]}
         assert {run["kind"] for run in runs.values()} == {"train", "eval"}
         train = f"/runs/{runs['train']['id']}"
-        wait_for(lambda: served.get(f"{train}/health")["coverage"]["complete"])
+        expect_within(20, lambda: served.get(f"{train}/health")["coverage"]["complete"])
         health = served.get(f"{train}/health")
         assert health["problems"] == []
         assert health["coverage"]["episodes"] > 300
@@ -46,7 +47,9 @@ def test_the_recording_is_shown_without_a_run(tmp_path: Path) -> None:
         assert any(value is not None for value in found["advantage"])
         evals = [run["id"] for run in runs.values() if run["kind"] == "eval"]
         for name in evals:
-            wait_for(lambda name=name: served.get(f"/runs/{name}/health")["coverage"]["complete"])
+            expect_within(
+                20, lambda name=name: served.get(f"/runs/{name}/health")["coverage"]["complete"]
+            )
         compared = served.get("/compare", run=evals)
         assert compared["shared"] == 40
         assert compared["won"] + compared["lost"] + compared["tied"] == 40
@@ -66,12 +69,12 @@ def test_a_killed_dashboard_goes_on_where_it_was(tmp_path: Path) -> None:
     arguments = (str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"))
     first = DashboardProcess(*arguments)
     address = f"/runs/{first.get('/runs')['runs'][0]['id']}"
-    wait_for(lambda: first.get(f"{address}/health")["coverage"]["complete"])
+    expect_within(20, lambda: first.get(f"{address}/health")["coverage"]["complete"])
     first.kill()
     write_group(run, 7)
     second = DashboardProcess(*arguments)
     try:
-        wait_for(lambda: second.get(f"{address}/health")["coverage"]["complete"])
+        expect_within(20, lambda: second.get(f"{address}/health")["coverage"]["complete"])
         page = second.get(f"{address}/episodes", limit=500)
         assert page["total"] == STORED + 4
         assert len({row["uid"] for row in page["rows"]}) == STORED + 4
@@ -91,17 +94,17 @@ def test_a_job_that_is_killed_while_it_writes_leaves_what_is_whole(tmp_path: Pat
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
     served = None
     try:
-        wait_for(lambda: (path / "metrics" / "metrics.jsonl").exists(), 60.0)
+        expect_within(60, lambda: (path / "metrics" / "metrics.jsonl").exists())
         served = DashboardProcess(str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"))
         address = f"/runs/{served.get('/runs')['runs'][0]['id']}"
-        wait_for(lambda: served.get(f"{address}/episodes")["total"] > 1_000, 60.0)
+        expect_within(60, lambda: served.get(f"{address}/episodes")["total"] > 1_000)
         assert served.get(address)["state"] == "running"
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait(10.0)
         lines = (path / "index" / "000001.jsonl").read_bytes().count(b"\n")
-        wait_for(lambda: served.get(f"{address}/episodes")["total"] >= lines)
+        expect_within(20, lambda: served.get(f"{address}/episodes")["total"] >= lines)
         assert served.get(address)["state"] == "stopped"
-        wait_for(lambda: served.get(f"{address}/health")["coverage"]["complete"], 60.0)
+        expect_within(60, lambda: served.get(f"{address}/health")["coverage"]["complete"])
         assert {p["severity"] for p in served.get(f"{address}/health")["problems"]} <= {"note"}
     finally:
         writer.kill()

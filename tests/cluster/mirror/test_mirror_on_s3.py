@@ -31,6 +31,7 @@ from tests.cluster.mirror.played_run import play, recipe
 from tests.cluster.mirror.s3_server import BUCKET, KEYS, Link, S3Server, open_server
 from tests.rollout.conftest import make_episode
 from tests.rollout.mirror.mirrored_run import check_invariants, go_on, save_checkpoint
+from tests.waiting import expect_within
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -73,13 +74,6 @@ def state_of(config: RunConfig) -> MirrorState:
     return read_state(RunLayout(config.path)) or MirrorState(address="", state="none")
 
 
-def until(reached: Callable[[], object], what: str, within_s: float = 120.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not reached():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def new_run(config: RunConfig) -> RunDirectory:
     return open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress())
 
@@ -93,15 +87,15 @@ def test_a_server_that_dies_and_comes_back(
     here, there = recipe(overrides_in("here")), recipe(overrides_in("there"))
     with new_run(here) as run:
         go_on(run, 2)
-        until(lambda: state_of(here).state == "up to date", "mirrored")
+        expect_within(120, lambda: state_of(here).state == "up to date", "mirrored")
         link.cut()
         go_on(run, 4)
-        until(lambda: state_of(here).state == "failing", "the failure is noticed")
+        expect_within(120, lambda: state_of(here).state == "failing", "the failure is noticed")
         assert "did not" in state_of(here).problem
         go_on(run, 5)
         lacks = state_of(here).behind
         link.mend()
-        until(lambda: state_of(here).state == "up to date", "the mirror has caught up")
+        expect_within(120, lambda: state_of(here).state == "up to date", "the mirror has caught up")
         go_on(run, 6)
     said = " ".join(capfd.readouterr().err.split())
     assert said.count("the mirror falls behind") == 1
@@ -117,11 +111,11 @@ def test_a_server_that_comes_back_empty_is_filled_again(
     here, there = recipe(overrides_in("here")), recipe(overrides_in("there"))
     with new_run(here) as run:
         go_on(run, 4)
-        until(lambda: state_of(here).state == "up to date", "mirrored")
+        expect_within(120, lambda: state_of(here).state == "up to date", "mirrored")
         server.kill()
         go_on(run, 5)
         server.start()
-        until(lambda: read_head(place_of(here)) is not None, "filled")
+        expect_within(120, lambda: read_head(place_of(here)) is not None, "filled")
     assert state_of(here).state == "up to date"
     shutil.rmtree(here.path)
     play(there, 6, 12, Resume.REQUIRED)
@@ -133,7 +127,7 @@ def append_seconds(config: RunConfig, link: Link, rate: float) -> float:
     batch = to_batch([make_episode(tokens=1_000)])
     with new_run(config) as run:
         if config.mirror.url:
-            until(lambda: state_of(config).state == "up to date", "mirrored")
+            expect_within(120, lambda: state_of(config).state == "up to date", "mirrored")
             link.rate = rate
         started = time.perf_counter()
         for _ in range(200):
@@ -141,7 +135,7 @@ def append_seconds(config: RunConfig, link: Link, rate: float) -> float:
         took = time.perf_counter() - started
         if rate:
             save_checkpoint(run.layout, 2, 4 * 2**20)
-            until(lambda: state_of(config).behind_bytes > 4 * 2**20, "far behind")
+            expect_within(120, lambda: state_of(config).behind_bytes > 4 * 2**20, "far behind")
         link.rate = 0.0
     return took
 
@@ -162,7 +156,7 @@ def test_a_slow_server_holds_nothing_up(overrides_in: Overrides, link: Link) -> 
 def test_a_hanging_server_bounds_the_end(overrides_in: Overrides, link: Link) -> None:
     config = recipe(overrides_in("here", "mirror.final_wait_s=2"))
     with new_run(config) as run:
-        until(lambda: state_of(config).state == "up to date", "mirrored")
+        expect_within(120, lambda: state_of(config).state == "up to date", "mirrored")
         link.rate = 0.001
         go_on(run, 2)
         ends = time.monotonic()
@@ -179,10 +173,10 @@ def test_a_run_killed_in_the_middle_of_an_upload_goes_on_elsewhere(
     program = [sys.executable, "-m", "tests.cluster.mirror.played_run", "100000", str(tokens)]
     running = subprocess.Popen([*program, *overrides_in("here")], cwd=ROOT)
     try:
-        until(lambda: state_of(here).mirrored_at is not None, "mirrored")
+        expect_within(120, lambda: state_of(here).mirrored_at is not None, "mirrored")
         passed = link.passed
         link.rate = 300_000.0
-        until(lambda: link.passed > passed + 100_000, "in the middle of an upload")
+        expect_within(120, lambda: link.passed > passed + 100_000, "in the middle of an upload")
     finally:
         running.kill()
         running.wait()
@@ -221,7 +215,7 @@ def test_a_killed_run_goes_on_in_its_own_directory_at_once(overrides_in: Overrid
     program = [sys.executable, "-m", "tests.cluster.mirror.played_run", "100000", "5000"]
     running = subprocess.Popen([*program, *overrides], cwd=ROOT)
     try:
-        until(lambda: state_of(config).mirrored_at is not None, "mirrored")
+        expect_within(120, lambda: state_of(config).mirrored_at is not None, "mirrored")
     finally:
         running.kill()
         running.wait()
@@ -289,8 +283,8 @@ def test_commands_read_a_mirror(
     with new_run(config) as run:
         go_on(run, 4)
         run.layout.log.write_text("a line of the log\n")
-        until(lambda: state_of(config).state == "up to date", "mirrored")
-        until(lambda: "log.txt" in (_paths(config)), "the log too")
+        expect_within(120, lambda: state_of(config).state == "up to date", "mirrored")
+        expect_within(120, lambda: "log.txt" in (_paths(config)), "the log too")
         status = said("status", address, "--json")
         assert (status["state"], status["step"]) == ("running", 4)
     assert said("logs", address, "--follow") == "a line of the log\n"

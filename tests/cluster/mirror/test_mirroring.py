@@ -28,6 +28,7 @@ from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
 from tests.cluster.mirror.played_run import play, recipe
 from tests.rollout.mirror.mirrored_run import check_invariants, go_on, save_checkpoint
+from tests.waiting import expect_within
 
 Recipe = Callable[..., RunConfig]
 
@@ -42,13 +43,6 @@ def recipe_in(tmp_path: Path) -> Recipe:
         )
 
     return made
-
-
-def until(reached: Callable[[], object], what: str, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not reached():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def state_of(config: RunConfig) -> MirrorState:
@@ -136,7 +130,7 @@ def test_a_mirror_with_a_running_writer_is_refused(recipe_in: Recipe) -> None:
     here, there = recipe_in("here"), recipe_in("there")
     with start(here) as run:
         go_on(run, 2)
-        until(lambda: state_of(here).state == "up to date", "mirrored")
+        expect_within(60, lambda: state_of(here).state == "up to date", "mirrored")
         with pytest.raises(
             StoreError, match=f"expected no other writer of .* process {os.getpid()}"
         ):
@@ -162,10 +156,10 @@ def test_a_writer_that_was_replaced_goes_on_without_its_mirror(
     config = recipe_in()
     with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress()) as run:
         go_on(run, 1)
-        until(lambda: state_of(config).state == "up to date", "mirrored")
+        expect_within(60, lambda: state_of(config).state == "up to date", "mirrored")
         other = b'{"token": "other", "host": "elsewhere", "pid": 3, "lease_s": 60}'
         place_of(config).write(CLAIM, other)
-        until(lambda: state_of(config).state == "given up", "noticed")
+        expect_within(60, lambda: state_of(config).state == "given up", "noticed")
         go_on(run, 2)
     said = capfd.readouterr().err
     assert "was taken over by process 3 on elsewhere" in " ".join(said.split())
@@ -179,7 +173,7 @@ def test_a_process_that_dies_is_started_again(
     config = recipe_in()
     with start(config) as run:
         go_on(run, 1)
-        until(lambda: state_of(config).state == "up to date", "mirrored")
+        expect_within(60, lambda: state_of(config).state == "up to date", "mirrored")
         children = subprocess.run(
             ["pgrep", "-P", str(os.getpid()), "-f", "cluster.lifecycle.mirror_process"],
             capture_output=True,
@@ -228,7 +222,7 @@ def test_the_end_names_what_the_mirror_lacks(
 ) -> None:
     config = recipe_in("here", "mirror.max_mib_per_s=0.5", "mirror.final_wait_s=2")
     with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress()) as run:
-        until(lambda: state_of(config).state == "up to date", "mirrored")
+        expect_within(60, lambda: state_of(config).state == "up to date", "mirrored")
         save_checkpoint(run.layout, 2, 8 * 2**20)
     said = " ".join(capfd.readouterr().err.split())
     assert "lacks checkpoints/000002 (8.0 MiB)" in said

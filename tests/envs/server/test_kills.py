@@ -22,6 +22,7 @@ from envs.sandbox.session import SandboxSession
 from envs.server.client import RemoteSession, ToolClient
 from envs.server.process import ToolServerProcess
 from envs.tools import AnswerStatus, ToolAnswer, ToolCall, ToolSet, ToolSpec
+from tests.waiting import lives
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,13 +73,6 @@ def health(server: ToolServerProcess) -> dict:
 def family(server: ToolServerProcess) -> list[psutil.Process]:
     """Return every process below the server: zygote and children."""
     return psutil.Process(server.pid).children(recursive=True)
-
-
-def lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def all_gone(processes: list[psutil.Process]) -> bool:
