@@ -181,11 +181,12 @@ class _Run:
             error = f"the compiler broke its connection ({fault})"
         except ChildGone:
             ended = await child.ended(_GRACE_S)
-            if ended is None or ended.killed:
+            # Without a report the zygote may live: the kernel takes long to end a large process.
+            if child.orphaned or (ended and ended.killed):
                 raise SandboxError(
                     "the sandbox ended while it compiled the tools; open a new session"
                 ) from None
-            error = f"the compiler ended ({ended})"
+            error = f"the compiler ended ({ended or 'without a report'})"
         else:
             code, what = body[1:], body[:1]
             return (code, "") if what == CODE else (b"", code.decode("utf-8", "replace"))

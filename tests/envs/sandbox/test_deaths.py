@@ -11,13 +11,16 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import pytest_asyncio
 
 from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
+from envs.errors import SandboxError
+from envs.sandbox.compile import CompiledTools, ToolCompiler
 from envs.sandbox.oom import OomWatch, kernel_kills
+from envs.sandbox.process import Child, ChildGone, Exit
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
@@ -253,3 +256,54 @@ async def test_cpu_seconds_are_those_of_all_processes_of_a_session() -> None:
     assert statuses == [AnswerStatus.TIMEOUT] * 2
     assert "CPU seconds" in (await session.call("pid", "{}")).text
     await pool.close()
+
+
+class Gone:
+    """A child that has ended; its zygote has not reported how, because it is slow or is dead."""
+
+    stopped = False
+
+    def __init__(self, *, orphaned: bool) -> None:
+        self.orphaned = orphaned
+
+    def send(self, body: bytes) -> None: ...
+
+    async def request(self, body: bytes, limit_bytes: int = 0) -> bytes:
+        raise ChildGone
+
+    async def ended(self, wait_s: float = 0.0) -> Exit | None:
+        return None
+
+    def cpu_s(self) -> float | None:
+        return None
+
+    def kill(self) -> None: ...
+
+
+class Outfit:
+    """Stands for a pool whose children are `Gone`."""
+
+    config = ToolServerConfig()
+    oom = OomWatch(Counter())
+
+    def __init__(self, *, orphaned: bool) -> None:
+        self._child: Any = Gone(orphaned=orphaned)
+
+    async def acquire(self) -> Child:
+        return self._child
+
+    async def ready(self, tool_set: ToolSet) -> tuple[CompiledTools, Child]:
+        return CompiledTools.of((), [], {}), self._child
+
+
+@pytest.mark.asyncio
+async def test_a_death_that_is_not_reported_is_the_machines_only_if_the_zygote_died() -> None:
+    statuses = []
+    for orphaned in (False, True):
+        pool: Any = Outfit(orphaned=orphaned)
+        statuses.append((await (await opened(pool)).call("pid", "{}")).status)
+    assert statuses == [AnswerStatus.TOOL_ERROR, AnswerStatus.INFRA_ERROR]
+    compiled = await ToolCompiler(Outfit(orphaned=False).acquire, 5).compiled(TOOLS)
+    assert "without a report" in compiled.errors[0]
+    with pytest.raises(SandboxError, match="ended while it compiled"):
+        await ToolCompiler(Outfit(orphaned=True).acquire, 5).compiled(TOOLS)
