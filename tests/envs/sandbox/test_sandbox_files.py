@@ -115,7 +115,11 @@ REFUSED = {
     "os.execv('mine', ['mine'])": "Operation not permitted",
     "__import__('fcntl').fcntl(3, 8, os.getpid())": "Operation not permitted",
     "__import__('fcntl').fcntl(3, 10, 9)": "Operation not permitted",
+    # The machine's /dev/null: its locks reach other sessions, and so do those of a copy.
+    "__import__('fcntl').lockf(1, 6)": "Operation not permitted",
+    "os.dup(0)": "Operation not permitted",
 }
+ALLOWED = ("__import__('fcntl').lockf(open('mine', 'w'), 6)", "os.dup(os.open('mine', 0))")
 
 
 def config(
@@ -172,6 +176,16 @@ async def test_everything_else_is_refused(pool: SandboxPool, expression: str) ->
     session = await opened(pool)
     await value(session, "write", name="mine", text="")
     assert await value(session, "probe", expression=expression) in REFUSED[expression].split("|")
+    session.close()
+
+
+@pytest.mark.parametrize("expression", ALLOWED)
+async def test_own_files_are_locked_and_their_descriptors_copied(
+    pool: SandboxPool, expression: str
+) -> None:
+    session = await opened(pool)
+    await value(session, "write", name="mine", text="")
+    assert await value(session, "probe", expression=expression) == "got through"
     session.close()
 
 
