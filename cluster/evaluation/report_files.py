@@ -40,7 +40,9 @@ def report_on(path: Path) -> EvalReport:
     reader = RunReader(path)
     recipe = tomllib.loads(reader.config_toml)
     report = evaluation_report(
-        read_rows(path), recipe.get("eval", {}).get("by", ()), lost_attempts(reader.episodes())
+        read_rows(path),
+        recipe.get("eval", {}).get("by", ()),
+        lost_attempts((row.task, row.outcome) for row in reader.episodes()),
     )
     setting = _setting(recipe)
     content: JsonObject = {**report.to_json(), **setting, "run_dir": str(path)}

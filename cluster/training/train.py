@@ -219,7 +219,8 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
             progress.say(note)
         progress.phase(f"starting the learner and {sum(workers.values())} vLLM workers")
         run_async(train(inputs, run, progress))
-        for note in lost_attempts(RunReader(run.path).episodes()).notes():
+        attempts = ((row.task, row.outcome) for row in RunReader(run.path).episodes())
+        for note in lost_attempts(attempts).notes():
             progress.say(note)
     return _result(config)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rollout.episode import Outcome
-from rollout.store.segments import EpisodeRow
 
 _LOST = (Outcome.INFRA_FAILED, Outcome.DEADLINE)
 _ENDED = (*_LOST, Outcome.ANSWERED, Outcome.TRUNCATED, Outcome.POLICY_ERROR)
@@ -59,14 +58,14 @@ class LostAttempts:
         return notes
 
 
-def lost_attempts(rows: Iterable[EpisodeRow]) -> LostAttempts:
-    """Count the attempts of `rows`, of which an episode may have several."""
+def lost_attempts(ended: Iterable[tuple[str, str]]) -> LostAttempts:
+    """Count attempts, each given as task and outcome; an episode may have several."""
     attempts: Counter[str] = Counter()
     lost: Counter[str] = Counter()
-    for row in rows:
-        if row.outcome in _ENDED:
-            attempts[row.task] += 1
-            lost[row.task] += row.outcome in _LOST
+    for task, outcome in ended:
+        if outcome in _ENDED:
+            attempts[task] += 1
+            lost[task] += outcome in _LOST
     all_lost, all_attempts = lost.total(), attempts.total()
     suspects = [
         TaskLosses(task=task, lost=count, attempts=attempts[task])

@@ -25,6 +25,7 @@ from cluster.dashboard.models.analysis import (
 from envs.seeds import stable_hash
 from rollout.episode import Outcome
 from rollout.evaluation.compare import Side, compare
+from rollout.evaluation.lost_attempts import lost_attempts
 from rollout.evaluation.report import ReportRow, evaluation_report
 from rollout.evaluation.statistics import ClusteredEstimate
 from rollout.evaluation.summary import EvalRow
@@ -79,7 +80,9 @@ def eval_rows(index: RunIndex) -> list[EvalRow]:
 
 def evaluation_of(run: KnownRun, index: RunIndex, by: Sequence[str]) -> Evaluation:
     """Return the tables of an evaluation, complete or not. Raises ConfigError for a wrong tag."""
-    report = evaluation_report(eval_rows(index), by)
+    with index.cursor() as cursor:
+        losses = lost_attempts(cursor.execute("SELECT task, outcome FROM episodes").fetchall())
+    report = evaluation_report(eval_rows(index), by, losses)
     return Evaluation(
         run=run.id,
         complete=run.layout.eval_json.exists(),

@@ -1,40 +1,13 @@
 """Attempts without a reward: how many there are, and whose."""
 
-from dataclasses import replace
-
 import pytest
 
 from rollout.evaluation.lost_attempts import lost_attempts
-from rollout.store.segments import EpisodeRow
 
 
-def rows(task: str, **outcomes: int) -> list[EpisodeRow]:
-    """Return one row per attempt."""
-    row = EpisodeRow(
-        run="r",
-        episode="e",
-        group="g",
-        task=task,
-        sample_index=0,
-        attempt=0,
-        environment="file",
-        split="",
-        mode="trial",
-        source="policy",
-        outcome="",
-        reward=None,
-        oldest_version=0,
-        started_at=0.0,
-        wall_s=0.0,
-        tokens=1,
-        segment="000001",
-        offset=0,
-        nbytes=1,
-        row=0,
-    )
-    return [
-        replace(row, outcome=outcome) for outcome, count in outcomes.items() for _ in range(count)
-    ]
+def rows(task: str, **outcomes: int) -> list[tuple[str, str]]:
+    """Return task and outcome of every attempt."""
+    return [(task, outcome) for outcome, count in outcomes.items() for _ in range(count)]
 
 
 def test_nothing_lost_needs_no_word() -> None:
