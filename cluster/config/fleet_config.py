@@ -58,6 +58,7 @@ class WorkerGroup(Section):
         return self
 
 
+_LEAST_KEEP_S = 30
 SHARED_KEYS = {
     "rollouts": ("episodes_per_worker",),
     "cluster": ("cpus_per_worker", "gpus_per_worker"),
@@ -186,6 +187,12 @@ class ClusterSection(Section):
     """Time within which losses on a node are counted, in seconds."""
     quarantine_s: float = Field(default=1800.0, gt=0)
     """Seconds after which new workers may start on the node again."""
+    keep_workers_s: float = Field(default=300.0, ge=0)
+    """On a cluster: how long rollout workers and tool servers of `trialrun train` go on after their
+    driver died, in seconds. A driver that resumes the run within that time takes them over, with
+    the episodes that they have finished. Less than 30 is not possible, except for 0, which ends
+    them with their driver.
+    """
     tool_placement: Literal["worker", "node", "cluster"] = "worker"
     """Where tool servers run. `worker`: one next to every rollout worker; `node`: on every node, on
     UNIX sockets for the workers of that node; `cluster`: on every node, on TCP for all workers.
@@ -197,6 +204,11 @@ class ClusterSection(Section):
 
     @model_validator(mode="after")
     def _placement_has_its_keys(self) -> Self:
+        if 0 < self.keep_workers_s < _LEAST_KEEP_S:
+            raise ValueError(
+                f"keep_workers_s ({self.keep_workers_s:g}) must be 0 or at least {_LEAST_KEEP_S}: "
+                "a busy driver would lose workers that are well"
+            )
         if self.tool_placement == "worker" and self.tool_servers_per_node != 1:
             raise ValueError(
                 f"tool_servers_per_node ({self.tool_servers_per_node}) needs tool_placement "

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cluster.fleet.pool import RolloutPool
 from cluster.fleet.pool_worker import PoolGroup, PoolTiming, Spawn
 from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
 from cluster.fleet.rollout_worker import VLLM, WorkerSpec
+from cluster.fleet.survivors.taking_over import Inheritance, inherit
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
 from cluster.lifecycle.inputs import anywhere, with_recording
@@ -31,19 +32,24 @@ _SEED_BITS = 2**31 - 1
 
 @asynccontextmanager
 async def open_pool(
-    config: RunConfig, model: Path, run: Path, engine_factory: str = VLLM
+    config: RunConfig, model: Path, run: Path, engine_factory: str = VLLM, key: str = ""
 ) -> AsyncIterator[RolloutPool]:
     """Yield a pool whose workers, which sample from `model`, are still starting.
 
     `engine_factory` is the `module:function` of a MakeEngine. With `tools.record`, calls and
-    answers are recorded in the run directory `run`. Raises MissingError, ConfigError for a model
-    that vLLM cannot serve, and InfraError if no tool server starts.
+    answers are recorded in the run directory `run`. With a `key` (see `lasting_key`) workers and
+    tool servers outlive this driver, and those that an earlier one has left are taken over. Raises
+    MissingError, ConfigError for a model that vLLM cannot serve, and InfraError if no tool server
+    starts.
     """
     check_serving(config, model)
     config = with_recording(config, run)
-    fleet = ToolFleet(config)
+    places = worker_places(config)
+    specs = {group: _spec_of(config, model, group, engine_factory) for group in places}
+    heritage = inherit(key, config, specs, places, workers_wanted(config))
+    fleet = ToolFleet(config, heritage.tools)
     relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)
-    pool = _make_pool(config, model, fleet, relays, engine_factory)
+    pool = _make_pool(config, specs, fleet, relays, heritage)
     try:
         await fleet.start()
         for group, workers in workers_wanted(config).items():
@@ -80,7 +86,11 @@ async def _asking_for_nodes(config: RunConfig, pool: RolloutPool) -> AsyncIterat
 
 
 def _make_pool(
-    config: RunConfig, model: Path, fleet: ToolFleet, relays: WeightRelays, engine_factory: str
+    config: RunConfig,
+    specs: Mapping[str, WorkerSpec],
+    fleet: ToolFleet,
+    relays: WeightRelays,
+    heritage: Inheritance,
 ) -> RolloutPool:
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
@@ -96,15 +106,17 @@ def _make_pool(
     places = worker_places(config)
 
     def spawning(group: str) -> Spawn:
-        spec = _spec_of(config, model, group, engine_factory)
-
         def spawn(name: str) -> RayWorker:
             # fleet.access is read for each worker: nodes join and leave while the pool runs
             links = WorkerLinks(
-                access=fleet.access, relays=relays, guards=guards, patience=patience
+                access=fleet.access,
+                relays=relays,
+                guards=guards,
+                patience=patience,
+                lasts=heritage.groups[group],
             )
             place = places[group].avoiding([found.node for found in quarantine.nodes])
-            return RayWorker(name, spec, place, links)
+            return RayWorker(name, specs[group], place, links, heritage.take(group))
 
         return spawn
 

@@ -106,7 +106,7 @@ class RolloutPool:
     @property
     def holds_pushed_weights(self) -> bool:
         """Whether an engine holds other weights than those of the model that it started from."""
-        return any(worker.version > 0 for worker in self.workers)
+        return any(worker.version != 0 for worker in self.workers)
 
     def resize(self, desired: int, group: str = DEFAULT_GROUP, *, abort: bool = False) -> None:
         """Set the target number of workers of a group: surplus ones drain, missing ones start.

@@ -86,6 +86,22 @@ class ContinuingClient(WorkerClient, Protocol):
         ...
 
 
+@runtime_checkable
+class SurvivingClient(WorkerClient, Protocol):
+    """A client whose worker may have served an earlier driver of the run."""
+
+    @property
+    def has_survived(self) -> bool:
+        """Whether it has: its engine then holds weights that this driver does not know."""
+        ...
+
+    async def settle(self) -> list[pa.RecordBatch]:
+        """End the episodes of the driver before; return, once, those that have finished without
+        it, each as a batch of one row.
+        """
+        ...
+
+
 async def run_on(
     client: WorkerClient, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None
 ) -> pa.RecordBatch:
@@ -98,6 +114,8 @@ async def run_on(
 
 
 Spawn = Callable[[str], WorkerClient]
+UNKNOWN_VERSION = -1
+"""Version of an engine whose weights an earlier driver has pushed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +154,10 @@ class Worker:
     """How long a worker that drains may take."""
     failure: str = ""
     kind: LossKind = LossKind.DIED
+
+    def __post_init__(self) -> None:
+        if isinstance(self.client, SurvivingClient) and self.client.has_survived:
+            self.version = UNKNOWN_VERSION
 
     @property
     def node(self) -> str:

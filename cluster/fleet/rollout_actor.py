@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,9 @@ from cluster.fleet.placement.worker_place import WorkerPlace
 from cluster.fleet.pool_worker import WorkerReport
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.rollout_worker import RolloutWorker, WorkerSpec
+from cluster.fleet.survivors.absence import DriverAbsence
+from cluster.fleet.survivors.held_episodes import Attempt, HeldEpisodes, attempt_of
+from cluster.fleet.survivors.lasting import ENDS_WITH_DRIVER, Lasting, Survivor
 from cluster.fleet.tool_fleet import ToolAccess
 from cluster.fleet.weight_relay import WeightRelays, place_here
 from envs.errors import WeightSyncError
@@ -38,27 +41,46 @@ MAX_CALLS = 4096
 class RolloutActor:
     """Ray actor around a RolloutWorker; all calls share one event loop."""
 
-    def __init__(self, name: str, spec: WorkerSpec, access: ToolAccess) -> None:
+    def __init__(self, name: str, spec: WorkerSpec, access: ToolAccess, keep_s: float) -> None:
+        """`keep_s` is how long it lasts without a driver; 0 where Ray ends it with its driver."""
         self._warnings = KeptWarnings()
         tools = access.tools_for(name, spec.tools)
         self._worker = RolloutWorker(name, spec, tools, import_late(spec.engine_factory))
+        self._starting: asyncio.Task[None] | None = None
+        self._absence = DriverAbsence(keep_s) if keep_s else None
+        self._episodes = HeldEpisodes() if keep_s else None
 
     async def start(self, shm_dir: str) -> Place:
-        """Start the worker; return the place of its weight files."""
-        await self._worker.start()
+        """Start the worker, or wait until it has started; return the place of its weight files."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._worker.start())
+        await asyncio.shield(self._starting)
         return place_here(shm_dir)
 
     async def run_episode(
         self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None
     ) -> pa.Buffer:
         """Run one episode; return its batch as one buffer, which Ray moves without pickling."""
+        work = self._run(lease, task, config, kept)
+        return await (work if self._episodes is None else self._episodes.run(lease, work))
+
+    async def _run(
+        self, lease: Lease, task: Task, config: EpisodeConfig, kept: KeptTurns | None
+    ) -> pa.Buffer:
         return to_wire(await self._worker.run_episode(lease, task, config, kept))
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         await self._worker.load_weights(manifest)
 
-    async def ping(self) -> WorkerReport:
-        """Say where the worker runs and what it does. Raises EngineError for a lost engine."""
+    async def ping(self, arrived: Sequence[Attempt] = ()) -> WorkerReport:
+        """Say where the worker runs and what it does; the driver has the episodes `arrived`.
+
+        Raises EngineError for a lost engine.
+        """
+        if self._absence is not None:
+            self._absence.heard()
+        if self._episodes is not None:
+            self._episodes.confirm(arrived)
         self._worker.check()
         node = ray.get_runtime_context().get_node_id()
         turns = self._worker.take_turns()
@@ -69,6 +91,10 @@ class RolloutActor:
             turns=turns,
             warnings=self._warnings.take(),
         )
+
+    async def settle(self) -> list[pa.Buffer]:
+        """End the episodes of a driver that is gone; return those that have finished since."""
+        return await self._episodes.settle() if self._episodes is not None else []
 
     async def close(self) -> None:
         await self._worker.close()
@@ -82,21 +108,25 @@ class WorkerLinks:
     relays: WeightRelays
     guards: NodeGuards
     patience: Patience
+    lasts: Lasting = ENDS_WITH_DRIVER
 
 
 class RayWorker:
     """WorkerClient of one RolloutActor."""
 
-    def __init__(self, name: str, spec: WorkerSpec, place: WorkerPlace, links: WorkerLinks) -> None:
-        remote: Any = ray.remote(RolloutActor)
-        variables = engine_environment(
-            gpu=spec.engine.device == "cuda", deterministic=spec.engine.deterministic
+    def __init__(
+        self,
+        name: str,
+        spec: WorkerSpec,
+        place: WorkerPlace,
+        links: WorkerLinks,
+        survivor: Survivor | None = None,
+    ) -> None:
+        """With a `survivor`, which was made from the same parts, it is that actor."""
+        self.has_survived = survivor is not None
+        self._actor: Any = (
+            survivor.actor if survivor is not None else _spawn(name, spec, place, links)
         )
-        self._actor: Any = remote.options(
-            **place.options(),
-            max_concurrency=MAX_CALLS,
-            runtime_env={"env_vars": variables},
-        ).remote(name, spec, links.access)
         self._name = name
         self._links = links
         self._place: Place | None = None
@@ -104,6 +134,8 @@ class RayWorker:
         self._given_up: WorkerLost | None = None
         """Why the worker was ended from here."""
         self._first_look: asyncio.Task[Any] | None = None
+        self._arrived: list[Attempt] = []
+        """Episodes that arrived since the last health check."""
 
     @property
     def pid(self) -> int:
@@ -128,7 +160,12 @@ class RayWorker:
             row = await self._answer(self._actor.run_episode.remote(lease, task, config, kept))
         except WorkerLost as error:
             raise self._given_up or error from error
+        self._arrived.append(attempt_of(lease))
         return from_wire(row)
+
+    async def settle(self) -> list[pa.RecordBatch]:
+        """See SurvivingClient."""
+        return [from_wire(row) for row in await self._answer(self._actor.settle.remote())]
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         assert self._place is not None, "start comes first"
@@ -141,7 +178,8 @@ class RayWorker:
 
     async def ping(self) -> WorkerReport:
         """See WorkerClient. A worker that is frozen is ended, because Ray cannot end it."""
-        question, known = self._answer(self._actor.ping.remote()), self._report
+        arrived, self._arrived = self._arrived, []
+        question, known = self._answer(self._actor.ping.remote(arrived)), self._report
         if known is None:
             found = self._report = await question
             say_for(self._name, found.warnings)
@@ -171,3 +209,16 @@ class RayWorker:
 
     async def _answer(self, pending: Awaitable[Answer]) -> Answer:
         return await answer_of(pending, RemoteCall(name=self._name, failure=WorkerLost))
+
+
+def _spawn(name: str, spec: WorkerSpec, place: WorkerPlace, links: WorkerLinks) -> Any:
+    remote: Any = ray.remote(RolloutActor)
+    variables = engine_environment(
+        gpu=spec.engine.device == "cuda", deterministic=spec.engine.deterministic
+    )
+    return remote.options(
+        **place.options(),
+        **links.lasts.options(),
+        max_concurrency=MAX_CALLS,
+        runtime_env={"env_vars": variables},
+    ).remote(name, spec, links.access, links.lasts.keep_s)

@@ -15,6 +15,8 @@ from cluster.fleet.balanced_tools import BalancedTools, LocalTools
 from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.ray_errors import RemoteCall, answer_of
 from cluster.fleet.server_supervisor import Directory, ServersSpec, ServerSupervisor
+from cluster.fleet.survivors.absence import DriverAbsence
+from cluster.fleet.survivors.lasting import ENDS_WITH_DRIVER, Lasting
 from envs.config import ToolServerConfig
 from envs.errors import InfraError, MissingError, TrialrunError
 from envs.seeds import stable_hash
@@ -41,7 +43,9 @@ class ToolServersActor:
     after a restart.
     """
 
-    def __init__(self, spec: ServersSpec, config: ToolServerConfig) -> None:
+    def __init__(self, spec: ServersSpec, config: ToolServerConfig, keep_s: float) -> None:
+        """`keep_s` is how long it lasts without a driver; 0 where Ray ends it with its driver."""
+        self._absence = DriverAbsence(keep_s) if keep_s else None
         self._warnings = KeptWarnings()
         self._servers = ServerSupervisor(spec, config)
         self._starting: asyncio.Task[None] | None = None
@@ -56,7 +60,9 @@ class ToolServersActor:
         return self._servers.pids
 
     async def warnings(self) -> list[str]:
-        """Return what this process warned of since the last call."""
+        """Return what this process warned of since the last call; only the driver asks."""
+        if self._absence is not None:
+            self._absence.heard()
         return self._warnings.take()
 
     async def close(self) -> None:
@@ -112,7 +118,8 @@ class ToolFleet:
     With `"cluster"` they listen on TCP for workers anywhere, behind a random token of this run.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, lasts: Lasting = ENDS_WITH_DRIVER) -> None:
+        self._lasts = lasts
         self._section = config.cluster
         self._tools = config.tools
         self._token = secrets.token_urlsafe(32)
@@ -187,10 +194,15 @@ class ToolFleet:
             host=address if everywhere else "",
             token=self._token if everywhere else "",
         )
-        remote: Any = ray.remote(ToolServersActor)
-        return remote.options(
+        lasts, remote = self._lasts, ray.remote(ToolServersActor)
+        options: Any = lasts.options(name=node_id)
+        if options:  # the servers that the driver before has left, where they are the same
+            options["get_if_exists"] = True
+        make: Any = remote.options(
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=_MAX_CALLS,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(spec, self._tools)
+            **options,
+        )
+        return make.remote(spec, self._tools, lasts.keep_s)

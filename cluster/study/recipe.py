@@ -15,7 +15,12 @@ from envs.tasksets.catalog.config import CatalogConfig
 _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
     "episode": {"thoughts": "keep", "max_observation_tokens": 0},
-    "cluster": {"quarantine_losses": 3, "quarantine_window_s": 600.0, "quarantine_s": 1800.0},
+    "cluster": {
+        "quarantine_losses": 3,
+        "quarantine_window_s": 600.0,
+        "quarantine_s": 1800.0,
+        "keep_workers_s": 300.0,
+    },
     "rollouts": {
         "max_drops_per_group": 16,
         "drain_timeout_s": 0.0,

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.pool import RolloutPool
+from cluster.fleet.survivors.taking_over import finished_meanwhile
 from cluster.lifecycle.inputs import RunInputs
 from cluster.lifecycle.retention import checkpoint_path, newest_checkpoint
 from cluster.scheduling.groups import Group, GroupSource, drop
@@ -21,6 +22,7 @@ from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.rounds import Rounds
 from cluster.scheduling.task_sources import training_tasks
 from learner.report import StepReport
+from rollout.episode import Outcome
 from rollout.store.ledger_state import DropReason
 from rollout.store.run_directory import RunDirectory
 
@@ -82,6 +84,26 @@ class Job:
         self.run.ledger.archive_settled()
 
 
+async def accept_finished(run: RunDirectory, rows: Sequence[pa.RecordBatch]) -> None:
+    """Store the episodes (one row each) that workers finished while the run had no driver; those
+    that the ledger waits for no longer are left out. Raises StoreError.
+    """
+    accepted = 0
+    for row in rows:
+        entry = run.ledger.entries.get(row["episode"][0].as_py())
+        if entry is None:
+            continue
+        lease = replace(entry.lease, attempt=row["attempt"][0].as_py())
+        if run.ledger.accepts(lease):
+            await run.store(row)
+            if Outcome(row["outcome"][0].as_py()).counts:
+                run.ledger.finish(lease)
+                accepted += 1
+    await run.synced()  # what restores finished groups reads them from the files
+    if accepted:
+        logger.warning("%d episodes were finished while the run had no driver", accepted)
+
+
 def table_of(groups: Sequence[Group]) -> pa.Table:
     """Return the episodes of all groups as one table."""
     return pa.Table.from_batches([group.batch for group in groups])
@@ -112,6 +134,7 @@ async def open_job_on(
     try:
         await learner.check_folder(run.path)
         await asyncio.gather(learner.start(), pool.wait_healthy())
+        await accept_finished(run, await finished_meanwhile(pool.workers))
         source = Rounds if config.run.deterministic else Rollouts
         rollouts = source(pool, tasks, run, config)
         try:

@@ -1,6 +1,7 @@
 """The training loop: collect, step, checkpoint, push."""
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from cluster.fleet.placement.demand import demand_of, missing_resources, room_fo
 from cluster.fleet.placement.worker_place import workers_wanted
 from cluster.fleet.pool import RolloutPool
 from cluster.fleet.ray_session import ray_session
+from cluster.fleet.survivors.lasting import lasting_key
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.model_checks import check_serving, check_training
@@ -62,7 +64,9 @@ class Stopwatch:
 
 async def train(inputs: RunInputs, run: RunDirectory, progress: Progress) -> Path:
     """Train as the recipe describes and export the policy; returns its Hugging Face folder."""
-    async with open_pool(inputs.config, inputs.model, run.path) as pool:
+    on_cluster = bool(os.environ.get("RAY_ADDRESS", "").strip())  # else Ray ends with this command
+    key = lasting_key(run.path, run.info.created_at) if on_cluster else ""
+    async with open_pool(inputs.config, inputs.model, run.path, key=key) as pool:
         return await train_on(pool, inputs, run, progress)
 
 
