@@ -6,9 +6,12 @@ PYTEST := $(PY) -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile
 UNIT := -m "not real and not gpu"
 # `make check` leaves these to `make test`: they start sandboxes and servers, or compute for long.
 SLOW := envs/sandbox envs/server envs/gateway envs/remote envs/sources envs/tasksets learner/families \
-    rollout/chat/test_corpus.py rollout/test_runner_trials.py cluster/replay cluster/study examples e2e interop gpu
+    rollout/chat/test_corpus.py rollout/test_runner_trials.py rollout/mirror rollout/store/test_lock_holder.py \
+    cluster/cli/test_path_checks.py cluster/dashboard cluster/mirror cluster/replay \
+    cluster/scheduling/test_infra_failures.py cluster/study cluster/training/test_step_metrics.py \
+    examples e2e interop gpu
 # In the order of the files: tests/conftest.py puts the longest ones first.
-REAL := -m "real or gpu" --no-loadscope-reorder
+REAL := -m "(real or gpu) and not faults" --no-loadscope-reorder
 
 # Tests start many processes: each would compile our modules anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -22,7 +25,7 @@ if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
 for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
 endef
 
-.PHONY: help setup interop demo test check types fast unit lint format lock containers chaos
+.PHONY: help setup interop demo test faults check types fast unit lint format lock containers chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +41,9 @@ demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 A
 
 test: setup interop ## every test in two processes, unit tests first, then the real ones: make test ARGS='tests/rollout'
 	@$(RUN_BOTH)
+
+faults: setup interop ## real runs that are killed, frozen or cut off, and go on: five minutes; CI runs it after `make test`
+	$(PYTEST) -m faults --no-loadscope-reorder $(ARGS)
 
 containers: setup ## build the images and try a cluster of containers: needs a container engine and `docker compose`, takes long
 	TRIALRUN_CONTAINERS=1 $(PY) -m pytest -v tests/containers $(ARGS)

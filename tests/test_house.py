@@ -23,6 +23,7 @@ TARGETS = (
     "interop",
     "demo",
     "test",
+    "faults",
     "containers",
     "chaos",
     "check",
@@ -202,6 +203,7 @@ def test_the_gate_runs_lint_types_and_every_test() -> None:
         "types",
         "interop",
         "test",
+        "faults",
     ]
 
 
