@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_READING = frozenset({"get", "head", "options"})
+
 
 class _Endpoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -48,35 +50,72 @@ class HttpEndpoint(_Endpoint):
         """Address for messages and records."""
         return self.base_url
 
+    @property
+    def isolation(self) -> str:
+        """`read-only` or `shared`: who sees what a session changes."""
+        reads = all(operation.method in _READING for operation in self.operations)
+        return "read-only" if reads else "shared"
+
+
+Keeps = Literal["session"] | None
+"""What the user says of a server: that its state is that of its session alone."""
+SCRATCH = "{scratch}"
+"""In a command: the folder that every session gets for itself, and that is deleted at its end."""
+
 
 class McpStdioEndpoint(_Endpoint):
-    """An MCP server started as a process, one per session."""
+    """An MCP server started as a process, one per session.
+
+    `{scratch}` in `command`, `start` and the values of `environment` is a new empty folder of the
+    session.
+    """
 
     kind: Literal["mcp-stdio"] = "mcp-stdio"
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}
-    """Its complete environment, in addition to PATH and HOME."""
+    """Its complete environment, in addition to PATH, HOME and `variables`."""
+    variables: tuple[str, ...] = ()
+    """Environment variables of the worker that it gets as well, for example those of tokens."""
     folder: str = ""
     """Working directory; empty for the worker's."""
+    start: tuple[str, ...] = ()
+    """Command that prepares a session, run before the server; empty for none."""
+    state: Keeps = None
+    """`session`: the user says that the server keeps no state outside of its process."""
 
     @property
     def place(self) -> str:
         """Command line for messages and records."""
         return " ".join(self.command)
 
+    @property
+    def isolation(self) -> str:
+        """`scratch`, `session` or `shared`: who sees what a session changes."""
+        has_folder = any(SCRATCH in text for text in (*self.command, *self.environment.values()))
+        return "scratch" if has_folder else self.state or "shared"
+
 
 class McpHttpEndpoint(_Endpoint):
-    """An MCP server behind streamable HTTP; one MCP session per tool session."""
+    """An MCP server behind HTTP; one MCP session per tool session."""
 
     kind: Literal["mcp-http"] = "mcp-http"
     url: str
     token_variable: str = ""
     """Environment variable with a bearer token; empty for none."""
+    transport: Literal["http", "sse"] | None = None
+    """`http` is streamable HTTP, `sse` the older transport; None tries to find out."""
+    state: Keeps = None
+    """`session`: the user says that the server keeps no state outside of an MCP session."""
 
     @property
     def place(self) -> str:
         """Address for messages and records."""
         return self.url
+
+    @property
+    def isolation(self) -> str:
+        """`session` or `shared`: who sees what a session changes."""
+        return self.state or "shared"
 
 
 class OpenEnvEndpoint(_Endpoint):
@@ -90,6 +129,11 @@ class OpenEnvEndpoint(_Endpoint):
     def place(self) -> str:
         """Address for messages and records."""
         return self.url
+
+    @property
+    def isolation(self) -> str:
+        """`session`: a connection has an environment of its own."""
+        return "session"
 
 
 Endpoint = Annotated[

@@ -26,6 +26,16 @@ class ToolSpec(BaseModel):
     parameters: JsonObject
 
 
+class LeftOut(BaseModel):
+    """A tool, or an operation, that a source offers and that cannot be served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    why: str
+    """One line: what was expected and what was found."""
+
+
 class ToolSet(BaseModel):
     """The tools of one task, and one way to run them: Python code, an endpoint, or an adaptation.
 
@@ -43,6 +53,11 @@ class ToolSet(BaseModel):
     functions: tuple[str, ...] = ()
     endpoint: Endpoint | None = None
     adaptation: "Adaptation | None" = None
+    instructions: str = ""
+    """What the source says about its tools as a whole; the policy reads it before them."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What the source offers and these tools lack, for `trialrun check`; the policy never sees it.
+    """
 
     @model_validator(mode="after")
     def _one_implementation(self) -> "ToolSet":
@@ -69,7 +84,8 @@ class ToolSet(BaseModel):
     @cached_property
     def digest(self) -> str:
         """Content hash; equal tool sets are sent to a tool server only once."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        unseen = {"left_out"} if self.instructions else {"left_out", "instructions"}
+        text = json.dumps(self.model_dump(mode="json", exclude=unseen), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def find(self, name: str) -> ToolSpec | None:
@@ -147,6 +163,8 @@ class ToolAnswer(BaseModel):
     cpu_seconds: float = 0.0
     truncated: bool = False
     """Whether `text` was cut at the server's reply-size limit."""
+    tools: tuple[ToolSpec, ...] | None = None
+    """All tools of the session from now on, where they have changed; None where they have not."""
 
 
 class ToolSession(Protocol):

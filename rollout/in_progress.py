@@ -134,6 +134,7 @@ class EpisodeInProgress:
             raise TurnsNotKept(f"the replay of its tools took too long: {error}") from error
         if difference:
             raise TurnsNotKept(f"replayed tools differ: {difference}")
+        self._renewed()  # the kept turns have told it
         self._mark = Mark.of(self._trajectory, self._at, self._cutter)
 
     # The turn
@@ -227,10 +228,8 @@ class EpisodeInProgress:
         stage = self._at.stage
         left = self._calls_left()
         if left <= 0:
-            used_up = (
-                self._prompts.trials_used_up if stage == "trial" else self._prompts.calls_used_up
-            )
-            await self._observe([used_up()])
+            say = self._prompts
+            await self._observe([say.trials_used_up() if stage == "trial" else say.calls_used_up()])
             return
         granted = list(calls[:left])
         self._at.used[stage] += len(granted)
@@ -245,7 +244,11 @@ class EpisodeInProgress:
         observed = [replace(message, name=call.name) for message, call in told]
         if len(granted) < len(calls):
             observed.append(self._prompts.not_run(len(calls) - len(granted), len(calls), stage))
-        await self._observe(observed)
+        await self._observe([*observed, *self._renewed()])
+
+    def _renewed(self) -> list[Message]:
+        """Return what the policy must be told of its tools, if they have changed."""
+        return self._language.renewed(self._tools.offered(self._at.stage))
 
     def _records(
         self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]
@@ -269,10 +272,11 @@ class EpisodeInProgress:
         self._at.stage = stage
         if stage == "execution" and self._config.experience == "dropped":
             # as if there had been no trials
-            await self._show_only([*self._language.opening(), self._prompts.execution_start()])
+            start = self._prompts.execution_start()
+            await self._show_only([*self._language.opening(), start, *self._renewed()])
             return
         start = self._prompts.execution_start if stage == "execution" else self._prompts.trial_start
-        await self._observe([start()])
+        await self._observe([start(), *self._renewed()])
 
     # Budgets and bookkeeping
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from envs.errors import ConfigError, PolicyError, PolicyErrorKind
 from envs.messages import Message, world
 from envs.tasks import Task
-from envs.tools import SessionPurpose
+from envs.tools import SessionPurpose, ToolSpec
 from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, ToolFormatName
 from rollout.formats.turn_format import TurnFormat, choose_format
@@ -63,11 +63,26 @@ class Language:
         self.prompts = make_prompts(
             config.prompt, format, wrap_answers=not template.wraps_answers, rendered=rendered
         )
-        self._listed = tool_schemas(task.tool_set) if rendered else None
+        self._listed = tool_schemas(task.tool_set.tools) if rendered else None
+        self._known = task.tool_set
+        """The tools of which the policy knows that it may call them."""
+
+    def renewed(self, tools: tuple[ToolSpec, ...]) -> list[Message]:
+        """Return what the policy must be told if its tools are now `tools`: one message, or none.
+        Its calls are checked against them from now on.
+        """
+        before = {tool.name: tool for tool in self._known.tools}
+        now = {tool.name: tool for tool in tools}
+        if before == now:
+            return []
+        self._known = self._known.model_copy(update={"tools": tools})
+        new = [tool for name, tool in now.items() if before.get(name) != tool]
+        return [self.prompts.tools_changed(new, [name for name in before if name not in now])]
 
     def opening(self) -> list[Message]:
         """Return the messages at the start of the episode."""
         config = self._config
+        self._known = self._task.tool_set
         return self.prompts.opening(self._task, config.mode, config.trial.calls)
 
     def tokenise(self, messages: Sequence[Message]) -> list[int]:
@@ -84,7 +99,7 @@ class Language:
         self, text: str, finish: str, stage: SessionPurpose, context: Sequence[int]
     ) -> ParsedTurn:
         """Return the actions of a turn that continued the ids `context`. Raises PolicyError."""
-        limit, tools = self._config.max_calls_per_turn, self._task.tool_set
+        limit, tools = self._config.max_calls_per_turn, self._known
         try:
             parsed = parse_turn(
                 text,
@@ -126,7 +141,7 @@ class Language:
         return [*messages[:-1], replace(turn, content=spoken.strip())]
 
     def _expected(self, stage: SessionPurpose, parsed: ParsedTurn) -> str:
-        expected = self.prompts.expected(stage, self._task.tool_set)
+        expected = self.prompts.expected(stage, self._known)
         if not parsed.open_thought:
             return expected
         return (

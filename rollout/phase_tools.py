@@ -12,6 +12,7 @@ from envs.tools import (
     ToolService,
     ToolSession,
     ToolSet,
+    ToolSpec,
 )
 from rollout.config import TrialSessions
 
@@ -53,6 +54,7 @@ class PhaseTools:
         self._episode = episode
         self._sessions: dict[SessionPurpose, ToolSession] = {}
         self._executed: list[_Executed] = []
+        self._offered: dict[SessionPurpose, tuple[ToolSpec, ...]] = {}
         self._isolations: dict[str, None] = {}
         self._servers: dict[str, None] = {}
         self.replayed_calls = 0
@@ -69,12 +71,18 @@ class PhaseTools:
         """Names of the servers of the sessions, in the order of their first use."""
         return ", ".join(self._servers)
 
+    def offered(self, phase: SessionPurpose) -> tuple[ToolSpec, ...]:
+        """Return the tools that the session for `phase` has now; it may be opened later."""
+        if phase == "trial" and (self._sharing == "shared" or "trial" not in self._sessions):
+            phase = "execution"  # whose calls a trial session replays first
+        return self._offered.get(phase, self._tool_set.tools)
+
     async def call(self, phase: SessionPurpose, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
         """Run `calls` for `phase`, in order. Raises ToolServerError, SandboxError, DeadlineError.
 
         The caller must handle answers with status INFRA_ERROR.
         """
-        answers = await (await self._session(phase)).call(calls)
+        answers = await self._answers(phase, calls)
         if phase == "execution":
             self._remember(calls, answers)
         return answers
@@ -87,8 +95,7 @@ class PhaseTools:
         """
         if self._sharing == "shared" or "trial" in self._sessions or not self._executed:
             return
-        session = await self._session("trial")
-        answers = await session.call([executed.call for executed in self._executed])
+        answers = await self._answers("trial", [executed.call for executed in self._executed])
         for executed, answer in zip(self._executed, answers, strict=True):
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise SandboxError(f"the replay of {executed.call.name} failed: {answer.text}")
@@ -107,7 +114,7 @@ class PhaseTools:
         if not recorded:
             return ""
         calls = [call for call, _, _ in recorded]
-        answers = await (await self._session(phase)).call(calls)
+        answers = await self._answers(phase, calls)
         for (call, status, text), answer in zip(recorded, answers, strict=True):
             if (answer.status.value, answer.text) != (status, text):
                 return f"{call.name} answered {answer.text[:80]!r}, before it was {text[:80]!r}"
@@ -124,6 +131,7 @@ class PhaseTools:
     async def end_trial(self) -> None:
         """Discard the session of the trials."""
         session = self._sessions.pop("trial", None)
+        self._offered.pop("trial", None)
         if session is not None:
             await session.close()
 
@@ -133,6 +141,13 @@ class PhaseTools:
         self._sessions.clear()
         for session in sessions:
             await session.close()
+
+    async def _answers(self, phase: SessionPurpose, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
+        answers = await (await self._session(phase)).call(calls)
+        for answer in answers:
+            if answer.tools is not None:
+                self._offered["execution" if self._sharing == "shared" else phase] = answer.tools
+        return answers
 
     def _remember(self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]) -> None:
         """Store the calls that a replay needs; a sandbox that stops a tool resets its state."""

@@ -42,6 +42,12 @@ class Prompts(Protocol):
         """Return the message about the last `calls` of `asked`, for which no budget was left."""
         ...
 
+    def tools_changed(self, new: Sequence[ToolSpec], gone: Sequence[str]) -> Message:
+        """Return the message after the tools have changed: those that are `new` or other than
+        before, and the names of those that are `gone`.
+        """
+        ...
+
     def execution_start(self) -> Message:
         """Return the message at the start of the execution phase."""
         ...
@@ -91,6 +97,10 @@ and nothing they change lasts. End the phase by writing down what you learnt: \
 Phase 2, execution: you are asked to go on; then solve the task with tool calls, \
 correcting yourself where a call fails."""
 
+_ABOUT = "What their provider says about the tools:\n{text}"
+_CHANGED = "The tools have changed."
+_NEW = "These are new or other than before; each line is a JSON schema:\n<tools>\n{tools}\n</tools>"
+_GONE = "These cannot be called any more: {names}"
 _LONGER = "[cut: the tool returned more than this]"
 _FREE = "In phase 2 you may go back to trials by writing <trial/>."
 
@@ -107,6 +117,8 @@ class FullPrompts:
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         parts = [] if self._rendered else [self._tools(task.tool_set)]
+        if task.tool_set.instructions:
+            parts.append(_ABOUT.format(text=world(task.tool_set.instructions)))
         if mode != "direct":
             parts.append(_TRIAL.format(calls=trial_calls))
         if mode == "free":
@@ -138,6 +150,14 @@ class FullPrompts:
             f"budget. No {kind} calls are left."
         )
 
+    def tools_changed(self, new: Sequence[ToolSpec], gone: Sequence[str]) -> Message:
+        parts = [_CHANGED]
+        if new:
+            parts.append(_NEW.format(tools=_lines(new)))
+        if gone:
+            parts.append(_GONE.format(names=world(", ".join(gone))))
+        return self._tool("\n".join(parts))
+
     def execution_start(self) -> Message:
         return Message("user", "The trial phase is over. Now solve the task.")
 
@@ -152,10 +172,9 @@ class FullPrompts:
         return f"expected a tool call, for example\n{example}\nor {other}"
 
     def _tools(self, tool_set: ToolSet) -> str:
-        lines = (world(json.dumps(tool, ensure_ascii=False)) for tool in tool_schemas(tool_set))
         format = self._format.tools
         call = _HERMES_CALL if format.name == "hermes" else _CALL.format(shape=format.shape)
-        return _TOOLS.format(tools="\n".join(lines)) + call
+        return _TOOLS.format(tools=_lines(tool_set.tools)) + call
 
     def _tool(self, text: str) -> Message:
         return marked("tool", f"<tool_response>\n{text}\n</tool_response>" if self._wrap else text)
@@ -166,10 +185,9 @@ class CompactPrompts:
 
     def opening(self, task: Task, mode: Mode, trial_calls: int) -> list[Message]:
         del trial_calls
-        lines = [
-            f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {tool.description}")
-            for number, tool in enumerate(task.tool_set.tools, start=1)
-        ]
+        lines = _numbered(task.tool_set.tools)
+        if task.tool_set.instructions:
+            lines.append(world(task.tool_set.instructions))
         return [marked("system", "\n".join([mode, *lines])), marked("user", world(task.question))]
 
     def answers(self, answers: Sequence[ToolAnswer]) -> list[Message]:
@@ -186,6 +204,11 @@ class CompactPrompts:
 
     def not_run(self, calls: int, asked: int, phase: SessionPurpose) -> Message:
         return self.trials_used_up() if phase == "trial" else self.calls_used_up()
+
+    def tools_changed(self, new: Sequence[ToolSpec], gone: Sequence[str]) -> Message:
+        lines = [f"new tools: {len(new)}", *_numbered(new)] if new else []
+        lines += [f"gone: {world(', '.join(gone))}"] if gone else []
+        return marked("tool", "\n".join(lines))
 
     def execution_start(self) -> Message:
         return Message("user", "go")
@@ -234,10 +257,20 @@ def tools_by_template(wording: Wording, format: TurnFormat, *, renders_tools: bo
     )
 
 
-def tool_schemas(tool_set: ToolSet) -> list[JsonObject]:
-    """Return the tools as JSON objects in the form that chat templates expect."""
+def tool_schemas(tools: Sequence[ToolSpec]) -> list[JsonObject]:
+    """Return tools as JSON objects in the form that chat templates expect."""
+    return [{"type": "function", "function": tool.model_dump(mode="json")} for tool in tools]
+
+
+def _lines(tools: Sequence[ToolSpec]) -> str:
+    """Return one line of JSON for each tool, marked as text of the world."""
+    return "\n".join(world(json.dumps(tool, ensure_ascii=False)) for tool in tool_schemas(tools))
+
+
+def _numbered(tools: Sequence[ToolSpec]) -> list[str]:
     return [
-        {"type": "function", "function": tool.model_dump(mode="json")} for tool in tool_set.tools
+        f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {tool.description}")
+        for number, tool in enumerate(tools, start=1)
     ]
 
 

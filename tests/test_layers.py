@@ -18,7 +18,8 @@ FLOORS = {
     "envs": (
         "answers errors config endpoints late_imports messages seeds",
         "tools",
-        "tasks argument_check sandbox sources remote",
+        "tasks argument_check tool_schemas",
+        "sandbox sources remote",
         "server perturbation tasksets",
         "services",
         "gateway",

@@ -53,7 +53,8 @@ def run_serve(config: RunConfig, address: Address, split: Split | None, count: i
 
     Raises ConfigError (no such tasks, no token off loopback, a port that is taken), IsolationError.
     """
-    tasks = tasks_to_serve(make_environment(config.env), config.run.seed, split, count)
+    environment = make_environment(config.env, config.tools)
+    tasks = tasks_to_serve(environment, config.run.seed, split, count)
     listener = bind_tcp(address.host, address.port, address.token)
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -13,19 +13,21 @@ from envs.tasksets.registry import create_environment
 from envs.tools import ToolSet
 
 
-def make_environment(config: EnvConfig) -> Environment:
+def make_environment(config: EnvConfig, tools: ToolServerConfig | None = None) -> Environment:
     """Return the environment that `[env]` names, with its tools perturbed if `[env]` says so.
 
-    Raises MissingError, DataFileError, and InfraError where a server does not list its tools.
+    `tools` has the time limits for servers that are asked for their tools. Raises MissingError,
+    DataFileError, and InfraError where a server does not list its tools.
     """
-    environment = create_environment(config, _listed_tools)
+    limits = tools or ToolServerConfig()
+    environment = create_environment(config, lambda endpoint: _listed_tools(endpoint, limits))
     if config.perturbation == "clean":
         return environment
     return PerturbedEnvironment(environment, config.perturbation, config.perturbation_seed)
 
 
-def _listed_tools(endpoint: Endpoint) -> ToolSet:
+def _listed_tools(endpoint: Endpoint, config: ToolServerConfig) -> ToolSet:
     """Ask a server for its tools, in a thread: the caller may be running an event loop."""
     with ThreadPoolExecutor(1) as pool:
-        asking = listed_tools(endpoint, ToolServerConfig(), os.environ)
+        asking = listed_tools(endpoint, config, os.environ)
         return pool.submit(asyncio.run, asking).result()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig
-from envs.config import EnvConfig
+from envs.config import EnvConfig, ToolServerConfig
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.chat.loading import shipped_names, template_path
@@ -33,7 +33,8 @@ def resolve_inputs(config: RunConfig) -> RunInputs:
     that `auto` has found. Raises MissingError, ConfigError, DataFileError, and InfraError where a
     server does not answer.
     """
-    environment = make_environment(config.env)  # first: a model may take half a minute to build
+    # first: a model may take half a minute to build
+    environment = make_environment(config.env, config.tools)
     model = find_model(config)
     return RunInputs(_with_tool_format(config, model), model, environment)
 
@@ -67,18 +68,21 @@ def anywhere(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"chat_template": str(template_path(choice).absolute())})
 
 
+MakeEnvironment = Callable[[EnvConfig, ToolServerConfig], Environment]
+
+
 class Environments:
     """Environments of several recipes of one command; equal `[env]` sections share one."""
 
-    def __init__(self, make: Callable[[EnvConfig], Environment] = make_environment) -> None:
+    def __init__(self, make: MakeEnvironment = make_environment) -> None:
         self._make = make
         self._made: dict[str, Environment] = {}
 
-    def of(self, section: EnvConfig) -> Environment:
-        """Return the environment of `section`. Raises as `make_environment` does."""
-        key = section.model_dump_json()
+    def of(self, config: RunConfig) -> Environment:
+        """Return the environment of `[env]` in `config`. Raises as `make_environment` does."""
+        key = config.env.model_dump_json()
         if key not in self._made:
-            self._made[key] = self._make(section)
+            self._made[key] = self._make(config.env, config.tools)
         return self._made[key]
 
 

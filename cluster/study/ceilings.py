@@ -28,7 +28,7 @@ def ceiling_stages(study: Study) -> Sequence[Stage]:
 
 def _stage(study: Study, setting: str) -> Stage:
     config = changed(study.config, setting, study.section.settings[setting])
-    estimate_ceiling = make_environment(config.env).ceiling
+    estimate_ceiling = make_environment(config.env, config.tools).ceiling
     if estimate_ceiling is None:
         raise ConfigError(
             f"study.ceilings: no ceiling is known for env.name = {config.env.name!r} with "

@@ -154,7 +154,7 @@ def _model_stage(study: Study, seed: SeedContext, name: str) -> Stage:
             if model.parent
             else find_model(study.config)
         )
-        inputs = RunInputs(config, parent, seed.environments.of(config.env))
+        inputs = RunInputs(config, parent, seed.environments.of(config))
         if model.kind == "grpo":
             return (await _rl_model(inputs, folder, progress)).to_json()
         if not model.match:
@@ -246,7 +246,7 @@ def _evaluation_stage(
     async def run(folder: Path, results: Results) -> JsonObject:
         del results
         at = seed.pool.recording(with_values(config, "model", path=str(weights)))
-        given = RunInputs(at, weights, seed.environments.of(at.env))
+        given = RunInputs(at, weights, seed.environments.of(at))
         tasks = eval_tasks(at, given.environment)
         check_all_prompts(given, tasks)
         path = folder / "run"

@@ -43,7 +43,7 @@ from envs.argument_check import check_arguments
 from envs.config import ToolServerConfig
 from envs.server.session_host import SessionHost, run_to_completion
 from envs.server.wire import CallItem, EncodedCall, OpenItem
-from envs.tools import AnswerStatus, SessionPurpose, ToolSet
+from envs.tools import AnswerStatus, SessionPurpose, ToolSet, ToolSpec
 
 TOOL_SERVER_ERROR = -32_000
 """JSON-RPC code of failures that the caller did not cause; `data.kind` has the kind."""
@@ -86,6 +86,8 @@ class McpGateway:
         self._deadline_s = config.request_timeout_s + config.call_timeout_s
         self._plain_rpc = plain_rpc
         self._sessions: dict[str, asyncio.Future[str]] = {}
+        self._tools: dict[str, tuple[ToolSpec, ...]] = {}
+        """Tools of MCP sessions in which calls have changed them."""
         server = Server(
             "trialrun",
             version=version("trialrun"),
@@ -169,6 +171,7 @@ class McpGateway:
         return watched if request.method == "DELETE" else send
 
     def _end(self, mcp_id: str) -> None:
+        self._tools.pop(mcp_id, None)
         opened = self._sessions.pop(mcp_id, None)
         if opened is not None and opened.done():
             self._close(opened)
@@ -183,10 +186,9 @@ class McpGateway:
         self, context: ServerRequestContext[Any, Request], params: PaginatedRequestParams | None
     ) -> ListToolsResult:
         del params  # all tools fit on one page
-        spec = self._select(_request(context))
         tools = [
             Tool(name=tool.name, description=tool.description, input_schema=tool.parameters)
-            for tool in spec.tool_set.tools
+            for tool in self._known(_request(context))
         ]
         return ListToolsResult(tools=tools)
 
@@ -194,10 +196,10 @@ class McpGateway:
         self, context: ServerRequestContext[Any, Request], params: CallToolRequestParams
     ) -> CallToolResult:
         request = _request(context)
-        spec = self._select(request)
-        tool = spec.tool_set.find(params.name)
+        spec, known = self._select(request), self._known(request)
+        tool = next((each for each in known if each.name == params.name), None)
         if tool is None:
-            names = ", ".join(tool.name for tool in spec.tool_set.tools)
+            names = ", ".join(each.name for each in known)
             raise MCPError(INVALID_PARAMS, f"no tool {params.name[:80]!r}; tools are: {names}")
         arguments = params.arguments or {}
         if fault := check_arguments(tool, arguments):
@@ -217,7 +219,14 @@ class McpGateway:
         answer = result.answers[0]
         if answer.status is AnswerStatus.INFRA_ERROR:
             raise _failure("sandbox", answer.text)
+        if answer.tools is not None:
+            self._tools[mcp_id] = answer.tools
         return _result(answer.text, is_error=answer.status is not AnswerStatus.OK)
+
+    def _known(self, request: Request) -> tuple[ToolSpec, ...]:
+        """Return the tools that the MCP session of a request has now."""
+        mcp_id = request.headers.get(MCP_SESSION_ID_HEADER, "")
+        return self._tools.get(mcp_id, self._select(request).tool_set.tools)
 
     async def _session(self, mcp_id: str, spec: _SessionSpec) -> str:
         """Return the tool session's id for an MCP session; the first call opens it."""
@@ -244,6 +253,7 @@ class McpGateway:
             failed = opened.done() and (opened.cancelled() or opened.exception())
             if failed or (opened.done() and not self._host.knows(opened.result())):
                 del self._sessions[mcp_id]
+                self._tools.pop(mcp_id, None)
 
 
 class _Endpoint:

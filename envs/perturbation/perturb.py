@@ -57,7 +57,12 @@ def perturb(tool_set: ToolSet, level: PerturbationLevel, seed: int) -> ToolSet:
         slow_rate=recipe.slow_rate,
         latency_s=recipe.latency_s,
     )
-    return ToolSet(tools=tuple(spec for spec, _ in pairs), adaptation=adaptation)
+    return ToolSet(
+        tools=tuple(spec for spec, _ in pairs),
+        adaptation=adaptation,
+        instructions=tool_set.instructions,
+        left_out=tool_set.left_out,
+    )
 
 
 class PerturbedEnvironment(Environment):

@@ -8,7 +8,7 @@ policy. A backend that cannot be reached, or violates its protocol, is an infras
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError
-from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet
+from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet, ToolSpec
 
 _MAX_DEPTH = 64
 
@@ -42,6 +42,10 @@ class EndpointBackend(Protocol):
         ...
 
 
+Changes = Callable[[], Awaitable[tuple[ToolSpec, ...] | None]]
+"""Returns all tools of a session if they have changed since the last time, else None."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Time and size limits of a session."""
@@ -63,15 +67,20 @@ class EndpointSession:
     """ToolSession on an endpoint."""
 
     def __init__(
-        self, session_id: str, tool_set: ToolSet, backend: EndpointBackend, limits: Limits
+        self,
+        session_id: str,
+        tool_set: ToolSet,
+        backend: EndpointBackend,
+        limits: Limits,
+        changes: Changes | None = None,
     ) -> None:
+        """`changes` is asked after each call for all tools, if they have changed."""
         assert tool_set.endpoint is not None, "only services of endpoints create this"
         self._id = session_id
         self._endpoint = tool_set.endpoint
-        self._indices: dict[str, int] = {}
-        for index, tool in enumerate(tool_set.tools):
-            self._indices.setdefault(tool.name, index)
+        self._indices = _indices(tool_set.tools)
         self._backend = backend
+        self._changes = changes
         self._limits = limits
         self._turn = asyncio.Lock()
         self._closed = False
@@ -82,8 +91,10 @@ class EndpointSession:
 
     @property
     def isolation(self) -> str:
-        """`outside (KIND)`: the sandbox does not apply to these tools."""
-        return f"outside ({self._endpoint.kind})"
+        """`outside (KIND, STATE)`: the sandbox does not apply to these tools; `STATE` says who sees
+        what a session changes: `shared` is everybody.
+        """
+        return f"outside ({self._endpoint.kind}, {self._endpoint.isolation})"
 
     @property
     def server(self) -> str:
@@ -109,12 +120,30 @@ class EndpointSession:
         started = time.monotonic()
         reply = await self._reply(call)
         text, cut = _cut(reply.text, self._limits.reply_bytes)
+        seconds = time.monotonic() - started
+        tools = (
+            await self._changed_tools() if reply.status is not AnswerStatus.INFRA_ERROR else None
+        )
         return ToolAnswer(
             status=reply.status,
             text=text,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
             truncated=cut or reply.truncated,
+            tools=tools,
         )
+
+    async def _changed_tools(self) -> tuple[ToolSpec, ...] | None:
+        """Return all tools of the session, if the last call has changed them."""
+        if self._changes is None:
+            return None
+        try:
+            async with asyncio.timeout(self._limits.open_s):
+                tools = await self._changes()
+        except TimeoutError:
+            return None
+        if tools is not None:
+            self._indices = _indices(tools)
+        return tools
 
     async def _reply(self, call: ToolCall) -> BackendReply:
         index = self._indices.get(call.name)
@@ -134,6 +163,14 @@ class EndpointSession:
         except (InfraError, DeadlineError, OSError) as error:
             text = f"{self._endpoint.place}: {error or type(error).__name__}"
             return BackendReply(AnswerStatus.INFRA_ERROR, text)
+
+
+def _indices(tools: Sequence[ToolSpec]) -> dict[str, int]:
+    """Return the number of each tool by its name; of two with one name, the first one's."""
+    indices: dict[str, int] = {}
+    for index, tool in enumerate(tools):
+        indices.setdefault(tool.name, index)
+    return indices
 
 
 def _unsendable(arguments: JsonObject) -> str:

@@ -1,54 +1,56 @@
-"""Tools of third-party MCP servers, over stdio or streamable HTTP, as tool sessions.
+"""Tools of third-party MCP servers, over stdio, streamable HTTP or SSE, as tool sessions.
 
-Every tool session is a separate MCP session; over stdio it is also a separate process. There is no
-other isolation: what a server changes outside of its session (files, a database) is also changed by
-trials. `isError` and refused arguments are tool errors. All other failures of the protocol or the
-connection are infrastructure failures.
+Every tool session is a separate MCP session; over stdio it is also a separate process, with a
+folder of its own if its command uses `{scratch}`. There is no other isolation: what a server
+changes elsewhere (files, a database) is also changed by trials. `isError` and errors of JSON-RPC
+are tool errors, because the arguments may have caused them. A connection that is lost is an
+infrastructure failure.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import anyio
-import httpx2
 from mcp import ClientSession, MCPError
-from mcp.client.streamable_http import streamable_http_client
-from mcp.types import (
-    INVALID_PARAMS,
-    CallToolRequest,
-    CallToolRequestParams,
-    CallToolResult,
-    EmbeddedResource,
-    PaginatedRequestParams,
-    TextContent,
-    TextResourceContents,
-    Tool,
-)
-from pydantic import TypeAdapter, ValidationError
+from mcp.client.session import IncomingMessage
+from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
+from mcp.types import LoggingMessageNotificationParams, ToolListChangedNotification
+from pydantic import JsonValue
 
 from envs.config import ToolServerConfig
 from envs.endpoints import McpHttpEndpoint, McpStdioEndpoint
 from envs.errors import ConfigError, DeadlineError, InfraError, ToolServerError, first_cause
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
-from envs.remote.mcp_stdio import REPLY_TOO_LONG, stdio_streams
+from envs.remote.mcp_content import text_of
+from envs.remote.mcp_http import http_streams, sse_streams, transports_of
+from envs.remote.mcp_listing import Listing, read_listing
+from envs.remote.mcp_stdio import environment_of, stdio_streams
+from envs.remote.mcp_wire import Wire
 from envs.remote.tokens import endpoint_token
 from envs.seeds import stable_hash
-from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
+from envs.tools import AnswerStatus, JsonObject, LeftOut, SessionPurpose, ToolSet, ToolSpec
 
 McpEndpoint = McpStdioEndpoint | McpHttpEndpoint
 
 _SPARE_BYTES = 65_536
 """Bytes that a message may have in addition to eight times the longest text of an answer."""
 _MAX_TOOLS = 1_000
+_MAX_PAGES = 100
+_SETTLE_S = 0.01
+"""How long after an answer a server may still say that its tools have changed."""
+_SEVERE = frozenset({"warning", "error", "critical", "alert", "emergency"})
+_ELSEWHERE = frozenset({400, 404, 405, 406, 410, 415, 501})
+"""Statuses with which an HTTP server may refuse the transport that it does not speak."""
 _READ_FAILURES = (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream)
-_JSON = TypeAdapter(dict)
 
 
 class McpTools:
     """ToolService for tool sets whose endpoint is an MCP server.
 
-    `variables` are environment variables: PATH and HOME for processes, and tokens.
+    `variables` are environment variables: PATH and HOME for processes, those that an endpoint
+    names, and tokens.
     """
 
     def __init__(self, config: ToolServerConfig, variables: Mapping[str, str]) -> None:
@@ -63,12 +65,11 @@ class McpTools:
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, McpStdioEndpoint | McpHttpEndpoint):
             raise ConfigError(f"expected a tool set with an MCP endpoint, found {endpoint!r}")
-        names = tuple(tool.name for tool in tool_set.tools)
-        backend = McpBackend(endpoint, self._variables, self._limits, names)
+        backend = McpBackend(endpoint, self._variables, self._limits, tool_set.tools)
         await backend.start()
         self._opened += 1
         session_id = f"mcp-{stable_hash(seed, purpose, self._opened):016x}"
-        return EndpointSession(session_id, tool_set, backend, self._limits)
+        return EndpointSession(session_id, tool_set, backend, self._limits, backend.changes)
 
     async def close(self) -> None: ...
 
@@ -76,33 +77,36 @@ class McpTools:
 async def tool_set_of_mcp(
     endpoint: McpEndpoint, config: ToolServerConfig, variables: Mapping[str, str]
 ) -> ToolSet:
-    """Ask a server for its tools and return them as a tool set.
+    """Ask a server for its tools and return them as a tool set, with its instructions.
 
-    Raises ToolServerError, DeadlineError, or ConfigError if it has none.
+    Raises ToolServerError, DeadlineError, or ConfigError if it has none that can be served.
     """
     limits = Limits.of(config)
     backend = McpBackend(endpoint, variables, limits, ())
     await backend.start()
     try:
         async with asyncio.timeout(limits.open_s):
-            tools = await backend.list_tools()
+            found = await backend.list_tools()
+        instructions = backend.instructions
     except TimeoutError as error:
         raise DeadlineError(
-            f"{endpoint.place} did not list its tools within {limits.open_s:g} s"
+            f"{endpoint.place} did not list its tools within {limits.open_s:g} s "
+            "(tools.request_timeout_s)"
         ) from error
     finally:
         await backend.close()
-    if not tools:
-        raise ConfigError(f"expected {endpoint.place} to list tools, found none: check its options")
-    specs = [
-        ToolSpec(
-            name=tool.name,
-            description=tool.description or tool.title or "",
-            parameters=_JSON.validate_python(tool.input_schema),
+    if not found.tools:
+        faults = "; ".join(f"{each.name}: {each.why}" for each in found.left_out)
+        raise ConfigError(
+            f"expected {endpoint.place} to list tools, found none"
+            + (f" that can be served ({faults})" if faults else ": check its options")
         )
-        for tool in tools
-    ]
-    return ToolSet(tools=tuple(specs), endpoint=endpoint)
+    return ToolSet(
+        tools=found.tools,
+        endpoint=endpoint,
+        instructions=instructions,
+        left_out=found.left_out,
+    )
 
 
 class McpBackend:
@@ -117,20 +121,135 @@ class McpBackend:
         endpoint: McpEndpoint,
         variables: Mapping[str, str],
         limits: Limits,
-        names: tuple[str, ...],
+        tools: tuple[ToolSpec, ...],
     ) -> None:
         self._endpoint = endpoint
-        self._streams = _streams_of(endpoint, variables, limits)
         self._limits = limits
-        self._names = names
+        self._tools = tools
+        self._token = ""
+        if isinstance(endpoint, McpHttpEndpoint):
+            self._token = endpoint_token(endpoint.token_variable, endpoint.place, variables)
+            secrets = {endpoint.token_variable: self._token}
+        else:
+            secrets = environment_of(endpoint, variables)
+        self._variables = variables
+        self._wire = Wire(secrets)
         self._closing = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
-        self._session: ClientSession | None = None
+        self._requests: JSONRPCDispatcher | None = None
+        self._changed = False
+        self._announces_changes = False
+        self.instructions = ""
+        """What the server says about its tools as a whole."""
 
     async def start(self) -> None:
         """Connect and initialize the session. Raises ToolServerError or DeadlineError."""
+        endpoint = self._endpoint
+        ways = transports_of(endpoint) if isinstance(endpoint, McpHttpEndpoint) else ("stdio",)
+        refusal: InfraError | None = None
+        for way in ways:
+            self._wire.again()
+            try:
+                await self._start(self._streams_of(way))
+            except ToolServerError as error:
+                if self._wire.status not in _ELSEWHERE:
+                    raise refusal or error from None
+                refusal = refusal or error
+            else:
+                return
+        if refusal is not None:
+            raise refusal
+
+    async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
+        """Call tool number `index`. Raises InfraError."""
+        parameters: JsonObject = {"name": self._tools[index].name, "arguments": arguments}
+        try:
+            result = await self._ask("tools/call", parameters)
+        except ToolServerError:
+            if not self._wire.overlong:
+                raise
+            return BackendReply(AnswerStatus.TOOL_ERROR, self._wire.overlong)
+        except MCPError as error:
+            data = f" ({_json(error.data)})" if error.data is not None else ""
+            return BackendReply(AnswerStatus.TOOL_ERROR, f"{error.message}{data}")
+        status = AnswerStatus.TOOL_ERROR if result.get("isError") else AnswerStatus.OK
+        return BackendReply(status, text_of(result.get("content"), result.get("structuredContent")))
+
+    async def changes(self) -> tuple[ToolSpec, ...] | None:
+        """Return all tools, if the server says that they have changed, else None."""
+        if self._announces_changes and not self._changed:
+            await asyncio.sleep(_SETTLE_S)
+        if not self._changed:
+            return None
+        self._changed = False
+        try:
+            listed = (await self.list_tools()).tools
+        except (InfraError, MCPError):
+            return None  # the next call meets the same fault, and says so
+        if listed == self._tools:
+            return None
+        self._tools = listed
+        return listed
+
+    async def list_tools(self) -> Listing:
+        """Return the tools that the server lists, from all pages. Raises ToolServerError."""
+        listed: list[JsonValue] = []
+        cursor: JsonValue = None
+        for _ in range(_MAX_PAGES):
+            try:
+                page = await self._ask("tools/list", {"cursor": cursor} if cursor else {})
+            except MCPError as error:
+                raise ToolServerError(
+                    self._wire.told(f"{self._endpoint.place}: cannot list its tools: {error}")
+                ) from error
+            tools = page.get("tools")
+            listed += tools if isinstance(tools, list) else []
+            cursor = page.get("nextCursor")
+            if not cursor or len(listed) > _MAX_TOOLS:
+                break
+        found = read_listing(listed[:_MAX_TOOLS])
+        if len(listed) <= _MAX_TOOLS and not cursor:
+            return found
+        rest = LeftOut(
+            name="further pages",
+            why=f"expected at most {_MAX_TOOLS} tools on {_MAX_PAGES} pages, found more",
+        )
+        return Listing(found.tools, (*found.left_out, rest))
+
+    async def close(self) -> None:
+        await self._stop(grace_s=self._limits.call_s)
+
+    async def _ask(self, method: str, parameters: JsonObject) -> JsonObject:
+        """Return the result of a request as it comes, because the library refuses a whole result
+        for one fault in it. Raises MCPError for the server's own error, else ToolServerError.
+        """
+        requests = self._running()
+        if self._wire.over_http:
+            self._wire.again()
+        asking = asyncio.ensure_future(requests.send_raw_request(method, parameters))
+        failing = asyncio.ensure_future(self._wire.failed.wait())
+        try:
+            await asyncio.wait((asking, failing), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():  # over SSE nobody else would end the wait
+                await asyncio.wait((asking,), timeout=_SETTLE_S)
+            if not asking.done():
+                raise ToolServerError(self._wire.told("the connection was lost"))
+            return asking.result()
+        except MCPError as error:
+            if self._wire.explains(error):
+                raise ToolServerError(self._wire.told(f"{error.message}")) from error
+            raise
+        except _READ_FAILURES as error:
+            raise ToolServerError(self._wire.told("the connection was lost")) from error
+        finally:
+            for task in (asking, failing):
+                task.cancel()
+            await asyncio.wait((asking, failing))
+
+    async def _start(self, streams: Callable[[], AbstractAsyncContextManager]) -> None:
         ready = asyncio.Event()
-        self._owner = asyncio.create_task(self._own(ready))
+        self._closing.clear()
+        self._owner = asyncio.create_task(self._own(streams, ready))
         waiter = asyncio.create_task(ready.wait())
         try:
             await asyncio.wait(
@@ -141,65 +260,42 @@ class McpBackend:
             if self._owner.done():
                 raise self._ended()
             if not ready.is_set():
-                raise DeadlineError(
+                late = (
                     f"{self._endpoint.place} did not initialize the MCP session within "
-                    f"{self._limits.open_s:g} s"
+                    f"{self._limits.open_s:g} s (tools.request_timeout_s)"
                 )
+                raise DeadlineError(self._wire.told(late))
         except BaseException:
             await self._stop(grace_s=0.0)
             raise
         finally:
             waiter.cancel()
 
-    async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
-        """Call tool number `index`. Raises InfraError."""
-        parameters = CallToolRequestParams(name=self._names[index], arguments=arguments)
-        try:
-            result = await self._running().send_request(
-                CallToolRequest(params=parameters), CallToolResult
+    async def _own(
+        self, streams: Callable[[], AbstractAsyncContextManager], ready: asyncio.Event
+    ) -> None:
+        async with streams() as (read, write):
+            requests = JSONRPCDispatcher(read, write)
+            session = ClientSession(
+                dispatcher=requests, message_handler=self._notice, logging_callback=self._log
             )
-        except MCPError as error:
-            if error.code in (INVALID_PARAMS, REPLY_TOO_LONG):
-                return BackendReply(AnswerStatus.TOOL_ERROR, error.message)
-            raise ToolServerError(f"MCP error {error.code}: {error.message}") from error
-        except ValidationError as error:
-            raise ToolServerError(f"expected an answer of MCP, found another: {error}") from error
-        except _READ_FAILURES as error:
-            raise ToolServerError(f"the connection was lost: {error!r}") from error
-        status = AnswerStatus.TOOL_ERROR if result.is_error else AnswerStatus.OK
-        return BackendReply(status, _text_of(result))
+            async with session:
+                await session.initialize()
+                tools = session.server_capabilities and session.server_capabilities.tools
+                self._announces_changes = bool(tools and tools.list_changed)
+                self.instructions = (session.instructions or "").strip()
+                self._requests = requests
+                ready.set()
+                await self._closing.wait()
+                self._requests = None
 
-    async def list_tools(self) -> list[Tool]:
-        """Return the tools that the server lists, from all pages. Raises ToolServerError."""
-        tools: list[Tool] = []
-        cursor: str | None = None
-        while len(tools) < _MAX_TOOLS:
-            parameters = PaginatedRequestParams(cursor=cursor) if cursor else None
-            try:
-                page = await self._running().list_tools(params=parameters)
-            except (MCPError, ValidationError, *_READ_FAILURES) as error:
-                raise ToolServerError(
-                    f"{self._endpoint.place}: cannot list its tools: {error}"
-                ) from error
-            tools += page.tools
-            cursor = page.next_cursor
-            if not cursor:
-                break
-        return tools
+    async def _notice(self, message: IncomingMessage) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            self._changed = True
 
-    async def close(self) -> None:
-        await self._stop(grace_s=self._limits.call_s)
-
-    async def _own(self, ready: asyncio.Event) -> None:
-        async with (
-            self._streams() as (read, write),
-            ClientSession(read, write) as session,
-        ):
-            await session.initialize()
-            self._session = session
-            ready.set()
-            await self._closing.wait()
-            self._session = None
+    async def _log(self, params: LoggingMessageNotificationParams) -> None:
+        if params.level in _SEVERE:
+            self._wire.words.say(f"{params.level}: {_json(params.data)}")
 
     async def _stop(self, grace_s: float) -> None:
         """Let the owner task leave its contexts; cancel it if that takes too long."""
@@ -214,10 +310,10 @@ class McpBackend:
         if self._owner.done() and not self._owner.cancelled():
             self._owner.exception()  # marks it as retrieved: the calls have raised it
 
-    def _running(self) -> ClientSession:
-        if self._session is None or self._owner is None or self._owner.done():
+    def _running(self) -> JSONRPCDispatcher:
+        if self._requests is None or self._owner is None or self._owner.done():
             raise self._ended()
-        return self._session
+        return self._requests
 
     def _ended(self) -> InfraError:
         owner = self._owner
@@ -228,88 +324,17 @@ class McpBackend:
         if isinstance(cause, InfraError):
             return cause
         why = f": {type(cause).__name__}: {cause}" if cause else ""
-        return ToolServerError(f"the MCP session with {self._endpoint.place} ended{why}")
+        told = self._wire.told(f"the MCP session with {self._endpoint.place} ended{why}")
+        return ToolServerError(told)
+
+    def _streams_of(self, way: str) -> Callable[[], AbstractAsyncContextManager]:
+        endpoint, limits = self._endpoint, self._limits
+        message_bytes = 8 * limits.reply_bytes + _SPARE_BYTES
+        if isinstance(endpoint, McpStdioEndpoint):
+            return lambda: stdio_streams(endpoint, self._variables, message_bytes, self._wire)
+        speak = sse_streams if way == "sse" else http_streams
+        return lambda: speak(endpoint, self._token, limits.open_s, message_bytes, self._wire)
 
 
-def _text_of(result: CallToolResult) -> str:
-    parts: list[str] = []
-    for block in result.content:
-        if isinstance(block, TextContent):
-            parts.append(block.text)
-        elif isinstance(block, EmbeddedResource) and isinstance(
-            block.resource, TextResourceContents
-        ):
-            parts.append(block.resource.text)
-        else:
-            parts.append(f"[{block.type}]")
-    if not parts and result.structured_content is not None:
-        return _JSON.dump_json(result.structured_content).decode()
-    return "\n".join(parts)
-
-
-def _streams_of(
-    endpoint: McpEndpoint, variables: Mapping[str, str], limits: Limits
-) -> Callable[[], AbstractAsyncContextManager]:
-    message_bytes = 8 * limits.reply_bytes + _SPARE_BYTES
-    if isinstance(endpoint, McpStdioEndpoint):
-        return lambda: stdio_streams(endpoint, variables, message_bytes)
-    token = endpoint_token(endpoint.token_variable, endpoint.place, variables)
-    return lambda: _http_streams(endpoint, token, limits, message_bytes)
-
-
-@asynccontextmanager
-async def _http_streams(
-    endpoint: McpHttpEndpoint, token: str, limits: Limits, message_bytes: int
-) -> AsyncGenerator:
-    headers = {"accept-encoding": "identity"}
-    if token:
-        headers["authorization"] = f"Bearer {token}"
-    # no read timeout: a response stays open while a tool runs, and calls have our own deadline
-    client = httpx2.AsyncClient(
-        headers=headers,
-        timeout=httpx2.Timeout(limits.open_s, read=None),
-        transport=_BoundedTransport(message_bytes),
-        trust_env=False,
-    )
-    async with (
-        client,
-        streamable_http_client(
-            endpoint.url, http_client=client, max_sse_event_size=message_bytes
-        ) as streams,
-    ):
-        yield streams
-
-
-class _BoundedTransport(httpx2.AsyncHTTPTransport):
-    """Aborts a JSON body that exceeds the limit; in event streams the client limits each event."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await super().handle_async_request(request)
-        kind = response.headers.get("content-type", "")
-        if not kind.startswith("text/event-stream") and isinstance(
-            response.stream, httpx2.AsyncByteStream
-        ):
-            response.stream = _BoundedStream(response.stream, self._limit)
-        return response
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    """A response's bytes, up to a limit."""
-
-    def __init__(self, stream: httpx2.AsyncByteStream, limit: int) -> None:
-        self._stream = stream
-        self._left = limit
-
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        async for part in self._stream:
-            self._left -= len(part)
-            if self._left < 0:
-                raise httpx2.ReadError("the body is longer than the limit of a reply")
-            yield part
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+def _json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -5,10 +5,12 @@ msgpack. An entry is an array whose first element is its kind:
 
     [0, digest, tool set as JSON text]                     before the first session on it
     [1, session, digest, seed, purpose, Unix seconds, episode]      opened
-    [2, session, name, arguments, status, text, seconds, CPU seconds, truncated]     answered
+    [2, session, name, arguments, status, text, seconds, CPU seconds, truncated,
+     tools as JSON text]                                answered
     [3, session]                                           closed
 
-Kind 1 has no `episode` in files written before sessions carried one.
+Kind 1 has no `episode` in files written before sessions carried one. Kind 2 has `tools` only where
+the call changed the session's tools.
 """
 
 import os
@@ -19,15 +21,17 @@ from enum import IntEnum
 from pathlib import Path
 
 import msgpack
+from pydantic import TypeAdapter
 
 from envs.errors import StoreError
 from envs.server.wire import EncodedCall, OpenItem
-from envs.tools import AnswerStatus, ToolAnswer, ToolSet
+from envs.tools import AnswerStatus, ToolAnswer, ToolSet, ToolSpec
 
 MAGIC = b"trialrun-traffic-1\n"
 SUFFIX = ".traffic"
 _HEADER = struct.Struct(">II")
 _STEP_BYTES = 2**20
+_TOOLS = TypeAdapter(tuple[ToolSpec, ...])
 
 
 class Kind(IntEnum):
@@ -53,6 +57,7 @@ def opened_entry(session: str, item: OpenItem, at: float) -> bytes:
 
 
 def answered_entry(session: str, call: EncodedCall, answer: ToolAnswer) -> bytes:
+    tools = [] if answer.tools is None else [_TOOLS.dump_json(answer.tools).decode()]
     return _frame(
         [
             Kind.ANSWERED,
@@ -64,6 +69,7 @@ def answered_entry(session: str, call: EncodedCall, answer: ToolAnswer) -> bytes
             answer.seconds,
             answer.cpu_seconds,
             answer.truncated,
+            *tools,
         ]
     )
 
@@ -74,13 +80,14 @@ def closed_entry(session: str) -> bytes:
 
 def answer_of(entry: Entry) -> tuple[EncodedCall, ToolAnswer]:
     """Return the call and the answer of an entry of kind ANSWERED."""
-    _, _, name, arguments, status, text, seconds, cpu_seconds, truncated = entry
+    _, _, name, arguments, status, text, seconds, cpu_seconds, truncated, *tools = entry
     answer = ToolAnswer(
         status=AnswerStatus(status),
         text=str(text),
         seconds=float(seconds),
         cpu_seconds=float(cpu_seconds),
         truncated=bool(truncated),
+        tools=_TOOLS.validate_json(str(tools[0])) if tools else None,
     )
     return EncodedCall(name=str(name), arguments=str(arguments)), answer
 

@@ -23,6 +23,7 @@ from envs.tools import (
     ToolService,
     ToolSession,
     ToolSet,
+    ToolSpec,
 )
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -137,9 +138,29 @@ class Translator:
         rules = {}
         for tool, rule in zip(tool_set.tools, adaptation.rules, strict=True):
             rules.setdefault(tool.name, rule)
+        self._tools = tool_set.tools
         self._rules: dict[str, CallRule] = rules
         self._tool_names = _tool_names(self._rules, adaptation.base)
         self._names: dict[str, _Names] = {}
+
+    def _renewed(self, tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
+        """Return the policy's tools if those of the base are now `tools`.
+
+        Tools that have come keep their own names, unless an adapted tool has the name; distractors
+        stay.
+        """
+        known = {rule.target for rule in self._rules.values()}
+        base = {tool.name for tool in tools}
+        for tool in tools:
+            if tool.name not in known:
+                self._rules.setdefault(tool.name, CallRule(target=tool.name))
+        came = [t for t in tools if t.name not in known and self._rules[t.name].target == t.name]
+        stay = [
+            tool
+            for tool in self._tools
+            if not (target := self._rules[tool.name].target) or target in base
+        ]
+        return (*stay, *came)
 
     def to_base(self, call: ToolCall) -> ToolCall | ToolAnswer:
         """Return the call of the base; or the answer, if the base need not be called."""
@@ -163,6 +184,8 @@ class Translator:
 
     def from_base(self, call: ToolCall, answer: ToolAnswer) -> ToolAnswer:
         """Return the answer to `call` as the policy sees it: errors use the policy's names."""
+        if answer.tools is not None:
+            answer = answer.model_copy(update={"tools": self._renewed(answer.tools)})
         if answer.status is not AnswerStatus.TOOL_ERROR:
             return answer
         names = self._names_of(call.name)

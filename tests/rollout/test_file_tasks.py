@@ -60,4 +60,4 @@ async def test_a_trial_on_a_foreign_server_leaves_execution_clean(
 
     assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)
     assert [call.result for call in episode.calls] == ["1", "2", "1"]
-    assert episode.isolation == "outside (mcp-stdio)"
+    assert episode.isolation == "outside (mcp-stdio, shared)"

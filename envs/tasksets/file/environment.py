@@ -146,9 +146,19 @@ class _Loader:
 
 def _mcp_endpoint(place: McpPlace, folder: Path) -> Endpoint:
     if place.url:
-        return McpHttpEndpoint(url=place.url, token_variable=place.token_variable)
+        return McpHttpEndpoint(
+            url=place.url,
+            token_variable=place.token_variable,
+            transport=place.transport,
+            state=place.state,
+        )
     return McpStdioEndpoint(
-        command=place.command, environment=place.environment, folder=str(folder.resolve())
+        command=place.command,
+        environment=place.environment,
+        variables=place.variables,
+        folder=str(folder.resolve()),
+        start=place.start,
+        state=place.state,
     )
 
 

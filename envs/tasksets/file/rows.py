@@ -61,8 +61,12 @@ class McpPlace(_Row):
 
     command: tuple[NonEmpty, ...] = ()
     environment: dict[str, str] = {}
+    variables: tuple[NonEmpty, ...] = ()
+    start: tuple[NonEmpty, ...] = ()
     url: str = ""
+    transport: Literal["http", "sse"] | None = None
     token_variable: str = ""
+    state: Literal["session"] | None = None
 
     @field_validator("url")
     @classmethod
@@ -70,6 +74,9 @@ class McpPlace(_Row):
         if url and not url.startswith(("http://", "https://")):
             raise ValueError("expected http(s)://host:port/path")
         return url
+
+
+_OF_COMMANDS = ("environment", "variables", "start")
 
 
 class McpServerTools(_Row):
@@ -82,6 +89,10 @@ class McpServerTools(_Row):
     def _one_way(cls, place: McpPlace) -> McpPlace:
         if bool(place.command) == bool(place.url):
             raise ValueError("expected either `command` or `url`")
+        foreign = ("transport", "token_variable") if place.command else _OF_COMMANDS
+        if given := [key for key in foreign if getattr(place, key)]:
+            kind = "command" if place.command else "url"
+            raise ValueError(f"expected no `{given[0]}` with `{kind}`: it has no meaning there")
         return place
 
 

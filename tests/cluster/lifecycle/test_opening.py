@@ -10,7 +10,7 @@ from cluster.lifecycle.opening import Resume, check_run, new_run, open_run
 from cluster.progress import Progress
 from cluster.training.sft import run_sft
 from cluster.training.train import run_train
-from envs.config import EnvConfig
+from envs.config import EnvConfig, ToolServerConfig
 from envs.errors import ConfigError, MissingError, StoreError
 from envs.tasks import Environment
 from envs.tasksets.catalog.config import CatalogEnvConfig
@@ -150,13 +150,14 @@ def test_an_older_sft_run_is_known_by_its_data(tmp_path: Path) -> None:
 def test_equal_sections_share_one_environment() -> None:
     made: list[EnvConfig] = []
 
-    def make(section: EnvConfig) -> Environment:
+    def make(section: EnvConfig, tools: ToolServerConfig) -> Environment:
+        del tools
         made.append(section)
         assert isinstance(section, CatalogEnvConfig)
         return CatalogEnvironment(section.catalog)
 
     environments = Environments(make)
-    first = environments.of(CatalogEnvConfig())
-    assert environments.of(CatalogEnvConfig()) is first
-    assert environments.of(CatalogEnvConfig(perturbation="heavy")) is not first
+    first = environments.of(RunConfig(env=CatalogEnvConfig()))
+    assert environments.of(RunConfig(env=CatalogEnvConfig())) is first
+    assert environments.of(RunConfig(env=CatalogEnvConfig(perturbation="heavy"))) is not first
     assert len(made) == 2

@@ -58,7 +58,7 @@ def read_by_vllm(
     module: str, name: str, text: str, tools: ToolSet
 ) -> list[tuple[str, dict[str, Any]]]:
     protocol = import_module("vllm.entrypoints.openai.chat_completion.protocol")
-    schemas = tool_schemas(tools)
+    schemas = tool_schemas(tools.tools)
     request = protocol.ChatCompletionRequest(
         model="m", messages=[{"role": "user", "content": "-"}], tools=schemas
     )
