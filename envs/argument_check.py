@@ -32,14 +32,38 @@ def _fault(schema: JsonValue, value: JsonValue, path: str, depth: int) -> str | 
         options = ", ".join(json.dumps(option, ensure_ascii=False) for option in allowed)
         return f"argument {path!r}: expected one of {options}, found {_shown(value)}"
     if isinstance(value, dict):
-        return _object_fault(schema, value, path, depth)
+        fault = _object_fault(schema, value, path, depth)
+        return fault or _choice_fault(schema, value, path, depth)
     if isinstance(value, list):
-        items = schema.get("items")
-        faults = (
-            _fault(items, item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value)
+        return _list_fault(schema, value, path, depth)
+    return _choice_fault(schema, value, path, depth)
+
+
+def _choice_fault(schema: JsonObject, value: JsonValue, path: str, depth: int) -> str | None:
+    """Return what is wrong with a value that fits none of the schemas in `anyOf`."""
+    choices = schema.get("anyOf")
+    if not isinstance(choices, list) or not choices:
+        return None
+    faults = [_fault(choice, value, path, depth - 1) for choice in choices]
+    return faults[0] if all(faults) else None
+
+
+def _list_fault(schema: JsonObject, value: list[JsonValue], path: str, depth: int) -> str | None:
+    least, most = schema.get("minItems"), schema.get("maxItems")
+    for bound, words in ((least, "at least"), (most, "at most")):
+        wrong = isinstance(bound, int) and (
+            len(value) < bound if words == "at least" else len(value) > bound
         )
-        return next((fault for fault in faults if fault), None)
-    return None
+        if wrong:
+            return f"argument {path!r}: expected {words} {bound} items, found {len(value)}"
+    first = schema.get("prefixItems")
+    own = first if isinstance(first, list) else []
+    rest = schema.get("items")
+    for index, item in enumerate(value):
+        inner = own[index] if index < len(own) else rest
+        if fault := _fault(inner, item, f"{path}[{index}]", depth - 1):
+            return fault
+    return _choice_fault(schema, value, path, depth)
 
 
 def _object_fault(schema: JsonObject, value: JsonObject, path: str, depth: int) -> str | None:
@@ -55,8 +79,10 @@ def _object_fault(schema: JsonObject, value: JsonObject, path: str, depth: int) 
                 return (
                     f"unknown argument {_join(path, name)!r}; known: {', '.join(known) or 'none'}"
                 )
+    others = schema.get("additionalProperties")
     for name, item in value.items():
-        if name in known and (fault := _fault(known[name], item, _join(path, name), depth - 1)):
+        inner = known.get(name, others)
+        if fault := _fault(inner, item, _join(path, name), depth - 1):
             return fault
     return None
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 IsolationLevel = Literal["namespaces", "landlock", "seccomp", "none"]
 """Strongest first. Each level includes the weaker ones; `none` applies only the resource limits."""
@@ -17,6 +17,58 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+class ChatConfig(Section):
+    """An OpenAI-compatible chat endpoint. It is written into the run directory, so nothing in it
+    may be a secret.
+    """
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address of the endpoint, without `/chat/completions`."""
+    model: str = ""
+    """Model name as the endpoint lists it. Tasks that need the endpoint are refused without it."""
+    key_variable: str = ""
+    """Name of the environment variable that holds the API key, on every worker. Empty, the default,
+    sends no key.
+    """
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the endpoint's model."""
+    max_tokens: int = Field(default=1024, gt=0)
+    """Maximum length of one reply in the endpoint's own tokens."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds for one attempt of a request."""
+    attempts: int = Field(default=4, ge=1)
+    """Maximum number of attempts of one request. An attempt is repeated after HTTP status 408, 425,
+    429 or 5xx, a lost connection, a time-out, or an unreadable reply. After the last one the
+    episode has no reward, and is run again as other infrastructure failures are.
+    """
+    extra: dict[str, JsonValue] = {}
+    """Additional fields of every request, for example `{reasoning_effort = "low"}`."""
+
+
+class JudgeConfig(ChatConfig):
+    """`[judge]`: the model that scores episodes of tasks with a scorer `judge`."""
+
+    prompt: str = ""
+    """Text of the request; empty for the one in `envs/scoring/judge.py`. `{criteria}`,
+    `{question}`, `{answer}`, `{calls}`, `{state}` and `{expected}` are replaced.
+    """
+    times: int = Field(default=1, ge=1)
+    """Number of verdicts per episode; the majority decides."""
+    tie: Literal["fail", "pass", "retry"] = "fail"
+    """What an equal number of verdicts for and against means. `retry`: no verdict, so that the
+    episode is run again.
+    """
+
+
+class SimulatedUserConfig(ChatConfig):
+    """`[simulated_user]`: the model that speaks for the user of tasks with a simulated user."""
+
+    prompt: str = ""
+    """System prompt; empty for the one in `envs/scoring/users.py`. `{instructions}` and `{stop}`
+    are replaced.
+    """
 
 
 class EnvConfig(Section):

@@ -6,7 +6,7 @@ over the wire: a tool server refuses tool sets that have an endpoint.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 _READING = frozenset({"get", "head", "options"})
 
@@ -136,7 +136,38 @@ class OpenEnvEndpoint(_Endpoint):
         return "session"
 
 
+class ChatEndpoint(_Endpoint):
+    """A model behind an OpenAI-compatible API, for judges and simulated users.
+
+    Its one tool takes `messages` and answers with the text of the reply.
+    """
+
+    kind: Literal["chat"] = "chat"
+    base_url: str
+    """Address without `/chat/completions`."""
+    model: str
+    key_variable: str = ""
+    """Environment variable with the API key; empty for none."""
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    timeout_s: float = 60.0
+    """Seconds for one attempt."""
+    attempts: int = 4
+    extra: dict[str, JsonValue] = {}
+    """Additional fields of every request."""
+
+    @property
+    def place(self) -> str:
+        """Address for messages and records."""
+        return f"{self.model} at {self.base_url}"
+
+    @property
+    def isolation(self) -> str:
+        """`session`: a reply depends on the request alone."""
+        return "session"
+
+
 Endpoint = Annotated[
-    HttpEndpoint | McpStdioEndpoint | McpHttpEndpoint | OpenEnvEndpoint,
+    HttpEndpoint | McpStdioEndpoint | McpHttpEndpoint | OpenEnvEndpoint | ChatEndpoint,
     Field(discriminator="kind"),
 ]

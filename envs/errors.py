@@ -13,6 +13,7 @@ TrialrunError
 │   │   └── ServerFullError         it is full now; nothing was started
 │   ├── SandboxError                the sandboxed child could not be started or died
 │   ├── TeacherError                a teacher's endpoint refused or did not reply
+│   ├── ScoringError                a scorer or a simulated user gave no result
 │   ├── EngineError                 the inference engine failed; its worker must be replaced
 │   ├── LearnerError                a learner rank failed or its ranks disagree
 │   │   └── NonFiniteError          a logit, loss or gradient is not finite; nothing was changed
@@ -107,6 +108,10 @@ class SandboxError(InfraError):
 
 class TeacherError(InfraError):
     pass
+
+
+class ScoringError(InfraError):
+    """No score: the episode gets no reward, rather than one of zero."""
 
 
 class EngineError(InfraError):

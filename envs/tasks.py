@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from envs.errors import ConfigError
+from envs.evidence import Evidence
 from envs.messages import Reply
-from envs.tools import ToolSet
+from envs.tools import ToolService, ToolSet
 
 Split = Literal["train", "validation", "heldout"]
 """`train` is for training, `validation` for tuning; use `heldout` only for reported results."""
@@ -19,16 +20,59 @@ Mode = Literal["direct", "trial", "free"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Reward for an answer, in [0, 1], and its named components."""
+    """Reward for an episode, its named components, and what the scorer says about it.
+
+    Any finite reward is possible. An episode counts as correct above 0.5.
+    """
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """By name of a scorer, for example a judge's reason. The policy never sees them."""
 
 
 class Scorer(Protocol):
-    """Scores answers. It is picklable, stays in the worker and never enters a sandbox."""
+    """Scores answers. It is picklable, stays in the worker and never enters a session of tools."""
 
     def score(self, answer: str) -> Score: ...
+
+
+@runtime_checkable
+class EpisodeScorer(Protocol):
+    """Scores what happened in an episode. It is picklable and never enters a session of tools."""
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether `Evidence.states` is needed."""
+        ...
+
+    async def score_episode(self, evidence: Evidence) -> Score:
+        """Return the score of an episode that has ended with an answer.
+
+        Raises InfraError or DeadlineError where there is none: the episode then has no reward.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a user and the policy have said to each other, and how to ask a simulated user."""
+
+    question: str
+    answers: tuple[str, ...]
+    said: tuple[str, ...]
+    """The user's messages after the question, one before each further answer."""
+    tools: ToolService
+    seed: int
+    episode: str
+
+
+class User(Protocol):
+    """Who speaks after the question. It is picklable, and the policy sees only what it says."""
+
+    async def say(self, conversation: Conversation) -> str | None:
+        """Return the next message, None at the end. Raises InfraError or DeadlineError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +87,22 @@ class Task:
     split: Split
     question: str
     tool_set: ToolSet
-    scorer: Scorer
+    scorer: Scorer | EpisodeScorer
     tags: Mapping[str, str] = field(default_factory=dict)
+    user: User | None = None
+    """Who goes on after each answer; None if the first answer is the last one."""
+
+
+async def score_episode(scorer: Scorer | EpisodeScorer, evidence: Evidence) -> Score:
+    """Return the score of an episode. Raises InfraError, DeadlineError."""
+    if isinstance(scorer, EpisodeScorer):
+        return await scorer.score_episode(evidence)
+    return scorer.score(evidence.answer)
+
+
+def reads_state(scorer: Scorer | EpisodeScorer) -> bool:
+    """Whether `scorer` needs the state of the tools."""
+    return isinstance(scorer, EpisodeScorer) and scorer.reads_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from envs.endpoints import Endpoint
 
 JsonObject = dict[str, JsonValue]
-SessionPurpose = Literal["trial", "execution"]
-"""Phase of an episode that a tool session serves; also the phase of a call or a turn."""
+SessionPurpose = Literal["trial", "execution", "scoring"]
+"""Phase of an episode that a tool session serves; also the phase of a call or a turn. `scoring` is
+for sessions beside the policy's: scorers and simulated users.
+"""
+STATE_CALL = "trialrun:state"
+"""A call by this name is answered with the session's state as JSON: one object per class, and one
+per module of functions. No policy can make it: it is no tool, and turns are checked for that.
+"""
 
 
 class ToolSpec(BaseModel):
@@ -36,17 +50,21 @@ class LeftOut(BaseModel):
     """One line: what was expected and what was found."""
 
 
+_LATER_KEYS = frozenset({"instructions", "left_out", "parts", "setup", "modules", "files"})
+
+
 class ToolSet(BaseModel):
-    """The tools of one task, and one way to run them: Python code, an endpoint, or an adaptation.
+    """The tools of one task, and one way to run them: Python code, an endpoint, an adaptation, or
+    several sets as one.
 
     Code: `sources[i]` defines `functions[i]`, which implements `tools[i]` and is called with
     keyword arguments. Equal sources are one module; `Class.method` is a method of the one object of
-    that class that a session has, created without arguments at the first call. Sources are
-    untrusted: they run only inside a sandboxed session. The set must not contain anything that
+    that class that a session has, created at the first call with the arguments in `setup`. Sources
+    are untrusted: they run only inside a sandboxed session. The set must not contain anything that
     reveals an answer, because the sandboxed child can read all of it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     tools: tuple[ToolSpec, ...]
     sources: tuple[str, ...] = ()
@@ -58,12 +76,30 @@ class ToolSet(BaseModel):
     left_out: tuple[LeftOut, ...] = ()
     """What the source offers and these tools lack, for `trialrun check`; the policy never sees it.
     """
+    parts: "tuple[ToolSet, ...]" = ()
+    """Sets that one session has together; `tools` are theirs, in order, each name once."""
+    setup: dict[str, JsonObject] = {}
+    """Constructor arguments of classes, by name: the initial state of a task."""
+    modules: dict[str, str] = {}
+    """Sources that can be imported, by dotted name. One that equals a source is the same module."""
+    files: dict[str, str] = {}
+    """Read-only files beside the sources, in base64 by relative path."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> Mapping[str, object]:
+        # Sets that do not use a key keep the digest that they had before it existed.
+        found: dict[str, object] = dump(self)
+        return {key: value for key, value in found.items() if value or key not in _LATER_KEYS}
 
     @model_validator(mode="after")
     def _one_implementation(self) -> "ToolSet":
-        other_ways = [way for way in (self.endpoint, self.adaptation) if way is not None]
+        other_ways = [way for way in (self.endpoint, self.adaptation, self.parts) if way]
         if len(other_ways) + bool(self.sources or self.functions) > 1:
-            raise ValueError("expected sources, an endpoint or an adaptation, found more than one")
+            raise ValueError(
+                "expected sources, an endpoint, an adaptation or parts, found more than one"
+            )
+        if self.parts and self.tools != tuple(tool for part in self.parts for tool in part.tools):
+            raise ValueError("expected the tools of all parts, in order, found others")
         if not other_ways and not len(self.tools) == len(self.sources) == len(self.functions):
             raise ValueError(
                 f"expected one source and one function name per tool, found {len(self.tools)} "
@@ -74,7 +110,7 @@ class ToolSet(BaseModel):
     @property
     def sandboxed(self) -> bool:
         """Whether the tools are Python code, which runs on a tool server."""
-        return self.endpoint is None and self.adaptation is None
+        return self.endpoint is None and self.adaptation is None and not self.parts
 
     @property
     def root(self) -> "ToolSet":
@@ -84,8 +120,7 @@ class ToolSet(BaseModel):
     @cached_property
     def digest(self) -> str:
         """Content hash; equal tool sets are sent to a tool server only once."""
-        unseen = {"left_out"} if self.instructions else {"left_out", "instructions"}
-        text = json.dumps(self.model_dump(mode="json", exclude=unseen), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude={"left_out"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def find(self, name: str) -> ToolSpec | None:

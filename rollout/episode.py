@@ -191,6 +191,8 @@ class Episode:
     worker: str
     tool_server: str
     isolation: str
+    score_notes: Mapping[str, str] = field(default_factory=dict)
+    """What scorers say about the score, by their names: a judge's reason, where states differ."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """Additional named numbers for tables, for example `trial_calls`."""
 

@@ -41,6 +41,7 @@ def _differences(old: Episode, new: Episode) -> Iterator[EpisodeDifference]:
     yield from _pair("answer", old.answer, new.answer)
     yield from _pair("reward", old.reward, new.reward)
     yield from _pair("reward parts", dict(old.reward_parts), dict(new.reward_parts))
+    yield from _pair("notes of scorers", dict(old.score_notes), dict(new.score_notes))
     yield from _pair("messages", old.messages, new.messages)
     yield from _pair("counts", dict(old.extra), dict(new.extra))
 

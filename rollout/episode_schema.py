@@ -7,7 +7,7 @@ the other columns; they are stored for readers that never build an `Episode`.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from operator import attrgetter
@@ -34,7 +34,7 @@ from rollout.episode import (
     kind_and_number,
 )
 
-EPISODE_VERSION = 2
+EPISODE_VERSION = 3
 VERSION_KEY = b"trialrun.episode_version"
 
 _LEASE = (
@@ -50,6 +50,7 @@ _TURN = ("phase", "start", "end", "text", "finish_reason", "policy_error")
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int32(), pa.float32()
 _NUMBERS = pa.map_(_TEXT, _FLOAT)
+_TEXTS = pa.map_(_TEXT, _TEXT)
 SPAN_TYPE = pa.struct({"start": _INT, "version": _INT})
 MESSAGE_TYPE = pa.struct({"role": _TEXT, "content": _TEXT})
 CALL_TYPE = pa.struct(
@@ -87,7 +88,8 @@ EPISODE_SCHEMA = pa.schema(
         "question": _TEXT,
         "reward": _FLOAT,
         "reward_parts": _NUMBERS,
-        "tags": pa.map_(_TEXT, _TEXT),
+        "score_notes": _TEXTS,
+        "tags": _TEXTS,
         "token_ids": pa.list_(_INT),
         "phases": pa.list_(pa.int8()),
         "loss_mask": pa.list_(pa.bool_()),
@@ -125,15 +127,31 @@ def _with_group_numbers(batch: pa.RecordBatch) -> pa.RecordBatch:
         "kind": pa.array([kind for kind, _ in found], _TYPES["kind"]),
         "group_number": pa.array([number for _, number in found], _TYPES["group_number"]),
     }
+    return _in_order(columns, 2)
+
+
+def _with_score_notes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Bring version 2 to version 3, which stores what scorers say."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    none: list[list[tuple[str, str]]] = [[] for _ in range(batch.num_rows)]
+    return _in_order(columns | {"score_notes": pa.array(none, _TEXTS)}, 3)
+
+
+def _in_order(columns: Mapping[str, pa.Array], version: int) -> pa.RecordBatch:
+    """Return a batch of an older version with the columns that it has, in the current order."""
     names = [name for name in EPISODE_SCHEMA.names if name in columns]
     strays = [name for name in columns if name not in names]
     schema = pa.schema(
-        [pa.field(name, columns[name].type) for name in (*names, *strays)], {VERSION_KEY: b"2"}
+        [pa.field(name, columns[name].type) for name in (*names, *strays)],
+        {VERSION_KEY: str(version).encode()},
     )
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-_MIGRATIONS: dict[int, Callable[[pa.RecordBatch], pa.RecordBatch]] = {1: _with_group_numbers}
+_MIGRATIONS: dict[int, Callable[[pa.RecordBatch], pa.RecordBatch]] = {
+    1: _with_group_numbers,
+    2: _with_score_notes,
+}
 """From version v to v + 1, by v."""
 _SCHEMA_MESSAGE: pa.Buffer = EPISODE_SCHEMA.serialize()
 """How a stream of episodes of the current version starts."""
@@ -237,7 +255,7 @@ def to_batch(episodes: Sequence[Episode]) -> pa.RecordBatch:
         [e.messages for e in episodes], lambda messages: _structs(messages, MESSAGE_TYPE)
     )
     columns["turns"] = _lists([e.turns for e in episodes], _turns)
-    for name in ("reward_parts", "tags", "extra"):
+    for name in ("reward_parts", "score_notes", "tags", "extra"):
         columns[name] = pa.array([list(getattr(e, name).items()) for e in episodes], _TYPES[name])
     return pa.RecordBatch.from_arrays(
         [columns[name] for name in EPISODE_SCHEMA.names], schema=EPISODE_SCHEMA
@@ -268,6 +286,7 @@ def _episode(
         outcome=Outcome(row["outcome"]),
         reward=row["reward"],
         reward_parts=dict(row["reward_parts"]),
+        score_notes=dict(row["score_notes"]),
         tags=dict(row["tags"]),
         token_ids_T=token_ids_T,
         phases_T=phases_T,

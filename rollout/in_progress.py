@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from envs.errors import DeadlineError, EngineError, InfraError, PolicyError
-from envs.messages import Message, unmarked
+from envs.messages import Message, marked, unmarked, world
 from envs.seeds import stable_hash
 from envs.tasks import Score, Task
 from envs.tools import AnswerStatus, SessionPurpose, ToolAnswer, ToolCall, ToolService
+from rollout.aftermath import Aftermath
 from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.engine import Engine, Prompt, SamplingParams
-from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase, Sampling, Timings
+from rollout.episode import CallRecord, Episode, Lease, Outcome, Phase
+from rollout.episode_record import Ended, record_of
 from rollout.formats.turn_format import TurnFormat
 from rollout.identity import Doing, Identity
 from rollout.kept_turns import KeptTurns, Mark, Standing, TurnsNotKept, TurnsPart, replay
@@ -75,7 +77,8 @@ class EpisodeInProgress:
             turn_tokens=self._config.max_tokens_per_turn,
             limit=self._config.max_observation_tokens,
         )
-        self._answer = ""
+        self._aftermath = Aftermath(tools, self._tools, self._task, self._lease)
+        self._is_answered = False
         self._score = Score(0.0)
         self.doing = self._waits_for("its first turn")
         self._kept = assignment.kept
@@ -109,7 +112,23 @@ class EpisodeInProgress:
             outcome, error = Outcome.INFRA_FAILED, f"defect: {type(cause).__name__}: {cause}"
         finally:
             await self._tools.close()
-        return self._episode(outcome, error, started_at, time.monotonic() - start)
+        ended = Ended(
+            lease=self._lease,
+            task=self._task,
+            config=self._config,
+            identity=self._identity,
+            outcome=outcome,
+            error=error,
+            started_at=started_at,
+            wall_s=time.monotonic() - start,
+            trajectory=self._trajectory,
+            at=self._at,
+            tools=self._tools,
+            cutter=self._cutter,
+            score=self._score,
+            kept_turns=len(self._kept.turns) if self._kept is not None else None,
+        )
+        return record_of(ended)
 
     # Turns that outlive the worker
 
@@ -155,8 +174,20 @@ class EpisodeInProgress:
         async with asyncio.timeout(max(left, 0.0)):
             await self._turn()
         self._at.seconds[stage] += time.monotonic() - start
+        if self._is_answered:
+            self._is_answered = False
+            await self._after_answer()
         if self._at.stage == "trial" and self._calls_left() > 0:
             await self._catch_up()
+
+    async def _after_answer(self) -> None:
+        """Let the user go on, or score the episode; the budgets of phases do not count this."""
+        self._waits_for("its user or its scorer")
+        message = await self._aftermath.answered(self._at, len(self._trajectory.turns))
+        if message is None:
+            self._score = await self._aftermath.score(self._at, self._trajectory.turns)
+            raise _Ended(Outcome.ANSWERED)
+        await self._observe([marked("user", world(message))])
 
     async def _catch_up(self) -> None:
         """Bring the trial session up to date; this does not count against the phase budgets."""
@@ -216,9 +247,8 @@ class EpisodeInProgress:
             self._trajectory.settle_turn(Phase.EXPERIENCE)
             await self._enter("execution")
         elif parsed.answer is not None:
-            self._answer = parsed.answer
-            self._score = self._task.scorer.score(parsed.answer)
-            raise _Ended(Outcome.ANSWERED)
+            self._at.answers.append(parsed.answer)
+            self._is_answered = True
         else:
             await self._enter("trial")
 
@@ -331,70 +361,3 @@ class EpisodeInProgress:
             return
         self._at.visible = VisibleFrom(len(trajectory.token_ids_T), len(trajectory.messages))
         trajectory.append_world(seen.token_ids, Phase.PROMPT, [*stripped, *seen.messages])
-
-    def _reward(self, outcome: Outcome) -> tuple[float | None, dict[str, float]]:
-        if not outcome.counts:
-            return None, {}
-        malformed = -self._config.malformed_penalty if self._at.faults else 0.0
-        trial_cost = -self._config.trial_call_cost * self._at.used["trial"]
-        parts = {
-            **self._score.parts,
-            "answer": self._score.reward,
-            "malformed": malformed,
-            "trial_cost": trial_cost,
-        }
-        return self._score.reward + malformed + trial_cost, parts
-
-    def _episode(self, outcome: Outcome, error: str, started_at: float, wall_s: float) -> Episode:
-        task, config, trajectory = self._task, self._config, self._trajectory
-        reward, parts = self._reward(outcome)
-        return Episode(
-            lease=self._lease,
-            environment=task.environment,
-            split=task.split,
-            mode=config.mode,
-            outcome=outcome,
-            error=error,
-            reward=reward,
-            reward_parts=parts,
-            answer=self._answer,
-            question=task.question,
-            tags=task.tags,
-            token_ids_T=tuple(trajectory.token_ids_T),
-            phases_T=tuple(trajectory.phases_T),
-            logprobs_T=tuple(trajectory.logprobs_T),
-            spans=tuple(trajectory.spans),
-            turns=tuple(trajectory.turns),
-            messages=tuple(trajectory.messages),
-            sampling=Sampling(
-                temperature=config.temperature,
-                top_p=config.top_p,
-                top_k=config.top_k,
-                seed=self._lease.seed,
-            ),
-            timings=Timings(
-                started_at=started_at,
-                wall_s=wall_s,
-                queue_s=trajectory.queue_s,
-                generate_s=trajectory.generate_s,
-                tool_s=trajectory.tool_s,
-            ),
-            source=self._identity.source,
-            worker=self._identity.worker,
-            tool_server=self._tools.servers,
-            isolation=self._tools.isolation,
-            extra={key: float(value) for key, value in self._counts().items()},
-        )
-
-    def _counts(self) -> dict[str, int]:
-        calls = [call for turn in self._trajectory.turns for call in turn.calls]
-        return {
-            "trial_calls": self._at.used["trial"],
-            "execution_calls": self._at.used["execution"],
-            "tool_errors": sum(call.status is not AnswerStatus.OK for call in calls),
-            "policy_errors": self._at.faults,
-            "replayed_calls": self._tools.replayed_calls,
-            "replay_differences": self._tools.replay_differences,
-            **self._cutter.counts,
-            **({"kept_turns": len(self._kept.turns)} if self._kept is not None else {}),
-        }

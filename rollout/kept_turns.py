@@ -47,11 +47,20 @@ class Standing:
     faults: int = 0
     """Turns that were not valid."""
     visible: VisibleFrom = field(default_factory=VisibleFrom)
+    answers: list[str] = field(default_factory=list)
+    """Answers so far."""
+    said: list[str] = field(default_factory=list)
+    """Messages of the user after the question."""
+    said_at: list[int] = field(default_factory=list)
+    """Number of turns before each of them."""
+    states: list[str] = field(default_factory=list)
+    """State of the tools at each answer, if the scorer reads it."""
 
     def copy(self) -> "Standing":
         """Return one that changes alone."""
         own = {"used": dict(self.used), "made": dict(self.made), "seconds": dict(self.seconds)}
-        return replace(self, **own)
+        names = ("answers", "said", "said_at", "states")
+        return replace(self, **own, **{name: list(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,13 @@ class PhaseTools:
             self._remember(calls, answers)
         return answers
 
+    async def execution(self) -> ToolSession:
+        """Return the session of the execution phase, in its initial state if no call was made yet.
+
+        Raises ToolServerError, DeadlineError.
+        """
+        return await self._session("execution")
+
     async def catch_up(self) -> None:
         """Replay the execution calls in a new trial session, unless it has their state already.
 
@@ -173,7 +180,8 @@ class PhaseTools:
 def _starts_again(tool_set: ToolSet) -> bool:
     """Return whether a session is in its initial state after a tool ran out of time.
 
-    A sandbox is; an adaptation with faults is not, because its faults depend on the count of calls.
+    A sandbox is; an adaptation with faults is not, because its faults depend on the count of calls,
+    and neither are several sets together, of which only one starts again.
     """
     adaptation = tool_set.adaptation
     if adaptation is None:

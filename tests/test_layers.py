@@ -18,8 +18,10 @@ FLOORS = {
     "envs": (
         "answers errors config endpoints late_imports messages seeds",
         "tools",
+        "evidence",
         "tasks argument_check tool_schemas",
         "sandbox sources remote",
+        "scoring",
         "server perturbation tasksets",
         "services",
         "gateway",
@@ -32,6 +34,7 @@ FLOORS = {
         "episode",
         "episode_schema episode_difference engines identity trajectory transcript",
         "kept_turns",
+        "aftermath episode_record",
         "in_progress",
         "runner store",
         "evaluation mirror",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.config.environments import make_environment
+from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
 from envs.errors import ConfigError
 from envs.gateway.serve import ServedTasks, serve_tasks
@@ -53,8 +53,7 @@ def run_serve(config: RunConfig, address: Address, split: Split | None, count: i
 
     Raises ConfigError (no such tasks, no token off loopback, a port that is taken), IsolationError.
     """
-    environment = make_environment(config.env, config.tools)
-    tasks = tasks_to_serve(environment, config.run.seed, split, count)
+    tasks = tasks_to_serve(environment_of(config), config.run.seed, split, count)
     listener = bind_tcp(address.host, address.port, address.token)
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -4,26 +4,40 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from cluster.config.run_config import RunConfig
 from envs.config import EnvConfig, ToolServerConfig
 from envs.endpoints import Endpoint
 from envs.perturbation.perturb import PerturbedEnvironment
 from envs.services.router import listed_tools
 from envs.tasks import Environment
+from envs.tasksets.outside import Outside
 from envs.tasksets.registry import create_environment
 from envs.tools import ToolSet
 
 
-def make_environment(config: EnvConfig, tools: ToolServerConfig | None = None) -> Environment:
+def environment_of(config: RunConfig) -> Environment:
+    """Return the environment of a run. Raises as `make_environment` does."""
+    return make_environment(config.env, _outside(config))
+
+
+def make_environment(config: EnvConfig, outside: Outside | None = None) -> Environment:
     """Return the environment that `[env]` names, with its tools perturbed if `[env]` says so.
 
-    `tools` has the time limits for servers that are asked for their tools. Raises MissingError,
-    DataFileError, and InfraError where a server does not list its tools.
+    `outside` are the servers and models that its tasks may need. Raises MissingError,
+    DataFileError, ConfigError, and InfraError where a server does not list its tools.
     """
-    limits = tools or ToolServerConfig()
-    environment = create_environment(config, lambda endpoint: _listed_tools(endpoint, limits))
+    environment = create_environment(config, outside or _outside(RunConfig()))
     if config.perturbation == "clean":
         return environment
     return PerturbedEnvironment(environment, config.perturbation, config.perturbation_seed)
+
+
+def _outside(config: RunConfig) -> Outside:
+    return Outside(
+        list_tools=lambda endpoint: _listed_tools(endpoint, config.tools),
+        judge=config.judge,
+        simulated_user=config.simulated_user,
+    )
 
 
 def _listed_tools(endpoint: Endpoint, config: ToolServerConfig) -> ToolSet:

@@ -146,7 +146,8 @@ def _type_text(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(toml_value(value) for value in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_type_text(part) for part in arguments if part is not NoneType)
+        parts = (_type_text(part) for part in arguments if part is not NoneType)
+        return " or ".join(dict.fromkeys(parts))
     if origin in (tuple, list):
         inner = [part for part in arguments if part is not Ellipsis]
         return f"list of {' and '.join(dict.fromkeys(map(_type_text, inner)))}"
@@ -154,6 +155,8 @@ def _type_text(annotation: Any) -> str:
         return f"table of {_type_text(arguments[1])}"
     if arguments:  # Annotated
         return _type_text(arguments[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
     names: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "true or false"}
     return names.get(annotation, "value")
 

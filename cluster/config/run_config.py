@@ -26,7 +26,7 @@ from cluster.config.known_keys import (
     unknown_key,
 )
 from cluster.config.study_config import StudySection, needed_models
-from envs.config import Section, ToolServerConfig
+from envs.config import JudgeConfig, Section, SimulatedUserConfig, ToolServerConfig
 from envs.errors import ConfigError, MissingError
 from envs.tasks import Split
 from envs.tasksets.catalog.config import CatalogEnvConfig
@@ -103,6 +103,8 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     model: ModelConfig = ModelConfig()
     env: EnvSection = CatalogEnvConfig()
+    judge: JudgeConfig = JudgeConfig()
+    simulated_user: SimulatedUserConfig = SimulatedUserConfig()
     tools: ToolServerConfig = ToolServerConfig()
     engine: EngineConfig = EngineConfig()
     episode: EpisodeConfig = EpisodeConfig()

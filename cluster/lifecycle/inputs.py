@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config.environments import make_environment
+from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
-from envs.config import EnvConfig, ToolServerConfig
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.chat.loading import shipped_names, template_path
@@ -33,8 +32,7 @@ def resolve_inputs(config: RunConfig) -> RunInputs:
     that `auto` has found. Raises MissingError, ConfigError, DataFileError, and InfraError where a
     server does not answer.
     """
-    # first: a model may take half a minute to build
-    environment = make_environment(config.env, config.tools)
+    environment = environment_of(config)  # first: a model may take half a minute to build
     model = find_model(config)
     return RunInputs(_with_tool_format(config, model), model, environment)
 
@@ -68,21 +66,19 @@ def anywhere(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"chat_template": str(template_path(choice).absolute())})
 
 
-MakeEnvironment = Callable[[EnvConfig, ToolServerConfig], Environment]
-
-
 class Environments:
-    """Environments of several recipes of one command; equal `[env]` sections share one."""
+    """Environments of several recipes of one command; equal sections share one."""
 
-    def __init__(self, make: MakeEnvironment = make_environment) -> None:
+    def __init__(self, make: Callable[[RunConfig], Environment] = environment_of) -> None:
         self._make = make
         self._made: dict[str, Environment] = {}
 
     def of(self, config: RunConfig) -> Environment:
-        """Return the environment of `[env]` in `config`. Raises as `make_environment` does."""
-        key = config.env.model_dump_json()
+        """Return the environment of `config`. Raises as `environment_of` does."""
+        sections = (config.env, config.judge, config.simulated_user)
+        key = "".join(section.model_dump_json() for section in sections)
         if key not in self._made:
-            self._made[key] = self._make(config.env, config.tools)
+            self._made[key] = self._make(config)
         return self._made[key]
 
 

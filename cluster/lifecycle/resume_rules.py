@@ -53,6 +53,16 @@ RULES = (
     ),
     ResumeRule(keys=("env",), kinds=_ALL, reason="it defines the tasks"),
     ResumeRule(
+        keys=("judge", "simulated_user"),
+        kinds=_ALL,
+        but=tuple(
+            f"{section}.{key}"
+            for section in ("judge", "simulated_user")
+            for key in ("base_url", "key_variable", "timeout_s", "attempts")
+        ),
+        reason="they decide what users say and how episodes are rewarded",
+    ),
+    ResumeRule(
         keys=("episode",),
         kinds=_ALL,
         reason="it defines what an episode may do and how it is rewarded",

@@ -17,7 +17,7 @@ from envs.errors import EngineError, MissingError, StoreError
 from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.server.traffic import RecordedSession, TrafficReader
-from envs.services.adapted import AdaptedTools
+from envs.services.replayed import ReplayedTools
 from envs.tasks import Task
 from envs.tools import JsonObject, ToolService
 from rollout.chat.template import ChatTemplate
@@ -195,18 +195,13 @@ async def _replaying_tools(config: RunConfig, folder: Path) -> AsyncIterator[Too
     process = ToolServerProcess(settings, replay=folder)
     await asyncio.to_thread(process.start)
     try:
-        tools = AdaptedTools(ToolClient(process.address, settings), sleep=_do_not_wait)
+        tools = ReplayedTools(ToolClient(process.address, settings))
         try:
             yield tools
         finally:
             await tools.close()
     finally:
         await asyncio.to_thread(process.stop)
-
-
-async def _do_not_wait(seconds: float) -> None:
-    """Injected latency is part of the recorded times: it is not waited for again."""
-    del seconds
 
 
 def _config_path(reader: RunReader) -> Path:

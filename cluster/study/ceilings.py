@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
-from cluster.config.environments import make_environment
+from cluster.config.environments import environment_of
 from cluster.study.graph import Results, Stage
 from cluster.study.recipe import Study, changed
 from envs.config import EnvConfig
@@ -28,7 +28,7 @@ def ceiling_stages(study: Study) -> Sequence[Stage]:
 
 def _stage(study: Study, setting: str) -> Stage:
     config = changed(study.config, setting, study.section.settings[setting])
-    estimate_ceiling = make_environment(config.env, config.tools).ceiling
+    estimate_ceiling = environment_of(config).ceiling
     if estimate_ceiling is None:
         raise ConfigError(
             f"study.ceilings: no ceiling is known for env.name = {config.env.name!r} with "

@@ -8,13 +8,16 @@ from pydantic import JsonValue
 from cluster.config.run_config import RunConfig, checked_config, checked_study, read_recipe
 from cluster.config.study_config import Changes, StudySection, needed_models
 from cluster.study.graph import digest_of
-from envs.config import Section
+from envs.config import JudgeConfig, Section, SimulatedUserConfig
 from envs.errors import ConfigError
 from envs.tasksets.catalog.config import CatalogConfig
 
 _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
     "episode": {"thoughts": "keep", "max_observation_tokens": 0},
+    "env": {"scorers": [], "trusted_scorers": False, "scorer_timeout_s": 30.0},
+    "judge": JudgeConfig().model_dump(mode="json"),
+    "simulated_user": SimulatedUserConfig().model_dump(mode="json"),
     "cluster": {
         "quarantine_losses": 3,
         "quarantine_window_s": 600.0,
@@ -164,6 +167,8 @@ def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
                 for key, value in section.items()
                 if key not in later or value != later[key]
             }
+            if not tree[name]:  # a section that was added as a whole
+                del tree[name]
     return {"run": {"seed": config.run.seed}, **tree}
 
 

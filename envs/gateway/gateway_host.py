@@ -154,13 +154,13 @@ class InProcessTools:
         opened = await self._host.open_session(item)
         if opened.error:
             raise ToolServerError(f"{opened.error.kind}: {opened.error.message}")
-        return _InProcessSession(self._host, opened)
+        return InProcessSession(self._host, opened)
 
     async def close(self) -> None:
         """Do nothing: the owner of the host stops it."""
 
 
-class _InProcessSession:
+class InProcessSession:
     """ToolSession of a SessionHost in the same process."""
 
     def __init__(self, host: SessionHost, opened: OpenedSession) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from envs.argument_check import check_arguments
 from envs.config import ToolServerConfig
-from envs.errors import TrialrunError
+from envs.errors import DeadlineError, InfraError, TrialrunError
+from envs.evidence import Evidence, read_state
+from envs.gateway.gateway_host import InProcessSession, InProcessTools
 from envs.remote.openenv_wire import (
     Action,
     AnswerAction,
@@ -25,10 +27,12 @@ from envs.remote.openenv_wire import (
     ToolFault,
     ToolListing,
 )
+from envs.scoring.weighted import checked
 from envs.server.session_host import SessionHost, run_to_completion
 from envs.server.wire import CallItem, CallResult, EncodedCall, OpenedSession, OpenItem, WireError
-from envs.tasks import Task
-from envs.tools import AnswerStatus, JsonObject, SessionPurpose
+from envs.services.evidence_of import UnperturbedSession, made_calls
+from envs.tasks import Conversation, Score, Task, reads_state, score_episode
+from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolAnswer, ToolCall
 
 _FAULT_OF_STATUS: Mapping[AnswerStatus, ToolErrorType] = {
     AnswerStatus.TOOL_ERROR: "execution_error",
@@ -106,7 +110,7 @@ class OpenEnvEpisode:
             if isinstance(action, CallToolAction):
                 result = StepResult(observation=await self._call(action))
             elif isinstance(action, AnswerAction):
-                result = self._answer(action.text)
+                result = await self._answer(action.text)
             else:
                 result = await self._start_execution()
             self._step_count += 1
@@ -136,6 +140,10 @@ class OpenEnvEpisode:
         self._phase: SessionPurpose = "trial" if options.mode == "trial" else "execution"
         self._step_count = 0
         self._done = False
+        self._answers: list[str] = []
+        self._said: list[str] = []
+        self._states: list[str] = []
+        self._made: list[tuple[ToolCall, ToolAnswer, int]] = []
 
     async def _start_execution(self) -> StepResult:
         if self._phase == "execution":
@@ -145,13 +153,20 @@ class OpenEnvEpisode:
         await self._open()
         return StepResult(observation=self._observe())
 
-    def _answer(self, text: str) -> StepResult:
+    async def _answer(self, text: str) -> StepResult:
         if self._phase == "trial":
             message = (
                 "an answer is only possible in the execution phase: send begin_execution first"
             )
             raise OpenEnvError("EXECUTION_ERROR", message)
-        score = self._task.scorer.score(text)
+        self._answers.append(text)
+        try:
+            message = await self._users_message()
+            if message is not None:
+                return StepResult(observation=self._observe(message))
+            score = await self._score()
+        except (InfraError, DeadlineError) as error:
+            raise OpenEnvError("EXECUTION_ERROR", f"no score: {error}") from error
         self._done = True
         self.close()
         parts: JsonObject = dict(score.parts)
@@ -159,6 +174,46 @@ class OpenEnvEpisode:
         return StepResult(
             observation=self._observe(), reward=score.reward, done=True, metadata=metadata
         )
+
+    async def _users_message(self) -> str | None:
+        """Return what the user says to the last answer, None at the end of the conversation."""
+        if reads_state(self._task.scorer):
+            self._states.append(await read_state(await self._own_session()))
+        if self._task.user is None:
+            return None
+        message = await self._task.user.say(
+            Conversation(
+                question=self._task.question,
+                answers=tuple(self._answers),
+                said=tuple(self._said),
+                tools=InProcessTools(self._host),
+                seed=self._options.seed or 0,
+                episode=self._episode_id,
+            )
+        )
+        if message is not None:
+            self._said.append(message)
+        return message
+
+    async def _score(self) -> Score:
+        tool_set = self._task.tool_set
+        evidence = Evidence(
+            question=self._task.question,
+            answers=tuple(self._answers),
+            calls=made_calls(tool_set, self._made),
+            states=tuple(self._states),
+            tools=InProcessTools(self._host),
+            tool_set=tool_set.root,
+            execution=UnperturbedSession(await self._own_session(), tool_set),
+            seed=self._options.seed or 0,
+            episode=self._episode_id,
+        )
+        return checked(await score_episode(self._task.scorer, evidence), "of the task")
+
+    async def _own_session(self) -> InProcessSession:
+        if not self._session:
+            await self._open()
+        return InProcessSession(self._host, OpenedSession(id=self._session))
 
     async def _call(self, action: CallToolAction) -> CallToolObservation:
         name = action.tool_name
@@ -175,6 +230,9 @@ class OpenEnvEpisode:
         answer = result.answers[0]
         if answer.status is AnswerStatus.INFRA_ERROR:
             raise OpenEnvError("EXECUTION_ERROR", answer.text)
+        if self._phase == "execution":
+            made = ToolCall(name=name, arguments=action.arguments)
+            self._made.append((made, answer, len(self._said)))
         kind = _FAULT_OF_STATUS.get(answer.status)
         if kind:
             return _fault(name, kind, answer.text)
@@ -223,11 +281,12 @@ class OpenEnvEpisode:
     def _tool_listings(self) -> tuple[ToolListing, ...]:
         return tuple(ToolListing.of(tool) for tool in self._task.tool_set.tools)
 
-    def _observe(self) -> TaskObservation:
+    def _observe(self, message: str = "") -> TaskObservation:
+        """Return the observation with what the user says: a `message`, or the question."""
         return TaskObservation(
             task_id=self._task.id,
             phase=self._phase,
-            question=self._task.question,
+            question=message or self._task.question,
             available_tools=self._tool_listings(),
         )
 

@@ -7,11 +7,11 @@ and goes only to processes that would have run the same source anyway.
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from envs.errors import SandboxError
-from envs.sandbox.modules import CODE
+from envs.sandbox.inside.modules import CODE
 from envs.sandbox.process import Child, ChildGone, ChildProtocolError
 from envs.tools import ToolSet
 
@@ -41,10 +41,20 @@ class CompiledTools:
 
     @classmethod
     def of(
-        cls, functions: tuple[tuple[int, str], ...], codes: list[bytes], errors: dict[int, str]
+        cls,
+        functions: tuple[tuple[int, str], ...],
+        codes: list[bytes],
+        errors: dict[int, str],
+        beside: Mapping[str, object] | None = None,
     ) -> "CompiledTools":
-        sizes = [len(code) for code in codes]
-        line = json.dumps({"functions": functions, "sizes": sizes, "errors": errors})
+        """`beside` is the rest of the request: `setup`, `modules` and `files`, see ToolSet."""
+        request = {
+            "functions": functions,
+            "sizes": [len(code) for code in codes],
+            "errors": errors,
+            **(beside or {}),
+        }
+        line = json.dumps(request)
         return cls(
             functions, tuple(codes), errors, b"\n".join((line[1:].encode(), b"".join(codes)))
         )
@@ -55,6 +65,21 @@ class CompiledTools:
         The frame is built once per tool set; the seed is put in front of its JSON.
         """
         return b'{"seed": %d, %b' % (seed, self.frame)
+
+
+def module_numbers(tool_set: ToolSet) -> dict[str, int]:
+    """Return the number of each source of a tool set; equal sources are one module."""
+    sources = dict.fromkeys((*tool_set.sources, *tool_set.modules.values()))
+    return {source: number for number, source in enumerate(sources)}
+
+
+def _beside(tool_set: ToolSet, numbers: Mapping[str, int]) -> dict[str, object]:
+    """Return what a session needs beside the code of its tools."""
+    found: dict[str, object] = {"setup": tool_set.setup} if tool_set.setup else {}
+    if tool_set.modules:
+        found["modules"] = {name: numbers[text] for name, text in tool_set.modules.items()}
+        found["files"] = tool_set.files
+    return found
 
 
 class ToolCompiler:
@@ -115,7 +140,7 @@ class ToolCompiler:
             self._bytes -= len(oldest.frame)
 
     async def _compile(self, tool_set: ToolSet) -> CompiledTools:
-        numbers = {source: n for n, source in enumerate(dict.fromkeys(tool_set.sources))}
+        numbers = module_numbers(tool_set)
         run = _Run(self._acquire, self._timeout_s)
         try:
             for number, source in enumerate(numbers):
@@ -124,10 +149,9 @@ class ToolCompiler:
                 self._spare_child(tool_set.digest, child)
         finally:
             run.end()
-        functions = zip(tool_set.sources, tool_set.functions, strict=True)
-        return CompiledTools.of(
-            tuple((numbers[source], name) for source, name in functions), run.codes, run.errors
-        )
+        pairs = zip(tool_set.sources, tool_set.functions, strict=True)
+        functions = tuple((numbers[source], name) for source, name in pairs)
+        return CompiledTools.of(functions, run.codes, run.errors, _beside(tool_set, numbers))
 
 
 class _Run:

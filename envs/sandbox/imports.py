@@ -10,8 +10,9 @@ import sys
 import zoneinfo
 
 _STDLIB = """
-    abc array ast base64 binascii bisect calendar cmath codecs collections.abc colorsys contextlib
-    copy csv dataclasses datetime decimal difflib encodings.ascii encodings.cp1252 encodings.idna
+    abc array ast asyncio base64 binascii bisect calendar cmath codecs collections.abc colorsys
+    contextlib copy csv dataclasses datetime decimal difflib encodings.ascii encodings.cp1252
+    encodings.idna
     encodings.latin_1 encodings.utf_16 enum fnmatch fractions functools graphlib hashlib heapq hmac
     html html.parser inspect io itertools json keyword locale logging math numbers operator pathlib
     pprint queue random re secrets statistics string stringprep struct textwrap threading time

@@ -25,11 +25,14 @@ from contextlib import contextmanager
 from pydantic import BaseModel, ConfigDict, Field
 
 from envs.errors import IsolationError, SandboxError
+from envs.sandbox.inside.child import STATE, STATE_LIMIT_BYTES
 from envs.sandbox.pool import SandboxPool
 from envs.sandbox.process import Child, ChildGone, ChildProtocolError, Exit
-from envs.tools import AnswerStatus, ToolAnswer, ToolSet
+from envs.tools import STATE_CALL, AnswerStatus, ToolAnswer, ToolSet
 
 _GRACE_S = 0.5
+_STATE_FRAME_BYTES = 6 * STATE_LIMIT_BYTES + 1_024
+"""JSON needs up to six bytes for one (\\u0000)."""
 _SHORTEST_LOOK_S = 0.01
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 _RESTARTED = "the tool's state starts again from the beginning"
@@ -67,7 +70,7 @@ class SandboxSession:
         self._pool = pool
         self._tool_set = tool_set
         self._seed = seed
-        self._indices: dict[str, int] = {}
+        self._indices: dict[str, int] = {STATE_CALL: STATE}
         for index, tool in enumerate(tool_set.tools):
             self._indices.setdefault(tool.name, index)
         self._child: Child | None = None
@@ -101,7 +104,7 @@ class SandboxSession:
             if self._lost:
                 return _answer(AnswerStatus.INFRA_ERROR, self._lost)
             if name not in self._indices:
-                known = ", ".join(self._indices) or "none"
+                known = ", ".join(tool.name for tool in self._tool_set.tools) or "none"
                 return _answer(AnswerStatus.TOOL_ERROR, f"unknown tool {name!r}; known: {known}")
             if self._cpu_spent >= self._pool.config.session_cpu_s:
                 return self._out_of_cpu()
@@ -131,7 +134,8 @@ class SandboxSession:
         try:
             async with asyncio.timeout(timeout_s):
                 with self._cpu_watched(child):
-                    frame = await child.request(request.model_dump_json().encode())
+                    limit_bytes = _STATE_FRAME_BYTES if name == STATE_CALL else 0
+                    frame = await child.request(request.model_dump_json().encode(), limit_bytes)
         except TimeoutError:
             await self._end(child)
             text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"
@@ -140,7 +144,8 @@ class SandboxSession:
             return await self._after_end(child, fault, time.monotonic() - began)
         self._alive_at = time.monotonic()
         elapsed = self._alive_at - began
-        return await self._checked(child, frame, elapsed)
+        limit_bytes = STATE_LIMIT_BYTES if name == STATE_CALL else self._limit
+        return await self._checked(child, frame, elapsed, limit_bytes)
 
     @contextmanager
     def _cpu_watched(self, child: Child) -> Iterator[None]:
@@ -178,10 +183,12 @@ class SandboxSession:
         if not self._lost:
             await self.start()
 
-    async def _checked(self, child: Child, frame: bytes, elapsed: float) -> ToolAnswer:
+    async def _checked(
+        self, child: Child, frame: bytes, elapsed: float, limit_bytes: int
+    ) -> ToolAnswer:
         try:
             reply = _Reply.model_validate_json(frame)
-            if reply.number != self._number or len(reply.text.encode()) > self._limit:
+            if reply.number != self._number or len(reply.text.encode()) > limit_bytes:
                 raise ValueError("wrong call number, or text over the limit")
         except ValueError:  # includes ValidationError
             return await self._after_end(child, ChildProtocolError("a malformed answer"), elapsed)

@@ -16,8 +16,8 @@ import socket
 
 from envs.errors import IsolationError
 from envs.sandbox import confine as sandbox_confine
-from envs.sandbox.child import SessionChild, warm_up
 from envs.sandbox.imports import preload
+from envs.sandbox.inside.child import SessionChild, warm_up
 from envs.sandbox.lockdown import Achieved, lock_down
 from envs.sandbox.options import ZygoteOptions
 from envs.sandbox.scratch import Scratch, ScratchRoot, enter

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
+from typing import get_args
 
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, MissingError, StoreError
@@ -33,6 +34,7 @@ QUEUE_BYTES = 64 * 2**20
 """Bytes that may wait for the disk. Beyond it the recording ends, so that memory does not run out.
 """
 _KNOWN_TOOL_SETS = 4_096
+_PURPOSES: dict[str, SessionPurpose] = {name: name for name in get_args(SessionPurpose)}
 _GATHER_S = 0.01
 """How long the writer collects entries, in seconds, to write them with one system call."""
 
@@ -264,7 +266,7 @@ def _opened_session(entry: Entry, path: Path, offset: int) -> RecordedSession:
         id=str(name),
         digest=str(digest),
         seed=int(seed),
-        purpose="trial" if purpose == "trial" else "execution",
+        purpose=_PURPOSES.get(str(purpose), "execution"),
         opened_at=float(opened_at),
         episode=str(episode[0]) if episode else "",
         path=path,

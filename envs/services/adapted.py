@@ -38,6 +38,28 @@ _SHORT_NAME = 2
 """Names up to this length may also be words: they are translated only where quoted or assigned."""
 
 
+_OURS = "trialrun:"
+"""Start of names that no tool has and no policy can call."""
+_PAST = f"{_OURS}base:"
+
+
+def past_adaptation(tool_set: ToolSet, call: ToolCall) -> ToolCall:
+    """Return a call of a tool of `tool_set.root`, for a session on `tool_set`."""
+    if tool_set.adaptation is None or call.name.startswith(_OURS):
+        return call
+    return ToolCall(name=_PAST + call.name, arguments=call.arguments)
+
+
+def call_of_root(tool_set: ToolSet, call: ToolCall) -> ToolCall | None:
+    """Return the call of `tool_set.root` that `call` becomes; None if it does not reach it."""
+    while tool_set.adaptation is not None:
+        translated = Translator(tool_set, tool_set.adaptation).to_base(call)
+        if not isinstance(translated, ToolCall):
+            return None
+        call, tool_set = translated, tool_set.adaptation.base
+    return call
+
+
 class AdaptedTools:
     """ToolService that serves adapted tool sets on top of `inner`, and passes other sets to it.
 
@@ -67,13 +89,19 @@ class AdaptedSession(SessionWrapper):
     def __init__(self, base: ToolSession, tool_set: ToolSet, seed: int, sleep: Sleep) -> None:
         assert tool_set.adaptation is not None, "AdaptedTools wraps only adapted sets"
         super().__init__(base)
+        self._is_last = tool_set.adaptation.base.adaptation is None
         self._translator = Translator(tool_set, tool_set.adaptation)
         self._faults = FaultSchedule(tool_set.adaptation, seed)
         self._sleep = sleep
         self._calls = 0
 
     async def call(self, calls: Sequence[ToolCall]) -> list[ToolAnswer]:
-        """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError."""
+        """Run `calls` in order; one answer per call. Raises ToolServerError or DeadlineError.
+
+        Calls of `past_adaptation` reach the base as they are, and count in no schedule of faults.
+        """
+        if any(call.name.startswith(_OURS) for call in calls):
+            return await super().call([self._for_base(call) for call in calls])
         first = self._calls
         self._calls += len(calls)
         waits = [self._faults.latency_s(first + i) for i in range(len(calls))]
@@ -92,6 +120,10 @@ class AdaptedSession(SessionWrapper):
             answer.model_copy(update={"seconds": answer.seconds + wait}) if wait else answer
             for answer, wait in zip(answers, waits, strict=True)
         ]
+
+    def _for_base(self, call: ToolCall) -> ToolCall:
+        name = call.name.removeprefix(_PAST) if self._is_last else call.name
+        return ToolCall(name=name, arguments=call.arguments)
 
     def _plan(self, index: int, call: ToolCall) -> ToolCall | ToolAnswer:
         fault = self._faults.fault(index)

@@ -5,59 +5,81 @@ A module of functions is a tool set whose state, if any, is in the module.
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from envs.errors import DataFileError
-from envs.sources.python_annotations import Annotations
+from envs.sources.python_annotations import Annotations, nullable
 from envs.sources.python_docstrings import Documentation, parse_docstring
+from envs.sources.python_scope import Function, Scope, name_of, type_parameters
 from envs.tools import JsonObject, ToolSet, ToolSpec
 
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 _PASSED_OVER = frozenset({"property", "cached_property", "setter", "deleter", "overload"})
+_MAX_BASES = 32
+
+Siblings = Mapping[str, ast.Module]
+"""Trees of the modules that a source may import, by dotted name."""
 
 
-def tool_set_of_class(source: str, class_name: str | None = None) -> ToolSet:
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method, and what the names in it stand for."""
+
+    node: Function
+    annotations: Annotations
+
+
+def tool_set_of_class(
+    source: str,
+    class_name: str | None = None,
+    siblings: Siblings | None = None,
+    setup: JsonObject | None = None,
+) -> ToolSet:
     """Return the tool set whose tools are the public methods of a class of `source`.
 
     Without a name, the source must have exactly one class with public methods. Methods inherited
-    from classes of the same source count too. Raises DataFileError, with the line, if the source
-    cannot be parsed or a method cannot be a tool.
+    from classes of the same source, or of `siblings`, count too. `setup` are the arguments of the
+    constructor. Raises DataFileError, with the line, if the source cannot be parsed, a method
+    cannot be a tool, or the constructor does not take these arguments.
     """
-    tree = _parsed(source)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    chosen = _chosen_class(classes, class_name)
-    methods = _methods(chosen, classes)
-    _check_constructor(methods.get("__init__"), chosen.name)
-    public = [method for name, method in methods.items() if _is_tool(name, method)]
+    scope = Scope(parsed(source), siblings or {})
+    classes = {node.name: node for node in scope.tree.body if isinstance(node, ast.ClassDef)}
+    chosen = _chosen_class(classes, scope, class_name)
+    methods = _methods(chosen, Annotations(scope))
+    _check_constructor(methods.get("__init__"), chosen.name, setup or {})
+    public = {name: method for name, method in methods.items() if _is_tool(name, method.node)}
     if not public:
         raise DataFileError(
             f"class {chosen.name}, line {chosen.lineno}: expected at least one public method, "
             "found none: name tools without a leading underscore"
         )
-    annotations = Annotations(tree)
-    specs = [_spec(method, annotations, bound=not _static(method)) for method in public]
+    specs = [
+        _spec(method.node, method.annotations, bound=not _static(method.node))
+        for method in public.values()
+    ]
     return ToolSet(
         tools=tuple(specs),
         sources=(source,) * len(specs),
         functions=tuple(f"{chosen.name}.{spec.name}" for spec in specs),
+        setup={chosen.name: setup} if setup else {},
     )
 
 
-def tool_set_of_functions(source: str) -> ToolSet:
+def tool_set_of_functions(source: str, siblings: Siblings | None = None) -> ToolSet:
     """Return the tool set whose tools are the public top-level functions of `source`.
 
     Raises DataFileError, with the line, if the source cannot be parsed or a function cannot be a
     tool.
     """
-    tree = _parsed(source)
-    functions = {node.name: node for node in tree.body if isinstance(node, _Function)}
+    scope = Scope(parsed(source), siblings or {})
+    functions = {node.name: node for node in scope.tree.body if isinstance(node, Function)}
     public = [function for name, function in functions.items() if not name.startswith("_")]
     if not public:
         raise DataFileError(
             "expected at least one public function at the top level, found none: name tools "
             'without a leading underscore; for the methods of a class write {"python": ...}'
         )
-    annotations = Annotations(tree)
+    annotations = Annotations(scope)
     specs = [_spec(function, annotations, bound=False) for function in public]
     return ToolSet(
         tools=tuple(specs),
@@ -66,7 +88,8 @@ def tool_set_of_functions(source: str) -> ToolSet:
     )
 
 
-def _parsed(source: str) -> ast.Module:
+def parsed(source: str) -> ast.Module:
+    """Return the syntax tree of a source. Raises DataFileError, with the line."""
     try:
         return ast.parse(source)
     except SyntaxError as error:
@@ -77,7 +100,7 @@ def _parsed(source: str) -> ast.Module:
         ) from (error)
 
 
-def _chosen_class(classes: dict[str, ast.ClassDef], name: str | None) -> ast.ClassDef:
+def _chosen_class(classes: dict[str, ast.ClassDef], scope: Scope, name: str | None) -> ast.ClassDef:
     if name is not None:
         if name not in classes:
             raise DataFileError(
@@ -89,7 +112,7 @@ def _chosen_class(classes: dict[str, ast.ClassDef], name: str | None) -> ast.Cla
         node
         for node in classes.values()
         if not node.name.startswith("_")
-        and any(_is_tool(key, method) for key, method in _methods(node, classes).items())
+        and any(_is_tool(k, m.node) for k, m in _methods(node, Annotations(scope)).items())
     ]
     if len(with_tools) != 1:
         raise DataFileError(
@@ -100,26 +123,28 @@ def _chosen_class(classes: dict[str, ast.ClassDef], name: str | None) -> ast.Cla
 
 
 def _methods(
-    node: ast.ClassDef, classes: dict[str, ast.ClassDef], seen: frozenset[str] = frozenset()
-) -> dict[str, _Function]:
-    """Return the methods of a class by name: its own first, then those of its bases in the source.
+    node: ast.ClassDef, annotations: Annotations, left: int = _MAX_BASES
+) -> dict[str, _Method]:
+    """Return the methods of a class by name: its own first, then those of bases that are known.
 
-    `seen` holds the classes that were visited, so that a cycle of bases ends.
+    `left` bounds the depth, so that a cycle of bases ends.
     """
-    methods: dict[str, _Function] = {
-        item.name: item for item in node.body if isinstance(item, _Function)
+    methods = {
+        item.name: _Method(item, annotations) for item in node.body if isinstance(item, Function)
     }
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes and base.id not in seen:
-            inherited = _methods(classes[base.id], classes, seen | {node.name})
-            methods |= {name: method for name, method in inherited.items() if name not in methods}
+    for base, scope, given in annotations.scope.bases(node) if left else ():
+        names = type_parameters(base)
+        bound = {name: (each, annotations) for name, each in zip(names, given, strict=False)}
+        inherited = _methods(base, Annotations(scope, bound), left - 1)
+        methods |= {name: method for name, method in inherited.items() if name not in methods}
     return methods
 
 
-def _check_constructor(constructor: _Function | None, class_name: str) -> None:
+def _check_constructor(constructor: _Method | None, class_name: str, setup: JsonObject) -> None:
     if constructor is None:
-        return
-    given = constructor.args
+        return  # a dataclass, or one without arguments; a wrong one fails when tools are loaded
+    node, given = constructor.node, constructor.node.args
+    where = f"class {class_name}, line {node.lineno}"
     positional = [*given.posonlyargs, *given.args][1:]
     required = positional[: len(positional) - len(given.defaults)] if positional else []
     required += [
@@ -127,30 +152,30 @@ def _check_constructor(constructor: _Function | None, class_name: str) -> None:
         for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
         if default is None
     ]
-    if required:
+    missing = [argument.arg for argument in required if argument.arg not in setup]
+    if missing:
         raise DataFileError(
-            f"class {class_name}, line {constructor.lineno}: expected a constructor without "
-            f"arguments, found {', '.join(argument.arg for argument in required)}: give defaults"
+            f"{where}: expected a value for each argument of the constructor, found none for "
+            f"{', '.join(missing)}: give it in `arguments`, or a default in the class"
+        )
+    known = [argument.arg for argument in (*positional, *given.kwonlyargs)]
+    unknown = [name for name in setup if name not in known]
+    if unknown and given.kwarg is None:
+        raise DataFileError(
+            f"{where}: expected `arguments` that the constructor takes "
+            f"({', '.join(known) or 'none'}), found {', '.join(unknown)}: correct them"
         )
 
 
-def _decorators(function: _Function) -> list[str]:
-    names: list[str] = []
-    for decorator in function.decorator_list:
-        node = decorator.func if isinstance(decorator, ast.Call) else decorator
-        names.append(node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", ""))
-    return names
+def _is_tool(name: str, method: Function) -> bool:
+    return not name.startswith("_") and _PASSED_OVER.isdisjoint(map(name_of, method.decorator_list))
 
 
-def _is_tool(name: str, method: _Function) -> bool:
-    return not name.startswith("_") and _PASSED_OVER.isdisjoint(_decorators(method))
+def _static(method: Function) -> bool:
+    return "staticmethod" in map(name_of, method.decorator_list)
 
 
-def _static(method: _Function) -> bool:
-    return "staticmethod" in _decorators(method)
-
-
-def _spec(function: _Function, annotations: Annotations, *, bound: bool) -> ToolSpec:
+def _spec(function: Function, annotations: Annotations, *, bound: bool) -> ToolSpec:
     where = f"{function.name}, line {function.lineno}"
     _refuse_impossible(function, where)
     arguments = function.args
@@ -170,7 +195,9 @@ def _spec(function: _Function, annotations: Annotations, *, bound: bool) -> Tool
     documentation = parse_docstring(ast.get_docstring(function) or "")
     properties: JsonObject = {}
     for argument, default in pairs:
-        properties[argument.arg] = _property(argument, default, annotations, documentation)
+        if default is None or not _is_callable(argument):
+            properties[argument.arg] = _property(argument, default, annotations, documentation)
+    rest = arguments.kwarg
     return ToolSpec(
         name=function.name,
         description=documentation.summary,
@@ -178,7 +205,7 @@ def _spec(function: _Function, annotations: Annotations, *, bound: bool) -> Tool
             "type": "object",
             "properties": properties,
             "required": [argument.arg for argument, default in pairs if default is None],
-            "additionalProperties": False,
+            "additionalProperties": (annotations.schema(rest) or True) if rest else False,
         },
     )
 
@@ -190,6 +217,8 @@ def _property(
     documentation: Documentation,
 ) -> JsonObject:
     schema = annotations.schema(argument)
+    if isinstance(default, ast.Constant) and default.value is None:
+        schema = nullable(schema)  # `size: int = None` takes null
     if text := documentation.arguments.get(argument.arg):
         schema["description"] = text
     if default is not None:
@@ -204,33 +233,21 @@ def _property(
     return schema
 
 
-def _refuse_impossible(function: _Function, where: str) -> None:
+def _refuse_impossible(function: Function, where: str) -> None:
     """Raise DataFileError for a function that JSON keyword arguments cannot call."""
     arguments = function.args
-    if isinstance(function, ast.AsyncFunctionDef):
-        raise DataFileError(f"{where}: expected a plain function, found `async def`: drop `async`")
     if arguments.posonlyargs:
         names = ", ".join(argument.arg for argument in arguments.posonlyargs)
         raise DataFileError(
             f"{where}: expected arguments that can be given by name, found the positional-only "
             f"{names}: drop the `/`"
         )
-    for argument, stars in ((arguments.vararg, "*"), (arguments.kwarg, "**")):
-        if argument is not None:
-            raise DataFileError(
-                f"{where}: expected named arguments, found `{stars}{argument.arg}`: name each "
-                "argument, or take one list or dict"
-            )
-    if _yields(function):
-        raise DataFileError(f"{where}: expected a returned value, found `yield`: return a list")
+    if (rest := arguments.vararg) is not None:
+        raise DataFileError(
+            f"{where}: expected named arguments, found `*{rest.arg}`: take one list"
+        )
 
 
-def _yields(function: _Function) -> bool:
-    pending: list[ast.AST] = list(function.body)
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Yield | ast.YieldFrom):
-            return True
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            pending.extend(ast.iter_child_nodes(node))
-    return False
+def _is_callable(argument: ast.arg) -> bool:
+    """Whether an argument is a function, which JSON cannot carry; its default then stays."""
+    return argument.annotation is not None and name_of(argument.annotation) == "Callable"

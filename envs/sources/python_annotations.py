@@ -1,44 +1,65 @@
 """JSON schemas from Python annotations, read from the syntax tree."""
 
 import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
 from envs.errors import DataFileError
+from envs.sources.python_classes import Structure, enum_values, structure_of
+from envs.sources.python_scope import Scope, name_of
 from envs.tools import JsonObject
 
-UNDERSTOOD = "str, int, float, bool, list[...], dict[str, ...], Optional, Union, Literal, Any"
+UNDERSTOOD = (
+    "str, int, float, bool, list[...], tuple[...], set[...], dict[str, ...], Optional, Union, "
+    "Literal, Any, dates, Decimal, UUID, Path, and classes of the source that are an Enum, a "
+    "dataclass, a TypedDict, a NamedTuple or a pydantic model"
+)
 
-_SCALARS = {
-    "str": "string",
-    "int": "integer",
-    "float": "number",
-    "bool": "boolean",
-    "None": "null",
-    "NoneType": "null",
+_SCALARS: dict[str, JsonObject] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "None": {"type": "null"},
+    "NoneType": {"type": "null"},
+    "date": {"type": "string", "format": "date"},
+    "datetime": {"type": "string", "format": "date-time"},
+    "time": {"type": "string", "format": "time"},
+    "timedelta": {"type": "number"},
+    "UUID": {"type": "string", "format": "uuid"},
+    "Decimal": {"type": ["number", "string"]},
+    "Fraction": {"type": "string"},
+    "Path": {"type": "string"},
+    "PurePath": {"type": "string"},
+    "bytes": {"type": "string"},
 }
-_LISTS = frozenset({"list", "List", "Sequence", "Iterable", "Collection"})
-_DICTS = frozenset({"dict", "Dict", "Mapping", "MutableMapping"})
+_LISTS = frozenset(
+    {"list", "List", "Sequence", "MutableSequence", "Iterable", "Collection", "deque", "Deque"}
+)
+_SETS = frozenset({"set", "Set", "frozenset", "FrozenSet", "AbstractSet", "MutableSet"})
+_TUPLES = frozenset({"tuple", "Tuple"})
+_DICTS = frozenset({"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "defaultdict"})
+_KEYS = frozenset({"string", "integer"})
+"""Types whose text can be a key of a JSON object."""
 _ANYTHING = frozenset({"Any", "object", "JsonValue"})
+_WRAPPERS = frozenset({"Final", "ClassVar", "Required", "NotRequired", "ReadOnly"})
 _MAX_DEPTH = 16
 
 
-class Annotations:
-    """Reads annotations of one module and resolves names assigned at its top level."""
+class UnknownAnnotation(Exception):
+    """An annotation without a JSON schema; the message is the annotation's text."""
 
-    def __init__(self, tree: ast.Module) -> None:
-        self._aliases: dict[str, ast.expr] = {}
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and len(node.targets) == 1:
-                target = node.targets[0]
-                if isinstance(target, ast.Name):
-                    self._aliases[target.id] = node.value
-            elif (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(node.target, ast.Name)
-                and node.value is not None
-            ):
-                self._aliases[node.target.id] = node.value
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """Reads annotations in one scope; `bound` are its type variables with what they stand for."""
+
+    scope: Scope
+    bound: Mapping[str, "tuple[ast.expr, Annotations]"] = field(default_factory=dict)
+    inside: frozenset[str] = frozenset()
+    """Classes that are being read, one of which may contain itself."""
 
     def schema(self, argument: ast.arg) -> JsonObject:
         """Return the schema of an argument; without an annotation, any value is allowed.
@@ -48,71 +69,149 @@ class Annotations:
         if argument.annotation is None:
             return {}
         try:
-            return self._schema(argument.annotation, _MAX_DEPTH)
-        except _Unknown as fault:
+            return self.of(argument.annotation, _MAX_DEPTH)
+        except UnknownAnnotation as fault:
             raise DataFileError(
                 f"line {argument.lineno}: expected an annotation of argument `{argument.arg}` made "
                 f"of {UNDERSTOOD}, found `{fault}`: JSON has no other types"
             ) from None
 
-    def _schema(self, node: ast.expr, depth: int) -> JsonObject:
+    def of(self, node: ast.expr, depth: int) -> JsonObject:
+        """Return the schema of an annotation. Raises UnknownAnnotation."""
         if depth == 0:
-            raise _Unknown(ast.unparse(node))
+            raise UnknownAnnotation(ast.unparse(node))
         match node:
             case ast.Constant(value=None):
                 return {"type": "null"}
             case ast.Constant(value=str(text)):
                 try:
-                    return self._schema(ast.parse(text, mode="eval").body, depth - 1)
+                    return self.of(ast.parse(text, mode="eval").body, depth - 1)
                 except SyntaxError:
-                    raise _Unknown(text) from None
+                    raise UnknownAnnotation(text) from None
             case ast.Name(id=name) | ast.Attribute(attr=name):
                 return self._named(name, node, depth)
             case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-                return _union([self._schema(left, depth - 1), self._schema(right, depth - 1)])
+                return _union([self.of(left, depth - 1), self.of(right, depth - 1)])
             case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
                 items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
                 return self._generic(name, items, node, depth)
             case _:
-                raise _Unknown(ast.unparse(node))
+                raise UnknownAnnotation(ast.unparse(node))
 
     def _named(self, name: str, node: ast.expr, depth: int) -> JsonObject:
+        if isinstance(node, ast.Name) and name in self.bound:
+            given, there = self.bound[name]
+            return there.of(given, depth - 1)
+        known = self.scope.find(node)
+        if known is not None:
+            return self._known(known[0], known[1], node, depth)
         if name in _SCALARS:
-            return {"type": _SCALARS[name]}
-        if name in _LISTS:
+            return dict(_SCALARS[name])
+        if name in _LISTS | _TUPLES | _SETS:
             return {"type": "array"}
         if name in _DICTS:
             return {"type": "object"}
         if name in _ANYTHING:
             return {}
-        if isinstance(node, ast.Name) and name in self._aliases:
-            return self._schema(self._aliases[name], depth - 1)
-        raise _Unknown(ast.unparse(node))
+        raise UnknownAnnotation(ast.unparse(node))
+
+    def _known(
+        self, what: "ast.ClassDef | ast.expr", scope: Scope, node: ast.expr, depth: int
+    ) -> JsonObject:
+        """Return the schema of a class or an alias that the source defines."""
+        there = replace(self, scope=scope, bound={})
+        if isinstance(what, ast.ClassDef):
+            return there.of_class(what, node, depth)
+        if isinstance(what, ast.Call):
+            if name_of(what.func) == "NewType" and len(what.args) == 2:
+                return there.of(what.args[1], depth - 1)
+            if name_of(what.func) == "TypeVar":
+                limits = [keyword.value for keyword in what.keywords if keyword.arg == "bound"]
+                return there.of(limits[0], depth - 1) if limits else {}
+        return there.of(what, depth - 1)
+
+    def of_class(self, node: ast.ClassDef, named: ast.expr, depth: int) -> JsonObject:
+        """Return the schema of a class. Raises UnknownAnnotation if JSON cannot carry one."""
+        if (values := enum_values(node, self.scope)) is not None:
+            return literal_schema(values)
+        structure = structure_of(node, self.scope)
+        if structure is None:
+            raise UnknownAnnotation(ast.unparse(named))
+        if node.name in self.inside:
+            return {"type": "object"}
+        return self._object(structure, replace(self, inside=self.inside | {node.name}), depth)
+
+    def _object(self, structure: Structure, there: "Annotations", depth: int) -> JsonObject:
+        properties: JsonObject = {}
+        for name, member in structure.fields.items():
+            inner = replace(there, scope=member.scope)
+            properties[name] = inner.of(member.annotation, depth - 1)
+        found: JsonObject = {
+            "type": "object",
+            "properties": properties,
+            "required": [name for name, member in structure.fields.items() if member.required],
+        }
+        if structure.closed:
+            found["additionalProperties"] = False
+        return found
 
     def _generic(self, name: str, items: list[ast.expr], node: ast.expr, depth: int) -> JsonObject:
         if name == "Optional":
-            return _union([self._schema(items[0], depth - 1), {"type": "null"}])
+            return _union([self.of(items[0], depth - 1), {"type": "null"}])
         if name == "Union":
-            return _union([self._schema(item, depth - 1) for item in items])
+            return _union([self.of(item, depth - 1) for item in items])
         if name == "Literal":
-            return _literal(items, node)
+            return literal_schema([self._option(item, node) for item in items])
+        if name in _WRAPPERS and len(items) == 1:
+            return self.of(items[0], depth - 1)
         if name == "Annotated":
-            schema = self._schema(items[0], depth - 1)
+            schema = self.of(items[0], depth - 1)
             for extra in items[1:]:
                 if isinstance(extra, ast.Constant) and isinstance(extra.value, str):
                     schema["description"] = extra.value
             return schema
         if name in _LISTS and len(items) == 1:
-            return {"type": "array", "items": self._schema(items[0], depth - 1)}
+            return {"type": "array", "items": self.of(items[0], depth - 1)}
+        if name in _SETS and len(items) == 1:
+            return {"type": "array", "items": self.of(items[0], depth - 1), "uniqueItems": True}
+        if name in _TUPLES:
+            return self._tuple(items, depth)
         if name in _DICTS and len(items) == 2:
-            if self._schema(items[0], depth - 1).get("type") != "string":
-                raise _Unknown(ast.unparse(node))  # keys of a JSON object are strings
-            return {"type": "object", "additionalProperties": self._schema(items[1], depth - 1)}
-        raise _Unknown(ast.unparse(node))
+            if self.of(items[0], depth - 1).get("type") not in _KEYS:
+                raise UnknownAnnotation(ast.unparse(node))
+            return {"type": "object", "additionalProperties": self.of(items[1], depth - 1)}
+        raise UnknownAnnotation(ast.unparse(node))
 
+    def _tuple(self, items: list[ast.expr], depth: int) -> JsonObject:
+        match items:
+            case [item, ast.Constant(value=value)] if value is Ellipsis:
+                return {"type": "array", "items": self.of(item, depth - 1)}
+            case [ast.Tuple(elts=[])]:
+                return {"type": "array", "maxItems": 0}
+        schemas: list[JsonValue] = [self.of(item, depth - 1) for item in items]
+        size: JsonObject = {"minItems": len(items), "maxItems": len(items)}
+        if all(schema == schemas[0] for schema in schemas):
+            return {"type": "array", "items": schemas[0], **size}
+        return {"type": "array", "prefixItems": schemas, **size}
 
-class _Unknown(Exception):
-    """An annotation without a JSON schema; the message is the annotation's text."""
+    def _option(self, item: ast.expr, node: ast.expr) -> JsonValue:
+        """Return an option of a Literal: a constant, or the value of a member of an Enum."""
+        try:
+            value = ast.literal_eval(item)
+        except ValueError:
+            value = self._member(item)
+        if not isinstance(value, str | int | float | bool | None):
+            raise UnknownAnnotation(ast.unparse(node))
+        return value
+
+    def _member(self, item: ast.expr) -> object:
+        if not isinstance(item, ast.Attribute):
+            return ...
+        known = self.scope.find(item.value)
+        if known is None or not isinstance(known[0], ast.ClassDef):
+            return ...
+        values = enum_values(known[0], known[1], by_name=True) or {}
+        return values.get(item.attr, ...) if isinstance(values, dict) else ...
 
 
 def _union(schemas: list[JsonObject]) -> JsonObject:
@@ -125,25 +224,33 @@ def _union(schemas: list[JsonObject]) -> JsonObject:
             # one structured type and null are one schema, so `Optional[list[int]]` keeps its items
             others = [other for other in schemas if other != {"type": "null"}]
             if len(others) == 1 and isinstance(others[0].get("type"), str):
-                merged = {**others[0], "type": [others[0]["type"], "null"]}
-                options = merged.get("enum")
-                if isinstance(options, list):
-                    merged["enum"] = [*options, None]
-                return merged
+                return nullable(others[0])
             return {"anyOf": [dict(schema) for schema in schemas]}
         kinds += given if isinstance(given, list) else [given]
     distinct = list(dict.fromkeys(str(kind) for kind in kinds))
     return {"type": distinct[0] if len(distinct) == 1 else [*distinct]}
 
 
-def _literal(items: list[ast.expr], node: ast.expr) -> JsonObject:
-    options: list[JsonValue] = []
-    for item in items:
-        if not isinstance(item, ast.Constant) or not isinstance(
-            item.value, str | int | bool | None
-        ):
-            raise _Unknown(ast.unparse(node))
-        options.append(item.value)
-    names = {str: "string", bool: "boolean", int: "integer", type(None): "null"}
-    kinds = list(dict.fromkeys(names[type(option)] for option in options))
-    return {"type": kinds[0] if len(kinds) == 1 else [*kinds], "enum": options}
+def nullable(schema: JsonObject) -> JsonObject:
+    """Return `schema` with null allowed as well."""
+    kind = schema.get("type")
+    if not schema or kind == "null" or (isinstance(kind, list) and "null" in kind):
+        return schema
+    if kind is None:
+        options = schema.get("anyOf")
+        has_null = isinstance(options, list) and {"type": "null"} in options
+        return schema if has_null else {"anyOf": [schema, {"type": "null"}]}
+    kinds: list[JsonValue] = [*kind] if isinstance(kind, list) else [kind]
+    merged: JsonObject = {**schema, "type": [*kinds, "null"]}
+    options = merged.get("enum")
+    if isinstance(options, list) and None not in options:
+        merged["enum"] = [*options, None]
+    return merged
+
+
+def literal_schema(options: "list[JsonValue] | dict[str, JsonValue]") -> JsonObject:
+    """Return the schema of a value that is one of `options`."""
+    values = list(options.values()) if isinstance(options, dict) else options
+    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+    kinds = list(dict.fromkeys(names.get(type(value), "array") for value in values))
+    return {"type": kinds[0] if len(kinds) == 1 else [*kinds], "enum": values}

@@ -15,7 +15,8 @@ from envs.tasks import Environment
 from envs.tasksets.catalog.config import CatalogEnvConfig
 from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.file.config import FileEnvConfig
-from envs.tasksets.file.environment import FileEnvironment, ListTools
+from envs.tasksets.file.environment import FileEnvironment
+from envs.tasksets.outside import Outside
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import ToolHopEnvironment
 
@@ -27,7 +28,7 @@ class TaskSet(Generic[ConfigOf]):
     """A task set: the class of its `[env]` section, and how to create its environment from it."""
 
     section: type[ConfigOf]
-    create: Callable[[ConfigOf, ListTools], Environment]
+    create: Callable[[ConfigOf, Outside], Environment]
 
 
 TaskSets = Mapping[str, TaskSet[Any]]
@@ -43,13 +44,13 @@ DEFAULT = "catalog"
 
 
 def create_environment(
-    config: EnvConfig, list_tools: ListTools, task_sets: TaskSets = TASK_SETS
+    config: EnvConfig, outside: Outside, task_sets: TaskSets = TASK_SETS
 ) -> Environment:
     """Return the environment that `config` describes, with unperturbed tools.
 
-    Raises MissingError, DataFileError, ConfigError, and what `list_tools` raises.
+    Raises MissingError, DataFileError, ConfigError, and what `outside` raises.
     """
-    return task_sets[config.name].create(config, list_tools)
+    return task_sets[config.name].create(config, outside)
 
 
 def read_section(tree: object, task_sets: TaskSets = TASK_SETS) -> object:

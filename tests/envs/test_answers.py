@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from envs.answers import last_number, one_spelling, whole_number
 from envs.errors import DataFileError
-from envs.tasks import Scorer
+from envs.scoring.answer_text import NumberScorer, TextScorer
+from envs.tasks import EpisodeScorer, Scorer
 from envs.tasksets.catalog.environment import ExactMatch
 from envs.tasksets.file.config import FileEnvConfig
-from envs.tasksets.file.environment import FileEnvironment, NumberScorer, TextScorer
+from envs.tasksets.file.environment import FileEnvironment
+from envs.tasksets.outside import Outside
 from envs.tasksets.toolhop.environment import ToolHopScorer
 
 MINUS, NARROW, THIN, HARD = "\u2212", "\u202f", "\u2009", "\u00a0"
@@ -258,7 +260,10 @@ def numeric_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object],
             "tools": {"functions": "shop.py"},
         }
         (folder / "tasks.jsonl").write_text(json.dumps(row))
-        made = FileEnvironment(FileEnvConfig(path=str(folder)), lambda place: pytest.fail())
-        return made.all_tasks()[0].scorer
+        nowhere = Outside(list_tools=lambda place: pytest.fail())
+        made = FileEnvironment(FileEnvConfig(path=str(folder)), nowhere)
+        scorer = made.all_tasks()[0].scorer
+        assert not isinstance(scorer, EpisodeScorer)
+        return scorer
 
     return scorer

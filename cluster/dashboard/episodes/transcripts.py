@@ -70,9 +70,14 @@ def scorer_of(row: EpisodeRow, record: dict[str, Any]) -> Scorer:
         reward=row.reward,
         parts=numbers_of(record["reward_parts"]),
         correct=answer > _CORRECT_ABOVE if counts and answer is not None else None,
-        note="The expected answer is not stored with an episode: it is the task's."
-        if counts
-        else "The episode was not scored: its outcome has no reward.",
+        note=_note(record) if counts else "The episode was not scored: its outcome has no reward.",
+    )
+
+
+def _note(record: dict[str, Any]) -> str:
+    said = [f"{name}: {text}" for name, text in dict(record["score_notes"]).items()]
+    return "\n".join(
+        [*said, "The expected answer is not stored with an episode: it is the task's."]
     )
 
 
@@ -99,6 +104,8 @@ def texts_of(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"turns/{number}/calls/{index}/result", call["result"] or ""
     yield "answer", record["answer"] or ""
     yield "error", record["error"] or ""
+    for name, note in dict(record["score_notes"]).items():
+        yield f"score_notes/{name}", note
     for index, message in enumerate(record["messages"]):
         yield f"messages/{index}", message["content"] or ""
 

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     StrictStr,
     Tag,
     ValidationError,
@@ -18,6 +20,7 @@ from pydantic import (
 
 from envs.errors import DataFileError, MissingError
 from envs.tasks import Split
+from envs.tasksets.file.scorer_rows import ScorerRow, UserRow
 
 NonEmpty = Annotated[StrictStr, Field(min_length=1)]
 _SHOWN = 80
@@ -33,20 +36,36 @@ class _Row(BaseModel):
     )
 
 
-class PythonTools(_Row):
+class _Source(_Row):
+    """What every source of tools may say."""
+
+    include: tuple[NonEmpty, ...] | None = None
+    """Names of the only tools to take, with `*` for any text."""
+    exclude: tuple[NonEmpty, ...] = ()
+    """Names of tools to leave out, with `*` for any text."""
+
+
+class _PythonSource(_Source):
+    files: tuple[NonEmpty, ...] = ()
+    """Further files and folders beside the source that it may read."""
+
+
+class PythonTools(_PythonSource):
     """`{"python": "bank.py", "class": "Bank"}`: the public methods of a class."""
 
     python: NonEmpty
     class_name: NonEmpty | None = Field(default=None, alias="class")
+    arguments: dict[str, JsonValue] = {}
+    """Arguments of the constructor: the initial state of this task."""
 
 
-class FunctionTools(_Row):
+class FunctionTools(_PythonSource):
     """`{"functions": "shop.py"}`: the public functions of a module."""
 
     functions: NonEmpty
 
 
-class OpenApiTools(_Row):
+class OpenApiTools(_Source):
     """`{"openapi": "api.json"}`: a simulation of the API, or with `base_url` the real API."""
 
     openapi: NonEmpty
@@ -79,7 +98,7 @@ class McpPlace(_Row):
 _OF_COMMANDS = ("environment", "variables", "start")
 
 
-class McpServerTools(_Row):
+class McpServerTools(_Source):
     """`{"mcp": {"command": ["mcp-server-time"]}}` or `{"mcp": {"url": "http://..."}}`."""
 
     mcp: McpPlace
@@ -102,7 +121,7 @@ class OpenEnvPlace(_Row):
     url: NonEmpty
 
 
-class OpenEnvServerTools(_Row):
+class OpenEnvServerTools(_Source):
     """`{"openenv": {"url": "http://host:port"}}`: the tools of an OpenEnv server."""
 
     openenv: OpenEnvPlace
@@ -131,16 +150,22 @@ ToolSource = Annotated[
 ]
 
 
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 class TaskRow(_Row):
     """One task; without `split`, a hash of the id selects the split."""
 
     id: NonEmpty
     question: NonEmpty
-    answer: StrictStr | int | float
-    scorer: Literal["exact", "numeric", "contains"] = "exact"
+    answer: StrictStr | int | float | None = None
+    """The expected answer; without one, there must be `scorers`."""
+    scorer: Literal["exact", "numeric", "contains", "none"] = "exact"
     """When an answer is correct. `exact`: equal to the expected text, ignoring case, white space,
     a final full stop, and typographic forms of quotes, hyphens and accents; `numeric`: its last
-    number equals the expected one within `tolerance`; `contains`: the expected text occurs in it.
+    number equals the expected one within `tolerance`; `contains`: the expected text occurs in it;
+    `none`: only `scorers` decide, which may use `answer`.
     """
     tolerance: float = Field(default=1e-6, ge=0)
     """Largest difference that `numeric` accepts: relative if the size of the expected number is
@@ -148,7 +173,11 @@ class TaskRow(_Row):
     """
     split: Split | None = None
     tags: dict[str, str] = {}
-    tools: ToolSource
+    tools: Annotated[tuple[ToolSource, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    scorers: tuple[ScorerRow, ...] = ()
+    """Scorers beside that of `answer`, and those of the recipe (`env.scorers`)."""
+    user: UserRow | None = None
+    """Who goes on after an answer."""
 
     @field_validator("answer", mode="before")
     @classmethod
@@ -189,24 +218,32 @@ def read_rows(path: Path) -> Iterator[tuple[str, TaskRow]]:
 
 
 def _row(where: str, line: str) -> TaskRow:
+    read: object = None
     try:
-        return TaskRow.model_validate(json.loads(line.rstrip()))
+        read = json.loads(line.rstrip())
+        return TaskRow.model_validate(read)
     except json.JSONDecodeError as error:
         raise DataFileError(
             f"{where}, column {error.colno}: invalid JSON ({error.msg}): write one object per "
             "line, and line breaks in texts as \\n"
         ) from error
     except (ValidationError, RecursionError) as error:
-        raise DataFileError(f"{where}{_fault(error)}") from error
+        raise DataFileError(f"{where}{_fault(error, read)}") from error
 
 
-def _fault(error: ValidationError | RecursionError) -> str:
+def _field(loc: tuple[int | str, ...], row: object) -> tuple[int | str, ...]:
+    """Return the field that a fault is about, without the names of kinds of tools and scorers."""
+    if loc[:1] not in (("tools",), ("scorers",)):
+        return loc
+    given = row.get(str(loc[0])) if isinstance(row, dict) else None
+    return (loc[0], *(loc[1:2] if isinstance(given, list) else ()), *loc[3:])
+
+
+def _fault(error: ValidationError | RecursionError, row: object = None) -> str:
     if isinstance(error, RecursionError):
         return ": expected a task, found an object with too many nested levels"
     first = error.errors(include_url=False)[0]
-    tagged = first["loc"][:1] == ("tools",)  # the second part is then the kind, not a field
-    parts = first["loc"][:1] + first["loc"][2:] if tagged else first["loc"]
-    place = ".".join(str(part) for part in parts)
+    place = ".".join(str(part) for part in _field(first["loc"], row))
     named = f", field `{place}`" if place else ""
     if first["type"] == "missing":
         return f"{named}: expected this field, found none: add it"

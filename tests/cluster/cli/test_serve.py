@@ -20,6 +20,7 @@ from envs.tasks import Split
 from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment
+from envs.tasksets.outside import Outside
 
 MAIN = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
 
@@ -66,7 +67,8 @@ def few(tmp_path: Path) -> FileEnvironment:
         for i, split in enumerate(SPLITS)
     )
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return FileEnvironment(FileEnvConfig(path=str(tmp_path)), lambda place: pytest.fail())
+    nowhere = Outside(list_tools=lambda place: pytest.fail())
+    return FileEnvironment(FileEnvConfig(path=str(tmp_path)), nowhere)
 
 
 def test_every_task_of_a_file_is_served_whatever_its_split(few: FileEnvironment) -> None:

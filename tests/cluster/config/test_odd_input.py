@@ -10,6 +10,7 @@ from cluster.config.run_config import RunConfig, load_config
 from envs.errors import ConfigError
 from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment
+from envs.tasksets.outside import Outside
 from envs.tasksets.registry import TASK_SETS
 from envs.tasksets.toolhop.questions import read_questions
 from envs.tasksets.toolhop.teacher import OWN_TASKS
@@ -45,7 +46,9 @@ def test_tasks_and_tools_with_a_byte_order_mark_are_read(tmp_path: Path) -> None
     )
     row = '{"id": "a", "question": "?", "answer": 1, "tools": {"functions": "shop.py"}}'
     (tmp_path / "tasks.jsonl").write_text(f"{MARK}{row}\n", encoding="utf-8")
-    environment = FileEnvironment(FileEnvConfig(path=str(tmp_path)), lambda place: pytest.fail())
+    environment = FileEnvironment(
+        FileEnvConfig(path=str(tmp_path)), Outside(list_tools=lambda place: pytest.fail())
+    )
     (task,) = environment.all_tasks()
     assert [tool.name for tool in task.tool_set.tools] == ["price"]
     assert not any(MARK in source for source in task.tool_set.sources)

@@ -63,7 +63,7 @@ def test_only_these_modules_build_an_environment() -> None:
         path
         for path in project_modules()
         if path.startswith("cluster/")
-        and "cluster.config.environments.make_environment" in imported_names(tree_of(path))
+        and "cluster.config.environments.environment_of" in imported_names(tree_of(path))
     }
     assert makers == MAKERS.keys()
 

@@ -10,7 +10,7 @@ from cluster.lifecycle.opening import Resume, check_run, new_run, open_run
 from cluster.progress import Progress
 from cluster.training.sft import run_sft
 from cluster.training.train import run_train
-from envs.config import EnvConfig, ToolServerConfig
+from envs.config import JudgeConfig
 from envs.errors import ConfigError, MissingError, StoreError
 from envs.tasks import Environment
 from envs.tasksets.catalog.config import CatalogEnvConfig
@@ -148,16 +148,16 @@ def test_an_older_sft_run_is_known_by_its_data(tmp_path: Path) -> None:
 
 
 def test_equal_sections_share_one_environment() -> None:
-    made: list[EnvConfig] = []
+    made: list[RunConfig] = []
 
-    def make(section: EnvConfig, tools: ToolServerConfig) -> Environment:
-        del tools
-        made.append(section)
-        assert isinstance(section, CatalogEnvConfig)
-        return CatalogEnvironment(section.catalog)
+    def make(config: RunConfig) -> Environment:
+        made.append(config)
+        assert isinstance(config.env, CatalogEnvConfig)
+        return CatalogEnvironment(config.env.catalog)
 
     environments = Environments(make)
-    first = environments.of(RunConfig(env=CatalogEnvConfig()))
-    assert environments.of(RunConfig(env=CatalogEnvConfig())) is first
+    first = environments.of(RunConfig())
+    assert environments.of(RunConfig()) is first
     assert environments.of(RunConfig(env=CatalogEnvConfig(perturbation="heavy"))) is not first
-    assert len(made) == 2
+    assert environments.of(RunConfig(judge=JudgeConfig(model="other"))) is not first
+    assert len(made) == 3

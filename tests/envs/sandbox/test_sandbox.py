@@ -17,8 +17,9 @@ import pytest_asyncio
 
 from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
-from envs.sandbox.child import as_text, cut
-from envs.sandbox.modules import error_text
+from envs.sandbox.inside.child import cut
+from envs.sandbox.inside.modules import error_text
+from envs.sandbox.inside.values import as_text
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
@@ -352,7 +353,7 @@ function()
         ("as it is", "as it is"),
         ({"a": [1, None, True]}, '{"a": [1, null, true]}'),
         ({"b", "a"}, '["a", "b"]'),
-        ({(1, 2): 3}, "{(1, 2): 3}"),
+        ({(1, 2): 3}, '{"[1, 2]": 3}'),
         ("é" * 3, "ééé"),
     ],
 )

@@ -13,6 +13,7 @@ from envs.tasksets.catalog.names import SYLLABLES, names_of, split_of
 from envs.tasksets.catalog.operations import OPERATIONS, named, recognise
 from envs.tasksets.catalog.quirks import ARGUMENTS, KEYS, Quirk
 from envs.tasksets.catalog.sampling import recurrent_tools
+from tests.envs.tasksets.answers_of import score_of
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
 
@@ -87,8 +88,8 @@ def test_every_task_is_solved_by_exactly_one_of_its_tools(split: Split) -> None:
         )
         expressions = {source.splitlines()[-1] for source in sources}
         assert len(expressions) == len(sources) == 4
-        assert task.scorer.score(f" {named(operation).apply(value)}\n").reward == 1.0
-        assert task.scorer.score(value).reward == 0.0
+        assert score_of(task, f" {named(operation).apply(value)}\n") == 1.0
+        assert score_of(task, value) == 0.0
 
 
 def test_splits_share_no_name_and_no_source() -> None:

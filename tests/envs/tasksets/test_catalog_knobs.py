@@ -22,6 +22,7 @@ from envs.tasksets.catalog.environment import CatalogEnvironment, ExactMatch
 from envs.tasksets.catalog.operations import OPERATIONS, RESERVED_OPERATIONS, named
 from envs.tasksets.catalog.teacher import trial_reply
 from envs.tools import AnswerStatus
+from tests.envs.tasksets.answers_of import score_of
 from tests.envs.tasksets.catalog_leaks import composition_of, leaks
 
 ALL_DEPTHS = {"1": 1.0, "2": 1.0, "3": 1.0}
@@ -139,7 +140,7 @@ def test_an_honest_prober_solves_every_task_within_the_stated_calls(name: str) -
     config = CONFIGS[name]
     for task in [*drawn(config), *drawn(config, "train")]:
         answer, trials, executions = Prober(task).solve()
-        assert task.scorer.score(answer).reward == 1.0, task
+        assert score_of(task, answer) == 1.0, task
         assert trials <= config.trial_calls
         assert executions <= config.execution_calls
 
@@ -237,7 +238,7 @@ def test_marks_make_the_answer_unknowable_without_the_tools() -> None:
         *goals, value = task.question.split()
         for name in composition_of(task):
             value = named(name, OPERATIONS + RESERVED_OPERATIONS).apply(value)
-        assert task.scorer.score(value).reward == 0.0
+        assert score_of(task, value) == 0.0
         assert task.tags["marks"] == "yes"
         assert len(goals) == int(task.tags["depth"])
 
@@ -303,7 +304,7 @@ def test_a_teacher_that_does_not_guess_is_right_under_every_knob(name: str) -> N
     for task, messages in diligent:
         answer = re.search("<answer>(.*)</answer>", messages[-1].content)
         assert answer is not None
-        assert task.scorer.score(answer[1]).reward == 1.0, messages
+        assert score_of(task, answer[1]) == 1.0, messages
         assert said(messages).count("<tool_call>") <= config.trial_calls + config.execution_calls
 
 

@@ -18,6 +18,7 @@ from envs.tasksets.catalog.teacher import (
     sample_trial_calls,
     trial_reply,
 )
+from tests.envs.tasksets.answers_of import score_of
 
 Reply = Callable[[Sequence[Message], int], str]
 
@@ -63,7 +64,7 @@ def played(task: Task, seed: int, reply: Reply, trials: int) -> list[Message]:
 
 def reward(task: Task, messages: Sequence[Message]) -> float:
     answer = re.search(r"<answer>(.*)</answer>", messages[-1].content)
-    return task.scorer.score(answer[1] if answer else "").reward
+    return score_of(task, answer[1] if answer else "")
 
 
 @cache

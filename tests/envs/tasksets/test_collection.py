@@ -10,6 +10,7 @@ from envs.tasks import Split
 from envs.tasksets.collection import TaskCollection, split_of
 from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment
+from envs.tasksets.outside import Outside
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import ToolHopEnvironment
 from envs.tools import ToolSet
@@ -49,7 +50,7 @@ FILE = {
     ("environment", "expected"),
     [
         (ToolHopEnvironment(ToolHopEnvConfig()), TOOLHOP),
-        (FileEnvironment(FileEnvConfig(), no_servers), FILE),
+        (FileEnvironment(FileEnvConfig(), Outside(list_tools=no_servers)), FILE),
     ],
     ids=["toolhop", "file"],
 )
@@ -62,7 +63,7 @@ def test_a_sample_keeps_its_order(environment: TaskCollection, expected: dict[Sp
 
 
 def test_a_split_with_too_few_tasks_is_an_error() -> None:
-    environment = FileEnvironment(FileEnvConfig(), no_servers)
+    environment = FileEnvironment(FileEnvConfig(), Outside(list_tools=no_servers))
     with pytest.raises(ConfigError, match=r"expected 8 tasks in the train split.*found 7"):
         environment.tasks("train", 0, 8)
     with pytest.raises(ConfigError, match="found none among 12"):

@@ -12,6 +12,7 @@ from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.tasks import Environment
 from envs.tasksets.catalog.config import CatalogEnvConfig
+from envs.tasksets.outside import Outside
 from envs.tasksets.registry import TASK_SETS, create_environment, every_key, read_section
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tools import ToolSet
@@ -30,16 +31,19 @@ def no_servers(endpoint: Endpoint) -> ToolSet:
     raise AssertionError(endpoint)
 
 
+NOTHING = Outside(list_tools=no_servers)
+
+
 def made(tree: dict[str, JsonValue]) -> Environment:
     config = read_section(tree, WITH_TOY)
     assert isinstance(config, EnvConfig)
-    return create_environment(config, no_servers, WITH_TOY)
+    return create_environment(config, NOTHING, WITH_TOY)
 
 
 @pytest.mark.parametrize("name", TASK_SETS)
 def test_a_line_of_the_registry_agrees_with_its_folder(name: str) -> None:
     config = TASK_SETS[name].section(name=name)
-    environment = create_environment(config, no_servers)
+    environment = create_environment(config, NOTHING)
     assert config.name == environment.name == name
     assert environment.endless == (environment.ceiling is not None) == (name == "catalog")
     with pytest.raises(ValidationError, match=f"expected env.name = '{name}'"):

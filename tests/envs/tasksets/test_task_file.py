@@ -17,9 +17,12 @@ from envs.endpoints import (
 )
 from envs.errors import ConfigError, DataFileError, MissingError
 from envs.sandbox.session import SandboxPool, SandboxSession
+from envs.scoring.answer_text import NumberScorer, TextScorer
 from envs.tasksets.file.config import FileEnvConfig
-from envs.tasksets.file.environment import FileEnvironment, NumberScorer, TextScorer
+from envs.tasksets.file.environment import FileEnvironment
+from envs.tasksets.outside import Outside
 from envs.tools import AnswerStatus, JsonObject, ToolSet, ToolSpec
+from tests.envs.tasksets.answers_of import score_of
 
 LIBRARY = (Path(__file__).resolve().parents[1] / "documents" / "library.json").read_text()
 
@@ -50,7 +53,7 @@ def read(folder: Path, *rows: JsonObject | str, percent: int = 20) -> FileEnviro
     lines = [line if isinstance(line, str) else json.dumps(line) for line in rows]
     (folder / "tasks.jsonl").write_text("\n".join(lines) + "\n")
     config = FileEnvConfig(path=str(folder), heldout_percent=percent)
-    return FileEnvironment(config, no_servers)
+    return FileEnvironment(config, Outside(list_tools=no_servers))
 
 
 # Reading
@@ -61,7 +64,7 @@ def test_a_line_is_a_task(folder: Path) -> None:
     first, second = environment.all_tasks()
     assert (first.id, first.split, first.question) == ("file-a", "heldout", "How much?")
     assert first.tags == {"depth": "1"}
-    assert first.scorer.score("7").reward == 1.0
+    assert score_of(first, "7") == 1.0
     assert [tool.name for tool in first.tool_set.tools] == ["add"]
     assert second.tool_set is first.tool_set
 
@@ -98,7 +101,7 @@ def test_servers_are_asked_for_their_tools_once(folder: Path) -> None:
     ]
     rows = [row(id=str(number), tools=tools) for number, tools in enumerate(sources)]
     (folder / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    FileEnvironment(FileEnvConfig(path=str(folder / "tasks.jsonl")), list_tools)
+    FileEnvironment(FileEnvConfig(path=str(folder / "tasks.jsonl")), Outside(list_tools=list_tools))
     assert asked == [
         McpStdioEndpoint(command=("mcp-server-time", "--utc"), folder=str(folder)),
         McpHttpEndpoint(url="http://host/mcp", token_variable="T"),
@@ -115,7 +118,7 @@ def test_servers_are_asked_for_their_tools_once(folder: Path) -> None:
         ({"id": "b"}, "field `question`: expected this field, found none"),
         (row(id="b", points=3), "field `points`: unknown field"),
         (row(id="b", answer=True), "field `answer`: .*text or a number"),
-        (row(id="b", answer="x", scorer="numeric"), "field `answer`: expected a number"),
+        (row(id="b", answer="x", scorer="numeric"), "expected a number in `answer`"),
         (row(id="b", scorer="llm"), "field `scorer`: Input should be 'exact', 'numeric'"),
         (row(id="b", split="test"), "field `split`: Input should be 'train'"),
         (row(id="b", tools={}), "field `tools`: .*exactly one of the keys python, functions"),
@@ -137,7 +140,9 @@ def test_files_that_are_not_there_are_named(folder: Path) -> None:
     with pytest.raises(MissingError, match=r"tasks.jsonl:1, field `tools`: .*none.py"):
         read(folder, row(tools={"functions": "none.py"}))
     with pytest.raises(MissingError, match=r"env\.path"):
-        FileEnvironment(FileEnvConfig(path=str(folder / "none.jsonl")), no_servers)
+        FileEnvironment(
+            FileEnvConfig(path=str(folder / "none.jsonl")), Outside(list_tools=no_servers)
+        )
     with pytest.raises(DataFileError, match="at least one task"):
         read(folder, "")
 
@@ -252,7 +257,7 @@ async def pool() -> AsyncIterator[SandboxPool]:
 
 
 async def test_the_tasks_that_ship_are_solvable_in_the_sandbox(pool: SandboxPool) -> None:
-    environment = FileEnvironment(FileEnvConfig(), no_servers)
+    environment = FileEnvironment(FileEnvConfig(), Outside(list_tools=no_servers))
     tasks = environment.all_tasks()
     assert {task.id.removeprefix("file-") for task in tasks} == SOLUTIONS.keys()
     assert {task.split for task in tasks} == {"train", "validation", "heldout"}
@@ -268,8 +273,8 @@ async def test_the_tasks_that_ship_are_solvable_in_the_sandbox(pool: SandboxPool
             texts.append((await session.call(name, json.dumps(arguments))).text)
         session.close()
         answer = concluded(task_id, texts)
-        assert task.scorer.score(answer).reward == 1.0, (task_id, texts)
-        assert task.scorer.score("unknown").reward == 0.0
+        assert score_of(task, answer) == 1.0, (task_id, texts)
+        assert score_of(task, "unknown") == 0.0
 
 
 async def test_a_simulated_api_keeps_its_state_in_its_session(

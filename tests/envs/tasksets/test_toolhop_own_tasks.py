@@ -14,6 +14,7 @@ from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import OWN_TASKS, ToolHopEnvironment
 from envs.tasksets.toolhop.teacher import OWN_CALLS
 from envs.tools import AnswerStatus, JsonObject, ToolCall, ToolSet
+from tests.envs.tasksets.answers_of import score_of
 
 CONFIG = ToolServerConfig(isolation=IsolationConfig(required="seccomp"))
 
@@ -79,5 +80,5 @@ async def test_task_is_solvable_and_needs_its_quirks_learnt(address: str, identi
     for hop, answer in zip(misled, answers[len(chain) :], strict=True):
         assert hop.value not in answer
     assert set(entry["sub_task"].values()) <= {hop.value for hop in chain}
-    assert task.scorer.score(answers[len(chain) - 1]).reward == 1.0
+    assert score_of(task, answers[len(chain) - 1]) == 1.0
     assert chain[-1].value == entry["answer"]

@@ -5,6 +5,7 @@ bytes after it. The tools of a session trust each other: a hostile tool can corr
 its own session and nothing else, because the server validates every frame.
 """
 
+import inspect
 import json
 import os
 import random
@@ -12,27 +13,17 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Awaitable
 
-from envs.sandbox.modules import ToolModules, compiled, error_text
+from envs.sandbox.inside.awaiting import Awaiter
+from envs.sandbox.inside.fitting import fitted
+from envs.sandbox.inside.modules import ToolModules, compiled, error_text
+from envs.sandbox.inside.values import as_text, state_text
 
+STATE = -1
+"""Number of the tool that answers with the session's state."""
+STATE_LIMIT_BYTES = 4 * 2**20
 _ROUNDS = 32
-_SET_TYPES = (set, frozenset)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, _SET_TYPES):
-        return sorted(value, key=repr)
-    return str(value)
-
-
-def as_text(value: object) -> str:
-    """Return a string unchanged, other values as JSON, or as `repr` if JSON cannot hold them."""
-    if isinstance(value, str):
-        return str(value)
-    try:
-        return json.dumps(value, ensure_ascii=False, default=_plain)
-    except (TypeError, ValueError):
-        return repr(value)
 
 
 def cut(text: str, limit: int) -> tuple[str, bool]:
@@ -49,7 +40,8 @@ class SessionChild:
     def __init__(self, descriptor: int, reply_limit_bytes: int) -> None:
         self._descriptor = descriptor
         self._reply_limit = reply_limit_bytes
-        self._tools = ToolModules([], {}, [])
+        self._tools = ToolModules({"functions": [], "errors": {}}, [])
+        self._awaiter = Awaiter()
 
     def serve(self) -> None:
         """Answer requests in order; return when the server closes the socket."""
@@ -73,8 +65,7 @@ class SessionChild:
         for size in request["sizes"]:
             modules.append(codes[at : at + size])
             at += size
-        errors = {int(number): text for number, text in request["errors"].items()}
-        self._tools = ToolModules(modules, errors, request["functions"])
+        self._tools = ToolModules(request, modules, os.environ.get("TMPDIR", ""))
         random.seed(request["seed"])
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed(request["seed"] % 2**32)
@@ -83,11 +74,11 @@ class SessionChild:
         started, cpu_started = time.monotonic(), time.process_time()
         # BaseException: a tool that calls sys.exit has failed, but its session continues
         try:
-            arguments = json.loads(request["arguments"])
-            text, status = as_text(self._tools.find(request["tool"])(**arguments)), "ok"
+            text, status = self._text(request["tool"], json.loads(request["arguments"])), "ok"
         except BaseException as error:
             text, status = error_text(error), "tool_error"
-        text, truncated = cut(text, self._reply_limit)
+        is_state = request["tool"] == STATE
+        text, truncated = cut(text, STATE_LIMIT_BYTES if is_state else self._reply_limit)
         reply = {
             "number": request["number"],
             "status": status,
@@ -97,6 +88,17 @@ class SessionChild:
             "cpu_seconds": time.process_time() - cpu_started,
         }
         self._write(json.dumps(reply, ensure_ascii=False).encode())
+
+    def _text(self, tool: int, arguments: dict[str, object]) -> str:
+        if tool == STATE:
+            return state_text(self._tools.state())
+        function = self._tools.find(tool)
+        found = function(**fitted(function, arguments))
+        if inspect.isawaitable(found):
+            found = self._awaiter.result(_awaited(found))
+        if inspect.isasyncgen(found):
+            found = self._awaiter.items(found)
+        return as_text(found)
 
     def _read(self, size: int) -> bytes:
         parts = []
@@ -112,6 +114,10 @@ class SessionChild:
         frame = memoryview(struct.pack(">I", len(body)) + body)
         while frame:
             frame = frame[os.write(self._descriptor, frame) :]
+
+
+async def _awaited(awaitable: Awaitable[object]) -> object:
+    return await awaitable
 
 
 def warm_up() -> None:

@@ -1,0 +1,110 @@
+"""What a scorer may look at: the answer, the calls, and the world as the policy left it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from envs.errors import ScoringError
+from envs.tools import (
+    STATE_CALL,
+    AnswerStatus,
+    JsonObject,
+    ToolAnswer,
+    ToolCall,
+    ToolService,
+    ToolSession,
+    ToolSet,
+)
+
+READ_STATE = ToolCall(name=STATE_CALL, arguments={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeCall:
+    """A call of the execution phase that reached its tool, in the tool's own names."""
+
+    name: str
+    arguments: JsonObject
+    status: AnswerStatus
+    result: str
+    user_turn: int = 0
+    """How many messages of the user came before it, beside the question."""
+
+    def to_json(self) -> JsonObject:
+        """Return the call as scorers in Python and judges see it."""
+        return {
+            "name": self.name,
+            "arguments": self.arguments,
+            "status": self.status.value,
+            "result": self.result,
+            "user_turn": self.user_turn,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """A finished episode as its scorer sees it. Nothing here comes from trials.
+
+    `execution` is the session in which the policy acted, and `tool_set` its tools, both without
+    any perturbation. Sessions that a scorer opens through `tools` have the purpose `scoring`.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    """One per message of the user, the question included."""
+    calls: tuple[MadeCall, ...]
+    states: tuple[str, ...]
+    """State as JSON text when each answer was given; empty if the scorer does not read it."""
+    tools: ToolService
+    tool_set: ToolSet
+    execution: ToolSession
+    seed: int
+    episode: str
+
+    @property
+    def answer(self) -> str:
+        """The last answer."""
+        return self.answers[-1]
+
+    @property
+    def state(self) -> JsonValue:
+        """The final state."""
+        return json.loads(self.states[-1])
+
+    async def run(self, tool_set: ToolSet, calls: Sequence[ToolCall]) -> tuple[ToolAnswer, ...]:
+        """Return the answers of `tool_set` to `calls` in a session of its own.
+
+        Raises ToolServerError, SandboxError, DeadlineError; ScoringError if the session fails.
+        """
+        session = await self.tools.open_session(tool_set, self.seed, "scoring", self.episode)
+        try:
+            answers = tuple(await session.call(calls))
+        finally:
+            await session.close()
+        for call, answer in zip(calls, answers, strict=True):
+            if answer.status is AnswerStatus.INFRA_ERROR:
+                raise ScoringError(f"{call.name}: {answer.text}")
+        return answers
+
+
+async def read_state(session: ToolSession) -> str:
+    """Return the state of `session` as JSON text.
+
+    Raises ToolServerError, SandboxError, DeadlineError; ScoringError if it cannot be read.
+    """
+    [answer] = await session.call([READ_STATE])
+    return state_of(answer)
+
+
+def state_of(answer: ToolAnswer) -> str:
+    """Return the state that `answer` holds. Raises ScoringError if it holds none."""
+    if answer.status is not AnswerStatus.OK:
+        raise ScoringError(f"the state of the tools cannot be read: {answer.text}")
+    if answer.truncated:
+        raise ScoringError(
+            "the state of the tools is too long to be compared: give their class a method "
+            "`_state` that returns what counts"
+        )
+    return answer.text
