@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.environments import make_environment
+from cluster.config.environments import environment_of
+from cluster.config.run_config import RunConfig
 from envs.config import ToolServerConfig
 from envs.errors import ToolServerError
 from envs.messages import Message
@@ -70,7 +71,9 @@ def task_in(folder: Path, mcp: JsonObject) -> Task:
     }
     (folder / "tasks.jsonl").write_text(json.dumps(row))
     config = ToolServerConfig(request_timeout_s=60.0)
-    return make_environment(FileEnvConfig(path=str(folder)), config).tasks("train", 0, 1)[0]
+    return environment_of(RunConfig(env=FileEnvConfig(path=str(folder)), tools=config)).tasks(
+        "train", 0, 1
+    )[0]
 
 
 async def play(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from envs.config import IsolationConfig, ToolServerConfig
+from envs.config import IsolationConfig, PerturbationLevel, ToolServerConfig
 from envs.errors import ConfigError, DataFileError
 from envs.tools import ToolService
 from rollout.chat.template import ChatTemplate
@@ -203,7 +203,7 @@ async def test_a_trusted_scorer_runs_here_and_has_a_limit(
 
 @pytest.mark.parametrize("level", ["medium", "union"])
 async def test_scorers_look_through_a_perturbation(
-    tools: ToolService, template: ChatTemplate, folder: Path, level: str
+    tools: ToolService, template: ChatTemplate, folder: Path, level: PerturbationLevel
 ) -> None:
     path: Row = {"path": GOLD["gold"]}
     probe: Row = {"probes": [{"name": "balance", "arguments": {"name": "bob"}, "expect": 30}]}

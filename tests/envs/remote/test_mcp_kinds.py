@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.config.environments import make_environment
+from cluster.config.environments import environment_of
+from cluster.config.run_config import RunConfig
 from envs.config import ToolServerConfig
 from envs.endpoints import McpHttpEndpoint, McpStdioEndpoint
 from envs.errors import ConfigError, DeadlineError, ToolServerError
@@ -155,7 +156,7 @@ def test_the_configuration_says_how_long_a_server_may_take_to_start(tmp_path: Pa
     )
     hurried = ToolServerConfig(request_timeout_s=0.3)
     with pytest.raises(DeadlineError, match=r"within 0\.3 s \(tools\.request_timeout_s\)"):
-        make_environment(FileEnvConfig(path=str(tmp_path)), hurried)
+        environment_of(RunConfig(env=FileEnvConfig(path=str(tmp_path)), tools=hurried))
 
 
 # Over HTTP
