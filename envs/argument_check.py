@@ -1,119 +1,183 @@
 """Checks the arguments of a call against its tool's JSON schema, as far as the schema is valid.
 
-Datasets contain careless schemas: unknown keywords and types are ignored, and keys that a schema
-does not mention are allowed unless `additionalProperties` is exactly false.
+`jsonschema` does the check, in draft 2020-12. Datasets contain careless schemas: keywords with a
+senseless value and unknown types are ignored, and keys that a schema does not mention are allowed
+unless it forbids them. Nothing is fetched: a `$ref` to another document allows everything.
 """
 
 import json
+from collections.abc import Iterable, Iterator
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any, cast
 
+import regex
+from jsonschema import Draft202012Validator, ValidationError, validators
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
 from pydantic import JsonValue
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
+from envs.schema_repair import repaired
 from envs.tools import JsonObject, ToolSpec
 
-_MAX_DEPTH = 32
 _MAX_SHOWN = 80
+_MAX_NAMES = 20
+_CHECKERS = 512
+"""Schemas whose checkers are kept."""
+_SEARCH_S = 0.05
+"""Seconds after which a regular expression counts as found: a schema must not hold up a run."""
 
 
 def check_arguments(spec: ToolSpec, arguments: JsonObject) -> str | None:
     """Return a message for the policy about the first error in `arguments`, or None."""
-    return _object_fault(spec.parameters, arguments, "", _MAX_DEPTH)
-
-
-def _fault(schema: JsonValue, value: JsonValue, path: str, depth: int) -> str | None:
-    if not isinstance(schema, dict) or depth == 0:
+    try:
+        checker = _checker(json.dumps(spec.parameters))
+        error = best_match(checker.iter_errors(arguments))
+    except (Unresolvable, RecursionError, OverflowError):
         return None
-    names = _type_names(schema)
-    if value is None and schema.get("nullable") is True:
-        return None
-    if names and not any(_has_type(name, value) for name in names):
-        return f"argument {path!r}: expected {' or '.join(names)}, found {_shown(value)}"
-    allowed = schema.get("enum")
-    if isinstance(allowed, list) and not any(_same(value, option) for option in allowed):
-        options = ", ".join(json.dumps(option, ensure_ascii=False) for option in allowed)
-        return f"argument {path!r}: expected one of {options}, found {_shown(value)}"
-    if isinstance(value, dict):
-        fault = _object_fault(schema, value, path, depth)
-        return fault or _choice_fault(schema, value, path, depth)
-    if isinstance(value, list):
-        return _list_fault(schema, value, path, depth)
-    return _choice_fault(schema, value, path, depth)
+    return None if error is None else _sentence(error)
 
 
-def _choice_fault(schema: JsonObject, value: JsonValue, path: str, depth: int) -> str | None:
-    """Return what is wrong with a value that fits none of the schemas in `anyOf`."""
-    choices = schema.get("anyOf")
-    if not isinstance(choices, list) or not choices:
-        return None
-    faults = [_fault(choice, value, path, depth - 1) for choice in choices]
-    return faults[0] if all(faults) else None
+@lru_cache(_CHECKERS)
+def _checker(schema: str) -> Validator:
+    return _Checker(repaired(json.loads(schema)), registry=Registry())
 
 
-def _list_fault(schema: JsonObject, value: list[JsonValue], path: str, depth: int) -> str | None:
-    least, most = schema.get("minItems"), schema.get("maxItems")
-    for bound, words in ((least, "at least"), (most, "at most")):
-        wrong = isinstance(bound, int) and (
-            len(value) < bound if words == "at least" else len(value) > bound
-        )
-        if wrong:
-            return f"argument {path!r}: expected {words} {bound} items, found {len(value)}"
-    first = schema.get("prefixItems")
-    own = first if isinstance(first, list) else []
-    rest = schema.get("items")
-    for index, item in enumerate(value):
-        inner = own[index] if index < len(own) else rest
-        if fault := _fault(inner, item, f"{path}[{index}]", depth - 1):
-            return fault
-    return _choice_fault(schema, value, path, depth)
+# Regular expressions that end
 
 
-def _object_fault(schema: JsonObject, value: JsonObject, path: str, depth: int) -> str | None:
-    properties = schema.get("properties")
-    known = properties if isinstance(properties, dict) else {}
-    required = schema.get("required")
-    for name in required if isinstance(required, list) else []:
-        if isinstance(name, str) and name not in value:
-            return f"missing required argument {_join(path, name)!r}"
-    if schema.get("additionalProperties") is False:
-        for name in value:
-            if name not in known:
-                return (
-                    f"unknown argument {_join(path, name)!r}; known: {', '.join(known) or 'none'}"
-                )
-    others = schema.get("additionalProperties")
-    for name, item in value.items():
-        inner = known.get(name, others)
-        if fault := _fault(inner, item, _join(path, name), depth - 1):
-            return fault
-    return None
+def _found(pattern: str, text: str) -> bool:
+    try:
+        return regex.search(pattern, text, timeout=_SEARCH_S) is not None
+    except (regex.error, TimeoutError):
+        return True
 
 
-def _type_names(schema: JsonObject) -> list[str]:
-    """Return the schema's types; none if one is unknown, because then anything is allowed."""
-    given = schema.get("type")
-    names = given if isinstance(given, list) else [given]
-    known = {"string", "integer", "number", "boolean", "object", "array", "null"}
-    texts = [name for name in names if isinstance(name, str) and name in known]
-    return texts if len(texts) == len(names) else []
+def _pattern(
+    validator: Validator, pattern: str, instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
+    del validator, schema
+    if isinstance(instance, str) and not _found(pattern, instance):
+        yield ValidationError(f"expected text that matches {pattern}")
 
 
-def _has_type(name: str, value: JsonValue) -> bool:
-    if isinstance(value, bool):
-        return name == "boolean"
-    if name == "integer":
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if name == "number":
-        return isinstance(value, int | float)
-    if name == "null":
-        return value is None
-    return isinstance(value, {"string": str, "object": dict, "array": list}.get(name, ()))
+def _pattern_properties(
+    validator: Any, patterns: JsonObject, instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
+    del schema
+    if not isinstance(instance, dict):
+        return
+    for pattern, inner in patterns.items():
+        for name, value in instance.items():
+            if _found(pattern, name):
+                yield from validator.descend(value, inner, path=name, schema_path=pattern)
 
 
-def _same(value: JsonValue, option: JsonValue) -> bool:
-    return value == option and isinstance(value, bool) == isinstance(option, bool)
+def _multiple_of(
+    validator: Validator, step: float, instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
+    """In decimals: of binary numbers, 0.3 is no multiple of 0.1."""
+    del validator, schema
+    if not isinstance(instance, int | float) or isinstance(instance, bool):
+        return
+    try:
+        whole = Decimal(str(instance)) % Decimal(str(step)) == 0
+    except InvalidOperation:  # too many digits
+        return
+    if not whole:
+        yield ValidationError(f"expected a multiple of {step}")
+
+
+def _additional_properties(
+    validator: Any, allowed: JsonValue, instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    known = cast(JsonObject, schema.get("properties", {}))
+    patterns = cast(JsonObject, schema.get("patternProperties", {}))
+    for name, value in instance.items():
+        if name in known or any(_found(pattern, name) for pattern in patterns):
+            continue
+        if allowed is False:
+            yield ValidationError(name)
+        else:
+            yield from validator.descend(value, allowed, path=name)
+
+
+_Checker = validators.extend(
+    Draft202012Validator,
+    {
+        "multipleOf": _multiple_of,
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    },
+)
+
+
+# What the policy reads
+
+
+_LIMITS = {
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "exclusiveMinimum": "more than {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+    "minProperties": "at least {} keys",
+    "maxProperties": "at most {} keys",
+    "pattern": "text that matches {}",
+    "const": "{}",
+}
+
+
+def _sentence(error: ValidationError) -> str:
+    path = _path(error.absolute_path)
+    value, wanted = cast(JsonValue, error.instance), cast(JsonValue, error.validator_value)
+    match error.validator:
+        case "required":
+            missing = [name for name in _names(wanted) if name not in cast(JsonObject, value)]
+            return f"missing required argument {_join(path, missing[0])!r}"
+        case "additionalProperties" if wanted is False:
+            known = list(cast(JsonObject, cast(JsonObject, error.schema).get("properties", {})))
+            shown = ", ".join(known[:_MAX_NAMES]) + (", ..." if len(known) > _MAX_NAMES else "")
+            return f"unknown argument {_join(path, error.message)!r}; known: {shown or 'none'}"
+        case "type":
+            expected = " or ".join(_names([wanted] if isinstance(wanted, str) else wanted))
+        case "enum":
+            options = cast(list[JsonValue], wanted)
+            shown = ", ".join(_json(option) for option in options[:_MAX_NAMES])
+            expected = f"one of {shown}" + (", ..." if len(options) > _MAX_NAMES else "")
+        case str(word) if word in _LIMITS:
+            expected = _LIMITS[word].format(wanted if word == "pattern" else _shown(wanted))
+        case word:
+            expected = f"what {word} of its schema says"
+    return f"argument {path!r}: expected {expected}, found {_shown(value)}"
+
+
+def _names(value: JsonValue) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _path(parts: Iterable[str | int]) -> str:
+    path = ""
+    for part in parts:
+        path = f"{path}[{part}]" if isinstance(part, int) else _join(path, part)
+    return path
+
+
+def _json(value: JsonValue) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _shown(value: JsonValue) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = _json(value)
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 

@@ -4,7 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from pydantic import JsonValue
+
 from envs.errors import ConfigError, PolicyError, PolicyErrorKind
+from envs.example_arguments import TEXT, example_arguments
 from envs.messages import Message, marked, unmarked, world
 from envs.tasks import Mode, Task
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolAnswer, ToolSet, ToolSpec
@@ -268,9 +271,11 @@ def _lines(tools: Sequence[ToolSpec]) -> str:
 
 
 def _numbered(tools: Sequence[ToolSpec]) -> list[str]:
+    """Return one numbered line for each tool."""
+    about = (" ".join(tool.description.split()) for tool in tools)
     return [
-        f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {tool.description}")
-        for number, tool in enumerate(tools, start=1)
+        f"{number}. " + world(f"{tool.name}({', '.join(_arguments(tool))}): {said}")
+        for number, (tool, said) in enumerate(zip(tools, about, strict=True), start=1)
     ]
 
 
@@ -301,12 +306,21 @@ def _labelled(answer: ToolAnswer) -> str:
 
 
 def _example(tools: ToolSet, format: ToolFormat) -> str:
-    """Return an example call of the first tool, with placeholders for its values."""
-    if not tools.tools:
-        return format.example("tool-name", {})
-    first = tools.tools[0]
-    required = first.parameters.get("required")
-    names = (
-        [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
-    )
-    return format.example(world(first.name), {world(name): "..." for name in names})
+    """Return an example call that passes the check of arguments: of the first tool that has one."""
+    for tool in tools.tools:
+        arguments = example_arguments(tool)
+        if arguments is not None:
+            marked_arguments = {world(name): _marked(value) for name, value in arguments.items()}
+            return format.example(world(tool.name), marked_arguments)
+    return format.example(world(tools.tools[0].name) if tools.tools else "tool-name", {})
+
+
+def _marked(value: JsonValue) -> JsonValue:
+    """Return a value of an example with its texts marked as text of the world."""
+    if isinstance(value, str):
+        return value if value == TEXT else world(value)
+    if isinstance(value, list):
+        return [_marked(each) for each in value]
+    if isinstance(value, dict):
+        return {world(name): _marked(each) for name, each in value.items()}
+    return value

@@ -19,7 +19,9 @@ FLOORS = {
         "answers errors config endpoints late_imports messages seeds",
         "tools",
         "evidence",
-        "tasks argument_check tool_schemas",
+        "tasks tool_schemas schema_repair",
+        "argument_check",
+        "example_arguments",
         "sandbox sources remote",
         "scoring",
         "server perturbation tasksets",
@@ -109,8 +111,8 @@ _LEARNER = (
     "torch transformers xxhash"
 )
 _ENVS = (
-    "anyio fastapi httpx httpx2 mcp mcp_types msgpack prometheus_client pydantic starlette uvicorn "
-    "websockets yaml"
+    "anyio docstring_parser fastapi httpx httpx2 jsonschema mcp mcp_types msgpack "
+    "prometheus_client pydantic referencing regex starlette uvicorn websockets yaml"
 )
 THIRD_PARTY = {
     "envs": frozenset(_ENVS.split()),
@@ -128,6 +130,8 @@ VENDORS = {
     "mcp": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
     "mcp_types": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
     "httpx2": ("envs/remote/mcp_*.py", "learner/pretrained/hub.py"),
+    "jsonschema": ("envs/argument_check.py",),
+    "docstring_parser": ("envs/sources/python_docstrings.py",),
     "websockets": ("envs/remote/openenv_client.py", "envs/server/connection.py"),
     "peft": ("learner/backends/peft_adapters.py",),
     "matplotlib": ("cluster/evaluation/plots.py",),

@@ -192,7 +192,8 @@ def _spec(function: Function, annotations: Annotations, *, bound: bool) -> ToolS
         *zip(positional, padded if positional else [], strict=True),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
-    documentation = parse_docstring(ast.get_docstring(function) or "")
+    names = [argument.arg for argument, _ in pairs]
+    documentation = parse_docstring(ast.get_docstring(function) or "", names)
     properties: JsonObject = {}
     for argument, default in pairs:
         if default is None or not _is_callable(argument):

@@ -70,7 +70,9 @@ def a_value(schema: JsonValue, draw: Random) -> JsonValue:
         return draw.choice(options)
     match schema.get("type"):
         case "integer":
-            return draw.randrange(-(2**60), 2**60)
+            least = schema.get("minimum", -(2**60))
+            assert isinstance(least, int)
+            return draw.randrange(least, 2**60)
         case "number":
             return draw.choice([draw.uniform(-1e9, 1e9), draw.randrange(100), -0.0, 1e300])
         case "boolean":

@@ -57,7 +57,9 @@ def test_a_class_gives_its_public_methods() -> None:
     assert tool_set.functions == ("Bank.deposit", "Bank.convert", "Bank.history")
     assert set(tool_set.sources) == {BANK}
     deposit, convert, history = tool_set.tools
-    assert deposit.description == "Put money into an account."
+    assert deposit.description == (
+        "Put money into an account.\n\nNever fails.\n\nReturns: int: the balance"
+    )
     assert deposit.parameters == {
         "type": "object",
         "properties": {
