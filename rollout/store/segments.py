@@ -6,13 +6,18 @@ record batch messages of at most 8 episodes, so that reading one episode reads l
 authoritative and the index is a cache: episodes that the index lacks, because it is incomplete,
 missing or behind a running writer, are found by scanning the segment. An incomplete message at the
 end is ignored.
+
+The index also has the checksum of each message. What is read is checked against it and against
+Arrow's own rules before anything uses it: bytes that changed on a disk are an error, not other
+data.
 """
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -42,6 +47,8 @@ _COPIED = (
     "wall_s",
 )
 _TORN = (pa.ArrowException, OSError, EOFError)
+_DAMAGED = (*_TORN, ValueError, KeyError)
+"""What damaged bytes raise: text that is no UTF-8 is a ValueError, a missing column a KeyError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +80,8 @@ class EpisodeRow:
     """Size of that message in bytes."""
     row: int
     """Row of the episode within that message."""
+    crc: int | None = None
+    """CRC-32 of that message; None in segments of older versions."""
 
 
 class SegmentWriter:
@@ -101,7 +110,8 @@ class SegmentWriter:
         offset = self._file.append(b"".join(messages), what)
         lines: list[str] = []
         for piece, message in zip(pieces, messages, strict=True):
-            rows = narrow_rows(piece, self.name, offset, message.size)
+            crc = zlib.crc32(message)
+            rows = narrow_rows(piece, self.name, offset, message.size, crc)
             lines.extend(one_line(asdict(row)) for row in rows)
             offset += message.size
         self._index.append(lines, f"the index of {what}, which are themselves stored,")
@@ -132,15 +142,34 @@ class SegmentReader:
         again_if_stale(self._refresh, self._path)
 
     def read(self, row: EpisodeRow) -> pa.RecordBatch:
-        """Return the episode of `row` as a batch with one row, in the current version."""
+        """Return the episode of `row` as a batch with one row, in the current version.
+
+        Raises StoreError where the segment or its index is damaged.
+        """
 
         def read() -> bytes:
             with self._path.open("rb") as file:
                 file.seek(row.offset)
                 return file.read(row.nbytes)
 
-        message = pa.ipc.read_message(pa.py_buffer(again_if_stale(read, self._path)))
-        return upgrade(pa.ipc.read_record_batch(message, self._schema)).slice(row.row, 1)
+        content = again_if_stale(read, self._path)
+        if row.crc is not None and zlib.crc32(content) != row.crc:
+            raise self._damaged(row, "its bytes have another checksum than when they were written")
+        try:
+            message = pa.ipc.read_message(pa.py_buffer(content))
+            batch = checked_batch(message, self._schema)
+        except _DAMAGED as error:
+            raise self._damaged(row, str(error)[:200] or type(error).__name__) from error
+        found = narrow_rows(batch, row.segment, row.offset, row.nbytes, row.crc)
+        if not 0 <= row.row < len(found) or _differs(found[row.row], row):
+            raise self._damaged(row, "its index says otherwise")
+        return batch.slice(row.row, 1)
+
+    def _damaged(self, row: EpisodeRow, why: str) -> StoreError:
+        return StoreError(
+            f"episode {row.episode} at byte {row.offset} of {self._path} is damaged: {why}. "
+            "Restore the file from a copy"
+        )
 
     def _refresh(self) -> None:
         with self._path.open("rb") as file:
@@ -164,23 +193,28 @@ class SegmentReader:
         return True
 
     def _take_index(self, size: int) -> None:
-        """Add indexed messages that start where the known ones end.
+        """Add indexed messages that start where the known ones end, until a line does not fit.
 
-        The last message is left to the scan, because its index lines may be incomplete.
+        The last message is left to the scan, because its index lines may be incomplete; so is all
+        that follows a line that does not fit.
         """
         content = whole_lines(self._index_path, self._index_read)
         self._index_read += len(content)
         messages = [list(rows) for _, rows in groupby(_index_rows(content), attrgetter("offset"))]
-        for rows in messages[:-1]:
+        messages = [rows for rows in messages if rows[0].offset >= self._end]
+        for rows, following in pairwise(messages):
             end = rows[0].offset + rows[0].nbytes
-            if rows[0].offset == self._end and end <= size:
-                self.rows.extend(rows)
-                self._end = end
+            fits = rows[0].offset == self._end and end == following[0].offset and end <= size
+            if not fits or not _are_counted(rows, following[:1]):
+                return
+            self.rows.extend(rows)
+            self._end = end
 
     def _scan(self, content: bytes) -> None:
         first = self._end
         for batch, start, end in _batches(content, self._schema):
-            self.rows.extend(narrow_rows(batch, self._path.stem, first + start, end - start))
+            crc = zlib.crc32(content[start:end])
+            self.rows.extend(narrow_rows(batch, self._path.stem, first + start, end - start, crc))
             self._end = first + end
 
 
@@ -190,10 +224,38 @@ def _batches(content: bytes, schema: pa.Schema | None) -> Iterator[tuple[pa.Reco
         start = stream.tell()
         try:
             message = pa.ipc.read_message(stream)
-            batch = pa.ipc.read_record_batch(message, schema)
         except _TORN:
             return
-        yield upgrade(batch), start, stream.tell()
+        try:
+            batch = checked_batch(message, schema)
+        except _DAMAGED as error:
+            # What a killed writer leaves, or another node does not see yet, is at the end.
+            if content[stream.tell() :].strip(b"\0"):
+                raise StoreError(
+                    f"the episodes at byte {start} of what is new in a segment are damaged: {error}"
+                ) from error
+            return
+        yield batch, start, stream.tell()
+
+
+def checked_batch(message: pa.Message, schema: pa.Schema | None) -> pa.RecordBatch:
+    """Return the batch of a message in the current version, if all of it can be read.
+
+    Raises ArrowException and others where it is damaged, StoreError where it is of a newer version.
+    """
+    batch = pa.ipc.read_record_batch(message, schema)
+    batch.validate(full=True)  # reading what is not valid may end the process
+    return upgrade(batch)
+
+
+def _differs(found: EpisodeRow, row: EpisodeRow) -> bool:
+    """Whether two rows differ; of other numbers, NaN is equal to itself."""
+    return repr(found) != repr(row)
+
+
+def _are_counted(*messages: list[EpisodeRow]) -> bool:
+    """Whether the rows of each message are numbered from 0."""
+    return all([row.row for row in rows] == list(range(len(rows))) for rows in messages)
 
 
 def _index_rows(content: bytes) -> Iterator[EpisodeRow]:
@@ -204,8 +266,12 @@ def _index_rows(content: bytes) -> Iterator[EpisodeRow]:
             return
 
 
-def narrow_rows(batch: pa.RecordBatch, segment: str, offset: int, nbytes: int) -> list[EpisodeRow]:
-    """Return the narrow rows of a batch whose message is at `offset` of `segment`."""
+def narrow_rows(
+    batch: pa.RecordBatch, segment: str, offset: int, nbytes: int, crc: int | None = None
+) -> list[EpisodeRow]:
+    """Return the narrow rows of a batch whose message, of checksum `crc`, is at `offset` of
+    `segment`.
+    """
     lengths = ragged(batch, "token_ids").offsets
     return [
         EpisodeRow(
@@ -215,6 +281,7 @@ def narrow_rows(batch: pa.RecordBatch, segment: str, offset: int, nbytes: int) -
             offset=offset,
             nbytes=nbytes,
             row=row,
+            crc=crc,
         )
         for row, fields in enumerate(batch.select(list(_COPIED)).to_pylist())
     ]
