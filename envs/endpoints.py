@@ -15,18 +15,100 @@ class _Endpoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class WireArgument(_Endpoint):
+    """Where the value of one argument goes in an HTTP request, and how it is written there."""
+
+    place: Literal["path", "query", "header", "cookie", "field", "body"]
+    """`field` is a field of the body, `body` all of it."""
+    name: str
+    """The API's name."""
+    style: Literal[
+        "simple", "label", "matrix", "form", "spaceDelimited", "pipeDelimited", "deepObject", ""
+    ] = ""
+    """OpenAPI's word for how lists and objects are written; empty for the default of the place."""
+    explode: bool | None = None
+    """Whether every item is written by itself; None for the default of the style."""
+    allow_reserved: bool = False
+    """Whether reserved characters (`/?#[]@!$&'()*+,;=:`) stay as they are in a query."""
+    media_type: str = ""
+    """Written as text of this type instead of in a style: JSON if its name says so."""
+
+
+class HttpBody(_Endpoint):
+    """How the body of a request is written."""
+
+    media_type: str
+    """Sent as `Content-Type`."""
+    form: Literal["json", "urlencoded", "multipart", "text"] = "json"
+    required: bool = False
+    """Whether a body without any field is sent too."""
+
+
 class HttpOperation(_Endpoint):
     """How the call of one tool becomes an HTTP request (OpenAPI's terms)."""
 
     method: Literal["get", "put", "post", "delete", "patch", "head", "options"]
     path: str
     """Path template below the base URL, for example `/movie/{movie_id}`."""
-    locations: dict[str, Literal["path", "query", "header", "cookie", "body"]] = {}
-    """Part of the request that each argument goes to. Arguments that are not named here are fields
-    of a JSON body; an argument in `body` is the complete body.
+    arguments: dict[str, WireArgument] = {}
+    """Those that are not named here are fields of the body, under their own name."""
+    defaults: dict[str, JsonValue] = {}
+    """Values of required arguments that the policy may leave out; they are sent then."""
+    body: HttpBody | None = None
+    accept: str = "application/json"
+    """Media types that the API answers with, sent as `Accept`."""
+    base_url: str = ""
+    """The operation's own server; empty for that of the API."""
+    credentials: tuple[str, ...] = ()
+    """Names of the endpoint's credentials that are sent, all of them."""
+    needs_credentials: bool = False
+    """Whether the API answers only who has credentials: a refusal is then not the policy's fault.
     """
-    wire_names: dict[str, str] = {}
-    """The API's names of arguments that are renamed here because the API uses one name twice."""
+    tried: bool = False
+    """Whether trials may call it although its method could change something."""
+
+
+class TokenCredential(_Endpoint):
+    """A token or key that is sent as it is."""
+
+    kind: Literal["token"] = "token"
+    variable: str
+    """Environment variable that holds it."""
+    place: Literal["header", "query", "cookie"] = "header"
+    name: str = "Authorization"
+    """Of the header, of the query parameter or of the cookie."""
+    prefix: str = "Bearer "
+    """Written before it."""
+
+
+class BasicCredential(_Endpoint):
+    """A user's name and password (HTTP Basic)."""
+
+    kind: Literal["basic"] = "basic"
+    variable: str = ""
+    """Environment variable that holds both, as `user:password`; or empty."""
+    user_variable: str = ""
+    password_variable: str = ""
+
+
+class ClientCredential(_Endpoint):
+    """A client of an OAuth 2 server, which gives it tokens (client credentials, RFC 6749, 4.4)."""
+
+    kind: Literal["client"] = "client"
+    id_variable: str
+    """Environment variable that holds the client's id."""
+    secret_variable: str
+    token_url: str
+    scopes: tuple[str, ...] = ()
+    in_body: bool = False
+    """Whether id and secret are sent in the form, not as HTTP Basic."""
+
+
+Credential = Annotated[
+    TokenCredential | BasicCredential | ClientCredential, Field(discriminator="kind")
+]
+INFRA_STATUSES = (429, 502, 503, 504)
+"""Statuses of which a policy can seldom be the cause."""
 
 
 class HttpEndpoint(_Endpoint):
@@ -39,11 +121,12 @@ class HttpEndpoint(_Endpoint):
     """Hosts that may be contacted, also by redirects: `host:port`, or `host` for ports 80 and 443.
     If a name resolves to a private address, that address must be listed too.
     """
-    token_variable: str = ""
-    """Environment variable with a token; empty for none."""
-    token_location: Literal["bearer", "header", "query"] = "bearer"
-    """How the token is sent: as a bearer token, or as the header or query key `token_name`."""
-    token_name: str = ""
+    credentials: dict[str, Credential] = {}
+    """By the names that operations use."""
+    infra_statuses: tuple[int, ...] = INFRA_STATUSES
+    """Statuses that are failures of the infrastructure; requests that change nothing are sent again
+    then.
+    """
 
     @property
     def place(self) -> str:
@@ -53,7 +136,7 @@ class HttpEndpoint(_Endpoint):
     @property
     def isolation(self) -> str:
         """`read-only` or `shared`: who sees what a session changes."""
-        reads = all(operation.method in _READING for operation in self.operations)
+        reads = all(one.method in _READING or one.tried for one in self.operations)
         return "read-only" if reads else "shared"
 
 

@@ -12,18 +12,26 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    StrictInt,
     StrictStr,
     Tag,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
+from envs.endpoints import INFRA_STATUSES
 from envs.errors import DataFileError, MissingError
+from envs.sources.openapi.options import GivenCredential, RealApi
 from envs.tasks import Split
 from envs.tasksets.file.scorer_rows import ScorerRow, UserRow
 
 NonEmpty = Annotated[StrictStr, Field(min_length=1)]
 _SHOWN = 80
+_REAL_KEYS = (
+    *("allowed_hosts", "token_variable", "token_prefix", "credentials"),
+    *("trial_operations", "infra_statuses"),
+)
 
 
 class _Row(BaseModel):
@@ -69,10 +77,43 @@ class OpenApiTools(_Source):
     """`{"openapi": "api.json"}`: a simulation of the API, or with `base_url` the real API."""
 
     openapi: NonEmpty
-    base_url: NonEmpty | None = None
-    allowed_hosts: tuple[NonEmpty, ...] = ()
     operations: tuple[NonEmpty, ...] | None = None
+    """Operations by `operationId` or as `GET /path`; None for all that can be served."""
+    fixtures: NonEmpty | None = None
+    """Of a simulation: a JSON file with its state at the start, a value for each path."""
+    seed: int = 0
+    """Of a simulation: what is not in fixtures or examples is sampled with it."""
+    base_url: NonEmpty | None = None
+    """Of the real API; the keys below it are those of `RealApi`."""
+    allowed_hosts: tuple[NonEmpty, ...] = ()
     token_variable: str = ""
+    token_prefix: str | None = None
+    credentials: dict[str, GivenCredential] = {}
+    trial_operations: tuple[NonEmpty, ...] = ()
+    infra_statuses: tuple[StrictInt, ...] = INFRA_STATUSES
+
+    @model_validator(mode="after")
+    def _one_world(self) -> "OpenApiTools":
+        foreign = ("fixtures", "seed") if self.base_url else _REAL_KEYS
+        named = [key for key in foreign if key in self.model_fields_set]
+        if named and self.base_url:
+            raise ValueError(
+                f"expected no `{named[0]}` with `base_url`: the real API has its own state"
+            )
+        if named:
+            raise ValueError(
+                f"expected `base_url` with `{named[0]}`, found none: the simulation contacts no "
+                "host; add `base_url`, or remove the other keys"
+            )
+        return self
+
+    @property
+    def real(self) -> RealApi | None:
+        """The real API; None for a simulation."""
+        if self.base_url is None:
+            return None
+        given = self.model_dump(include={"base_url", *_REAL_KEYS}, exclude_unset=True)
+        return RealApi.model_validate(given)
 
 
 class McpPlace(_Row):

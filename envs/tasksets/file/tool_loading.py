@@ -12,7 +12,7 @@ from envs.endpoints import (
     OpenEnvEndpoint,
 )
 from envs.errors import DataFileError
-from envs.sources.openapi import tool_set_of_openapi
+from envs.sources.openapi.tool_set import real_tool_set, simulated_tool_set
 from envs.sources.python import tool_set_of_class, tool_set_of_functions
 from envs.sources.python_folder import Hidden, merged, read_folder, read_text
 from envs.tasksets.file.rows import (
@@ -63,21 +63,25 @@ class ToolLoader:
             case FunctionTools(functions=name):
                 return self._python(name, source, named)
             case OpenApiTools():
-                path = self._folder / source.openapi
-                try:
-                    return tool_set_of_openapi(
-                        read_text(path),
-                        base_url=source.base_url,
-                        allowed_hosts=source.allowed_hosts,
-                        operations=source.operations,
-                        token_variable=source.token_variable,
-                    )
-                except DataFileError as error:
-                    raise DataFileError(f"{path}: {error}") from error
+                return self._openapi(source)
             case McpServerTools(mcp=place):
                 return self._list_tools(_mcp_endpoint(place, self._folder))
             case OpenEnvServerTools(openenv=place):
                 return self._list_tools(OpenEnvEndpoint(url=place.url))
+
+    def _openapi(self, source: OpenApiTools) -> ToolSet:
+        path = self._folder / source.openapi
+        text, fixtures = read_text(path), ""
+        if source.fixtures:
+            fixtures = read_text(self._folder / source.fixtures)
+        try:
+            if source.real is not None:
+                return real_tool_set(text, source.real, operations=source.operations)
+            return simulated_tool_set(
+                text, operations=source.operations, fixtures=fixtures, seed=source.seed
+            )
+        except DataFileError as error:
+            raise DataFileError(f"{path}: {error}") from error
 
     def _python(self, name: str, source: PythonTools | FunctionTools, named: bool) -> ToolSet:
         path = self._folder / name

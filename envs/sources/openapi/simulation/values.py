@@ -20,14 +20,16 @@ _TYPES = {
 }
 
 
-def argument_fault(properties: dict, required: list, arguments: dict) -> str:
+def argument_fault(properties: dict, required: list, arguments: dict, others: Any) -> str:
+    """Return what is wrong with the arguments; `others` is the schema of those without a name."""
     for name in required:
         if name not in arguments:
             return f"{name}: field required"
     for name, value in arguments.items():
-        if name not in properties:
+        if name not in properties and others is False:
             return f"{name}: no such argument"
-        fault = _mismatch(properties[name], value, name)
+        schema = properties.get(name, others if isinstance(others, dict) else {})
+        fault = _mismatch(schema, value, name)
         if fault:
             return fault
     return ""
@@ -52,7 +54,11 @@ def _mismatch(schema: dict, value: Any, name: str) -> str:
             return f"{name}: expected at most {schema['maximum']}"
     if isinstance(value, dict) and schema.get("properties"):
         inner = {key: item for key, item in value.items() if key in schema["properties"]}
-        return argument_fault(schema["properties"], schema.get("required", []), inner)
+        return argument_fault(schema["properties"], schema.get("required", []), inner, True)
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        faults = (_mismatch(items, item, f"{name}[{i}]") for i, item in enumerate(value))
+        return next((fault for fault in faults if fault), "")
     return ""
 
 
@@ -65,9 +71,13 @@ def drawn_value(schema: dict, rng: random.Random, name: str, depth: int) -> Any:
     if schema.get("anyOf"):
         return drawn_value(schema["anyOf"][0], rng, name, depth)
     given = schema.get("type", "object" if schema.get("properties") else "string")
-    kind = given[0] if isinstance(given, list) else given
+    real = [one for one in given if one != "null"] if isinstance(given, list) else [given]
+    kind = real[0] if real else "null"
     if kind == "object":
         pairs = schema.get("properties", {}).items() if depth > 0 else ()
+        others = schema.get("additionalProperties")
+        if not pairs and isinstance(others, dict) and depth > 0:
+            pairs = ((word, others) for word in rng.sample(WORDS, 2))
         return {key: drawn_value(below, rng, key, depth - 1) for key, below in pairs}
     if kind == "array":
         count = rng.randint(1, 3) if depth > 0 else 0
@@ -125,3 +135,23 @@ def is_number(schema: dict) -> bool:
 
 def copied(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal, apart from case and from being a number or its text."""
+    return str(one).lower() == str(other).lower()
+
+
+def whole_numbers(schema: dict, value: Any) -> Any:
+    """Return `value` with `3.0` as `3` where the schema expects an integer."""
+    if isinstance(value, float):
+        given = schema.get("type", [])
+        kinds = given if isinstance(given, list) else [given]
+        is_whole = value.is_integer() and "integer" in kinds and "number" not in kinds
+        return int(value) if is_whole else value
+    if isinstance(value, list):
+        return [whole_numbers(schema.get("items", {}), item) for item in value]
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        return {name: whole_numbers(known.get(name, {}), item) for name, item in value.items()}
+    return value

@@ -10,24 +10,30 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.sources.openapi_operations import ApiOperation
+from envs.sources.openapi.operations import ApiOperation
 from envs.tools import JsonObject
 
-_TEXTS = ("openapi_values.py", "openapi_backend.py")
+TEXTS = ("values.py", "json_patch.py", "resources.py", "listing.py", "stores.py", "backend.py")
 _WIDTH = 96
 
 
-def simulation_source(operations: Sequence[ApiOperation]) -> tuple[str, tuple[str, ...]]:
+def simulation_source(
+    operations: Sequence[ApiOperation], fixtures: JsonObject, seed: int
+) -> tuple[str, tuple[str, ...]]:
     """Return the source, and for each operation the method that serves it.
 
     Methods are called `Simulation.operation_0` and so on, in the order of `operations`.
     """
-    facts = [_facts(operation) for operation in operations]
+    facts = {
+        "operations": [_facts(operation) for operation in operations],
+        "fixtures": fixtures,
+        "seed": seed,
+    }
     packed = base64.b85encode(zlib.compress(json.dumps(facts).encode(), 9)).decode()
     rows = [packed[start : start + _WIDTH] for start in range(0, len(packed), _WIDTH)]
-    methods = [f"operation_{index}" for index in range(len(facts))]
+    methods = [f"operation_{index}" for index in range(len(operations))]
     lines = [
-        *(_without_own_imports(name) for name in _TEXTS),
+        *(_without_own_imports(name) for name in TEXTS),
         "import base64",
         "import zlib",
         "",
@@ -38,11 +44,10 @@ def simulation_source(operations: Sequence[ApiOperation]) -> tuple[str, tuple[st
         "",
         "class Simulation(SimulatedApi):",
         "    def __init__(self):",
-        "        facts = json.loads(zlib.decompress(base64.b85decode(_FACTS)))",
-        "        super().__init__(facts, random.getrandbits(62))",
+        "        super().__init__(**json.loads(zlib.decompress(base64.b85decode(_FACTS))))",
     ]
     for index, method in enumerate(methods):
-        lines += ["", f"    def {method}(self, **arguments):"]
+        lines += ["", f"    def {method}(self, /, **arguments):"]
         lines += [f"        return self.answer({index}, arguments)"]
     return "\n".join([*lines, ""]), tuple(f"Simulation.{method}" for method in methods)
 
@@ -62,15 +67,20 @@ def _without_own_imports(name: str) -> str:
 
 
 def _facts(operation: ApiOperation) -> JsonObject:
-    parameters = operation.spec.parameters
+    request, parameters = operation.request, operation.spec.parameters
+    body = request.body
     return {
-        "method": operation.request.method,
-        "path": operation.request.path,
-        "locations": {**operation.request.locations},
-        "wire_names": {**operation.request.wire_names},
+        "method": request.method,
+        "path": request.path,
+        "places": {name: [wire.place, wire.name] for name, wire in request.arguments.items()},
+        "defaults": {**request.defaults},
         "properties": parameters["properties"],
         "required": parameters["required"],
+        "others": parameters["additionalProperties"],
+        "body": body.media_type if body else "",
+        "sent": [operation.sent.single, operation.sent.items],
         "status": operation.answer.status,
         "schema": operation.answer.schema,
         "example": operation.answer.example,
+        "answered": [operation.answer.shape.single, operation.answer.shape.items],
     }

@@ -1,0 +1,101 @@
+"""A response of an HTTP API as an answer to a call: text, or a word on what is no text."""
+
+import codecs
+import json
+import zlib
+from collections.abc import Sequence
+
+import httpx
+
+from envs.errors import InfraError
+from envs.remote.endpoint_session import BackendReply
+from envs.tools import AnswerStatus
+
+_TEXT_TYPES = ("json", "xml", "yaml", "javascript", "graphql", "x-www-form-urlencoded", "csv")
+_ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""Window sizes that zlib takes for each encoding."""
+_CONTROL = frozenset(range(32)) - {9, 10, 12, 13, 27}
+
+
+async def read_reply(
+    response: httpx.Response, limit: int, infra_statuses: Sequence[int], note: str
+) -> BackendReply:
+    """Return the answer that a response gives, of at most `limit` bytes.
+
+    A status in `infra_statuses` is a failure of the infrastructure; `note` is then added, if there
+    is one. Raises InfraError for a compression that was not asked for and is unknown.
+    """
+    body, truncated = await _body(response, limit)
+    text = _text(response, body, truncated=truncated)
+    if response.is_success:
+        return BackendReply(AnswerStatus.OK, text or _empty(response), truncated)
+    line = f"{response.status_code} {response.reason_phrase}".strip()
+    text = f"{line}: {text}" if text else line
+    if response.status_code in infra_statuses:
+        return BackendReply(AnswerStatus.INFRA_ERROR, f"{text}{note}", truncated)
+    return BackendReply(AnswerStatus.TOOL_ERROR, text, truncated)
+
+
+async def _body(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
+    """Return at most `limit` bytes, and whether there were more.
+
+    Compressed bytes are expanded only up to the limit, however small they are on the wire.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if encoding != "identity" and encoding not in _ENCODINGS:
+        raise InfraError(f"expected a reply without compression, found encoding {encoding}")
+    expand = zlib.decompressobj(_ENCODINGS[encoding]) if encoding in _ENCODINGS else None
+    received = bytearray()
+    async for part in response.aiter_raw():
+        try:
+            received += expand.decompress(part, limit + 1 - len(received)) if expand else part
+        except zlib.error as error:
+            raise InfraError(f"expected a reply in {encoding}, found {error}") from error
+        if len(received) > limit:
+            break
+    return bytes(received[:limit]), len(received) > limit
+
+
+def _text(response: httpx.Response, body: bytes, *, truncated: bool) -> str:
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not body:
+        return ""
+    if _is_text(kind, body):
+        return _decoded(body, response.charset_encoding or "utf-8")
+    size = f"more than {len(body)}" if truncated else f"{len(body)}"
+    disposition = response.headers.get("content-disposition", "")
+    name = disposition.partition("filename=")[2].partition(";")[0].strip().strip('"')
+    named = f" {name}" if name and name.isprintable() else ""
+    return f"[{kind or 'binary data'}{named}, {size} bytes]"
+
+
+def _is_text(kind: str, body: bytes) -> bool:
+    """Whether a body is text: by its media type, and where that does not say it, by its bytes."""
+    if kind.startswith("text/") or kind.endswith(_TEXT_TYPES):
+        return True
+    if kind.startswith(("image/", "audio/", "video/", "font/")):
+        return kind == "image/svg+xml"
+    if _CONTROL & set(body):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(body)  # its end may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decoded(body: bytes, charset: str) -> str:
+    """Return text in the encoding that the response names, or in UTF-8 if there is no such one."""
+    try:
+        return body.decode(charset, "replace")
+    except (LookupError, ValueError):
+        return body.decode("utf-8", "replace")
+
+
+def _empty(response: httpx.Response) -> str:
+    """Return what is said of a success without a body: its status, and where the result is."""
+    said: dict[str, int | str] = {"status": response.status_code}
+    location = response.headers.get("location", "")
+    if location and location.isprintable():
+        said["location"] = location
+    return json.dumps(said, ensure_ascii=False)
