@@ -270,7 +270,7 @@ async def test_a_trial_calls_what_the_user_says_is_safe() -> None:
 async def test_a_whole_number_goes_out_as_an_integer() -> None:
     x = WireArgument(place="path", name="x")
     operation = HttpOperation(method="post", path="/items/{x}", arguments={"x": x})
-    whole = {"type": "integer"}
+    whole: JsonObject = {"type": "integer"}
     spec = ToolSpec(
         name="tool0",
         description="",

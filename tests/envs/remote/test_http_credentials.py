@@ -86,7 +86,7 @@ class TokenServer:
     """Answers `/token` with a new token each time, and `/x` if the token is not refused."""
 
     def __init__(self, **reply: object) -> None:
-        self.reply = reply
+        self.reply: dict[str, object] = {**reply}
         self.given = 0
         self.refused: set[str] = set()
 

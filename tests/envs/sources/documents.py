@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
-from envs.tools import JsonObject, ToolSet
+from envs.tools import ToolSet
 
 
 def document(paths: Mapping, version: str = "3.0.3", **parts: object) -> str:
@@ -11,14 +12,14 @@ def document(paths: Mapping, version: str = "3.0.3", **parts: object) -> str:
     return json.dumps({"openapi": version, "info": info, "paths": paths, **parts})
 
 
-def parameters(tool_set: ToolSet, index: int = 0) -> JsonObject:
+def parameters(tool_set: ToolSet, index: int = 0) -> dict[str, Any]:
+    """Return the schema of a tool's arguments."""
     return tool_set.tools[index].parameters
 
 
-def properties(tool_set: ToolSet, index: int = 0) -> JsonObject:
-    found = parameters(tool_set, index)["properties"]
-    assert isinstance(found, dict)
-    return found
+def properties(tool_set: ToolSet, index: int = 0) -> dict[str, Any]:
+    """Return the schema of each argument of a tool."""
+    return parameters(tool_set, index)["properties"]
 
 
 def posting(schema: object, version: str = "3.0.3", **schemas: object) -> str:

@@ -143,7 +143,11 @@ API = RealApi(base_url="http://h.local/v1", token_variable="T")
 
 
 @given(DOCUMENTS, st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+)
 def test_a_random_document_is_served_or_refused(document: dict, rng: random.Random) -> None:
     text = json.dumps(document)
     try:

@@ -43,7 +43,7 @@ def test_a_path_parameter_keeps_its_name() -> None:
         {"name": "stray", "in": "path", "required": True, **string},
     ]
     found = parameters(simulated_tool_set(document({"/u/{id}": {"put": {"parameters": given}}})))
-    assert list(found["properties"]) == ["id_in_query", "id"]  # type: ignore[arg-type]
+    assert list(found["properties"]) == ["id_in_query", "id"]
     assert found["required"] == ["id"]
 
 
@@ -218,9 +218,9 @@ def secured(*alternatives: object, root: object = None) -> str:
     operation = {"security": [*alternatives]} if alternatives else {}
     if alternatives == ([],):
         operation = {"security": []}
-    parts = {"components": {"securitySchemes": SCHEMES}}
+    parts: dict[str, object] = {"components": {"securitySchemes": SCHEMES}}
     if root is not None:
-        parts["security"] = root  # type: ignore[assignment]
+        parts["security"] = root
     return document({"/x": {"get": operation}, "/y": {"get": {"security": []}}}, "3.1.0", **parts)
 
 
