@@ -35,17 +35,18 @@ class ToolHopScorer:
 
     Source: `sample_process` in `code/evaluation_open.py` of the data set's repository (Apache-2.0).
     An answer is correct when the expected answer occurs in the reply. Both are lower-cased and
-    lose trailing `.` and `0` characters; the reply also loses its commas. That is generous: `15` is
-    found in `1915`, and `360`, stripped to `36`, in `2036`. The component `exact` is strict: the
-    texts are equal apart from case, commas, surrounding white space and a final full stop;
-    numbers are compared by value. Both ignore typographic forms of quotes, minus signs and accents,
-    which the script tells apart.
+    lose commas, and trailing `.` and `0` characters. That is generous: `15` is found in `1915`, and
+    `360`, stripped to `36`, in `2036`. The component `exact` is strict: the texts are equal apart
+    from case, commas, surrounding white space and a final full stop; numbers are compared by value.
 
-    Three further differences from the script, each of which can only lower a score. The script
-    reads the complete last message; here `answer` is what the policy marked as its answer. The
-    script also accepts the expected answer in the last tool result when the message lacks it. And
-    it finds an expected answer that strips to nothing (`0`) in any reply; here that has to match
-    exactly.
+    Two differences from the script can only raise a score. In the script only the reply loses its
+    commas, so that an expected answer with a comma is never found. And it tells typographic forms
+    of quotes, minus signs and accents apart.
+
+    Three can only lower it. The script reads the complete last message; here `answer` is what the
+    policy marked as its answer. The script also accepts the expected answer in the last tool result
+    when the message lacks it. And it finds an expected answer that strips to nothing (`0`) in any
+    reply; here that has to match exactly.
     """
 
     expected: str
@@ -54,7 +55,7 @@ class ToolHopScorer:
         """Return 1 or 0 as reward and component `answer`, and the stricter component `exact`."""
         answer, expected = one_spelling(answer), one_spelling(self.expected)
         exact = bool(answer.strip()) and _plain(answer) == _plain(expected)
-        needle = expected.rstrip(".0").lower()
+        needle = expected.rstrip(".0").replace(",", "").lower()
         haystack = answer.rstrip(".0").replace(",", "").lower()
         correct = needle in haystack if needle else exact
         return Score(float(correct), {"answer": float(correct), "exact": float(exact)})

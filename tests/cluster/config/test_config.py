@@ -21,6 +21,20 @@ def test_shipped_recipes_resolve_and_their_toml_gives_them_back(
     assert set(tomllib.loads(to_toml(config))) == set(RunConfig.model_fields)
 
 
+TOOLHOPS_LONGEST = 7
+"""Hops of its longest questions; each needs a call of its own."""
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_recipes_on_toolhop_leave_room_for_its_longest_questions(recipe: str) -> None:
+    config = load_config(recipe)
+    if isinstance(config.env, ToolHopEnvConfig):
+        for budget in (config.episode.trial, config.episode.execution):
+            assert budget.calls >= TOOLHOPS_LONGEST
+            assert budget.turns > budget.calls  # the experience or the answer is a turn as well
+            assert budget.tokens >= 40 * budget.turns
+
+
 def test_overrides_are_toml_values_or_plain_strings() -> None:
     config = load_config(
         "toolhop",

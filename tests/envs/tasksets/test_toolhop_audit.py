@@ -1,5 +1,6 @@
 """The audit of ToolHop files: a bounded, seeded search whose calls really run in the sandbox."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.tasksets.toolhop.audit import Audit, audit
 from envs.tasksets.toolhop.environment import OWN_TASKS
+from envs.tasksets.toolhop.example_calls import example_calls
 from envs.tasksets.toolhop.questions import read_questions
 from envs.tasksets.toolhop.search import candidate_calls
 from envs.tools import AnswerStatus, ToolSpec
@@ -53,6 +55,64 @@ def test_same_seed_gives_the_same_calls() -> None:
 def test_search_ends_where_there_is_nothing_left_to_try() -> None:
     spec = SPEC.model_copy(update={"parameters": {"type": "object", "properties": {}}})
     assert list(islice(candidate_calls(spec, [], 40, 0), 41)) == [{}]
+
+
+SOURCE = """
+def find(name, year=1, **more):
+    find(name='inside')
+    return name
+
+class Other:
+    seen = find('in a class')
+
+settings = {'year': 3}
+print(find('Ada', year=2))
+if __name__ == '__main__':
+    found = [find(name=each) for each in ['a loop']]
+    who = ('x', 1)
+    find(name=who, deep={'k': None})
+find(**settings)
+find(name=open('x'))
+find(name={1, 2})
+find('Ada', 2, 3)
+"""
+
+
+def test_example_calls_are_read_from_the_source() -> None:
+    assert list(example_calls(SOURCE, "find")) == [
+        {"name": "Ada", "year": 2},
+        {"name": ["x", 1], "deep": {"k": None}},
+        {"year": 3},
+    ]
+    assert list(example_calls(SOURCE, "other")) == []
+    assert list(example_calls("def find(:", "find")) == []
+
+
+async def test_the_call_that_a_source_shows_is_tried(tmp_path: Path) -> None:
+    tool = {
+        "name": "motto",
+        "description": "",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
+    }
+    source = "def motto(key):\n    return 'Per aspera' if key == 'zq7' else 'Unknown'\nmotto('zq7')"
+    question = {
+        "id": 1,
+        "question": "Which motto?",
+        "answer": "Per aspera",
+        "sub_task": {"Which motto is it?": "Per aspera"},
+        "tools": {"Which motto is it?": tool},
+        "functions": [source],
+        "domain": "x",
+        "answer_type": "x",
+    }
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps([question]))
+    counts = (await run(path, 5)).to_json()
+    assert counts["sub_questions_reached_by_the_sources_example"] == 1
+    assert counts["questions_with_final_hop_reached"] == 1
+    question["functions"] = [source.removesuffix("motto('zq7')")]
+    path.write_text(json.dumps([question]))
+    assert (await run(path, 5)).to_json()["questions_with_final_hop_reached"] == 0
 
 
 async def run(path: Path, calls: int) -> Audit:
