@@ -158,6 +158,10 @@ class EpisodeConfig(Section):
     sampled stays in the context; `drop`: after each turn with a thought the context is written
     again without it, so that an episode has more tokens to train; see docs/models.md.
     """
+    long_prompts: Literal["auto", "skip", "refuse"] = "auto"
+    """Tasks whose prompt leaves no room to answer. `skip`: they are named and left out; `refuse`:
+    nothing starts; `auto`, the default: training and collection skip, evaluation refuses.
+    """
     trial: PhaseBudget = PhaseBudget()
     """Budget of the trial phase (`[episode.trial]`). When its turns or tokens are used up, the
     execution phase starts; when its calls are, the policy can only write its experience.

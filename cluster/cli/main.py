@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cluster.cli import check as cli_check
 from cluster.cli import dashboard as cli_dashboard
 from cluster.cli import inspection, rendering
 from cluster.cli import jobs as cli_jobs
@@ -303,6 +304,7 @@ def evaluate(
 
 
 app.add_typer(inspection.app)
+app.add_typer(cli_check.app)
 app.add_typer(cli_jobs.app)
 app.add_typer(rendering.app)
 app.add_typer(cli_dashboard.app)

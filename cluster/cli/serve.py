@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
+from cluster.progress import Progress
+from cluster.scheduling.tool_check import say_of_tools
 from envs.errors import ConfigError
 from envs.gateway.serve import ServedTasks, serve_tasks
 from envs.server.main import bind_tcp
@@ -53,7 +55,10 @@ def run_serve(config: RunConfig, address: Address, split: Split | None, count: i
 
     Raises ConfigError (no such tasks, no token off loopback, a port that is taken), IsolationError.
     """
-    tasks = tasks_to_serve(environment_of(config), config.run.seed, split, count)
+    environment = environment_of(config)
+    tasks = tasks_to_serve(environment, config.run.seed, split, count)
+    if not environment.endless:
+        say_of_tools(config, tasks, Progress())
     listener = bind_tcp(address.host, address.port, address.token)
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -22,9 +22,10 @@ from cluster.lifecycle.opening import Opening, Resume, check_run, next_free
 from cluster.progress import QUIET, Counter, Progress
 from cluster.running import run_async
 from cluster.scheduling.dispatcher import Affinity, Dispatcher
-from cluster.scheduling.prompt_check import check_all_prompts
+from cluster.scheduling.prompt_check import tasks_with_room
 from cluster.scheduling.schedule import GroupPlan, Schedule, ScheduledGroup
 from cluster.scheduling.task_sources import eval_tasks
+from cluster.scheduling.tool_check import say_of_tools
 from envs.errors import ConfigError
 from envs.tasks import Task
 from rollout.episode import Lease, RolloutKind
@@ -128,7 +129,9 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
     inputs = resolve_inputs(config)
     check_serving(config, inputs.model)
     tasks = eval_tasks(config, inputs.environment)
-    check_all_prompts(inputs, tasks)
+    tasks, warning = tasks_with_room(inputs, tasks)
+    if warning:
+        progress.say(warning)
     check_and_restore(config, path, progress, new=new)
     opening = check_evaluation(config, path, tasks)
     ledger = RunReader(path).ledger() if opening.resumes else LedgerState()
@@ -141,6 +144,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
         with opening.open(progress) as run:
             report_on(run.path)
         return path
+    say_of_tools(config, tasks, progress)
     progress.say(f"if interrupted, resume with: --run {path}")
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{path.absolute()}")
     with (

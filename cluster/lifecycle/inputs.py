@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
+from envs.errors import MissingError
 from envs.tasks import Environment
 from learner.pretrained.resolve import check_folder_context, resolve_model
 from rollout.chat.loading import shipped_names, template_path
@@ -35,6 +36,19 @@ def resolve_inputs(config: RunConfig) -> RunInputs:
     environment = environment_of(config)  # first: a model may take half a minute to build
     model = find_model(config)
     return RunInputs(_with_tool_format(config, model), model, environment)
+
+
+def resolve_available(config: RunConfig) -> tuple[Environment, RunInputs | None, str]:
+    """Return the environment of a recipe, and its inputs; or none, and why it has no model.
+
+    Raises as `resolve_inputs` does for anything but a model that is not there.
+    """
+    environment = environment_of(config)
+    try:
+        model = find_model(config)
+    except MissingError as error:
+        return environment, None, str(error)
+    return environment, RunInputs(_with_tool_format(config, model), model, environment), ""
 
 
 def find_model(config: RunConfig) -> Path:

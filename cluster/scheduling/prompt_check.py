@@ -16,20 +16,29 @@ SAMPLED = 64
 _SHOWN = 3
 
 
-def check_all_prompts(inputs: RunInputs, tasks: Sequence[Task]) -> None:
-    """Raise ConfigError, which names them, if the prompt of any of `tasks` leaves no room.
+def tasks_with_room(inputs: RunInputs, tasks: Sequence[Task]) -> tuple[Sequence[Task], str]:
+    """Return the tasks of an evaluation whose prompt leaves room, and a warning about the others,
+    empty if there are none.
 
-    For evaluations: one that leaves tasks out would not be comparable.
+    Raises ConfigError, which names them, unless `episode.long_prompts` is `skip`: an evaluation
+    that leaves tasks out is comparable only to one that leaves out the same.
     """
     long = _long_prompts(inputs, tasks)
-    if long:
-        raise ConfigError(_described(inputs, tasks, long))
+    if not long:
+        return tasks, ""
+    described = _described(inputs, tasks, long)
+    names = {name for name, _ in long}
+    kept = [task for task in tasks if task.id not in names]
+    if inputs.config.episode.long_prompts != "skip" or not kept:
+        raise ConfigError(described)
+    return kept, f"{described}. They are left out of the evaluation"
 
 
 def check_some_prompts(inputs: RunInputs, source: TaskSource) -> str:
     """Return a warning about training tasks that will be skipped; empty if there are none.
 
-    Raises ConfigError if the prompt of none of the tasks leaves room.
+    Raises ConfigError if the prompt of none of the tasks leaves room, or if one leaves none and
+    `episode.long_prompts` is `refuse`.
     """
     environment, config = inputs.environment, inputs.config
     if environment.endless:
@@ -40,22 +49,28 @@ def check_some_prompts(inputs: RunInputs, source: TaskSource) -> str:
     if not long:
         return ""
     described = _described(inputs, tasks, long)
-    if len(long) == len(tasks[:CHECKED]):
+    refused = config.episode.long_prompts == "refuse"
+    if refused or len(long) == len(tasks[:CHECKED]):
         raise ConfigError(described)
     return f"{described}. They are skipped"
 
 
-def _long_prompts(inputs: RunInputs, tasks: Sequence[Task]) -> list[tuple[str, int]]:
-    """Return the ids of tasks whose prompt fills the context, and their numbers of tokens."""
+def prompt_tokens(inputs: RunInputs, tasks: Sequence[Task]) -> list[tuple[str, int]]:
+    """Return the id and the number of tokens of the prompt of each task, of the first `CHECKED`."""
     config = inputs.config
     template = ChatTemplate.load(inputs.model, config.model)
     format = format_of(template, config.model.tool_format)
     languages = (Language(template, format, task, config.episode) for task in tasks[:CHECKED])
-    counted = [
+    return [
         (task.id, len(language.tokenise(language.opening())))
         for task, language in zip(tasks, languages, strict=False)
     ]
-    return [(task, tokens) for task, tokens in counted if tokens >= config.model.max_model_len]
+
+
+def _long_prompts(inputs: RunInputs, tasks: Sequence[Task]) -> list[tuple[str, int]]:
+    """Return the ids of tasks whose prompt fills the context, and their numbers of tokens."""
+    most = inputs.config.model.max_model_len
+    return [(task, tokens) for task, tokens in prompt_tokens(inputs, tasks) if tokens >= most]
 
 
 def _described(inputs: RunInputs, tasks: Sequence[Task], long: Sequence[tuple[str, int]]) -> str:

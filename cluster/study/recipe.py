@@ -14,7 +14,7 @@ from envs.tasksets.catalog.config import CatalogConfig
 
 _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
-    "episode": {"thoughts": "keep", "max_observation_tokens": 0},
+    "episode": {"thoughts": "keep", "max_observation_tokens": 0, "long_prompts": "auto"},
     "env": {"scorers": [], "trusted_scorers": False, "scorer_timeout_s": 30.0},
     "judge": JudgeConfig().model_dump(mode="json"),
     "simulated_user": SimulatedUserConfig().model_dump(mode="json"),

@@ -14,7 +14,7 @@ from cluster.lifecycle.opening import Resume, open_run
 from cluster.lifecycle.stored_config import stored_config
 from cluster.older_metrics import read_metrics
 from cluster.progress import Progress
-from cluster.scheduling.prompt_check import check_all_prompts
+from cluster.scheduling.prompt_check import tasks_with_room
 from cluster.scheduling.task_sources import eval_tasks
 from cluster.study.eval_pool import EvalPool, measure
 from cluster.study.graph import Results, Stage
@@ -248,7 +248,7 @@ def _evaluation_stage(
         at = seed.pool.recording(with_values(config, "model", path=str(weights)))
         given = RunInputs(at, weights, seed.environments.of(at))
         tasks = eval_tasks(at, given.environment)
-        check_all_prompts(given, tasks)
+        tasks, _ = tasks_with_room(given, tasks)
         path = folder / "run"
         if not RunLayout(path).run_json.exists():
             shutil.rmtree(path, ignore_errors=True)

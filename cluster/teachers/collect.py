@@ -27,6 +27,7 @@ from cluster.scheduling.collection import Collection, CollectionSize
 from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import collection_size, collection_tasks
+from cluster.scheduling.tool_check import say_of_tools, training_sample
 from cluster.teachers.selection_file import SelectionFile, episodes_of, select_episodes
 from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, scripted_teacher
 from envs.errors import ConfigError
@@ -71,6 +72,7 @@ def run_collect(config: RunConfig, out: Path, *, resume: bool, requeue: bool = F
         _check_source(inputs, progress)
         if warning := check_some_prompts(inputs, collection_tasks(config, inputs.environment)):
             progress.say(warning)
+        say_of_tools(config, training_sample(config, inputs.environment), progress)
         with ray_session(config) if section.source == "policy" else nullcontext():
             affordable = run_async(_collect(inputs, opening, size, progress))
     file = select_episodes(out, section.filter, _given(inputs))

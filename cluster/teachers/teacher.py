@@ -2,6 +2,7 @@
 sandboxed tools as the policy that is trained on their episodes.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
 from cluster.scheduling.task_sources import collection_tasks
 from envs.errors import ConfigError
 from envs.messages import Reply
+from envs.services.router import ToolRouter
 from envs.tasks import Task
 from envs.tools import ToolService
 from rollout.chat.template import ChatTemplate
@@ -72,14 +74,15 @@ class TeacherHost:
 
 @asynccontextmanager
 async def open_host(inputs: RunInputs, run: Path) -> AsyncIterator[TeacherHost]:
-    """Start tool servers supervised by this process, and stop them at the end.
+    """Start what serves tools of every kind, supervised by this process, and stop it at the end.
 
     With `tools.record`, calls and answers are recorded in the run directory `run`.
     """
     config = with_recording(inputs.config, run)
     template = ChatTemplate.load(inputs.model, config.model)
-    tools = LocalTools(_NAME, config.tools)
-    await tools.start()
+    servers = LocalTools(_NAME, config.tools)
+    tools = ToolRouter(servers, config.tools, os.environ)
+    await servers.start()
     try:
         model = config.model
         yield TeacherHost(tools, template, model.max_model_len, model.tool_format)

@@ -19,6 +19,7 @@ from cluster.lifecycle.opening import Resume, prepare_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
+from cluster.scheduling.tool_check import say_of_tools, training_sample
 from cluster.teachers.teacher import check_teacher, run_teacher
 from cluster.training.learner_restarts import unless_lost, with_restarts
 from cluster.training.sft_data import parse_source, sft_table
@@ -170,6 +171,7 @@ def _data_of(
         return model, lambda run: table
     inputs = resolve_inputs(config)
     check_teacher(inputs)
+    say_of_tools(config, training_sample(config, inputs.environment), progress)
     return inputs.model, lambda run: run_async(_demonstrated(inputs, run, progress))
 
 

@@ -28,6 +28,7 @@ from cluster.scheduling.groups import Group
 from cluster.scheduling.played import PlayedGroup
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
+from cluster.scheduling.tool_check import say_of_tools, training_sample
 from cluster.training.activity import Part
 from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job_on, table_of
@@ -210,6 +211,7 @@ def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> Json
     if note := check_training(config, config.learner, inputs.model):
         progress.say(note)
     warn_of_long_prompts(inputs, progress)
+    say_of_tools(config, training_sample(config, inputs.environment), progress)
     progress.phase(f"starting Ray; {RUN_DIRECTORY_IS}{config.path.absolute()}")
     workers = _remembered_workers(config) if opening.resumes else workers_wanted(config)
     with (

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from envs.errors import DataFileError
-from envs.sources.python_annotations import Annotations, nullable
+from envs.sources.python_annotations import Annotations, field_keywords, is_field, nullable
 from envs.sources.python_docstrings import Documentation, parse_docstring
 from envs.sources.python_scope import Function, Scope, name_of, type_parameters
 from envs.tools import JsonObject, ToolSet, ToolSpec
@@ -205,7 +205,7 @@ def _spec(function: Function, annotations: Annotations, *, bound: bool) -> ToolS
         parameters={
             "type": "object",
             "properties": properties,
-            "required": [argument.arg for argument, default in pairs if default is None],
+            "required": [a.arg for a, default in pairs if default is None or is_field(default)],
             "additionalProperties": (annotations.schema(rest) or True) if rest else False,
         },
     )
@@ -222,6 +222,8 @@ def _property(
         schema = nullable(schema)  # `size: int = None` takes null
     if text := documentation.arguments.get(argument.arg):
         schema["description"] = text
+    if is_field(default):
+        return schema | field_keywords(default, schema)
     if default is not None:
         try:
             value = ast.literal_eval(default)

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from pydantic import JsonValue
 
@@ -167,8 +168,7 @@ class Annotations:
         if name == "Annotated":
             schema = self.of(items[0], depth - 1)
             for extra in items[1:]:
-                if isinstance(extra, ast.Constant) and isinstance(extra.value, str):
-                    schema["description"] = extra.value
+                schema |= _metadata(extra, schema)
             return schema
         if name in _LISTS and len(items) == 1:
             return {"type": "array", "items": self.of(items[0], depth - 1)}
@@ -254,3 +254,48 @@ def literal_schema(options: "list[JsonValue] | dict[str, JsonValue]") -> JsonObj
     names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
     kinds = list(dict.fromkeys(names.get(type(value), "array") for value in values))
     return {"type": kinds[0] if len(kinds) == 1 else [*kinds], "enum": values}
+
+
+_OF_FIELD = {
+    "title": "title",
+    "description": "description",
+    "examples": "examples",
+    "gt": "exclusiveMinimum",
+    "ge": "minimum",
+    "lt": "exclusiveMaximum",
+    "le": "maximum",
+    "multiple_of": "multipleOf",
+    "pattern": "pattern",
+}
+"""Keywords of `Field` that schemas have under these names."""
+_OF_LENGTH = {"min_length": ("minLength", "minItems"), "max_length": ("maxLength", "maxItems")}
+
+
+def _metadata(extra: ast.expr, schema: JsonObject) -> JsonObject:
+    """Return what a part of `Annotated` says: a description, or the keywords of a `Field`."""
+    if isinstance(extra, ast.Constant) and isinstance(extra.value, str):
+        return {"description": extra.value}
+    if isinstance(extra, ast.Call) and name_of(extra) == "Doc" and extra.args:
+        text = extra.args[0]
+        return {"description": str(text.value)} if isinstance(text, ast.Constant) else {}
+    return field_keywords(extra, schema)
+
+
+def is_field(value: ast.expr | None) -> TypeGuard[ast.Call]:
+    """Whether an expression is pydantic's `Field(...)`."""
+    return isinstance(value, ast.Call) and name_of(value) == "Field"
+
+
+def field_keywords(value: ast.expr, schema: JsonObject) -> JsonObject:
+    """Return what `Field(...)` adds to `schema`, as far as it is literal; of others nothing."""
+    found: JsonObject = {}
+    for keyword in value.keywords if is_field(value) else ():
+        try:
+            given = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+        of_text, of_list = _OF_LENGTH.get(keyword.arg or "", ("", ""))
+        key = of_list if schema.get("type") == "array" else of_text
+        if key := key or _OF_FIELD.get(keyword.arg or "", ""):
+            found[key] = given
+    return found

@@ -8,7 +8,7 @@ import pytest
 from cluster.config.environments import make_environment
 from cluster.config.run_config import RunConfig, load_config
 from cluster.lifecycle.inputs import RunInputs
-from cluster.scheduling.prompt_check import SAMPLED, check_all_prompts, check_some_prompts
+from cluster.scheduling.prompt_check import SAMPLED, check_some_prompts, tasks_with_room
 from cluster.scheduling.task_sources import training_tasks
 from cluster.training.train import run_train
 from envs.errors import ConfigError
@@ -65,14 +65,14 @@ def test_training_skips_by_name_and_evaluation_refuses(inputs_of: InputsOf) -> N
         assert text in said
     assert "raise it to more than" in said
     with pytest.raises(ConfigError, match=longest):
-        check_all_prompts(inputs, inputs.environment.tasks("train", 0, None))
+        tasks_with_room(inputs, inputs.environment.tasks("train", 0, None))
 
 
 def test_what_fits_says_nothing(inputs_of: InputsOf) -> None:
     longest = max(lengths(inputs_of("toolhop", 100_000)).values())
     inputs = inputs_of("toolhop", longest + 1)
     assert checked(inputs) == ""
-    check_all_prompts(inputs, inputs.environment.tasks("train", 0, None))
+    tasks_with_room(inputs, inputs.environment.tasks("train", 0, None))
 
 
 @pytest.mark.parametrize("env", ["toolhop", "catalog"])

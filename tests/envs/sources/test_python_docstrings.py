@@ -221,3 +221,37 @@ def test_no_docstring_is_refused(lines: list[str]) -> None:
     text = inspect.cleandoc("\n".join(lines))
     found = parse_docstring(text, ["x", "y"])
     assert found.arguments.keys() <= {"x", "y"}
+
+
+def test_fields_and_annotations_say_what_they_say() -> None:
+    source = """
+from typing import Annotated
+from pydantic import Field
+
+def book(
+    seats: Annotated[int, Field(description="How many seats.", ge=1, le=9, examples=[2])],
+    name: Annotated[str, "Who comes.", Field(min_length=2, pattern="^[A-Z]")],
+    days: Annotated[list[int], Field(max_length=3)],
+    note: str = Field(description="Anything else."),
+):
+    \"\"\"Book a table.\"\"\"
+"""
+    (tool,) = tool_set_of_functions(source).tools
+    assert tool.parameters["required"] == ["seats", "name", "days", "note"]
+    assert tool.parameters["properties"] == {
+        "seats": {
+            "type": "integer",
+            "description": "How many seats.",
+            "minimum": 1,
+            "maximum": 9,
+            "examples": [2],
+        },
+        "name": {
+            "type": "string",
+            "description": "Who comes.",
+            "minLength": 2,
+            "pattern": "^[A-Z]",
+        },
+        "days": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+        "note": {"type": "string", "description": "Anything else."},
+    }
