@@ -16,9 +16,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
+from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
 from torch import Tensor, nn
 
 from envs.errors import ConfigError, LearnerError, NonFiniteError
+from learner.backends.checkpoint_files import check_files
 from learner.backends.lora import PEFT, adapters_off, is_factor, merged, saved_name
 from learner.backends.optimizers import build_optimizer
 from learner.config import OptimizerSection
@@ -29,6 +34,11 @@ from learner.pretrained.names import checkpoint_names
 from learner.trainer_setup import TrainerSetup
 
 _TAG = "state"
+_OWN_STATE = (
+    *(DynamicLossScaler, LossScaler, ZeroStageEnum, OffloadDeviceEnum),
+    *(fragment_address, tensor_fragment),
+)
+"""Classes of DeepSpeed whose objects its checkpoints hold."""
 _PERSISTENT_ELEMENTS = 10_000  # smaller parameters (norms) stay whole on every rank under ZeRO 3
 
 
@@ -168,6 +178,7 @@ class DeepSpeedBackend:
         )
 
     def load_state(self, path: Path) -> None:
+        check_files(path, _OWN_STATE)
         found, _ = self._engine.load_checkpoint(
             str(path), tag=_TAG, load_module_strict=self._lora.rank == 0
         )
