@@ -108,6 +108,12 @@ def _played() -> Iterable[Metric]:
     yield _metric("replaced_groups", "groups", PLAYED, "count", about, **shown)
     about = "Groups that were dropped because they arrived too old (`rollouts.max_staleness`)."
     yield _metric("stale_groups", "groups", PLAYED, "count", about, form=".0f")
+    about = "Share of groups whose rewards are all equal: nothing can be learned from them."
+    shown = {"label": "equal", "title": "share of groups with equal rewards", "form": ".0%"}
+    yield _metric("zero_variance", "share", PLAYED, "mean", about, **shown)
+    about = "Share of episodes that were cut off at a limit of tokens, turns or the context."
+    shown = {"label": "truncated", "title": "share of truncated episodes", "form": ".0%"}
+    yield _metric("truncated", "share", PLAYED, "mean", about, **shown)
     about = "Groups of which every episode is right: its answer is worth more than 0.5."
     yield _metric("all_right_groups", "groups", PLAYED, "count", about, form=".0f")
     about = "Groups of which no episode is right."
@@ -273,8 +279,8 @@ METRICS: Mapping[str, Metric] = {
 """The registry, by name."""
 
 RL_LINE = (
-    *("success", "reward", "trained_success", "replaced_groups", "trial_calls"),
-    *("start_entropy", "grad_norm", "mismatch", "mismatch_fresh"),
+    *("success", "reward", "trained_success", "replaced_groups", "zero_variance", "truncated"),
+    *("trial_calls", "start_entropy", "grad_norm", "mismatch", "mismatch_fresh"),
     *("abs_dlogp_max", "staleness_max", "step_s", "collect_s", "learn_s", "push_s"),
     *("sampled_tokens_per_s", "workers"),
 )
@@ -282,8 +288,15 @@ RL_LINE = (
 SFT_LINE = ("loss", "grad_norm", "lr", "sequence_tokens_per_s")
 """Metrics in the line about a step of SFT, in order."""
 CURVES = (
-    *("success", "reward", "trained_success", "replaced_groups", "trial_calls"),
-    *("mismatch", "mismatch_fresh", "mismatch_stale", "reference_kl", "start_entropy"),
+    *("success", "reward", "trained_success", "replaced_groups", "zero_variance", "truncated"),
+    *(
+        "trial_calls",
+        "mismatch",
+        "mismatch_fresh",
+        "mismatch_stale",
+        "reference_kl",
+        "start_entropy",
+    ),
     *("loss", "grad_norm", "staleness_mean"),
 )
 """Metrics of training that are plotted; a run may lack some."""

@@ -287,9 +287,10 @@ class Progress:
     def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Print one line about a finished step of RL."""
         parts = [line_of(metrics, RL_LINE)]
-        if dropped := int(metrics.get("dropped", 0.0)):
+        if given := int(metrics.get("episodes", 0.0)):
+            dropped = int(metrics.get("dropped", 0.0))
             reasons = ", ".join(f"{name} {n}" for name, n in dropped_reasons(metrics).items())
-            parts.append(f"dropped {dropped}/{int(metrics.get('episodes', 0.0))} ({reasons})")
+            parts.append(f"dropped {dropped}/{given}" + (f" ({reasons})" if reasons else ""))
         if self._steps is not None and (left := self._left_after_this(self._steps)):
             parts.append(f"about {duration(left)} left")
         self._note(metrics)

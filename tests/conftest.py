@@ -17,6 +17,7 @@ for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "TRIALRUN_DASHBOARD": "0",  # commands that tests start show their runs to nobody
     "DS_ACCELERATOR": "cuda" if Path("/dev/nvidia0").exists() else "cpu",
 }.items():
     os.environ.setdefault(_name, _value)

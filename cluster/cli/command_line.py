@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
 
@@ -20,6 +21,15 @@ from cluster.progress import Progress
 from envs.errors import ConfigError, TrialrunError
 from envs.late_imports import import_late
 from envs.tools import JsonObject
+
+
+def version() -> str:
+    """Return the version of trialrun."""
+    try:
+        return metadata.version("trialrun")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "from a checkout"
+
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output.")

@@ -2,13 +2,12 @@
 
 import os
 from getpass import getuser
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.command_line import JsonOption
+from cluster.cli.command_line import JsonOption, version
 from envs.errors import ConfigError
 from envs.late_imports import import_late
 
@@ -74,7 +73,7 @@ def dashboard(
         as_json=as_json,
         environ=dict(os.environ),
         user=getuser(),
-        version=_version(),
+        version=version(),
     )
     serve.run_dashboard(wanted)
 
@@ -87,10 +86,3 @@ def _server() -> Any:
         raise ConfigError(
             f"the dashboard is not installed ({error}): type pip install 'trialrun[dashboard]'"
         ) from error
-
-
-def _version() -> str:
-    try:
-        return metadata.version("trialrun")
-    except metadata.PackageNotFoundError:
-        return "from a checkout"

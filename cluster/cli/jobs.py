@@ -1,13 +1,10 @@
-"""Commands about runs as jobs: submit, runs, status, logs, scale, stop; names find runs."""
+"""Commands about runs as jobs: submit, runs, status, logs; names find runs."""
 
 import asyncio
 import json
 import os
-import signal
-import socket
 import sys
 import time
-from getpass import getuser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,34 +20,21 @@ from cluster.cli.arguments import (
     stop_if_dry,
 )
 from cluster.cli.command_line import JsonOption, report, stack
-from cluster.cli.mirrors import mirrored_rows, print_log, refuse_address
+from cluster.cli.mirrors import mirrored_rows, print_log
 from cluster.cli.path_checks import check_model, check_tasks
 from cluster.cli.run_rows import job_row, row_of, run_row
-from cluster.cli.run_target import Target, find_target
-from cluster.cli.scale_argument import workers_wanted
+from cluster.cli.run_target import find_target
 from cluster.config.places import home
 from cluster.config.run_config import RunConfig
 from cluster.jobs.directories import runs_below, status_of
-from cluster.jobs.submission import scaling, this_program, training
-from cluster.lifecycle.writer import read_writer
+from cluster.jobs.submission import this_program, training
 from envs.errors import (
     ConfigError,
-    DeadlineError,
     InfraError,
-    MissingError,
     StoreError,
 )
 from envs.tools import JsonObject
 from rollout.mirror.address import is_address
-from rollout.store.control import (
-    DEFAULT_GROUP,
-    ControlEvent,
-    ControlRequest,
-    ScaleByRequest,
-    ScaleRequest,
-    StopRequest,
-    send_request,
-)
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 
@@ -68,7 +52,6 @@ AddressOption = Annotated[
 ]
 _STOP_S = 120.0
 """How long a job may take to end in order, in seconds."""
-_ANSWER_S = 15.0
 _BLOCK = 1 << 20
 _POLL_S = 0.2
 
@@ -215,124 +198,6 @@ def _print_log(layout: RunLayout, *, follow: bool) -> None:
             if ends:
                 return
             time.sleep(_POLL_S)
-
-
-@app.command(
-    context_settings={"ignore_unknown_options": True},  # -1 is a number
-    epilog="Example: [bold]trialrun scale first 4[/], or [bold]trialrun scale first +1[/], or of a "
-    "group [bold]trialrun scale first big=2[/]",
-)
-def scale(
-    run: RunName,
-    workers: Annotated[
-        Any,
-        typer.Argument(
-            parser=workers_wanted,
-            metavar="[GROUP=]N|+N|-N",
-            help="Target number of rollout workers, or by how many more or fewer.",
-            show_default=False,
-        ),
-    ],
-    abort: Annotated[
-        bool,
-        typer.Option(
-            "--abort",
-            help="End surplus workers at once; others run their episodes. Without it they finish "
-            "them first, within rollouts.drain_timeout_s.",
-        ),
-    ] = False,
-    timeout_s: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds to wait for the job's answer.")
-    ] = 30.0,
-    address: AddressOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Change the number of rollout workers of a running training job.
-
-    New workers start, load the current weights and receive work; surplus workers finish their
-    episodes first. A resumed run keeps the number, unless its recipe has another one than before.
-    """
-    refuse_address(run, "scale")
-    target = find_target(run, address)
-    request = workers.model_copy(update={"abort": abort})
-    if target.layout is None:
-        _scale_there(target, request, timeout_s)
-        report({"run_dir": target.job(needed=True).directory}, as_json=as_json)
-        return
-    answer = _ask(target.layout, request, timeout_s)
-    note = {"note": answer.note} if answer.note else {}
-    found = {"run_dir": str(target.layout.root), "workers": answer.workers, **note}
-    report(found, as_json=as_json)
-
-
-@app.command(epilog="Example: [bold]trialrun stop first[/]")
-def stop(run: RunName, address: AddressOption = "", as_json: JsonOption = False) -> None:
-    """Stop a running job gracefully: what it has finished is kept, and the same command resumes it.
-
-    Exit code 3 if nothing runs.
-    """
-    refuse_address(run, "stop")
-    target = find_target(run, address)
-    if target.layout is not None and not is_written(target.layout):
-        raise MissingError(
-            f"expected a running job that writes to {target.layout.root}, found none"
-        )
-    job = target.job(needed=target.layout is None)
-    if job is not None and not job.ended:
-        target.jobs.stop(job)
-        target.jobs.wait_for_end(job.id, _STOP_S)
-    elif target.layout is not None:
-        _stop_process(target.layout)
-    found: JsonObject = job_row(job) if job is not None else {}
-    if target.layout is not None:
-        _wait_until_free(target.layout)
-        found |= run_row(status_of(target.layout.root))
-    report({**found, "state": "stopped"}, as_json=as_json)
-
-
-def _stop_process(layout: RunLayout) -> None:
-    """Stop a job that is no Ray job, or whose cluster is out of reach. Raises DeadlineError."""
-    try:
-        _ask(layout, StopRequest(), _ANSWER_S)
-    except DeadlineError:  # only training takes requests, once its workers run
-        writer = read_writer(layout)
-        if writer is None or writer.host != socket.gethostname():
-            where = f"process {writer.pid} on {writer.host}" if writer else "its process"
-            raise DeadlineError(
-                f"the job on {layout.root} takes no requests now: end {where} with SIGTERM"
-            ) from None
-        os.kill(writer.pid, signal.SIGTERM)
-
-
-def _ask(layout: RunLayout, request: ControlRequest, timeout_s: float) -> ControlEvent:
-    """Send a request to the job that writes to a run. Raises ConfigError if it refuses."""
-    event = ControlEvent(at=time.time(), actor=getuser(), request=request)
-    answer = send_request(layout, event, timeout_s)
-    if answer.refused:
-        raise ConfigError(f"the job on {layout.root} refused: {answer.refused}")
-    return answer
-
-
-def _scale_there(target: Target, workers: ScaleRequest | ScaleByRequest, timeout_s: float) -> None:
-    """Scale a run whose directory only the cluster sees: a short job there asks for it."""
-    run = target.job(needed=True)
-    by = f"{workers.change:+d}" if isinstance(workers, ScaleByRequest) else str(workers.workers)
-    named = by if workers.group == DEFAULT_GROUP else f"{workers.group}={by}"
-    words = [named, "--abort"] if workers.abort else [named]
-    asked = target.jobs.submit(scaling(run.directory, words, run.entrypoint))
-    ended = target.jobs.wait_for_end(asked, timeout_s + 60)
-    if ended.status != "SUCCEEDED":
-        raise InfraError(f"the cluster did not scale {run.run}: {target.jobs.logs(ended).strip()}")
-
-
-def _wait_until_free(layout: RunLayout) -> None:
-    until = time.monotonic() + _STOP_S
-    while is_written(layout):
-        if time.monotonic() > until:
-            raise DeadlineError(
-                f"the job that writes to {layout.root} did not end in {_STOP_S:g} s"
-            )
-        time.sleep(_POLL_S)
 
 
 def _follow(jobs: Any, submission_id: str) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from cluster.cli import dashboard as cli_dashboard
 from cluster.cli import inspection, rendering
 from cluster.cli import jobs as cli_jobs
 from cluster.cli import runs as cli_runs
+from cluster.cli import steering as cli_steering
 from cluster.cli.arguments import (
     Assignments,
     DryRunOption,
@@ -29,7 +29,8 @@ from cluster.cli.arguments import (
     recipe_and_overrides,
     stop_if_dry,
 )
-from cluster.cli.command_line import Commands, JsonOption, Stopped, report, stack
+from cluster.cli.beside import DashboardOption, dashboard_beside
+from cluster.cli.command_line import Commands, JsonOption, Stopped, report, stack, version
 from cluster.cli.mirrors import local_source
 from cluster.cli.path_checks import (
     check_inputs,
@@ -58,11 +59,7 @@ app = typer.Typer(
 
 def _show_version(*, wanted: bool) -> None:
     if wanted:
-        try:
-            found = metadata.version("trialrun")
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            found = "from a checkout"
-        sys.stdout.write(f"trialrun {found}\n")
+        sys.stdout.write(f"trialrun {version()}\n")
         raise typer.Exit
 
 
@@ -86,6 +83,7 @@ def demo(
     assignments: Assignments = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     overrides: SetOption = None,
+    dashboard: DashboardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build a tiny model, train it with SFT and RL, and evaluate it on tools it has never seen."""
@@ -93,7 +91,10 @@ def demo(
     config = read_config("demo", assignments, seeded)
     check_unmirrored(config, "demo")
     check_inputs(config)
-    result = stack("study.demo", slow=True).run_demo(config)
+    demonstration = stack("study.demo", slow=True)
+    config = demonstration.with_free_name(config)
+    with dashboard_beside(config.path, os.environ, wanted=dashboard):
+        result = demonstration.run_demo(config)
     if as_json:
         report(result, as_json=True)
 
@@ -249,6 +250,7 @@ def train(
     ] = False,
     requeue: RequeueOption = False,
     overrides: SetOption = None,
+    dashboard: DashboardOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -264,7 +266,9 @@ def train(
     if resume and not requeue and not config.mirror.url:
         run_at(config.path)
     check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
-    found = stack("training.train", slow=True).run_train(config, resume=resume, requeue=requeue)
+    training = stack("training.train", slow=True)
+    with dashboard_beside(config.path, os.environ, wanted=dashboard):
+        found = training.run_train(config, resume=resume, requeue=requeue)
     report(found, as_json=as_json)
 
 
@@ -307,7 +311,7 @@ app.add_typer(inspection.app)
 app.add_typer(cli_check.app)
 app.add_typer(cli_jobs.app)
 app.add_typer(rendering.app)
-app.add_typer(cli_dashboard.app)
+app.add_typer(cli_steering.app)
 app.add_typer(cli_dashboard.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_runs.episodes, name="episodes")

@@ -7,6 +7,7 @@ from cluster.jobs.directories import RunStatus, status_of
 from cluster.lifecycle.writer import Writer
 from envs.errors import TrialrunError
 from envs.tools import JsonObject
+from rollout.store.control import is_paused
 from rollout.store.run_layout import RunLayout
 
 
@@ -30,6 +31,8 @@ def run_row(found: RunStatus) -> JsonObject:
 def _row(found: RunStatus, writer: Writer | None) -> JsonObject:
     mirrored = {"mirror": found.mirror, "mirror_state": found.mirror_state}
     health = found.health
+    layout = RunLayout(found.path)
+    paused = found.state == "running" and not layout.mirror_copy.exists() and is_paused(layout)
     problems: JsonObject = {"trained_nothing": found.trained_nothing or None}
     if health is not None:
         problems |= {
@@ -43,7 +46,7 @@ def _row(found: RunStatus, writer: Writer | None) -> JsonObject:
     return {
         "name": found.name,
         "kind": str(found.kind),
-        "state": found.state,
+        "state": "paused" if paused else found.state,
         "step": found.step,
         "steps": found.steps,
         "last_step": dict(found.newest),

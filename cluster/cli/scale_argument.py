@@ -2,7 +2,13 @@
 
 import typer
 
-from rollout.store.control import DEFAULT_GROUP, MAX_WORKERS, ScaleByRequest, ScaleRequest
+from rollout.store.control import (
+    DEFAULT_GROUP,
+    MAX_WORKERS,
+    ControlRequest,
+    ScaleByRequest,
+    ScaleRequest,
+)
 
 
 def workers_wanted(text: str) -> ScaleRequest | ScaleByRequest:
@@ -21,3 +27,12 @@ def workers_wanted(text: str) -> ScaleRequest | ScaleByRequest:
     if not signed:
         return ScaleRequest(workers=count, group=group)
     return ScaleByRequest(change=-count if number.startswith("-") else count, group=group)
+
+
+def words_of(request: ControlRequest) -> list[str]:
+    """Return the arguments of a command that asks for `request`, apart from the run."""
+    if not isinstance(request, ScaleRequest | ScaleByRequest):
+        return []
+    by = f"{request.change:+d}" if isinstance(request, ScaleByRequest) else str(request.workers)
+    named = by if request.group == DEFAULT_GROUP else f"{request.group}={by}"
+    return [named, "--abort"] if request.abort else [named]

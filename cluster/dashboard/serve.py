@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,6 +40,8 @@ class Wanted:
     port: int | None = None
     """None: the default one, or the next that is free."""
     origins: tuple[str, ...] = ()
+    may_come: bool = False
+    """Whether folders may not exist yet: their runs are shown once they do."""
     demo: bool = False
     read_only: bool = False
     cache: Path | None = None
@@ -53,7 +55,7 @@ class Wanted:
 def run_dashboard(wanted: Wanted) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises ConfigError, MissingError before anything is served."""
     with contextlib.ExitStack() as stack:
-        roots = stack.enter_context(_demo_run()) if wanted.demo else _checked_roots(wanted.roots)
+        roots = stack.enter_context(_demo_run()) if wanted.demo else _checked_roots(wanted)
         tokens = tokens_of(wanted)
         check_exposure(wanted)
         listener = stack.enter_context(_listen(wanted.host, wanted.port))
@@ -88,10 +90,10 @@ def settings_of(wanted: Wanted, roots: tuple[Path, ...], tokens: Tokens, port: i
     )
 
 
-def _checked_roots(roots: Sequence[Path]) -> tuple[Path, ...]:
-    found = tuple(dict.fromkeys(root.resolve() for root in roots or (Path("runs"),)))
+def _checked_roots(wanted: Wanted) -> tuple[Path, ...]:
+    found = tuple(dict.fromkeys(root.resolve() for root in wanted.roots or (Path("runs"),)))
     for root in found:
-        if not root.is_dir():
+        if not root.is_dir() and not wanted.may_come:
             raise MissingError(
                 f"expected a folder with runs, found none at {root}: name one, or try "
                 "`trialrun dashboard --demo`"

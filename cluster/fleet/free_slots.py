@@ -6,6 +6,8 @@ an episode costs the same however many callers wait.
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
 
@@ -37,6 +39,47 @@ class FreeSlots(Generic[W]):
         """No open worker has fewer episodes."""
         self._line: deque[asyncio.Future[W]] = deque()
         self._serving_line = False
+        self._admitting = asyncio.Event()
+        self._admitting.set()
+        self._deadlines: dict[asyncio.Timeout, float] = {}
+        """Deadlines of callers in line; during a pause, the seconds that they have left."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether no places are handed out, on request."""
+        return not self._admitting.is_set()
+
+    def pause(self) -> None:
+        """Hand out no place until `resume`; the deadlines of those in line stand still."""
+        if not self.paused:
+            now = asyncio.get_running_loop().time()
+            for timeout in self._deadlines:
+                self._deadlines[timeout] = max((timeout.when() or now) - now, 0.0)
+                timeout.reschedule(None)
+            self._admitting.clear()
+
+    def resume(self) -> None:
+        """Hand out places again."""
+        if self.paused:
+            now = asyncio.get_running_loop().time()
+            for timeout, left_s in self._deadlines.items():
+                timeout.reschedule(now + left_s)
+            self._admitting.set()
+            self._serve_line_soon()
+
+    async def admitted(self) -> None:
+        """Wait while there is a pause."""
+        await self._admitting.wait()
+
+    @asynccontextmanager
+    async def deadline(self, seconds: float) -> AsyncIterator[None]:
+        """Raise TimeoutError where the block takes longer than `seconds`, pauses not counted."""
+        async with asyncio.timeout(None if self.paused else seconds) as timeout:
+            self._deadlines[timeout] = seconds
+            try:
+                yield
+            finally:
+                del self._deadlines[timeout]
 
     def open(self, worker: W) -> None:
         """Hand out the free places of `worker`."""
@@ -53,9 +96,9 @@ class FreeSlots(Generic[W]):
     def take(self, prefer: str = "") -> W | None:
         """Take a place on the worker called `prefer` if it has one, else on the least loaded.
 
-        Returns None if there is no place, or if others are in line for it.
+        Returns None if there is no place, during a pause, or if others are in line for it.
         """
-        if self._line:
+        if self._line or self.paused:
             return None
         worker = self._open.get(prefer)
         if worker is None or worker.running >= worker.capacity:
@@ -98,7 +141,9 @@ class FreeSlots(Generic[W]):
                 place.set_exception(error)
 
     def _serve_line_soon(self) -> None:
-        if not self._serving_line and self._least_loaded() is not None:
+        if self.paused or self._serving_line:
+            return
+        if self._least_loaded() is not None:
             self._serving_line = True
             asyncio.get_running_loop().call_soon(self._serve_line)
 
@@ -111,8 +156,8 @@ class FreeSlots(Generic[W]):
         self._serve_line_soon()
 
     def _hand_over(self, worker: W) -> bool:
-        """Give a place of `worker` to the first in line, if there is one."""
-        while self._line:
+        """Give a place of `worker` to the first in line, if there is one and no pause."""
+        while self._line and not self.paused:
             place = self._line.popleft()
             if not place.done():  # else its caller was cancelled
                 self._occupy(worker)

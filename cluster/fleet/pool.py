@@ -69,7 +69,7 @@ class RolloutPool:
         """The task that supervises each wanted slot; a dismissed slot leaves at once."""
         self._workers: dict[Slot, Worker] = {}
         self._manifest: WeightManifest | None = None
-        self._free: FreeSlots[Worker] = FreeSlots()
+        self.places: FreeSlots[Worker] = FreeSlots()
         self._changed = asyncio.Condition()
         """Notified when a worker comes, goes or is lost; not when an episode ends."""
         self.lag = LoopLag()
@@ -183,7 +183,7 @@ class RolloutPool:
             raise WorkerLost(worker.failure or str(error), worker.kind, left) from error
         finally:
             worker.leases.pop(lease.episode, None)
-            self._free.leave(worker)
+            self.places.leave(worker)
             if worker.state is WorkerState.DRAINING and worker.running == 0:
                 worker.idle.set()
 
@@ -235,7 +235,7 @@ class RolloutPool:
             )
             self._note_loss(worker)
             if causes := self._supervision.hopeless(1):
-                self._free.fail(_no_start(causes))
+                self.places.fail(_no_start(causes))
             await self._notify()
             await asyncio.sleep(decision.wait_s)
 
@@ -338,18 +338,18 @@ class RolloutPool:
 
     async def _acquire(self, prefer: str) -> Worker:
         """Take a place on a healthy worker. Raises DeadlineError, InfraError."""
-        worker = self._free.take(prefer)
+        worker = self.places.take(prefer)
         if worker is not None:
             return worker
         if causes := self._supervision.hopeless(1):
             raise _no_start(causes)
         try:
-            async with asyncio.timeout(self._section.pool_timeout_s):
-                worker = await self._free.wait()
+            async with self.places.deadline(self._section.pool_timeout_s):
+                worker = await self.places.wait()
                 # It may have failed, or begun to load weights, since it was given to this caller.
                 while worker.state is not WorkerState.HEALTHY:
-                    self._free.leave(worker)
-                    worker = await self._free.wait(first=True)
+                    self.places.leave(worker)
+                    worker = await self.places.wait(first=True)
                 return worker
         except TimeoutError:
             raise self._none_in_time("a healthy rollout worker") from None
@@ -359,9 +359,9 @@ class RolloutPool:
         if state is not worker.state:
             worker.state, worker.since = state, time.monotonic()
         if state is WorkerState.HEALTHY:
-            self._free.open(worker)
+            self.places.open(worker)
         else:
-            self._free.close(worker)
+            self.places.close(worker)
 
     async def _until(self, holds: Callable[[], bool], what: str, needed: int) -> None:
         """Wait until `holds`, which takes `needed` workers.

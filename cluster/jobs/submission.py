@@ -48,13 +48,13 @@ def training(
     )
 
 
-def scaling(run: str, words: Sequence[str], entrypoint: str) -> Submission:
-    """Return the job that scales the run in the folder `run`, which only the cluster sees, as
-    `words` say.
+def steering(command: str, run: str, words: Sequence[str], entrypoint: str) -> Submission:
+    """Return the job that steers the run in the folder `run`, which only the cluster sees: with
+    `command`, such as `scale`, and its further arguments.
 
     `entrypoint` is that of the run's own job, which knows how trialrun is started there.
     """
-    words = [*program_of(entrypoint), "scale", run, *words]
+    words = [*program_of(entrypoint), command, run, *words]
     return Submission(entrypoint=shlex.join(words), runtime_env={})
 
 

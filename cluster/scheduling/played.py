@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from envs.errors import StoreError
 from learner.credit_columns import CreditColumns, read_credit_columns
+from rollout.episode import Outcome
 from rollout.store.ledger_state import DropReason, LedgerState, State
 from rollout.store.run_reader import RunReader
 
@@ -29,6 +30,8 @@ class PlayedGroup:
     answers_G: NDArray[np.float64]
     trial_calls_G: NDArray[np.int64]
     distinct_G: NDArray[np.int64]
+    truncated_G: NDArray[np.bool_]
+    """Whether the episode was cut off at a limit."""
     sampled_tokens: int
     """Tokens that the policy sampled in them."""
 
@@ -41,6 +44,7 @@ def played_group(
     """
     rewards_B = batch["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
     rated = np.isfinite(rewards_B)
+    outcomes_B = np.asarray(batch["outcome"].to_pylist(), dtype=object)
     sampled = batch["loss_mask"].filter(pa.array(rated)).flatten()
     return PlayedGroup(
         name=name,
@@ -49,6 +53,7 @@ def played_group(
         answers_G=credit.answers_B[rated],
         trial_calls_G=credit.trial_calls_B[rated],
         distinct_G=credit.distinct_B[rated],
+        truncated_G=outcomes_B[rated] == Outcome.TRUNCATED.value,
         sampled_tokens=int(np.count_nonzero(sampled.to_numpy(zero_copy_only=False))),
     )
 

@@ -142,6 +142,7 @@ class Rollouts:
         started thousands of episodes at once.
         """
         while self._started < self._allowed():
+            await self._pool.places.admitted()
             number = self._next_number
             self._next_number += 1
             self._launch(self._groups.schedule.schedule(number))

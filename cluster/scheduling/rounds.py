@@ -161,6 +161,7 @@ class Rounds:
             async with asyncio.TaskGroup() as wave:
                 settling: list[asyncio.Task[Group | LostGroup]] = []
                 for number in numbers:
+                    await self._pool.places.admitted()
                     settling.append(wave.create_task(self._settle(number)))
                     await asyncio.sleep(0)  # or the loop stands still for thousands of episodes
         except BaseExceptionGroup as errors:

@@ -51,11 +51,17 @@ TRIAL = Policy("trial SFT", "trial")
 TRAINED = Policy("trial SFT + GRPO", "trial")
 
 
+def with_free_name(config: RunConfig) -> RunConfig:
+    """Return `config` with the name of a folder that does not exist yet."""
+    if not config.path.exists():
+        return config
+    free = next_free(Path(config.run.dir), config.run.name)
+    return with_values(config, "run", name=free.name)
+
+
 def run_demo(config: RunConfig) -> JsonObject:
     """Run the demonstration and print its table and two episodes; returns the numbers."""
-    if config.path.exists():
-        free = next_free(Path(config.run.dir), config.run.name)
-        config = with_values(config, "run", name=free.name)
+    config = with_free_name(config)
     progress = Progress()
     progress.phase("building the model")
     inputs = resolve_inputs(config)
@@ -68,7 +74,11 @@ def run_demo(config: RunConfig) -> JsonObject:
     for title, text in _two_episodes(_eval_path(config, TRAINED, SAMPLED)):
         console.rule(title)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\nEverything is in {config.path}: try  trialrun episodes {config.path}/train")
+    console.print(
+        f"\nEverything is in {config.path}: try  trialrun dashboard {config.path}  or  trialrun "
+        f"episodes {config.path}/train",
+        soft_wrap=True,
+    )
     return {
         "run_dir": str(config.path),
         "results": {f"{p.name}, {how}": s.to_json() for (p, how), s in results.items()},

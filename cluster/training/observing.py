@@ -34,6 +34,7 @@ class Observer:
                 in_flight=lambda: job.rollouts.in_flight,
                 learner=lambda: job.learner.describe(),
                 quarantined=lambda: job.pool.quarantine.describe(),
+                paused=lambda: job.pool.places.paused,
             ),
             job.config.run.stall_after_s,
         )
@@ -41,9 +42,10 @@ class Observer:
     def health(self) -> Health:
         """Return the state of the job's parts."""
         pool, now = self._job.pool, time.monotonic()
+        paused = "is paused and " if pool.places.paused else ""
         return Health(
             at=time.time(),
-            doing=self.activity.describe(),
+            doing=paused + self.activity.describe(),
             stalled=self.stalls.culprit,
             failing=self.stalls.failing,
             wanted=pool.groups,

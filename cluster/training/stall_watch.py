@@ -28,6 +28,8 @@ class Surroundings:
     learner: Callable[[], Awaitable[str]]
     """Returns in words what the ranks of the learner do."""
     quarantined: Callable[[], Sequence[str]] = tuple
+    paused: Callable[[], bool] = lambda: False
+    """Whether no episode may start, on request: to wait for one is then no stall."""
 
 
 class StallWatch:
@@ -102,6 +104,7 @@ class StallWatch:
             if self._activity.part is Part.COLLECT:
                 moves.append(now)
         if self._activity.part in (Part.COLLECT, Part.PUSH):
+            moves += [now] * self._around.paused()
             healthy = [w for w in self._around.workers() if w.state is WorkerState.HEALTHY]
             moves += [worker.since for worker in healthy]
         return max(moves)

@@ -32,6 +32,8 @@ def played_metrics(groups: Sequence[PlayedGroup]) -> dict[str, float]:
         "played_episodes": float(sum(len(group.rewards_G) for group in groups)),
         "replaced_groups": float(reasons.count(DropReason.ZERO_VARIANCE)),
         "stale_groups": float(reasons.count(DropReason.STALE)),
+        "zero_variance": _share([not np.ptp(group.rewards_G) for group in groups]),
+        "truncated": _mean_over([group.truncated_G for group in groups]),
         "all_right_groups": float(sum(bool(right_G.all()) for right_G in correct)),
         "all_wrong_groups": float(sum(not right_G.any() for right_G in correct)),
         "trial_calls": _mean_over([group.trial_calls_G for group in groups]),
@@ -130,6 +132,10 @@ def _versions(batch: pa.RecordBatch, offsets_B: NDArray[np.int32]) -> NDArray[np
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
+
+
+def _share(holds: Sequence[bool]) -> float:
+    return sum(holds) / len(holds) if holds else math.nan
 
 
 def _mean_over(columns: Sequence[NDArray[Any]]) -> float:

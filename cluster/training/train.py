@@ -34,6 +34,7 @@ from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job_on, table_of
 from cluster.training.learner_restarts import unless_lost, with_restarts
 from cluster.training.observing import Observer, observed
+from cluster.training.requested_checkpoints import RequestedCheckpoints
 from cluster.training.step_metrics import (
     mismatch_by_staleness,
     played_metrics,
@@ -105,18 +106,27 @@ async def train_steps(job: Job, progress: Progress) -> None:
         await job.start()
         steps = range(job.steps_done + 1, job.config.run.steps + 1)
         progress.phase(f"RL: {len(steps)} steps of {job.config.rollouts.groups_per_step} groups")
-        controls = Controls(job.run, job.pool, partial(room_for_workers, job.config))
-        async with controlled(controls, progress):
+        requested = RequestedCheckpoints(partial(_save, job, observer), job.steps_done)
+        room = partial(room_for_workers, job.config)
+        async with controlled(Controls(job.run, job.pool, room, requested), progress):
             for step in progress.track(steps):
-                await _step(job, step, progress, observer)
+                await _step(job, step, progress, observer, requested)
+        job.pool.places.resume()  # others may use the pool after this job
     await job.rollouts.close()
     job.rollouts.abandon()
 
 
-async def _step(job: Job, step: int, progress: Progress, observer: Observer) -> None:
+async def _step(
+    job: Job,
+    step: int,
+    progress: Progress,
+    observer: Observer,
+    requested: RequestedCheckpoints,
+) -> None:
     watch, activity = Stopwatch(), observer.activity
     activity.enter(Part.COLLECT, step)
-    groups = await job.rollouts.collect(job.config.rollouts.groups_per_step)
+    groups_per_step = job.config.rollouts.groups_per_step
+    groups = await requested.while_waiting(step, job.rollouts.collect(groups_per_step))
     watch.lap("collect_s")
     if skipped := job.rollouts.take_skipped():
         progress.say(f"step {step}: {skipped}")
@@ -134,6 +144,7 @@ async def _step(job: Job, step: int, progress: Progress, observer: Observer) -> 
         )  # who resumes from the checkpoint does not repeat the step
         activity.enter(Part.CHECKPOINT, step)
         await _checkpoint(job, step)
+        requested.note(step)
     watch.lap("learn_s")
     activity.enter(Part.PUBLISH, step)
     manifest = await job.learner.publish_weights(step)
@@ -157,6 +168,13 @@ def _saves_checkpoint(job: Job, step: int) -> bool:
 async def _checkpoint(job: Job, step: int) -> None:
     await job.learner.save_checkpoint(job.checkpoint(step), step)
     keep_newest(job.run.layout.checkpoints, job.config.run.keep_checkpoints)
+
+
+async def _save(job: Job, observer: Observer, step: int) -> None:
+    """Take the checkpoint of `step` while the groups of the next one are awaited."""
+    observer.activity.enter(Part.CHECKPOINT, step)
+    await _checkpoint(job, step)
+    observer.activity.enter(Part.COLLECT, step + 1)
 
 
 async def step_row(

@@ -6,7 +6,7 @@ is one file, written atomically, which the job removes when it takes the request
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -85,19 +85,44 @@ class ScaleByRequest(_Resize):
         return f"scale by {self.change:+d} workers{self._how}"
 
 
-class StopRequest(BaseModel):
-    """Request to stop the job; what it has finished is kept, and it can be resumed."""
+class _Plain(BaseModel):
+    """What requests without arguments have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["stop"] = "stop"
-
     def describe(self) -> str:
         """Return the request in a few words, for logs."""
-        return "stop"
+        return type(self).__name__.removesuffix("Request").lower()
 
 
-ControlRequest = Annotated[ScaleRequest | ScaleByRequest | StopRequest, Field(discriminator="kind")]
+class StopRequest(_Plain):
+    """Request to stop the job; what it has finished is kept, and it can be resumed."""
+
+    kind: Literal["stop"] = "stop"
+
+
+class PauseRequest(_Plain):
+    """Request to start no episode and no group until a request to resume; those that run end."""
+
+    kind: Literal["pause"] = "pause"
+
+
+class ResumeRequest(_Plain):
+    """Request to end a pause."""
+
+    kind: Literal["resume"] = "resume"
+
+
+class CheckpointRequest(_Plain):
+    """Request for a checkpoint: at once between two steps, else at the end of the present one."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+
+
+ControlRequest = Annotated[
+    ScaleRequest | ScaleByRequest | StopRequest | PauseRequest | ResumeRequest | CheckpointRequest,
+    Field(discriminator="kind"),
+]
 """Every kind of request, distinguished by `kind`."""
 
 
@@ -120,6 +145,8 @@ class ControlEvent(BaseModel):
     """Extra information for the requester."""
     workers: int | None = None
     """Target number of rollout workers after an accepted request for another one."""
+    completed: bool = False
+    """Whether this event says that an accepted request has taken effect, after its answer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,11 +161,19 @@ class ControlEvent(BaseModel):
         return {**rest, "request": request, "request_id": row.get("request", "")}
 
 
-def send_request(layout: RunLayout, event: ControlEvent, deadline_s: float) -> ControlEvent:
+def send_request(
+    layout: RunLayout,
+    event: ControlEvent,
+    deadline_s: float,
+    *,
+    effect_within_s: float | None = None,
+) -> ControlEvent:
     """Send `event` to the job that writes to the run, wait, and return the job's answer.
 
-    Raises MissingError if no job is running, StoreError if the run directory cannot be written to,
-    and DeadlineError, after withdrawing the request, if no answer comes within `deadline_s`.
+    With `effect_within_s` an accepted request is also waited for until it has taken effect, and
+    the event that says so is returned. Raises MissingError if no job is running, StoreError if the
+    run directory cannot be written to or the job ends meanwhile, and DeadlineError, after
+    withdrawing the request, if no answer comes within `deadline_s`.
     """
     if not is_written(layout):
         raise MissingError(
@@ -150,17 +185,49 @@ def send_request(layout: RunLayout, event: ControlEvent, deadline_s: float) -> C
     answers = JournalTail(layout.control)
     answers.skip_to_end()
     replace_file(path, event.model_dump_json().encode())
-    until = time.monotonic() + deadline_s
-    while time.monotonic() < until:
+    events = _events(answers, name)
+    answer = _next_within(events, deadline_s)
+    if answer is None:
+        path.unlink(missing_ok=True)
+        raise DeadlineError(
+            f"the job that writes to {layout.root} did not answer within {deadline_s:g} s: only "
+            "training takes requests, and only after its first workers have started"
+        )
+    if effect_within_s is None or answer.refused or answer.completed:
+        return answer
+    effect = _next_within(events, effect_within_s, lambda: is_written(layout))
+    if effect is None:
+        asked = event.request.describe() if event.request else "the request"
+        why = f"within {effect_within_s:g} s" if is_written(layout) else "before it ended"
+        raise DeadlineError(
+            f"the job on {layout.root} accepted: {asked}; it did not take effect {why}"
+        )
+    return effect
+
+
+def _events(answers: JournalTail, name: str) -> Iterator[ControlEvent | None]:
+    """Yield what the job says about the request `name`, and None as often as there is nothing."""
+    while True:
         for row in answers.read():
             if row.get("request_id") == name:
-                return ControlEvent.model_validate(row)
+                yield ControlEvent.model_validate(row)
+        yield None
+
+
+def _next_within(
+    events: Iterator[ControlEvent | None],
+    deadline_s: float,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> ControlEvent | None:
+    """Return the next event; None if none came within `deadline_s` or while `goes_on`."""
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        went_on = goes_on()  # before the last look
+        event = next(events)
+        if event is not None or not went_on:
+            return event
         time.sleep(_POLL_INTERVAL_S)
-    path.unlink(missing_ok=True)
-    raise DeadlineError(
-        f"the job that writes to {layout.root} did not answer within {deadline_s:g} s: only "
-        "training takes requests, and only after its first workers have started"
-    )
+    return None
 
 
 def scaled_to(layout: RunLayout) -> dict[str, int]:
@@ -168,19 +235,36 @@ def scaled_to(layout: RunLayout) -> dict[str, int]:
     without one are absent.
     """
     found: dict[str, int] = {}
-    for row in read_objects(layout.control) if layout.control.exists() else ():
-        try:
-            event = ControlEvent.model_validate(row)
-        except ValidationError:  # of another version
-            continue
+    for event in _accepted(layout):
         request = event.request
-        if not isinstance(request, _Resize) or not event.request_id or event.refused:
+        if not isinstance(request, _Resize):
             continue
         asked = request.workers if isinstance(request, ScaleRequest) else None
         workers = event.workers if event.workers is not None else asked
         if workers is not None:
             found[request.group] = workers
     return found
+
+
+def is_paused(layout: RunLayout) -> bool:
+    """Whether the last accepted request to pause or resume was one to pause.
+
+    It means something only while a job writes to the run: a new process starts without a pause.
+    """
+    switches = (PauseRequest, ResumeRequest)
+    found = [event.request for event in _accepted(layout) if isinstance(event.request, switches)]
+    return bool(found) and isinstance(found[-1], PauseRequest)
+
+
+def _accepted(layout: RunLayout) -> Iterator[ControlEvent]:
+    """Yield the answers to requests that were accepted, in order."""
+    for row in read_objects(layout.control) if layout.control.exists() else ():
+        try:
+            event = ControlEvent.model_validate(row)
+        except ValidationError:  # of another version
+            continue
+        if event.request_id and not event.refused and not event.completed:
+            yield event
 
 
 def take_requests(layout: RunLayout) -> Iterator[tuple[str, ControlEvent | None]]:

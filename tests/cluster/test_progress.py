@@ -144,18 +144,20 @@ def test_a_step_says_its_time_and_the_time_left(watched: Watched) -> None:
         watched.clock.now += 20
         watched.progress.step(step, 3, UPDATED | {"step_s": 20.0, "workers": 2.0, "loss": 0.5})
     assert watched.after(0) == [
-        "step 1/3  took 20.0s  workers 2  about 40 s left",
-        "step 2/3  took 20.0s  workers 2  about 20 s left",
-        "step 3/3  took 20.0s  workers 2",
+        "step 1/3  took 20.0s  workers 2  dropped 0/64  about 40 s left",
+        "step 2/3  took 20.0s  workers 2  dropped 0/64  about 20 s left",
+        "step 3/3  took 20.0s  workers 2  dropped 0/64",
     ]
 
 
 def test_what_was_not_measured_is_not_zero(watched: Watched) -> None:
-    watched.progress.step(7, 40, NOT_UPDATED | {"success": NAN})
+    shares = {"success": NAN, "zero_variance": NAN, "truncated": 0.25}
+    watched.progress.step(7, 40, NOT_UPDATED | shares | {"sampled_tokens_per_s": NAN})
     line, warning = watched.after(0)
     assert line == (
-        "step  7/40  success -  reward 0.50  trained on -  replaced 3  entropy -  grad -  "
-        "mismatch -  of it fresh -  dropped 64/64 (zero_variance 64)"
+        "step  7/40  success -  reward 0.50  trained on -  replaced 3  equal -  "
+        "truncated 25%  entropy -  grad -  mismatch -  of it fresh -  sampled tok/s -  "
+        "dropped 64/64 (zero_variance 64)"
     )
     assert warning.startswith("warning: step 7 trained nothing")
 

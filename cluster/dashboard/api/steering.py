@@ -14,11 +14,13 @@ from cluster.dashboard.settings import Settings
 from rollout.store.control import (
     DEFAULT_GROUP,
     MAX_WORKERS,
+    CheckpointRequest,
     ControlEvent,
     ControlRequest,
+    PauseRequest,
+    ResumeRequest,
     ScaleByRequest,
     ScaleRequest,
-    StopRequest,
     scaled_to,
     send_request,
 )
@@ -56,12 +58,12 @@ def preview(run: RunDep, settings: SettingsDep, request: _Steer) -> SteerPreview
         reason = "this dashboard was started without the right to write"
     elif not run.facts.is_written():
         reason = "no job writes to the run now"
-    is_stop = isinstance(request, StopRequest)
-    now = None if is_stop else _workers(run, request.group)
+    resizes = isinstance(request, ScaleRequest | ScaleByRequest)
+    now = _workers(run, request.group) if resizes else None
     wanted = _wanted(request, now)
     if wanted is not None and not 1 <= wanted <= MAX_WORKERS:
         reason = reason or f"a job has 1 to {MAX_WORKERS} workers, not {wanted}"
-    sentence = _sentence(request, now, wanted)
+    sentence = _sentence(request, now, wanted) if resizes else _plain_sentence(request, run)
     return SteerPreview(allowed=not reason, sentence=sentence, reason=reason)
 
 
@@ -82,6 +84,7 @@ def audit(run: RunDep, limit: LimitQuery = 100) -> Audit:
                 refused=event.refused,
                 note=event.note,
                 workers=event.workers,
+                completed=event.completed,
             )
         )
     waiting = sum(1 for _ in run.layout.requests.glob("*.json"))
@@ -119,9 +122,29 @@ def _wanted(request: ControlRequest, now: int | None) -> int | None:
     return None
 
 
-def _sentence(request: ControlRequest, now: int | None, wanted: int | None) -> str:
-    if isinstance(request, StopRequest):
-        return "The job ends in order; finished work is kept, and it can be resumed."
+def _plain_sentence(request: ControlRequest, run: KnownRun) -> str:
+    """Say what a request does that names no number."""
+    paused = run.facts.is_paused()
+    match request:
+        case PauseRequest():
+            if paused:
+                return "Nothing changes: the job is paused."
+            return (
+                "No episode and no group starts until the job is resumed; episodes that run are "
+                "finished. Workers and learner stay."
+            )
+        case ResumeRequest():
+            return "Episodes start again." if paused else "Nothing changes: there is no pause."
+        case CheckpointRequest():
+            return (
+                "The job takes a checkpoint: at once between two steps, else when the step has "
+                "ended. Older ones go as run.keep_checkpoints says."
+            )
+        case _:
+            return "The job ends in order; finished work is kept, and it can be resumed."
+
+
+def _sentence(request: ScaleRequest | ScaleByRequest, now: int | None, wanted: int | None) -> str:
     if wanted is None or now is None:
         return f"The job is asked to {request.describe()}."
     if wanted == now:

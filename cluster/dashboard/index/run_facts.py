@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cluster.dashboard.models.shared import Damage
 from cluster.older_metrics import read_metrics
 from envs.errors import StoreError
+from rollout.store.control import is_paused
 from rollout.store.journal import whole_lines
 from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
@@ -57,6 +58,15 @@ class RunFacts:
         try:
             return is_written(self.layout)
         except OSError:
+            return False
+
+    def is_paused(self) -> bool:
+        """Whether a job writes to the run and starts no episodes, on request."""
+        if not self.is_written():
+            return False
+        try:
+            return self._cached("paused", self.layout.control, lambda: is_paused(self.layout))
+        except (StoreError, OSError):  # a damaged journal of requests
             return False
 
     def steps(self) -> list[Step]:

@@ -30,6 +30,8 @@ class RunSummary(Answer):
     kind: str
     """`train`, `sft`, `collect`, `eval`, `teacher`, `unknown`."""
     state: RunState
+    paused: bool
+    """Whether it is running and starts no episodes, on request."""
     path: str
     created_at: float | None
     """Unix seconds."""
@@ -195,6 +197,8 @@ class AuditEntry(Answer):
     refused: str
     note: str
     workers: int | None
+    completed: bool
+    """Whether this says that an accepted request took effect, after its answer."""
 
 
 class Audit(Answer):

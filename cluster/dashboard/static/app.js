@@ -121,7 +121,7 @@ function RunNav({ run, page }) {
   return html`<nav class="side" aria-label="Pages of the run">
     <div class="who">
       <span class="name" title=${summary?.path ?? run}>${t(summary?.name ?? run)}</span>
-      ${summary && html`<span><${Badge} name=${summary.state} /> <span class="dim">${t(summary.kind)}</span></span>`}
+      ${summary && html`<span><${Badge} name=${summary.paused ? 'paused' : summary.state} /> <span class="dim">${t(summary.kind)}</span></span>`}
     </div>
     <ul>
       ${pages.map(

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -14,8 +14,11 @@ import uvicorn
 
 from cluster.dashboard.api.live import read_id, write_id
 from cluster.dashboard.app import create_app
+from cluster.fleet.free_slots import FreeSlots
+from cluster.fleet.pool_worker import Worker, WorkerClient
 from cluster.progress import Progress
 from cluster.training.control import Controls
+from cluster.training.requested_checkpoints import RequestedCheckpoints
 from rollout.store.run_directory import RunDirectory
 from tests.cluster.dashboard.conftest import HOST, OPERATOR, settings_for
 from tests.cluster.dashboard.sample_run import GROUP, metrics_of, write_group, write_sample_run
@@ -140,11 +143,62 @@ async def test_a_job_is_steered_and_the_audit_names_who_asked(
         run.close()
 
 
+async def test_a_pause_is_seen_before_it_is_sent_while_it_lasts_and_in_the_audit(
+    tmp_path: Path,
+) -> None:
+    run = write_sample_run(tmp_path / "runs" / "sample", close=False)
+    pool = _Pool()
+    pool.workers.append(Worker("worker-1", cast(WorkerClient, None), running=1))
+    done = threading.Event()
+    job = threading.Thread(target=_answer, args=(run, pool, done))
+    job.start()
+    try:
+        async with served(tmp_path / "runs", tmp_path / "cache") as client:
+            (row,) = (await client.get("/runs")).json()["runs"]
+            address = f"/runs/{row['id']}"
+
+            async def ask(kind: str) -> tuple[str, str]:
+                body = {"kind": kind}
+                seen = (await client.post(f"{address}/steer/preview", json=body)).json()
+                assert seen["allowed"], seen
+                found = (await client.post(f"{address}/steer", json=body)).json()
+                assert found["accepted"], found
+                return seen["sentence"], found["note"]
+
+            async def paused() -> bool:
+                return (await client.get(address)).json()["paused"]
+
+            assert not await paused() and (await ask("resume"))[0].startswith("Nothing changes")
+            seen, note = await ask("pause")
+            assert seen.startswith("No episode and no group starts")
+            assert note == "no episode starts; 1 that run are finished first"
+            assert await paused() and pool.places.paused
+            assert (await ask("pause"))[0] == "Nothing changes: the job is paused."
+            pool.workers[0].running = 0
+            async with asyncio.timeout(10):
+                while True:
+                    entries = (await client.get(f"{address}/audit")).json()["entries"]
+                    if any(one["completed"] for one in entries):
+                        break
+            assert entries[0]["note"] == "every episode has ended, and none starts"
+            assert entries[0]["actor"] == "tester (dashboard)"
+            assert await ask("resume") == ("Episodes start again.", "episodes start again")
+            assert not await paused()
+            seen, note = await ask("checkpoint")
+            assert "between two steps" in seen and note.startswith("the checkpoint of step")
+    finally:
+        done.set()
+        job.join()
+        run.close()
+
+
 class _Pool:
     """What a job resizes: one group of workers."""
 
     def __init__(self) -> None:
         self.desired = 2
+        self.workers: list[Worker] = []
+        self.places: FreeSlots[Worker] = FreeSlots()
 
     @property
     def groups(self) -> dict[str, int]:
@@ -157,6 +211,15 @@ class _Pool:
 
 def _answer(run: RunDirectory, pool: _Pool, done: threading.Event) -> None:
     """Be the job: its own code answers requests."""
-    controls = Controls(run=run, pool=pool, room=lambda group: 10)
-    while not done.wait(0.05):
-        controls.answer(Progress(quiet=True))
+
+    async def save(step: int) -> None:
+        raise AssertionError("no step ends here")
+
+    async def work() -> None:
+        checkpoints = RequestedCheckpoints(save, 0)
+        controls = Controls(run, pool, lambda group: 10, checkpoints)
+        while not done.is_set():
+            controls.answer(Progress(quiet=True))
+            await asyncio.sleep(0.05)
+
+    asyncio.run(work())

@@ -116,3 +116,28 @@ async def test_workers_have_as_many_places_as_each_of_them_can_hold() -> None:
     (waiting,) = await in_line(slots, 1)
     slots.leave(large)
     assert await waiting is large
+
+
+async def test_no_place_is_handed_out_during_a_pause_and_no_deadline_passes() -> None:
+    a = Stub("a", running=1)
+    slots = slots_of(a, per_worker=1)
+
+    async def in_time() -> Stub:
+        async with slots.deadline(0.2):
+            return await slots.wait()
+
+    early = asyncio.create_task(in_time())
+    await asyncio.sleep(0)
+    slots.pause()
+    slots.leave(a)
+    late = asyncio.create_task(in_time())
+    await asyncio.sleep(0.4)
+    assert slots.paused and slots.take() is None
+    assert not early.done() and not late.done() and a.running == 0
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(slots.admitted(), 0.01)
+    slots.resume()
+    assert await early is a
+    with pytest.raises(TimeoutError):  # the only place is taken
+        await late
+    await asyncio.wait_for(slots.admitted(), 1.0)

@@ -12,9 +12,9 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 from rich.console import Console
 
-from cluster.cli.jobs import _scale_there
 from cluster.cli.main import main
 from cluster.cli.run_target import Target, find_target
+from cluster.cli.steering import _steer_there
 from cluster.config.run_config import load_config
 from cluster.jobs.directories import RUN_DIRECTORY_IS
 from cluster.jobs.ray_jobs import RayJobs
@@ -22,7 +22,7 @@ from cluster.jobs.submission import RECIPE, training
 from cluster.lifecycle.opening import new_run
 from cluster.progress import Progress
 from envs.errors import DeadlineError, InfraError, MissingError
-from rollout.store.control import ScaleByRequest, ScaleRequest
+from rollout.store.control import CheckpointRequest, ScaleByRequest, ScaleRequest
 from rollout.store.run_layout import RunKind, RunLayout
 
 OURS = {"trialrun_run": "first", "trialrun_dir": "/shared/runs/first", "trialrun_command": "train"}
@@ -109,14 +109,16 @@ def test_a_job_that_is_not_there_or_does_not_end_is_one_line(client: Client) -> 
 def test_a_run_that_only_the_cluster_sees_is_scaled_there(client: Client) -> None:
     jobs = jobs_of(client)
     target = Target(None, "", (jobs, jobs.job("b")))
-    _scale_there(target, ScaleRequest(workers=3), 1.0)
+    _steer_there(target, "scale", ScaleRequest(workers=3), 1.0, wait=False)
     assert client.found[-1].entrypoint == "trialrun scale /shared/runs/second 3"
-    _scale_there(target, ScaleRequest(workers=0, group="big", abort=True), 1.0)
+    _steer_there(target, "scale", ScaleRequest(workers=0, group="big", abort=True), 1.0, wait=False)
     assert client.found[-1].entrypoint == "trialrun scale /shared/runs/second big=0 --abort"
+    _steer_there(target, "checkpoint", CheckpointRequest(), 1.0, wait=True)
+    assert client.found[-1].entrypoint == "trialrun checkpoint /shared/runs/second --wait"
     client.ends = JobStatus.FAILED
-    client.logs["job-5"] = "error: refused\n"
+    client.logs["job-6"] = "error: refused\n"
     with pytest.raises(InfraError, match="did not scale second: error: refused"):
-        _scale_there(target, ScaleByRequest(change=-1), 1.0)
+        _steer_there(target, "scale", ScaleByRequest(change=-1), 1.0, wait=False)
 
 
 def test_a_run_of_a_terminal_has_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

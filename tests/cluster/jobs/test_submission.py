@@ -11,7 +11,7 @@ from cluster.jobs.submission import (
     RECIPE,
     command_of,
     program_of,
-    scaling,
+    steering,
     training,
     write_upload,
 )
@@ -55,5 +55,5 @@ def test_a_job_that_makes_a_run_is_known_by_its_entry_point(
 
 
 def test_a_run_that_only_the_cluster_sees_is_scaled_by_the_program_of_its_job() -> None:
-    job = scaling("/srv/my runs/first", ["3"], "/venv/bin/trialrun train recipe.toml")
+    job = steering("scale", "/srv/my runs/first", ["3"], "/venv/bin/trialrun train recipe.toml")
     assert job.entrypoint == "/venv/bin/trialrun scale '/srv/my runs/first' 3"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cluster.metrics import METRICS
-from rollout.episode import Episode, Phase
+from rollout.episode import Episode, Outcome, Phase
 from rollout.store.ledger_state import DropReason, State
 from rollout.store.run_reader import RunReader
 
@@ -92,6 +92,8 @@ def again_over_played(episodes: list[Stored], step: int) -> dict[str, float]:
         "played_episodes": len(played),
         "replaced_groups": reasons.count(DropReason.ZERO_VARIANCE),
         "stale_groups": reasons.count(DropReason.STALE),
+        "zero_variance": mean(len({s.episode.reward for s in group}) == 1 for group in groups),
+        "truncated": mean(s.episode.outcome is Outcome.TRUNCATED for s in played),
         "all_right_groups": sum(all(s.answer == 1 for s in group) for group in groups),
         "all_wrong_groups": sum(all(s.answer == 0 for s in group) for group in groups),
         "trial_calls": statistics.fmean(len(s.calls) for s in played),

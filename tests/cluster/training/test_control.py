@@ -1,22 +1,31 @@
 """What a running job does with requests, and what it records."""
 
 import asyncio
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.progress import Progress
+from cluster.fleet.pool_worker import Worker, WorkerState
+from cluster.progress import QUIET, Progress
 from cluster.running import run_async
 from cluster.training import control
 from cluster.training.control import Controls, controlled
+from cluster.training.requested_checkpoints import RequestedCheckpoints
 from envs.errors import TrialrunError
 from rollout.store.control import (
     MAX_WORKERS,
+    CheckpointRequest,
     ControlEvent,
+    ControlRequest,
+    PauseRequest,
+    ResumeRequest,
     ScaleRequest,
     StopRequest,
+    is_paused,
     scaled_to,
     send_request,
 )
@@ -25,8 +34,20 @@ from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo
 
 
+class Places:
+    paused = False
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+
 @dataclass
 class Pool:
+    workers: list[Worker] = field(default_factory=list)
+    places: Places = field(default_factory=Places)
     sizes: list[int] = field(default_factory=lambda: [2])
     others: dict[str, int] = field(default_factory=dict)
     aborted: list[bool] = field(default_factory=list)
@@ -47,6 +68,21 @@ class Pool:
             self.others[group] = desired
 
 
+def controls_of(
+    run: RunDirectory,
+    pool: Pool,
+    *,
+    room: Callable[[str], int] = lambda group: 9,
+    checkpoints: RequestedCheckpoints | None = None,
+    stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM),
+) -> Controls:
+    return Controls(run, pool, room, checkpoints or RequestedCheckpoints(no_save, 0), stop)
+
+
+async def no_save(step: int) -> None:
+    raise AssertionError("nobody asked for a checkpoint")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDirectory]:
     with RunDirectory.create(tmp_path / "run", "", RunInfo(run="r", seed=0, created_at=0.0)) as run:
@@ -64,15 +100,21 @@ def put_text(run: RunDirectory, name: str, request: str) -> None:
     (run.layout.requests / f"{name}.json").write_text(row)
 
 
+def answers(run: RunDirectory) -> list[dict[str, Any]]:
+    """The first answer to every request, not what became of it."""
+    rows: list[dict[str, Any]] = [*read_objects(run.layout.control)]
+    return [row for row in rows if not row["completed"]]
+
+
 def test_requests_are_done_in_order_and_written_down(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(run, "2", 1)
     put(run, "1", 5)
     pool = Pool()
-    Controls(run, pool, lambda group: 2).answer(Progress())
+    controls_of(run, pool, room=lambda group: 2).answer(Progress())
     assert pool.sizes == [2, 5, 1]
-    rows = read_objects(run.layout.control)
+    rows = answers(run)
     assert [(row["request_id"], row["actor"], row["request"], row["refused"]) for row in rows] == [
         ("1", "ada", {"kind": "scale", "workers": 5}, ""),
         ("2", "ada", {"kind": "scale", "workers": 1}, ""),
@@ -115,9 +157,9 @@ def test_an_impossible_request_is_refused(
     put_text(run, "1", request_text)
     (run.layout.requests / "2.json").write_text("[[")
     pool = Pool()
-    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
+    controls_of(run, pool).answer(Progress(quiet=True))
     assert pool.sizes == [2]
-    refused = [str(row["refused"]) for row in read_objects(run.layout.control)]
+    refused = [str(row["refused"]) for row in answers(run)]
     assert refused[0].startswith(reason)
     assert refused[1].startswith(UNREADABLE)
     assert list(run.layout.requests.iterdir()) == []
@@ -133,9 +175,9 @@ def test_workers_are_added_and_the_last_number_is_remembered(run: RunDirectory) 
         ("4", '{"kind": "stop"}'),
     ):
         put_text(run, name, f'"request": {request}')
-    Controls(run, pool, lambda group: 9, stop=lambda: None).answer(Progress(quiet=True))
+    controls_of(run, pool, stop=lambda: None).answer(Progress(quiet=True))
     assert pool.sizes == [2, 5, 3]
-    rows = read_objects(run.layout.control)
+    rows = answers(run)
     assert [row["workers"] for row in rows] == [5, 3, None, None]
     assert rows[2]["refused"] == "expected 1 to 4096 workers, found 0"
     assert scaled_to(run.layout) == {"default": 3}
@@ -158,8 +200,8 @@ def test_groups_are_resized_each_for_itself_and_remembered(run: RunDirectory) ->
         ("6", '{"kind": "scale_by", "change": -1, "group": "default"}'),
     ):
         put_text(run, name, f'"request": {request}')
-    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
-    rows = read_objects(run.layout.control)
+    controls_of(run, pool).answer(Progress(quiet=True))
+    rows = answers(run)
     refused = [str(row["refused"]) for row in rows]
     assert refused[2] == "expected a group of workers (default, big), found 'small'"
     assert [bool(text) for text in refused] == [False, False, True, False, True, True]
@@ -173,8 +215,8 @@ def test_groups_are_resized_each_for_itself_and_remembered(run: RunDirectory) ->
 def test_the_last_worker_of_all_is_not_taken(run: RunDirectory) -> None:
     put_text(run, "1", '"request": {"kind": "scale", "workers": 0, "group": "big"}')
     pool = Pool(sizes=[0], others={"big": 2})
-    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
-    (row,) = read_objects(run.layout.control)
+    controls_of(run, pool).answer(Progress(quiet=True))
+    (row,) = answers(run)
     assert row["refused"] == "expected 1 to 4096 workers, found 0" and pool.others == {"big": 2}
 
 
@@ -183,14 +225,13 @@ def test_a_job_that_is_asked_to_stop_answers_first(run: RunDirectory) -> None:
     (run.layout.requests / "1.json").write_text(event.model_dump_json())
     answered: list[int] = []
     pool = Pool()
-    Controls(
+    controls_of(
         run,
         pool,
-        lambda group: 9,
-        stop=lambda: answered.append(len(read_objects(run.layout.control))),
+        stop=lambda: answered.append(len(answers(run))),
     ).answer(Progress(quiet=True))
     assert answered == [1] and pool.sizes == [2]
-    (row,) = read_objects(run.layout.control)
+    (row,) = answers(run)
     assert (row["request"], row["refused"]) == ({"kind": "stop"}, "")
     assert row["note"] == "the job ends now; finished work is kept"
 
@@ -201,7 +242,7 @@ def test_a_request_to_stop_ends_the_command_as_sigterm_does(run: RunDirectory) -
     )
 
     async def job() -> None:
-        async with controlled(Controls(run, Pool(), lambda group: 9), Progress(quiet=True)):
+        async with controlled(controls_of(run, Pool()), Progress(quiet=True)):
             await asyncio.sleep(60)
 
     with pytest.raises(TrialrunError, match=r"stopped on request .* with --requeue"):
@@ -211,7 +252,7 @@ def test_a_request_to_stop_ends_the_command_as_sigterm_does(run: RunDirectory) -
 def test_a_request_of_an_older_client_is_carried_out(run: RunDirectory) -> None:
     put_text(run, "1", '"action": "scale", "detail": "4", "request": "", "refused": ""')
     pool = Pool()
-    Controls(run, pool, lambda group: 9).answer(Progress(quiet=True))
+    controls_of(run, pool).answer(Progress(quiet=True))
     assert pool.sizes == [2, 4]
 
 
@@ -221,7 +262,7 @@ async def test_a_job_answers_while_the_block_lasts(
     monkeypatch.setattr(control, "_POLL_S", 0.01)
     pool = Pool()
     event = ControlEvent(at=1.0, actor="ada", request=ScaleRequest(workers=7))
-    async with controlled(Controls(run, pool, lambda group: 9), Progress(quiet=True)):
+    async with controlled(controls_of(run, pool), Progress(quiet=True)):
         answer = await asyncio.to_thread(send_request, run.layout, event, 10.0)
     assert (answer.refused, pool.desired) == ("", 7)
 
@@ -238,7 +279,7 @@ async def test_a_request_that_cannot_be_done_ends_nothing(
     pool = Pool()
     put(run, "1", 3)
     put(run, "2", 4)
-    async with controlled(Controls(run, pool, room), Progress(quiet=True)):
+    async with controlled(controls_of(run, pool, room=room), Progress(quiet=True)):
         while "no cluster" not in caplog.text:
             await asyncio.sleep(0.01)
         rooms = iter([9])
@@ -246,3 +287,124 @@ async def test_a_request_that_cannot_be_done_ends_nothing(
         while pool.desired != 5:
             await asyncio.sleep(0.01)
     assert pool.sizes == [2, 3, 5]
+
+
+def ask(run: RunDirectory, name: str, request: ControlRequest) -> None:
+    event = ControlEvent(at=1.0, actor="ada", request=request)
+    (run.layout.requests / f"{name}.json").write_text(event.model_dump_json())
+
+
+def told(run: RunDirectory) -> list[tuple[object, object]]:
+    return [(row["completed"], row["note"]) for row in read_objects(run.layout.control)]
+
+
+def no_client() -> Any:
+    return None
+
+
+def test_a_pause_takes_effect_when_the_last_episode_has_ended(run: RunDirectory) -> None:
+    worker = Worker("worker-1", no_client(), running=2)
+    pool = Pool(workers=[worker])
+    controls = controls_of(run, pool)
+    ask(run, "1", PauseRequest())
+    controls.answer(QUIET)
+    assert pool.places.paused and is_paused(run.layout)
+    assert told(run) == [(False, "no episode starts; 2 that run are finished first")]
+    worker.running = 0
+    controls.answer(QUIET)
+    assert told(run)[1:] == [(True, "every episode has ended, and none starts")]
+    ask(run, "2", ResumeRequest())
+    controls.answer(QUIET)
+    assert not pool.places.paused and not is_paused(run.layout)
+    actors = [row["actor"] for row in read_objects(run.layout.control)]
+    assert told(run)[2:] == [(False, "episodes start again")] and set(actors) == {"ada"}
+
+
+def test_a_pause_that_was_ended_before_it_took_effect_says_so(run: RunDirectory) -> None:
+    pool = Pool(workers=[Worker("worker-1", no_client(), running=1)])
+    controls = controls_of(run, pool)
+    ask(run, "1", PauseRequest())
+    ask(run, "2", ResumeRequest())
+    controls.answer(QUIET)
+    assert told(run)[-1] == (True, "resumed before every episode had ended")
+    assert controls.waiting == []
+
+
+def test_a_new_process_begins_without_the_pause_of_the_last_one(run: RunDirectory) -> None:
+    ask(run, "1", PauseRequest())
+    controls_of(run, Pool()).answer(QUIET)
+    assert is_paused(run.layout)
+    controls_of(run, Pool()).begin()
+    assert not is_paused(run.layout)
+    assert told(run)[-1] == (False, "the job was started again, without the pause")
+
+
+def test_scaling_takes_effect_when_the_workers_serve(run: RunDirectory) -> None:
+    pool = Pool(workers=[Worker("worker-1", no_client(), state=WorkerState.HEALTHY)])
+    controls = controls_of(run, pool)
+    put(run, "1", 2)
+    controls.answer(QUIET)
+    assert told(run) == [(False, "")]
+    pool.workers.append(Worker("worker-2", no_client(), state=WorkerState.HEALTHY))
+    controls.answer(QUIET)
+    assert told(run)[1:] == [(True, "2 workers serve")]
+    assert scaled_to(run.layout) == {"default": 2}
+    put(run, "2", 1)
+    controls.answer(QUIET)
+    put(run, "3", 3)
+    controls.answer(QUIET)
+    assert told(run)[-1] == (True, "another request came before it had taken effect")
+    assert scaled_to(run.layout) == {"default": 3}
+
+
+async def test_a_checkpoint_is_taken_at_once_while_groups_are_awaited(run: RunDirectory) -> None:
+    saved: list[int] = []
+    groups: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def save(step: int) -> None:
+        saved.append(step)
+
+    async def collect() -> str:
+        return await groups
+
+    requested = RequestedCheckpoints(save, 3)
+    controls = controls_of(run, Pool(), checkpoints=requested)
+    ask(run, "1", CheckpointRequest())  # a step is at work: the fourth
+    controls.answer(QUIET)
+    assert told(run) == [(False, "the checkpoint of step 4 is taken when the step has ended")]
+    waiting = asyncio.create_task(requested.while_waiting(5, collect()))
+    async with asyncio.timeout(5):
+        while not saved:
+            await asyncio.sleep(0)
+    assert saved == [4] and not waiting.done()
+    controls.answer(QUIET)
+    assert told(run)[-1] == (True, f"it is in {run.layout.checkpoints / '000004'}")
+    ask(run, "2", CheckpointRequest())
+    controls.answer(QUIET)
+    assert told(run)[-1] == (False, "the checkpoint of step 4 is there already")
+    groups.set_result("groups")
+    assert await waiting == "groups" and saved == [4]
+
+
+async def test_before_the_first_step_a_checkpoint_waits_for_its_end(run: RunDirectory) -> None:
+    saved: list[int] = []
+
+    async def save(step: int) -> None:
+        saved.append(step)
+
+    async def collect(groups: str) -> str:
+        await asyncio.sleep(0)
+        return groups
+
+    requested = RequestedCheckpoints(save, 0)
+    assert requested.request() == 1
+    assert await requested.while_waiting(1, collect("first")) == "first" and saved == []
+    assert await requested.while_waiting(2, collect("second")) == "second" and saved == [1]
+
+
+async def test_an_error_of_the_groups_is_raised(run: RunDirectory) -> None:
+    async def collect() -> str:
+        raise TrialrunError("no group comes")
+
+    with pytest.raises(TrialrunError, match="no group comes"):
+        await RequestedCheckpoints(no_save, 0).while_waiting(1, collect())

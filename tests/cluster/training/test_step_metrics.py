@@ -151,6 +151,7 @@ def selected_step(dice: np.random.Generator, chance: Callable[[float], Any]) -> 
                 answers_G=answers_G,
                 trial_calls_G=doses_G,
                 distinct_G=doses_G,
+                truncated_G=np.zeros(8, bool),
                 sampled_tokens=0,
             )
         )

@@ -51,6 +51,7 @@ const TONES = {
   answered: 'good',
   trained: 'good',
   running: 'live',
+  paused: 'warn',
   finished: 'plain',
   ok: 'good',
   won: 'good',

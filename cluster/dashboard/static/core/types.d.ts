@@ -12,6 +12,7 @@ export interface AuditEntry {
   refused: string;
   note: string;
   workers: number | null;
+  completed: boolean;
 }
 
 export interface Bottleneck {
@@ -540,6 +541,7 @@ export interface RunSummary {
   name: string;
   kind: string;
   state: 'running' | 'finished' | 'stopped' | 'failed start' | 'unreadable';
+  paused: boolean;
   path: string;
   created_at: number | null;
   command: string;

@@ -77,7 +77,7 @@ function Row({ run, event, ticked, tick }) {
       ${run.last_error && html`<a class="error" href=${runHref(run.id, 'logs')}>${t(run.last_error)}</a>`}
       ${run.problems > 0 && html`<a class="error" href=${runHref(run.id, 'health')}>${run.problems} parts cannot be read</a>`}</td>
     <td>${t(run.kind)}</td>
-    <td><${Badge} name=${run.state} /></td>
+    <td><${Badge} name=${run.paused ? 'paused' : run.state} /></td>
     <td class="n">${step ? count(step) : '–'}${run.steps ? html`<span class="dim"> / ${count(run.steps)}</span>` : ''}</td>
     <td><${Spark} values=${run.reward_spark} label=${`Reward of ${plain(run.name)} over the steps`} /></td>
     <td class="n"><${Reward} value=${run.reward} /></td>

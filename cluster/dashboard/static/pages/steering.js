@@ -36,7 +36,7 @@ export function Steering({ run, running, canWrite, changed }) {
       data.entries.length === 0
         ? html`<${Empty} title="Nobody has asked for anything." />`
         : html`${data.waiting > 0 && html`<p class="dim">${data.waiting} waiting for the job.</p>`}<ul>${data.entries.map(
-            (/** @type {import('../core/types').AuditEntry} */ one, /** @type {number} */ index) => html`<li key=${index} class=${`box ${one.refused ? 'bad' : 'good'}`}><b>${t(one.request)}</b> <span class="dim">${t(one.actor)}, ${date(one.at)}</span><p>${t(one.refused || one.note)}</p></li>`,
+            (/** @type {import('../core/types').AuditEntry} */ one, /** @type {number} */ index) => html`<li key=${index} class=${`box ${one.refused ? 'bad' : 'good'}`}><b>${t(one.request)}</b>${one.completed && ' took effect'} <span class="dim">${t(one.actor)}, ${date(one.at)}</span><p>${t(one.refused || one.note)}</p></li>`,
           )}</ul>`,
     )}</section></div>`;
 }
@@ -46,7 +46,8 @@ function Requests({ run, sent }) {
   const kinds = kindsOf(useApi('/openapi.json').data);
   const [workers, setWorkers] = useState('');
   const [group, setGroup] = useState('');
-  const within = group.trim() ? { group: group.trim() } : {};
+  const [abort, setAbort] = useState(false);
+  const within = { ...(group.trim() && { group: group.trim() }), ...(abort && { abort }) };
   const [look, setLook] = useState(/** @type {any} */ (null));
   const [result, setResult] = useState(/** @type {any} */ (null));
   const [error, setError] = useState(/** @type {Error | null} */ (null));
@@ -76,6 +77,7 @@ function Requests({ run, sent }) {
     }}>
       <label class="inline">Workers <input class="field" type="number" min="0" max="9999" required value=${workers} onInput=${(/** @type {any} */ event) => setWorkers(event.target.value)} /></label>
       <label class="inline">of group <input class="field" type="text" value=${group} placeholder="default" onInput=${(/** @type {any} */ event) => setGroup(event.target.value)} /></label>
+      <label class="inline" title="Without it they end their episodes first"><input type="checkbox" checked=${abort} onChange=${(/** @type {any} */ event) => setAbort(event.target.checked)} /> surplus workers stop at once</label>
       <button>Scale …</button><button type="button" onClick=${() => preview({ kind: 'scale_by', change: 1, ...within })}>+1 …</button><button type="button" onClick=${() => preview({ kind: 'scale_by', change: -1, ...within })}>−1 …</button>
       ${SIMPLE.filter(([kind]) => kinds.has(kind)).map(([kind, title]) => html`<button type="button" key=${kind} onClick=${() => preview({ kind })}>${title} …</button>`)}
       <button type="button" class="danger" onClick=${() => preview({ kind: 'stop' })}>Stop …</button>
