@@ -50,7 +50,9 @@ _CALL_BLOCK = re.compile(
 )
 """Calls in the text of a turn; they are shown once more with their answers."""
 _TAG = re.compile(r"</?(?:experience|answer)>")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 
 
 def render(episode: Episode) -> str:
@@ -70,17 +72,17 @@ def render(episode: Episode) -> str:
 
 def _heading(episode: Episode) -> Iterator[str]:
     lease, versions = episode.lease, sorted({span.version for span in episode.spans})
-    yield _rule(f"Episode {_clean(lease.episode)}")
+    yield _rule(f"Episode {inert(lease.episode)}")
     yield (
-        f"task {_clean(lease.task)} ({_clean(episode.environment)}, {episode.split}), "
-        f"sample {lease.sample_index} of group {_clean(lease.group)}"
+        f"task {inert(lease.task)} ({inert(episode.environment)}, {episode.split}), "
+        f"sample {lease.sample_index} of group {inert(lease.group)}"
         + (f", attempt {lease.attempt + 1}" if lease.attempt else "")
     )
-    actor = "the model" if episode.source == "policy" else f"the teacher '{_clean(episode.source)}'"
+    actor = "the model" if episode.source == "policy" else f"the teacher '{inert(episode.source)}'"
     known = f" with weights of version {', '.join(map(str, versions))}" if versions else ""
     yield f"run by {actor}{known}; mode '{episode.mode}': {_MODES[episode.mode]}"
     if episode.tags:
-        yield "; ".join(f"{_clean(name)} {_clean(value)}" for name, value in episode.tags.items())
+        yield "; ".join(f"{inert(name)} {inert(value)}" for name, value in episode.tags.items())
 
 
 def _turn(number: int, turn: Turn, observations: Sequence[Message]) -> Iterator[str]:
@@ -110,7 +112,7 @@ def _result(episode: Episode) -> Iterator[str]:
     if episode.outcome is Outcome.ANSWERED:
         yield from _labelled("  Answer   ", episode.answer or "(empty)")
     if episode.reward is not None:
-        parts = ", ".join(f"{_clean(k)} {v:+.2f}" for k, v in episode.reward_parts.items())
+        parts = ", ".join(f"{inert(k)} {v:+.2f}" for k, v in episode.reward_parts.items())
         yield f"  {'Reward':<8} {episode.reward:.2f}{f'  ({parts})' if parts else ''}"
     for name, note in episode.score_notes.items():
         yield from _labelled(f"  {_clean(name)}: ", note)
@@ -152,7 +154,7 @@ def _block(text: str) -> list[str]:
 
 def _labelled(label: str, text: str) -> list[str]:
     """Return `text` after `label`: shortened, escaped and wrapped, with indented further lines."""
-    shown = _clean(text[:LONGEST_TEXT])
+    shown = inert(text[:LONGEST_TEXT])
     if len(text) > LONGEST_TEXT:
         shown += f" … ({len(text) - LONGEST_TEXT:,} more characters)"
     indent = " " * min(len(label), 11)
@@ -170,5 +172,8 @@ def _labelled(label: str, text: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _clean(text: str) -> str:
+def inert(text: str) -> str:
+    """Return `text` with characters escaped that control a terminal, reorder text or are not seen;
+    tabs and line ends stay.
+    """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

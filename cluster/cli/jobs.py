@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +39,7 @@ from envs.tools import JsonObject
 from rollout.mirror.address import is_address
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
+from rollout.transcript import inert
 
 RunName = Annotated[
     str,
@@ -113,7 +116,7 @@ def submit(
         name = config.run.name
         _say(f"job {found}, run directory {config.path}; Ctrl-C leaves it running:")
         _say(f"trialrun status {name} | logs {name} --follow | scale {name} N | stop {name}")
-        _follow(jobs, found)
+        _follow(jobs, found, sys.stdout.write)
 
 
 @app.command(epilog="Example: [bold]trialrun runs[/], or [bold]trialrun runs /shared/runs[/]")
@@ -171,41 +174,75 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Print what comes, until the job ends.")
     ] = False,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            "--grep",
+            "-e",
+            metavar="REGEX",
+            help="Only lines with this regular expression, ignoring case.",
+            show_default=False,
+        ),
+    ] = "",
     address: AddressOption = "",
 ) -> None:
     """Print the log of a run: of its job, or else of its directory."""
+    write = _writer_of(pattern)
     if is_address(run):
-        print_log(run, follow=follow)
+        print_log(run, write, follow=follow)
         return
     target = find_target(run, address)
     job = target.job(needed=target.layout is None or not target.layout.log.exists())
     if job is None:
         assert target.layout is not None
-        _print_log(target.layout, follow=follow)
+        _print_log(target.layout, write, follow=follow)
     elif follow:
-        _follow(target.jobs, job.id)
+        _follow(target.jobs, job.id, write)
     else:
-        sys.stdout.write(target.jobs.logs(job))
+        write(target.jobs.logs(job))
 
 
-def _print_log(layout: RunLayout, *, follow: bool) -> None:
+Write = Callable[[str], object]
+
+
+def _writer_of(pattern: str) -> Write:
+    """Return what prints a log, without what would control a terminal: all of it, or the lines
+    with `pattern`. Raises ConfigError.
+    """
+    if not pattern:
+        return lambda text: sys.stdout.write(inert(text))
+    try:
+        wanted = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ConfigError(f"--grep {pattern!r} is no regular expression: {error}") from None
+    begun = ""
+
+    def write(text: str) -> None:
+        nonlocal begun
+        *lines, begun = (begun + text).split("\n")
+        sys.stdout.writelines(f"{inert(line)}\n" for line in lines if wanted.search(line))
+
+    return write
+
+
+def _print_log(layout: RunLayout, write: Write, *, follow: bool) -> None:
     with layout.log.open(encoding="utf-8") as log:
         while True:
             ends = not (follow and is_written(layout))  # before the rest is read
             while text := log.read(_BLOCK):
-                sys.stdout.write(text)
+                write(text)
             sys.stdout.flush()
             if ends:
                 return
             time.sleep(_POLL_S)
 
 
-def _follow(jobs: Any, submission_id: str) -> None:
+def _follow(jobs: Any, submission_id: str, write: Write) -> None:
     """Print a job's log until it ends. Raises InfraError where it failed."""
 
     async def tail() -> None:
         async for lines in jobs.follow(jobs.job(submission_id)):
-            sys.stdout.write(lines)
+            write(lines)
             sys.stdout.flush()
 
     asyncio.run(tail())

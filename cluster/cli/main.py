@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster.cli import check as cli_check
 from cluster.cli import dashboard as cli_dashboard
+from cluster.cli import episodes as cli_episodes
 from cluster.cli import inspection, rendering
 from cluster.cli import jobs as cli_jobs
 from cluster.cli import runs as cli_runs
@@ -314,7 +315,7 @@ app.add_typer(rendering.app)
 app.add_typer(cli_steering.app)
 app.add_typer(cli_dashboard.app)
 app.add_typer(cli_runs.app)
-app.add_typer(cli_runs.episodes, name="episodes")
+app.add_typer(cli_episodes.episodes, name="episodes")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -102,14 +102,14 @@ def _row(place: Place) -> JsonObject:
     return row_of(copy.path)
 
 
-def print_log(run: str, *, follow: bool) -> None:
-    """Print the log of a mirrored run; with `follow` until no writer claims the mirror."""
+def print_log(run: str, write: Callable[[str], object], *, follow: bool) -> None:
+    """Give `write` the log of a mirrored run; with `follow` until no writer claims the mirror."""
     place, shown = address_place(run), 0
     while True:
         copy = fetch_copy(place, cache_folder(os.environ), Needs.LOG.wants)
         log = RunLayout(copy.path).log
         content = log.read_bytes() if log.exists() else b""
-        sys.stdout.write(content[shown:].decode(errors="replace"))
+        write(content[shown:].decode(errors="replace"))
         sys.stdout.flush()
         shown = len(content)
         if not (follow and copy.record.live):

@@ -1,17 +1,14 @@
 """Commands that read run directories, whether their run is running, finished or was killed."""
 
-import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.mirrors import Needs, fetch_run, local_run, local_side
-from rollout.episode import Outcome
 from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunKind, RunLayout
 
@@ -24,70 +21,6 @@ RunArgument = Annotated[
 ]
 
 app = typer.Typer()
-
-
-class _ShowByDefault(TyperGroup):
-    """A group whose command `show` need not be named."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = not args or args[0] in (*self.commands, "--help")
-        return super().parse_args(ctx, args if named else ["show", *args])
-
-
-episodes = typer.Typer(
-    cls=_ShowByDefault,
-    no_args_is_help=True,
-    help="List the episodes of a run, show one, or replay them.\n\n"
-    "`trialrun episodes RUN` is short for `trialrun episodes show RUN`.",
-    epilog="Example: [bold]trialrun episodes runs/demo/train g000003-02[/]",
-)
-
-
-@episodes.command(
-    epilog="Example: [bold]trialrun episodes replay runs/catalog g000003-02[/], of a run that was "
-    "made with [bold]trialrun train catalog tools.record=true[/]"
-)
-def replay(
-    run: RunArgument,
-    episode: Annotated[
-        str | None, typer.Argument(help="Replay this episode only (its id, or a unique prefix).")
-    ] = None,
-    traffic: Annotated[
-        Path | None,
-        typer.Option(help="Folder of recorded tool traffic. Default: the run's own."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Replay episodes from their tokens and recorded tool results, and report differences.
-
-    Runs neither the model nor tools; the run must have been made with tools.record=true. Exit code
-    0 if all are equal, 1 if one differs.
-    """
-    path = local_run(run, Needs.ALL)
-    replayed = asyncio.run(stack("replay.replay_episodes").replay_run(path, episode, traffic))
-    report(replayed.to_json(), as_json=as_json)
-    raise typer.Exit(1 if replayed.different else 0)
-
-
-@episodes.command(epilog="Example: [bold]trialrun episodes runs/demo/train g000003-02[/]")
-def show(
-    run: RunArgument,
-    episode: Annotated[
-        str | None, typer.Argument(help="Show this episode (its id, or a unique prefix).")
-    ] = None,
-    outcome: Annotated[
-        Outcome | None, typer.Option(help="List only episodes with this outcome.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="List at most this many, the newest.")] = 20,
-    as_json: JsonOption = False,
-) -> None:
-    """List the episodes of a run, or show one as a transcript (with --json: as one JSON object)."""
-    path = local_run(run, Needs.EPISODES)
-    views = stack("cli.episode_views")
-    if episode is not None:
-        views.show_episode(path, episode, as_json=as_json)
-    else:
-        views.list_episodes(path, outcome or "", limit, as_json=as_json)
 
 
 @app.command(

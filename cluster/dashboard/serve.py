@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import ipaddress
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -20,7 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cluster.dashboard.app import create_app
-from cluster.dashboard.settings import DEFAULT_PORT, Settings, Tokens
+from cluster.dashboard.settings import DEFAULT_PORT, Settings, Tokens, cache_folder
 from envs.errors import ConfigError, MissingError
 
 DEMO = Path(__file__).parent / "demo"
@@ -77,7 +76,7 @@ def settings_of(wanted: Wanted, roots: tuple[Path, ...], tokens: Tokens, port: i
         origins.add(origin.rstrip("/").lower())
     return Settings(
         roots=roots,
-        cache=wanted.cache or _cache_folder(wanted.environ),
+        cache=wanted.cache or cache_folder(wanted.environ),
         tokens=tokens,
         hosts=frozenset(host.lower() for host in hosts),
         origins=frozenset(origins),
@@ -240,11 +239,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _cache_folder(environ: Mapping[str, str]) -> Path:
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME", "/tmp"), ".cache")
-    return Path(base) / "trialrun" / "dashboard"
 
 
 def _bracketed(host: str) -> str:

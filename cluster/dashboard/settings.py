@@ -1,5 +1,7 @@
 """What a dashboard serves, where it listens, and who may use it."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -45,3 +47,9 @@ class Settings:
     """Threads of DuckDB."""
     user: str = field(default="unknown")
     """User name that requests to jobs are recorded under."""
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder of indexes for who names none."""
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME", "/tmp"), ".cache")
+    return Path(base) / "trialrun" / "dashboard"

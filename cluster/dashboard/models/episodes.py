@@ -152,6 +152,31 @@ class FilterCheck(Answer):
     total: int
 
 
+class FailureRow(Answer):
+    """Episodes that failed alike."""
+
+    what: str
+    """`outcome`, or the state that the reason led to: `dropped`, `retried`."""
+    reason: str
+    """The outcome, or the ledger's reason."""
+    episodes: int
+    error: str
+    """Error of the example; empty where there is none. Errors that differ in numbers are one."""
+    example: str
+    """Newest such episode."""
+    filter: str
+    """Filter that lists them, whatever their error."""
+
+
+class Failures(Answer):
+    """What failed, by reason."""
+
+    rows: list[FailureRow]
+    """The most frequent, outcomes first."""
+    total: int
+    """Episodes that match the filter."""
+
+
 class LanePiece(Answer):
     """A turn in a lane."""
 

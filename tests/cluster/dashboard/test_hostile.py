@@ -48,7 +48,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     with RunDirectory.create(root / "sample", CONFIG, info) as run:
         for number, (name, text) in enumerate(HOSTILE.items()):
             run.ledger.lease([lease_of(number, 0)])
-            _append(run, hostile_episode(number, name, text))
+            append_hostile(run, hostile_episode(number, name, text))
             run.ledger.finish(lease_of(number, 0))
         run.layout.log.write_bytes(b"\xff\xfe\x00<script>\x1b[31m error\n" * 3)
     settings = settings_for(root, tmp_path_factory.mktemp("cache"))
@@ -75,7 +75,7 @@ def hostile_episode(number: int, name: str, text: str) -> Episode:
     )
 
 
-def _append(run: RunDirectory, episode: Episode) -> None:
+def append_hostile(run: RunDirectory, episode: Episode) -> None:
     """Store an episode whose reward no index line can hold: the segment alone has it."""
     with suppress(ValueError):
         run.append(to_batch([episode]))
