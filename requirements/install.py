@@ -315,7 +315,7 @@ def run_step(what: str, command: Sequence[str], environ: Mapping[str, str] | Non
 
 
 def write_locks() -> None:
-    """Resolve requirements/cpu.lock and gpu.lock again; versions change only where they must."""
+    """Resolve cpu.lock, gpu.lock and dashboard.lock again; versions change only where they must."""
     settings = read_pip_settings([str(PYTHON), "-m", "pip"])
     environ = uv_environment(settings, os.environ)
     for device in ("cpu", "gpu"):
@@ -328,6 +328,22 @@ def write_locks() -> None:
         command += ["--python-platform", "x86_64-manylinux_2_28"]
         command += ["--output-file", f"requirements/{device}.lock"]
         run_step(f"write requirements/{device}.lock", command, environ)
+    run_step("write requirements/dashboard.lock", dashboard_lock(settings), environ)
+
+
+def dashboard_lock(settings: Mapping[str, list[str]]) -> list[str]:
+    """Return the command that writes requirements/dashboard.lock.
+
+    It is for laptops of every system, so it is universal; versions are those of the tested stack.
+    It has hashes, because whoever installs it has no other lock of these packages.
+    """
+    return [
+        *(str(PYTHON), "-m", "uv", "pip", "compile", "--quiet", *uv_arguments(settings)),
+        *("requirements/dashboard.in", "--constraints", "requirements/cpu.lock"),
+        *("--universal", "--generate-hashes", "--python-version", LOCK_PYTHON),
+        *("--custom-compile-command", "make lock"),
+        *("--output-file", "requirements/dashboard.lock"),
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -77,6 +77,7 @@ READS_ALONE = {
         "rollout.episode",
         "rollout.episode_schema",
         "rollout.evaluation",
+        "rollout.transcript",
         "cluster.metrics",
         "cluster.older_metrics",
         "envs.errors",

@@ -1,4 +1,4 @@
-"""The command `dashboard`."""
+"""The commands of `trialrun dashboard`: serve one, or write a snapshot."""
 
 import os
 from getpass import getuser
@@ -6,19 +6,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from cluster.cli.command_line import JsonOption, version
+from cluster.cli.command_line import JsonOption, report, version
+from cluster.cli.episodes import WhereOption
+from cluster.cli.mirrors import Needs, local_run
+from cluster.cli.runs import RunArgument
 from envs.errors import ConfigError
 from envs.late_imports import import_late
 
-app = typer.Typer()
+
+class _ServeByDefault(TyperGroup):
+    """A group whose command `serve` need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and args[0] in self.commands
+        return super().parse_args(ctx, args if named else ["serve", *args])
+
+
+app = typer.Typer(
+    cls=_ServeByDefault,
+    help="Serve a dashboard over run directories, or write a snapshot of a run to a file.",
+)
 
 
 @app.command(
     epilog="Example: [bold]trialrun dashboard runs[/], or without a run "
-    "[bold]trialrun dashboard --demo[/]"
+    "[bold]trialrun dashboard --demo[/]. Its command `bundle` writes a snapshot to share."
 )
-def dashboard(
+def serve(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -60,8 +76,8 @@ def dashboard(
     It only reads the directories, apart from requests that an operator sends to a job; ending it
     ends no run. With --json the address is printed as one JSON object.
     """
-    serve = _server()
-    wanted = serve.Wanted(
+    server = _part("serve")
+    wanted = server.Wanted(
         roots=tuple(directories or ()),
         host=host,
         port=port,
@@ -75,13 +91,44 @@ def dashboard(
         user=getuser(),
         version=version(),
     )
-    serve.run_dashboard(wanted)
+    server.run_dashboard(wanted)
 
 
-def _server() -> Any:
-    """Import the server; its packages are an extra."""
+@app.command(
+    epilog="Example: [bold]trialrun dashboard bundle runs/first -o first.html -w 'reward<0.2'[/]"
+)
+def bundle(
+    run: RunArgument,
+    target: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR|FILE.html",
+            help="New file, or new folder, which also gets the table as episodes.parquet.",
+            show_default=False,
+        ),
+    ],
+    where: WhereOption = "",
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="At most so many episodes, the newest.")
+    ] = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a snapshot of a run with chosen episodes, to share: it opens offline, from a file.
+
+    It holds all texts of these episodes, its recipe and its figures: look at what you share.
+    """
+    writer = _part("bundle.write")
+    path = local_run(run, Needs.ALL)
+    wanted = writer.Bundle(path=path, target=target, filter_text=where, limit=limit)
+    report(writer.write_bundle(wanted, os.environ), as_json=as_json)
+
+
+def _part(module: str) -> Any:
+    """Import a module of the dashboard; its packages are an extra."""
     try:
-        return import_late("cluster.dashboard.serve")
+        return import_late(f"cluster.dashboard.{module}")
     except ImportError as error:
         raise ConfigError(
             f"the dashboard is not installed ({error}): type pip install 'trialrun[dashboard]'"

@@ -313,7 +313,7 @@ app.add_typer(cli_check.app)
 app.add_typer(cli_jobs.app)
 app.add_typer(rendering.app)
 app.add_typer(cli_steering.app)
-app.add_typer(cli_dashboard.app)
+app.add_typer(cli_dashboard.app, name="dashboard")
 app.add_typer(cli_runs.app)
 app.add_typer(cli_episodes.episodes, name="episodes")
 

@@ -90,7 +90,7 @@ class Controls:
         if is_paused(self.run.layout) and not self.pool.places.paused:
             note = "the job was started again, without the pause"
             event = ControlEvent(at=time.time(), actor="trialrun", request=ResumeRequest())
-            answer = {"request_id": "start", "note": note, "completed": False}
+            answer = {"request_id": "start", "note": note}
             self.run.record_control(event.model_copy(update=answer))
 
     def answer(self, progress: Progress) -> None:
@@ -104,6 +104,7 @@ class Controls:
                 "refused": given.refused,
                 "note": given.note,
                 "workers": given.workers,
+                "pending": given.effect is not None,
             }
             answered = event.model_copy(update=changes)
             self.run.record_control(answered)
@@ -121,7 +122,7 @@ class Controls:
         for answered, effect in [*self.waiting]:
             if note := effect():
                 self.waiting.remove((answered, effect))
-                changes = {"at": time.time(), "note": note, "completed": True}
+                changes = {"at": time.time(), "note": note, "pending": False, "completed": True}
                 self.run.record_control(answered.model_copy(update=changes))
                 request = answered.request
                 progress.say(f"{request.describe() if request else 'request'}: {note}")

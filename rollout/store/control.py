@@ -145,6 +145,8 @@ class ControlEvent(BaseModel):
     """Extra information for the requester."""
     workers: int | None = None
     """Target number of rollout workers after an accepted request for another one."""
+    pending: bool = False
+    """Whether an accepted request takes effect later; an event with `completed` then says so."""
     completed: bool = False
     """Whether this event says that an accepted request has taken effect, after its answer."""
 
@@ -193,7 +195,7 @@ def send_request(
             f"the job that writes to {layout.root} did not answer within {deadline_s:g} s: only "
             "training takes requests, and only after its first workers have started"
         )
-    if effect_within_s is None or answer.refused or answer.completed:
+    if effect_within_s is None or answer.refused or not answer.pending:
         return answer
     effect = _next_within(events, effect_within_s, lambda: is_written(layout))
     if effect is None:

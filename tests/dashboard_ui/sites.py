@@ -62,7 +62,7 @@ def write_runs(root: Path) -> RunDirectory:
     for number, name in enumerate(("sft", "grpo")):
         _evaluation(root / name, name, wins=number * 2)
     _study(root / "study")
-    _hostile(root / "hostile")
+    write_hostile(root / "hostile")
     return write_sample_run(root / "live", close=False)
 
 
@@ -119,7 +119,7 @@ def _study(path: Path) -> None:
     (path / "study.json").write_text("{}")
 
 
-def _hostile(path: Path) -> None:
+def write_hostile(path: Path) -> None:
     """Write a run whose every text attacks, names of tools, workers and tags included."""
     info = RunInfo(run="hostile", kind=RunKind.TRAIN, seed=1, created_at=1.7e9, command=HOSTILE[0])
     with RunDirectory.create(path, CONFIG, info) as run:

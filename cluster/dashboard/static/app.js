@@ -7,6 +7,7 @@ import { applyTheme, isDark, painted, switchTheme } from './core/theme.js';
 import { helpOpen, listenKeys, shownKeys, useKeys } from './core/keys.js';
 import { Badge, ErrorBox, Head, Loading } from './core/parts.js';
 import { connected, live } from './core/live.js';
+import { isSnapshot, kept } from './core/snapshot.js';
 import { t } from './core/text.js';
 
 /** @typedef {import('./core/types').Session} Session */
@@ -112,7 +113,8 @@ function RunNav({ run, page }) {
   useEffect(() => {
     if (running !== undefined && asked.data) asked.reload();
   }, [running]);
-  const pages = RUN_PAGES.filter(([name]) => name !== 'evaluation' || !summary || summary.kind === 'eval');
+  const left = isSnapshot ? ['search', 'logs'] : [];
+  const pages = RUN_PAGES.filter(([name]) => !left.includes(name) && (name !== 'evaluation' || !summary || summary.kind === 'eval'));
   const current = { episode: 'episodes', group: 'groups', diff: 'episodes' }[page] ?? page;
   useKeys(
     RUN_PAGES.map(([name, title, keys]) => ({ keys, what: `Go to ${title}`, run: () => go(runHref(run, name)) })),
@@ -166,14 +168,24 @@ function Top() {
     }}>Skip to content</a>
     <a class="brand" href="/runs"><img src="/static/icon.svg" alt="" width="20" height="20" />trialrun</a>
     <nav aria-label="Main"><a href="/runs" aria-current=${route(place.value.path).page === 'runs' ? 'page' : null}>Runs</a>
-    <a href="/compare" aria-current=${route(place.value.path).page === 'compare' ? 'page' : null}>Compare</a></nav>
+    ${!isSnapshot && html`<a href="/compare" aria-current=${route(place.value.path).page === 'compare' ? 'page' : null}>Compare</a>`}</nav>
     <span class="gap"></span>
+    ${isSnapshot && html`<${Made} />`}
     ${session.value?.demo && html`<span class="badge plain">recorded demo</span>`}
-    ${session.value?.role === 'viewer' && html`<span class="badge plain">viewer</span>`}
+    ${session.value?.role === 'viewer' && !isSnapshot && html`<span class="badge plain">viewer</span>`}
     ${state !== 'off' && html`<span class=${`live ${state}`} title=${state === 'on' ? 'Changes arrive as they happen' : 'The stream is interrupted; it connects again by itself'}>${state === 'on' ? 'live' : 'reconnecting'}</span>`}
     <button class="quiet" onClick=${switchTheme} aria-label=${dark ? 'Use light colours' : 'Use dark colours'}>${dark ? 'Light' : 'Dark'}</button>
     <button class="quiet" onClick=${() => { helpOpen.value = true; }} aria-label="Keyboard keys">?</button>
   </header>`;
+}
+
+/** What a snapshot is of. */
+function Made() {
+  const [text, setText] = useState('snapshot');
+  useEffect(() => {
+    kept().then((all) => setText(`snapshot of ${all.made}: ${all.rows.length} of ${all.of} episodes`));
+  }, []);
+  return html`<span class="badge plain made">${text}</span>`;
 }
 
 function App() {
@@ -223,14 +235,14 @@ async function start(token) {
     render(html`<${SignIn} error=${error} />`, root);
     return;
   }
-  if (location.pathname === '/') go('/runs', { replace: true });
+  if (place.value.path === '/') go('/runs', { replace: true });
   render(html`<${App} />`, root);
 }
 
 applyTheme();
 listen();
 listenKeys();
-const token = new URLSearchParams(location.hash.slice(1)).get('token') ?? '';
-if (location.hash) history.replaceState(null, '', href(location.pathname) + location.search);
+const token = isSnapshot ? '' : (new URLSearchParams(location.hash.slice(1)).get('token') ?? '');
+if (location.hash && !isSnapshot) history.replaceState(null, '', href(location.pathname) + location.search);
 document.querySelector('.boot')?.remove();
 start(token);

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,35 @@ async def test_a_checkpoint_is_taken_at_once_while_groups_are_awaited(run: RunDi
     assert told(run)[-1] == (False, "the checkpoint of step 4 is there already")
     groups.set_result("groups")
     assert await waiting == "groups" and saved == [4]
+
+
+async def test_who_waits_for_the_effect_gets_it_at_once_where_there_is_nothing_to_wait_for(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_POLL_S", 0.01)
+    worker = Worker("worker-1", no_client(), running=0)
+    pool = Pool(workers=[worker])
+
+    async def ask_and_wait(request: ControlRequest) -> ControlEvent:
+        event = ControlEvent(at=1.0, actor="ada", request=request)
+        asked = partial(send_request, run.layout, event, 10.0, effect_within_s=10.0)
+        return await asyncio.to_thread(asked)
+
+    async with controlled(controls_of(run, pool), Progress(quiet=True)):
+        at_once = await ask_and_wait(PauseRequest())
+        assert (at_once.pending, at_once.completed) == (False, False)
+        assert at_once.note == "no episode runs, and none starts"
+        await ask_and_wait(ResumeRequest())
+        worker.running = 1
+        later = asyncio.create_task(ask_and_wait(PauseRequest()))
+        async with asyncio.timeout(10):
+            while not pool.places.paused:
+                await asyncio.sleep(0.01)
+        assert not later.done()
+        worker.running = 0
+        assert (await later).completed
+        refused = await ask_and_wait(ScaleRequest(workers=0))
+        assert refused.refused
 
 
 async def test_before_the_first_step_a_checkpoint_waits_for_its_end(run: RunDirectory) -> None:

@@ -2,6 +2,7 @@
 
 import { useCallback, useEffect, useRef, useState } from './ui.js';
 import { href } from './router.js';
+import { answerOf, isSnapshot } from './snapshot.js';
 
 const BASE = '/api/v1';
 const WAITS = 90;
@@ -25,6 +26,7 @@ export class ApiError extends Error {
  * @param {RequestInit} [init]
  */
 export async function request(path, init = {}) {
+  if (isSnapshot) return fromSnapshot(path);
   let response;
   try {
     response = await fetch(BASE + path, { credentials: 'same-origin', ...init });
@@ -41,6 +43,15 @@ export async function request(path, init = {}) {
     // Not from this API, such as an answer of a proxy.
   }
   throw new ApiError({ title: response.statusText, ...problem, status: response.status });
+}
+
+/** @param {string} path */
+async function fromSnapshot(path) {
+  const found = await answerOf(path);
+  if (found !== null) return new Response(JSON.stringify(found));
+  const detail = 'This snapshot does not hold it.';
+  const fix = 'A snapshot has the chosen episodes and no server; `trialrun dashboard` over the run directory shows everything.';
+  throw new ApiError({ status: 404, detail, fix });
 }
 
 /**

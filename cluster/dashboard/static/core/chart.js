@@ -2,6 +2,7 @@
 
 import uPlot from '../vendor/uplot.js';
 import { html, useEffect, useMemo, useRef, useState } from './ui.js';
+import { isSnapshot } from './snapshot.js';
 import { t } from './text.js';
 import { num } from './format.js';
 import { color, painted } from './theme.js';
@@ -13,7 +14,7 @@ const COLORS = ['--c1', '--c2', '--c3', '--c4', '--c5', '--c6', '--c7', '--c8'];
 let styled = false;
 
 function style() {
-  if (styled) return;
+  if (styled || isSnapshot) return; // a snapshot has its styles in the page
   styled = true;
   const link = document.createElement('link');
   link.rel = 'stylesheet';

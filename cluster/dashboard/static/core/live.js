@@ -2,6 +2,7 @@
 
 import { signal, useEffect } from './ui.js';
 import { href } from './router.js';
+import { isSnapshot } from './snapshot.js';
 
 /** @typedef {{run: string, episodes: number, new_episodes: number, step: number, running: boolean, log_changed: boolean, control_changed: boolean, at: number, fresh: number}} RunEvent */
 
@@ -16,7 +17,7 @@ let watched = '';
 /** @param {string[]} runs */
 function open(runs) {
   const wanted = runs.join('\n');
-  if (wanted === watched) return;
+  if (isSnapshot || wanted === watched) return;
   watched = wanted;
   source?.close();
   source = null;

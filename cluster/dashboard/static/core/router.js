@@ -1,12 +1,20 @@
 /** Where the reader is: the path and the query are all of a page's state. */
 
+import { isSnapshot } from './snapshot.js';
 import { signal } from './ui.js';
 
 /** @typedef {{path: string, query: URLSearchParams}} Place */
 
+/** The address that pages see; a snapshot, whose own address is a file's, has it behind `#`. */
+function address() {
+  if (!isSnapshot) return location.pathname + location.search;
+  return location.hash.startsWith('#/') ? location.hash.slice(1) : '/';
+}
+
 /** @returns {Place} */
 function read() {
-  return { path: location.pathname, query: new URLSearchParams(location.search) };
+  const [path, query = ''] = address().split('?', 2);
+  return { path, query: new URLSearchParams(query) };
 }
 
 export const place = signal(read());
@@ -44,11 +52,13 @@ export function runHref(run, page, query) {
  * @param {{replace?: boolean}} [options]
  */
 export function go(url, { replace = false } = {}) {
-  if (url === location.pathname + location.search) return;
-  const before = location.pathname;
-  history[replace ? 'replaceState' : 'pushState'](null, '', url);
+  if (url === address()) return;
+  const before = place.value.path;
+  if (isSnapshot && replace) location.replace(`#${url}`);
+  else if (isSnapshot) location.hash = url;
+  else history[replace ? 'replaceState' : 'pushState'](null, '', url);
   place.value = read();
-  if (location.pathname !== before) scrollTo(0, 0);
+  if (place.value.path !== before) scrollTo(0, 0);
 }
 
 /**
@@ -70,12 +80,14 @@ export function param(name, fallback = '') {
 
 /** Follow links within the pages without loading them anew. */
 export function listen() {
-  addEventListener('popstate', () => {
+  addEventListener(isSnapshot ? 'hashchange' : 'popstate', () => {
     place.value = read();
   });
   document.addEventListener('click', (event) => {
     if (event.defaultPrevented || event.button !== 0) return;
-    if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+    // The addresses of a snapshot's pages are no files that a new tab could open.
+    const elsewhere = event.metaKey || event.ctrlKey || event.shiftKey || event.altKey;
+    if (elsewhere && !isSnapshot) return;
     const link = event.target instanceof Element ? event.target.closest('a[href]') : null;
     if (!(link instanceof HTMLAnchorElement) || link.origin !== location.origin) return;
     if (link.hasAttribute('download') || link.target || link.pathname.startsWith('/api/')) return;

@@ -271,6 +271,20 @@ export interface Facets {
   coverage: Coverage;
 }
 
+export interface FailureRow {
+  what: string;
+  reason: string;
+  episodes: number;
+  error: string;
+  example: string;
+  filter: string;
+}
+
+export interface Failures {
+  rows: FailureRow[];
+  total: number;
+}
+
 export interface FieldHelp {
   name: string;
   type: 'number' | 'text' | 'flag';

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useState } from '../core/ui.js';
 import { runApi, useApi } from '../core/api.js';
-import { go, param, runHref, setQuery } from '../core/router.js';
+import { go, param, place, runHref, setQuery } from '../core/router.js';
 import { count, date, fixed, num, seconds, words } from '../core/format.js';
 import { Badge, FLAG_NOTES, Head, Pairs, Reward, Signed, shown } from '../core/parts.js';
 import { useKeys } from '../core/keys.js';
@@ -99,16 +99,16 @@ function Outline({ detail, at }) {
   return html`<nav class="outline" aria-label="Turns">${detail.turns.map((turn) => {
     const failed = turn.policy_error || turn.calls.some((call) => call.status !== 'ok');
     const said = turn.calls.length ? turn.calls.map((call) => call.name).join(', ') : turn.phase === 'execution' && turn === detail.turns.at(-1) ? 'answer' : turn.phase;
-    return html`<a key=${turn.number} class=${`${turn.phase}${turn.number === at ? ' at' : ''}`} href=${`?${withTurn(turn.number)}`}><span class="dim">${turn.number + 1}</span><span>${t(said)}</span>${failed ? html`<span class="x" title="error">!</span>` : ''}</a>`;
+    return html`<a key=${turn.number} class=${`${turn.phase}${turn.number === at ? ' at' : ''}`} href=${withTurn(turn.number)}><span class="dim">${turn.number + 1}</span><span>${t(said)}</span>${failed ? html`<span class="x" title="error">!</span>` : ''}</a>`;
   })}</nav>`;
 }
 
 /** @param {number} turn */
 function withTurn(turn) {
-  const query = new URLSearchParams(location.search);
+  const query = new URLSearchParams(place.value.query);
   query.set('turn', String(turn));
   query.delete('tab');
-  return query.toString();
+  return `${place.value.path}?${query}`;
 }
 
 /** @param {{detail: Detail, run: string, where: any}} props */

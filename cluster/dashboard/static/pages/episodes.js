@@ -6,6 +6,7 @@ import { go, param, runHref, setQuery } from '../core/router.js';
 import { count, of } from '../core/format.js';
 import { Coverage, Empty, ErrorBox, Head, Loading } from '../core/parts.js';
 import { useLive } from '../core/live.js';
+import { isSnapshot } from '../core/snapshot.js';
 import { useKeys } from '../core/keys.js';
 import { t } from '../core/text.js';
 import { FilterLine } from './filter_line.js';
@@ -86,14 +87,14 @@ export function Episodes({ run, session }) {
   }, [first]);
   return html`<${Head} title="Episodes" note=${first && html`${of(first.total, 'episode')}${filter ? ' match' : ''}`}>
       ${ticked.length > 0 && html`<button disabled=${ticked.length < 2} onClick=${diff}>Diff ${ticked.length} ticked</button>`}
-      <${Menus} run=${run} filter=${filter} sort=${sort} total=${first?.total ?? 0} canWrite=${session?.can_write} />
+      ${!isSnapshot && html`<${Menus} run=${run} filter=${filter} sort=${sort} total=${first?.total ?? 0} canWrite=${session?.can_write} />`}
     <//>
-    <div class="bar"><${FilterLine} run=${run} value=${filter} onChange=${onFilter} /></div>
+    ${isSnapshot ? filter && html`<div class="bar"><button onClick=${() => onFilter('')}>${t(filter)} ✕</button></div>` : html`<div class="bar"><${FilterLine} run=${run} value=${filter} onChange=${onFilter} /></div>`}
     <${Coverage} coverage=${first?.coverage} />
-    <div class="split">
-      <${FacetList} run=${run} filter=${filter} snapshot=${snapshot} read=${first?.coverage.details ?? 0} onFilter=${onFilter} />
+    <div class=${isSnapshot ? '' : 'split'}>
+      ${!isSnapshot && html`<${FacetList} run=${run} filter=${filter} snapshot=${snapshot} read=${first?.coverage.details ?? 0} onFilter=${onFilter} />`}
       <div>
-        <${Brush} run=${run} filter=${filter} snapshot=${snapshot} read=${first?.coverage.details ?? 0} onFilter=${onFilter} />
+        ${!isSnapshot && html`<${Brush} run=${run} filter=${filter} snapshot=${snapshot} read=${first?.coverage.details ?? 0} onFilter=${onFilter} />`}
         <${Open} run=${run} key=${event?.step} />
         ${pages.error && html`<${ErrorBox} error=${pages.error} retry=${pages.reload} />`}
         ${first &&

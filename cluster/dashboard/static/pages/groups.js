@@ -5,6 +5,7 @@ import { get, runApi } from '../core/api.js';
 import { param, runHref, setQuery } from '../core/router.js';
 import { count, fixed, of, words } from '../core/format.js';
 import { Choice, Empty, ErrorBox, Head, Loading } from '../core/parts.js';
+import { isSnapshot } from '../core/snapshot.js';
 import { t } from '../core/text.js';
 import { FilterLine } from './filter_line.js';
 
@@ -38,7 +39,7 @@ export function Groups({ run }) {
   return html`<${Head} title="Groups" note=${list.rows && of(list.total, 'group')}>
       <${Choice} label="Which groups" value=${equal} options=${[['', 'All'], ['false', 'Rewards differ'], ['true', 'Rewards equal']]} onPick=${(/** @type {string} */ value) => setQuery({ zero_variance: value })} />
     <//>
-    <div class="bar"><${FilterLine} run=${run} value=${filter} onChange=${(/** @type {string} */ value) => setQuery({ filter: value })} /></div>
+    ${!isSnapshot && html`<div class="bar"><${FilterLine} run=${run} value=${filter} onChange=${(/** @type {string} */ value) => setQuery({ filter: value })} /></div>`}
     ${list.error && html`<${ErrorBox} error=${list.error} />`}
     ${!list.rows && !list.error && html`<${Loading} />`}
     ${list.rows?.length === 0 && html`<${Empty} title="No group matches." />`}
