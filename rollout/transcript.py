@@ -115,7 +115,7 @@ def _result(episode: Episode) -> Iterator[str]:
         parts = ", ".join(f"{inert(k)} {v:+.2f}" for k, v in episode.reward_parts.items())
         yield f"  {'Reward':<8} {episode.reward:.2f}{f'  ({parts})' if parts else ''}"
     for name, note in episode.score_notes.items():
-        yield from _labelled(f"  {_clean(name)}: ", note)
+        yield from _labelled(f"  {inert(name)}: ", note)
     trials = sum(call.purpose == "trial" for call in episode.calls)
     timings, mask = episode.timings, episode.loss_mask_T
     yield (

@@ -25,6 +25,7 @@ from cluster.config.known_keys import (
     stray_keys,
     unknown_key,
 )
+from cluster.config.metrics_config import MetricsSection
 from cluster.config.study_config import StudySection, needed_models
 from envs.config import JudgeConfig, Section, SimulatedUserConfig, ToolServerConfig
 from envs.errors import ConfigError, MissingError
@@ -116,6 +117,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     eval: EvalSection = EvalSection()
     mirror: MirrorConfig = MirrorConfig()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from cluster.config.metrics_config import MetricsSection
 from cluster.config.run_config import RunConfig, checked_config, checked_study, read_recipe
 from cluster.config.study_config import Changes, StudySection, needed_models
 from cluster.study.graph import digest_of
@@ -16,6 +17,7 @@ _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "model": {"tool_format": "auto", "chat_template": "", "template_options": {}},
     "episode": {"thoughts": "keep", "max_observation_tokens": 0, "long_prompts": "auto"},
     "env": {"scorers": [], "trusted_scorers": False, "scorer_timeout_s": 30.0},
+    "metrics": MetricsSection().model_dump(mode="json"),
     "judge": JudgeConfig().model_dump(mode="json"),
     "simulated_user": SimulatedUserConfig().model_dump(mode="json"),
     "cluster": {

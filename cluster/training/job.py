@@ -21,6 +21,8 @@ from cluster.scheduling.groups import Group, GroupSource, drop
 from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.rounds import Rounds
 from cluster.scheduling.task_sources import training_tasks
+from cluster.sinks.choosing import open_sinks
+from cluster.sinks.sink import NO_SINKS, Sinks
 from learner.report import StepReport
 from rollout.episode import Outcome
 from rollout.store.ledger_state import DropReason
@@ -43,6 +45,8 @@ class Job:
     learner: LearnerGroup
     resumed_from: Path | None
     """Checkpoint that the run resumes from; None starts from the recipe's model."""
+    sinks: Sinks = NO_SINKS
+    """Where metrics go beside the run directory."""
 
     @property
     def steps_done(self) -> int:
@@ -138,7 +142,8 @@ async def open_job_on(
         source = Rounds if config.run.deterministic else Rollouts
         rollouts = source(pool, tasks, run, config)
         try:
-            yield Job(config, run, pool, rollouts, learner, checkpoint)
+            with open_sinks(config, run.layout) as sinks:
+                yield Job(config, run, pool, rollouts, learner, checkpoint, sinks)
         finally:
             await rollouts.close()
     finally:

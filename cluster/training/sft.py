@@ -20,6 +20,7 @@ from cluster.lifecycle.retention import keep_newest, newest_checkpoint
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.tool_check import say_of_tools, training_sample
+from cluster.sinks.choosing import check_sinks, open_sinks
 from cluster.teachers.teacher import check_teacher, run_teacher
 from cluster.training.learner_restarts import unless_lost, with_restarts
 from cluster.training.sft_data import parse_source, sft_table
@@ -90,11 +91,13 @@ async def _all_steps(
     if done:
         progress.say(f"resuming from the checkpoint of step {done}")
     progress.phase(f"SFT on {table.num_rows} episodes, {config.sft.epochs} epochs")
-    async for row in learner.sft(table, config.run.seed, checkpoints, done):
-        progress.sft_step(row)
-        step = int(row.pop("step"))
-        run.record_metrics(step, row)
-        keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
+    with open_sinks(config, run.layout) as sinks:
+        async for row in learner.sft(table, config.run.seed, checkpoints, done):
+            progress.sft_step(row)
+            step = int(row.pop("step"))
+            run.record_metrics(step, row)
+            sinks.record(step, row)
+            keep_newest(checkpoints, config.run.keep_checkpoints, most=step)
     progress.phase("exporting the model")
     await learner.export_model(run.layout.model)
 
@@ -130,6 +133,7 @@ def run_sft(
     environment's scripted teacher where there are none; `resume` resumes a run that was stopped.
     """
     progress = Progress()
+    check_sinks(config)
     check_adapters(config.model.lora, config.sft)
     progress.phase("preparing the model")
     wanted = Resume.flag(resume=resume, requeue=requeue)

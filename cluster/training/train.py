@@ -29,6 +29,7 @@ from cluster.scheduling.played import PlayedGroup
 from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import training_tasks
 from cluster.scheduling.tool_check import say_of_tools, training_sample
+from cluster.sinks.choosing import check_sinks
 from cluster.training.activity import Part
 from cluster.training.control import Controls, controlled
 from cluster.training.job import Job, open_job_on, table_of
@@ -157,6 +158,7 @@ async def _step(
     metrics["sampled_tokens_per_s"] = metrics["sampled_tokens"] / metrics["step_s"]
     await asyncio.to_thread(free_memory)
     job.run.record_metrics(step, metrics)
+    job.sinks.record(step, metrics)
     progress.step(step, job.config.run.steps, metrics)
 
 
@@ -217,6 +219,7 @@ def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:
 def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> JsonObject:
     """Train, or resume training; returns where the policy is."""
     config.check_trainable()
+    check_sinks(config)
     progress = Progress()
     progress.phase("preparing model and tasks")
     wanted = Resume.flag(resume=resume, requeue=requeue)
