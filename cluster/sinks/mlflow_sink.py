@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator, Mapping
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-
 from cluster.config.metrics_config import MlflowSection
 from cluster.sinks.sink import SinkRun
+from envs.late_imports import import_late
 
+# An extra: not every installation has it.
+MlflowClient = import_late("mlflow").MlflowClient
+Metric = import_late("mlflow.entities").Metric
+Param = import_late("mlflow.entities").Param
 _TAG = "trialrun.id"
 _AT_ONCE = 100
 _LONGEST = 500

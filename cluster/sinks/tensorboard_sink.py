@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
 from cluster.sinks.sink import SinkRun
+from envs.late_imports import import_late
 
+# An extra: not every installation, nor the type checker's, has it.
+Event = import_late("tensorboard.compat.proto.event_pb2").Event
+Summary = import_late("tensorboard.compat.proto.summary_pb2").Summary
+EventFileWriter = import_late("tensorboard.summary.writer.event_file_writer").EventFileWriter
 FOLDER = "tensorboard"
 
 

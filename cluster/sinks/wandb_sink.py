@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-import wandb
-
 from cluster.config.metrics_config import WandbSection
 from cluster.sinks.sink import SinkRun
 from envs.errors import ConfigError
+from envs.late_imports import import_late
+
+wandb = import_late("wandb")  # an extra: not every installation has it
 
 
 def check_key(section: WandbSection) -> None:

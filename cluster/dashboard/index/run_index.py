@@ -22,13 +22,15 @@ from cluster.dashboard.index.detail_queue import DetailQueue
 from cluster.dashboard.index.ledger_rows import STAGED, Ledger
 from cluster.dashboard.index.schema import EPISODE_COLUMNS, INDEX_LINE, LEDGER_LINE
 from cluster.dashboard.index.segment_files import SegmentFiles
-from cluster.dashboard.index.tail import Position, pieces, size_of, table_of
+from cluster.dashboard.index.tail import Piece, Position, ahead, pieces, size_of, table_of
 from cluster.dashboard.models.shared import Coverage, Damage
 from envs.errors import StoreError
 from rollout.store.run_layout import RunLayout
 from rollout.store.segments import narrow_rows
 
 _LEDGER = "ledger/events.jsonl"
+_AT_ONCE = 50_000
+"""Rows that are inserted together."""
 _PATIENCE_S = 2.0
 """How long an index line may come later than its episode before the segment itself is read."""
 
@@ -47,6 +49,19 @@ class _Known:
     end: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Some index lines of a segment; without a piece, all of them were read."""
+
+    segment: str
+    name: str
+    piece: Piece | None
+    whole: pa.Table
+    """The rows before the first line that is none."""
+    size: int
+    """Of the segment, after the lines were read."""
+
+
 class RunIndex:
     """The index of the run at `layout`; `refresh` and `read_details` are for one thread."""
 
@@ -62,6 +77,8 @@ class RunIndex:
         self._damage: dict[tuple[str, str], Damage] = {}
         self._behind_since: dict[str, float] = {}
         self._into = "episodes"
+        self._waiting: list[pa.Table] = []
+        """Rows of episodes that `_flush` inserts."""
         self._read_state()
 
     @contextmanager
@@ -131,6 +148,7 @@ class RunIndex:
         return self._details.left > 0
 
     def _read_state(self) -> None:
+        self._waiting.clear()
         with self.cursor() as cursor:
             self._positions = {
                 name: Position(read, lines)
@@ -187,8 +205,11 @@ class RunIndex:
         self, cursor: duckdb.DuckDBPyConnection
     ) -> Iterator[tuple[pa.Table, pa.Array]]:
         position = self._positions.get(_LEDGER, Position())
-        for piece in pieces(self.layout.ledger, position):
-            table, numbers, damage = table_of(piece, LEDGER_LINE, _LEDGER)
+        parsed = (
+            (piece, *table_of(piece, LEDGER_LINE, _LEDGER))
+            for piece in pieces(self.layout.ledger, position)
+        )
+        for piece, table, numbers, damage in ahead(parsed):
             for found in damage:
                 self._note(found, cursor)
             if numbers is None:
@@ -199,6 +220,23 @@ class RunIndex:
             yield table, numbers
 
     def _take_rows(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        for found in ahead(self._listed()):
+            segment, name = found.segment, found.name
+            if found.piece is None:
+                self._take_unlisted(cursor, segment, size_of(self.files.path(segment)))
+                continue
+            self._positions[name] = found.piece.end
+            self._store_position(cursor, name)
+            self._insert(cursor, self._whole(found.whole, segment, found.size))
+            read = found.piece.start.lines + found.whole.num_rows
+            if read < found.piece.end.lines:
+                self._note_gap(name, read + 1, cursor)
+                self._scan(cursor, segment, found.size)
+        self._flush(cursor)
+
+    def _listed(self) -> Iterator["_Listed"]:
+        """Yield the new index lines of every segment, and after those of each one without any."""
+        nothing = INDEX_LINE.empty_table()
         for segment in self.layout.segments():
             name = f"index/{segment}.jsonl"
             position = self._positions.get(name, Position())
@@ -207,13 +245,8 @@ class RunIndex:
                 size = size_of(self.files.path(segment))
                 table, numbers, _ = table_of(piece, INDEX_LINE, name)
                 whole = _before_a_gap(table, numbers, piece.start.lines)
-                self._positions[name] = piece.end
-                self._store_position(cursor, name)
-                self._insert(cursor, self._whole(whole, segment, size))
-                if whole.num_rows < piece.end.lines - piece.start.lines:
-                    self._note_gap(name, piece.start.lines + whole.num_rows + 1, cursor)
-                    self._scan(cursor, segment, size)
-            self._take_unlisted(cursor, segment, size_of(self.files.path(segment)))
+                yield _Listed(segment, name, piece, whole, size)
+            yield _Listed(segment, name, None, nothing, 0)
 
     def _whole(self, table: pa.Table, segment: str, size: int) -> pa.Table:
         """Return the rows that are new and whose message is whole in the segment."""
@@ -244,7 +277,21 @@ class RunIndex:
         if count == 0:
             return
         uids = pa.array(np.arange(self._next_uid, self._next_uid + count))
-        cursor.register("fresh_rows", table.append_column("uid", uids))
+        self._waiting.append(table.append_column("uid", uids))
+        last = table.slice(count - 1).to_pylist()[0]
+        self._known[last["segment"]] = _Known(
+            last["offset"], last["row"], last["offset"] + last["nbytes"]
+        )
+        self._next_uid += count
+        if sum(table.num_rows for table in self._waiting) >= _AT_ONCE:
+            self._flush(cursor)
+
+    def _flush(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Insert the rows that wait: many at once cost much less than a segment's at a time."""
+        if not self._waiting:
+            return
+        cursor.register("fresh_rows", pa.concat_tables(self._waiting))
+        self._waiting.clear()
         columns = ", ".join(EPISODE_COLUMNS)
         cursor.execute(
             f"INSERT INTO {self._into} (uid, {columns}, state, reason) SELECT uid, episode, "
@@ -253,11 +300,6 @@ class RunIndex:
             "'stored', '' FROM fresh_rows"
         )
         cursor.unregister("fresh_rows")
-        last = table.slice(count - 1).to_pylist()[0]
-        self._known[last["segment"]] = _Known(
-            last["offset"], last["row"], last["offset"] + last["nbytes"]
-        )
-        self._next_uid += count
 
     def _take_unlisted(self, cursor: duckdb.DuckDBPyConnection, segment: str, size: int) -> None:
         """Read episodes from the segment itself where its index does not have them."""

@@ -3,15 +3,18 @@
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from cluster.dashboard.models.shared import Damage
 
+T = TypeVar("T")
 PIECE_BYTES = 8 << 20
 _BLOCK_BYTES = 2 << 20
 _SHOWN = 80
@@ -61,6 +64,15 @@ def pieces(path: Path, position: Position, most: int = PIECE_BYTES) -> Iterator[
             end = Position(position.bytes + cut, position.lines + lines)
             yield Piece(content, position, end)
             position = end
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield `items`, of which a thread makes the next one while this one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="dashboard-ahead") as one:
+        coming = one.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = one.submit(next, items, None)
+            yield item
 
 
 def table_of(

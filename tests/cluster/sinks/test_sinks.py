@@ -19,6 +19,7 @@ from cluster.config.run_config import RunConfig, checked_config, load_config
 from cluster.sinks.choosing import check_sinks, open_sinks
 from cluster.sinks.sink import Sink, SinkRun, SinkThread, opened
 from envs.errors import ConfigError
+from envs.late_imports import import_late
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout
 from tests.waiting import expect_within
@@ -50,10 +51,9 @@ def written(config: RunConfig) -> RunLayout:
 
 @needs("tensorboard")
 def test_tensorboard_reads_what_was_written_for_it(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    read = import_late("tensorboard.backend.event_processing.event_accumulator")
     layout = written(config_of(tmp_path, 'metrics.sinks=["tensorboard"]'))
-    found = EventAccumulator(str(layout.root / "tensorboard"))
+    found = read.EventAccumulator(str(layout.root / "tensorboard"))
     found.Reload()
     assert sorted(found.Tags()["scalars"]) == ["loss", "steps", "success"]
     assert [(row.step, round(row.value, 6)) for row in found.Scalars("loss")] == [
@@ -86,11 +86,9 @@ def test_wandb_without_a_key_is_refused_before_it_asks(
 @needs("mlflow")
 @needs("alembic")
 def test_mlflow_has_one_run_for_a_resumed_one(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     written(config_of(tmp_path, 'metrics.sinks=["mlflow"]', f'metrics.mlflow.tracking_uri="{uri}"'))
-    client = MlflowClient(uri)
+    client = import_late("mlflow").MlflowClient(uri)
     experiment = client.get_experiment_by_name("trialrun")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
