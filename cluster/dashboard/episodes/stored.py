@@ -64,8 +64,9 @@ def read_batches(
     """Return a batch of one row for each of `uids`. Raises StoreError for damaged ones."""
     places = rows_of(
         cursor,
-        "SELECT uid, segment, place, nbytes, row FROM episodes WHERE uid IN (SELECT unnest(?))",
-        (list(uids),),
+        "SELECT uid, segment, place, nbytes, row FROM episodes WHERE uid BETWEEN ? AND ? "
+        "AND uid IN (SELECT unnest(?))",
+        (min(uids, default=0), max(uids, default=0), list(uids)),
     )
     by_place: dict[Place, list[tuple[int, int]]] = defaultdict(list)
     for uid, segment, place, nbytes, row in places:
