@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.dashboard.episodes.transcripts import texts_of
+from cluster.dashboard.episodes.transcripts import TEXT_COLUMNS, texts_of
 from cluster.dashboard.filters.compiling import Compiled
 from cluster.dashboard.index.run_index import RunIndex
 from cluster.dashboard.index.segment_files import Place
@@ -29,8 +29,7 @@ _AROUND = 80
 _HITS_PER_EPISODE = 3
 _BLOCK_BYTES = 8 << 20
 _MESSAGES_AT_ONCE = 64
-_COLUMNS = ("episode", "attempt", "group", "outcome", "reward", "question", "turns", "answer",
-            "error", "messages")  # fmt: skip
+_COLUMNS = ("episode", "attempt", "group", "outcome", "reward", *TEXT_COLUMNS)
 
 Span = tuple[int, int]
 

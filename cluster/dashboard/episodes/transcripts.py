@@ -94,6 +94,10 @@ def text_part(record: dict[str, Any], part: str, offset: int, limit: int) -> Tex
     return TextPart(part=part, text=piece, offset=offset, length=len(found), next=following)
 
 
+TEXT_COLUMNS = ("question", "turns", "answer", "error", "score_notes", "messages")
+"""Columns that `texts_of` reads."""
+
+
 def texts_of(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield every text of an episode with its name; what a search looks through."""
     yield "question", record["question"] or ""
