@@ -244,6 +244,30 @@ def test_fixtures_may_name_what_belongs_to_one_item() -> None:
     assert call("getSteps", petId=1) != {"done": 8}
 
 
+def test_the_state_that_scorers_see_is_what_was_changed() -> None:
+    text = document(STORE, components={"schemas": {"Pet": PET}})
+    tool_set = simulated_tool_set(text, fixtures=json.dumps({"/pet": ITEMS}))
+    namespace: dict = {"__name__": "simulation"}
+    exec(compile(tool_set.sources[0], "<simulation>", "exec"), namespace)
+    api = namespace["Simulation"]()
+    calls = {
+        tool.name: getattr(api, function.partition(".")[2])
+        for tool, function in zip(tool_set.tools, tool_set.functions, strict=True)
+    }
+    calls["search"]()
+    calls["getSteps"](petId=2)
+    assert api._state() == {}
+    calls["renamePet"](petId=1, name="Kim")
+    calls["setSteps"](petId=2, done=1)
+    state = api._state()
+    assert state == {
+        "/pet": {"1": {**ITEMS[0], "name": "Kim"}, "2": ITEMS[1]},
+        "/pet/2/steps": {"done": 1},
+    }
+    calls["renamePet"](petId=1, name="Rex")
+    assert list(api._state()) == ["/pet/2/steps"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

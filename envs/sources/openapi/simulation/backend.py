@@ -59,6 +59,13 @@ class SimulatedApi:
         answer = self._routed(call)
         return {"status": 200} if operation["method"] == "head" else answer
 
+    def _state(self) -> dict:
+        """Return what scorers compare: all that the session's calls have changed, by path.
+
+        Reading changes nothing.
+        """
+        return self._stores.changes()
+
     def _routed(self, call: "_Call") -> Any:
         path, method = call.path, call.method
         collection = self._resources.item_of(path)

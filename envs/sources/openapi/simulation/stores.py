@@ -32,6 +32,7 @@ class Stores:
         self._fixtures = fixtures
         self._seed = seed
         self._items: dict = {}
+        self._initial_items: dict = {}
         self._created: set = set()
         self.singles: dict = {}
         """Values of single resources that were changed, by path."""
@@ -57,7 +58,17 @@ class Stores:
             for number, item in enumerate(initial, start=1):
                 item.setdefault(name, number)
             self._items[place] = {str(item[name]): item for item in initial}
+            self._initial_items[place] = copied(self._items[place])
         return self._items[place]
+
+    def changes(self) -> dict:
+        """Return what differs from the start, by path: items by identity, or a single value."""
+        changed_items = {
+            place: items
+            for place, items in self._items.items()
+            if items != self._initial_items[place]
+        }
+        return copied({**changed_items, **self.singles})
 
     def found(self, collection: str, values: dict, key: Any) -> tuple:
         """Return a collection's items and the key of one of them. Raises ApiError."""
