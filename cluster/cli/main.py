@@ -321,6 +321,8 @@ app.add_typer(cli_episodes.episodes, name="episodes")
 def main() -> None:
     """Run the command line; every expected error is one line on standard error and an exit code."""
     console = Console(stderr=True, highlight=False)
+    # Losses and environments of the user are modules in the folder in which trialrun starts.
+    sys.path.append(str(Path.cwd()))
     try:
         app()
     except Stopped as stopped:

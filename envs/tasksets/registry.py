@@ -1,7 +1,8 @@
 """The registry of task sets: their names, their config sections, and how to create them.
 
 To add a task set, write a folder with its section (a subclass of `EnvConfig`) and its environment
-(a subclass of `Environment`), and add a line to `TASK_SETS`.
+(a subclass of `Environment`), and add a line to `TASK_SETS`. Outside of the project, an environment
+needs no line: `plugins.py` finds it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,12 @@ from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment
 from envs.tasksets.outside import Outside
+from envs.tasksets.plugins import (
+    PluginEnvConfig,
+    create_plugin,
+    is_plugin,
+    plugin_names,
+)
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import ToolHopEnvironment
 
@@ -39,6 +46,8 @@ TASK_SETS: TaskSets = {
     "toolhop": TaskSet(ToolHopEnvConfig, lambda config, _: ToolHopEnvironment(config)),
     "file": TaskSet(FileEnvConfig, FileEnvironment),
 }
+PLUGIN: TaskSet[PluginEnvConfig] = TaskSet(PluginEnvConfig, create_plugin)
+"""Environments of others, which have no line of their own."""
 DEFAULT = "catalog"
 """The task set of an `[env]` section without `name`."""
 
@@ -50,7 +59,7 @@ def create_environment(
 
     Raises MissingError, DataFileError, ConfigError, and what `outside` raises.
     """
-    return task_sets[config.name].create(config, outside)
+    return _of(config.name, task_sets).create(config, outside)
 
 
 def read_section(tree: object, task_sets: TaskSets = TASK_SETS) -> object:
@@ -64,11 +73,11 @@ def read_section(tree: object, task_sets: TaskSets = TASK_SETS) -> object:
     if not isinstance(tree, Mapping):
         return tree
     name = tree.get("name", DEFAULT)
-    if not isinstance(name, str) or name not in task_sets:
+    if not isinstance(name, str) or not (name in task_sets or is_plugin(name)):
         raise _unknown_name(name, task_sets)
-    chosen = task_sets[name].section
+    chosen = _of(name, task_sets).section
     foreign: set[str] = set()
-    for other in task_sets.values():
+    for other in (*task_sets.values(), PLUGIN):
         keys = (other.section.model_fields.keys() - chosen.model_fields.keys()) & tree.keys()
         foreign |= keys
         _check_foreign(other.section, {key: tree[key] for key in keys})
@@ -85,12 +94,16 @@ def every_key(task_sets: TaskSets = TASK_SETS) -> type[EnvConfig]:
     Of a key that several task sets have, it shows the first one's.
     """
     fields: dict[str, Any] = {}
-    for task_set in reversed(list(task_sets.values())):
+    for task_set in (PLUGIN, *reversed(list(task_sets.values()))):
         for key, field in task_set.section.model_fields.items():
             fields[key] = (field.annotation, field)
     about = EnvConfig.model_fields["name"].description
     fields["name"] = (Literal[tuple(task_sets)], Field(default=DEFAULT, description=about))
     return create_model("EveryEnvKey", __base__=EnvConfig, **fields)
+
+
+def _of(name: str, task_sets: TaskSets) -> TaskSet[Any]:
+    return task_sets.get(name, PLUGIN)
 
 
 def _check_foreign(section: type[EnvConfig], tree: Mapping[str, object]) -> None:
@@ -103,7 +116,8 @@ def _check_foreign(section: type[EnvConfig], tree: Mapping[str, object]) -> None
 
 
 def _unknown_name(name: object, task_sets: TaskSets) -> ValidationError:
-    *others, last = (repr(known) for known in task_sets)
+    known_names = [*map(repr, (*task_sets, *plugin_names())), "a class as 'module:Class'"]
+    *others, last = known_names
     expected = f"{', '.join(others)} or {last}" if others else last
     return ValidationError.from_exception_data(
         "EnvConfig",

@@ -57,7 +57,7 @@ def test_a_new_task_set_is_read_by_its_name() -> None:
     assert {"toy", "must", "catalog", "path", "perturbation"} <= every_key(
         WITH_TOY
     ).model_fields.keys()
-    with pytest.raises(ValidationError, match="'catalog', 'toolhop' or 'file'"):
+    with pytest.raises(ValidationError, match="'catalog', 'toolhop', 'file' or a class"):
         read_section(TOY)
 
 
@@ -139,7 +139,7 @@ def test_keys_of_other_task_sets_are_checked_and_ignored() -> None:
         ({"name": "toolhop", "catalog": {"tools": 70}}, r"catalog.tools\n.*less than"),
         ({"name": "toy"}, r"must\n.*required"),
         ({"name": "toy", "must": 1, "path": ""}, r"path\n.*at least 3"),
-        ({"name": 3}, r"name\n.*'file' or 'toy'"),
+        ({"name": 3}, r"name\n.*'file', 'toy' or a class"),
     ],
 )
 def test_wrong_keys_and_values_are_errors(tree: dict[str, JsonValue], message: str) -> None:
