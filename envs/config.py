@@ -109,6 +109,10 @@ class IsolationConfig(Section):
     """
     imports: Literal["stdlib", "numpy"] = "stdlib"
     """What tool code may import: parts of the standard library; `numpy` allows numpy as well."""
+    packages: tuple[str, ...] = ()
+    """Further packages that tool code and scorers may import, for example `["pydantic"]`. They must
+    be installed where the tool server runs, import without files, and start no threads.
+    """
     scratch_mib: int = Field(default=16, gt=0)
     """MiB: size limit of one session's scratch folder (`files+quota`), or of its largest file
     (`files`).

@@ -4,11 +4,22 @@ A worker contacts them with its own rights. So they come only from the user's co
 over the wire: a tool server refuses tool sets that have an endpoint.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 _READING = frozenset({"get", "head", "options"})
+
+
+_LATER_KEYS = frozenset({"world", "reset"})
 
 
 class _Endpoint(BaseModel):
@@ -207,6 +218,18 @@ class OpenEnvEndpoint(_Endpoint):
     kind: Literal["openenv"] = "openenv"
     url: str
     """`http://host:port`; the route `/ws` is appended."""
+    world: bool = False
+    """Whether it is the whole world of a task: its rewards are hidden from the policy, and `done`
+    ends the episode.
+    """
+    reset: dict[str, JsonValue] = {}
+    """Arguments of `reset`: the task. A `seed` here takes the place of the session's."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> Mapping[str, object]:
+        # Endpoints that do not use a key keep the digest that they had before it existed.
+        found: dict[str, object] = dump(self)
+        return {key: value for key, value in found.items() if value or key not in _LATER_KEYS}
 
     @property
     def place(self) -> str:

@@ -30,6 +30,10 @@ per module of functions. No policy can make it: it is no tool, and turns are che
 """
 
 
+REWARD_CALL = "trialrun:reward"
+"""A call by this name is answered with the rewards that an environment has given, as a list."""
+
+
 class ToolSpec(BaseModel):
     """Description of a tool for the policy; `parameters` is a JSON schema of type object."""
 
@@ -198,6 +202,8 @@ class ToolAnswer(BaseModel):
     cpu_seconds: float = 0.0
     truncated: bool = False
     """Whether `text` was cut at the server's reply-size limit."""
+    done: bool = False
+    """Whether the call ended the environment's own episode: no further call does anything."""
     tools: tuple[ToolSpec, ...] | None = None
     """All tools of the session from now on, where they have changed; None where they have not."""
 

@@ -180,11 +180,11 @@ class EpisodeInProgress:
         if self._at.stage == "trial" and self._calls_left() > 0:
             await self._catch_up()
 
-    async def _after_answer(self) -> None:
+    async def _after_answer(self, *, is_last: bool = False) -> None:
         """Let the user go on, or score the episode; the budgets of phases do not count this."""
         self._waits_for("its user or its scorer")
         message = await self._aftermath.answered(self._at, len(self._trajectory.turns))
-        if message is None:
+        if message is None or is_last:
             self._score = await self._aftermath.score(self._at, self._trajectory.turns)
             raise _Ended(Outcome.ANSWERED)
         await self._observe([marked("user", world(message))])
@@ -270,6 +270,8 @@ class EpisodeInProgress:
         for answer in answers:
             if answer.status is AnswerStatus.INFRA_ERROR:
                 raise _Ended(Outcome.INFRA_FAILED, answer.text)
+        if any(answer.done for answer in answers):
+            await self._world_ended(stage)
         told = zip(self._prompts.answers(answers), granted, strict=True)
         observed = [replace(message, name=call.name) for message, call in told]
         if len(granted) < len(calls):
@@ -279,6 +281,14 @@ class EpisodeInProgress:
     def _renewed(self) -> list[Message]:
         """Return what the policy must be told of its tools, if they have changed."""
         return self._language.renewed(self._tools.offered(self._at.stage))
+
+    async def _world_ended(self, stage: SessionPurpose) -> None:
+        """End the episode, which is then scored as it stands; in a trial, only the session."""
+        if stage == "trial" and self._config.trial_sessions == "isolated":
+            await self._tools.end_trial()
+            return
+        self._at.answers.append("")
+        await self._after_answer(is_last=True)
 
     def _records(
         self, calls: Sequence[ToolCall], answers: Sequence[ToolAnswer]

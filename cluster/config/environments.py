@@ -2,17 +2,20 @@
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from cluster.config.run_config import RunConfig
-from envs.config import EnvConfig, ToolServerConfig
-from envs.endpoints import Endpoint
+from envs.config import EnvConfig
 from envs.perturbation.perturb import PerturbedEnvironment
+from envs.remote.openenv_client import first_observation
 from envs.services.router import listed_tools
 from envs.tasks import Environment
 from envs.tasksets.outside import Outside
 from envs.tasksets.registry import create_environment
-from envs.tools import ToolSet
+
+Result = TypeVar("Result")
 
 
 def environment_of(config: RunConfig) -> Environment:
@@ -34,14 +37,14 @@ def make_environment(config: EnvConfig, outside: Outside | None = None) -> Envir
 
 def _outside(config: RunConfig) -> Outside:
     return Outside(
-        list_tools=lambda endpoint: _listed_tools(endpoint, config.tools),
+        list_tools=lambda endpoint: _waited_for(listed_tools(endpoint, config.tools, os.environ)),
+        first_observation=lambda endpoint: _waited_for(first_observation(endpoint, config.tools)),
         judge=config.judge,
         simulated_user=config.simulated_user,
     )
 
 
-def _listed_tools(endpoint: Endpoint, config: ToolServerConfig) -> ToolSet:
-    """Ask a server for its tools, in a thread: the caller may be running an event loop."""
+def _waited_for(asking: Coroutine[Any, Any, Result]) -> Result:
+    """Ask a server, in a thread: the caller may be running an event loop."""
     with ThreadPoolExecutor(1) as pool:
-        asking = listed_tools(endpoint, config, os.environ)
         return pool.submit(asyncio.run, asking).result()

@@ -138,6 +138,7 @@ RULES = (
             "tools.reply_limit_bytes",
             "tools.isolation.profile",
             "tools.isolation.imports",
+            "tools.isolation.packages",
             "tools.isolation.scratch_mib",
         ),
         kinds=_EVAL,

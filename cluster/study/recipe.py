@@ -162,6 +162,10 @@ def fingerprint(config: RunConfig, *sections: str) -> JsonValue:
     for name, ignored in _IRRELEVANT.items():
         if name in tree:
             tree[name] = getattr(config, name).model_dump(mode="json", exclude=ignored)
+    if isinstance(tools := tree.get("tools"), dict):
+        isolation = config.tools.isolation.model_dump(mode="json")
+        added = {"packages"} if not isolation["packages"] else set()
+        tree["tools"] = {**tools, "isolation": {k: isolation[k] for k in isolation.keys() - added}}
     for name, later in _ADDED_LATER.items():
         if isinstance(section := tree.get(name), dict):
             tree[name] = {

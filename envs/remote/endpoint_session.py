@@ -10,13 +10,22 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError
-from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet, ToolSpec
+from envs.tools import (
+    REWARD_CALL,
+    STATE_CALL,
+    AnswerStatus,
+    JsonObject,
+    ToolAnswer,
+    ToolCall,
+    ToolSet,
+    ToolSpec,
+)
 
 _MAX_DEPTH = 64
 
@@ -28,6 +37,17 @@ class BackendReply:
     status: AnswerStatus
     text: str
     truncated: bool = False
+    done: bool = False
+    """Whether the environment's own episode has ended."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A backend whose state, or rewards, scorers can read."""
+
+    async def read(self, name: str) -> BackendReply:
+        """Answer STATE_CALL or REWARD_CALL. Raises InfraError and OSError."""
+        ...
 
 
 class EndpointBackend(Protocol):
@@ -129,8 +149,21 @@ class EndpointSession:
             text=text,
             seconds=seconds,
             truncated=cut or reply.truncated,
+            done=reply.done,
             tools=tools,
         )
+
+    async def _read(self, name: str) -> BackendReply:
+        """Return what a scorer asks for, which no policy can."""
+        if self._closed or not isinstance(self._backend, Readable):
+            text = f"{self._endpoint.place} has no state and no rewards that can be read"
+            return BackendReply(AnswerStatus.TOOL_ERROR, text)
+        try:
+            async with asyncio.timeout(self._limits.call_s):
+                return await self._backend.read(name)
+        except (InfraError, DeadlineError, OSError) as error:
+            text = f"{self._endpoint.place}: {error or type(error).__name__}"
+            return BackendReply(AnswerStatus.INFRA_ERROR, text)
 
     async def _changed_tools(self) -> tuple[ToolSpec, ...] | None:
         """Return all tools of the session, if the last call has changed them."""
@@ -146,6 +179,8 @@ class EndpointSession:
         return tools
 
     async def _reply(self, call: ToolCall) -> BackendReply:
+        if call.name in (STATE_CALL, REWARD_CALL):
+            return await self._read(call.name)
         index = self._indices.get(call.name)
         if index is None:
             names = ", ".join(self._indices)

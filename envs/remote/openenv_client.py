@@ -3,13 +3,16 @@
 The wire format is that of `openenv` 0.10 (`/ws` with `reset`, `step`, `state`, `close`; `/schema`).
 If the environment lists tools (its MCP actions), those are the tools. Otherwise there is one tool,
 `step`, whose parameters are the schema of its actions. Every answer is JSON with `reward` and
-`done`; the observation of the reset is not shown. A step that the environment refuses or fails is a
-tool error. A full server, a lost connection and invalid frames are infrastructure failures.
+`done`; the observation of the reset is not shown. Of an endpoint that is a `world`, rewards are for
+the scorer, and the reset's observation is the question. A step that the environment refuses or
+fails is a tool error. A full server, a lost connection and invalid frames are infrastructure
+failures.
 """
 
 import asyncio
 import contextlib
 import json
+from dataclasses import replace
 
 import httpx
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -21,7 +24,7 @@ from envs.endpoints import OpenEnvEndpoint
 from envs.errors import ConfigError, DeadlineError, ToolServerError
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.seeds import stable_hash
-from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
+from envs.tools import REWARD_CALL, AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
 
 STEP = "step"
 _SPARE_BYTES = 65_536
@@ -117,6 +120,11 @@ class OpenEnvBackend:
         self._names = names
         self._socket: ClientConnection | None = None
         self._unread = 0
+        self._rewards: list[float] = []
+        self._steps = 0
+        self._done = False
+        self.first: JsonValue = None
+        """Observation of the reset."""
 
     async def start(self, seed: int) -> None:
         """Connect and reset. Raises ToolServerError or DeadlineError."""
@@ -134,7 +142,8 @@ class OpenEnvBackend:
                     ping_interval=None,
                     proxy=None,
                 )
-                reply = await self._exchange("reset", {"seed": seed & _SEED_BITS})
+                options = {"seed": seed & _SEED_BITS, **self._endpoint.reset}
+                reply = await self._exchange("reset", options)
         except TimeoutError as error:
             await self.close()
             raise DeadlineError(
@@ -149,12 +158,16 @@ class OpenEnvBackend:
         if reply.type != "observation":
             await self.close()
             raise ToolServerError(f"{self._endpoint.place} refused the reset: {_fault(reply)}")
+        self.first = reply.data.get("observation")
 
     async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
         """Take a step: `arguments` as the action, or as a call of tool `index`.
 
         Raises InfraError.
         """
+        if self._done and self._endpoint.world:
+            text = "the environment's episode has ended: no step does anything any more"
+            return BackendReply(AnswerStatus.TOOL_ERROR, text, done=True)
         name = self._names[index]
         action = (
             arguments
@@ -171,7 +184,30 @@ class OpenEnvBackend:
             return BackendReply(AnswerStatus.TOOL_ERROR, _fault(reply))
         if reply.type != "observation":
             raise ToolServerError(f"expected an observation, found {reply.type!r}")
-        return _reply_of(reply.data)
+        return self._noted(reply.data)
+
+    async def read(self, name: str) -> BackendReply:
+        """Return the environment's state, or its rewards so far and the number of steps."""
+        if name == REWARD_CALL:
+            told: JsonObject = {"rewards": [*self._rewards], "steps": self._steps}
+            return BackendReply(AnswerStatus.OK, _text(told))
+        try:
+            reply = await self._exchange("state", None)
+        except WebSocketException as error:
+            raise ToolServerError(f"the connection was lost: {error}") from error
+        if reply.type != "state":
+            return BackendReply(AnswerStatus.TOOL_ERROR, _fault(reply))
+        return BackendReply(AnswerStatus.OK, _text({"openenv": reply.data}))
+
+    def _noted(self, data: JsonObject) -> BackendReply:
+        """Return the result of a step, and note its reward; of a world, the reward is not told."""
+        self._steps += 1
+        reward = data.get("reward")
+        if isinstance(reward, int | float) and not isinstance(reward, bool):
+            self._rewards.append(float(reward))
+        self._done = self._done or data.get("done") is True
+        reply = _reply_of(data, hidden=self._endpoint.world)
+        return replace(reply, done=self._done) if self._endpoint.world else reply
 
     async def list_tools(self) -> list[ToolSpec]:
         """Return the tools that the environment lists; none if it does not know this action."""
@@ -202,13 +238,14 @@ class OpenEnvBackend:
         except (TimeoutError, OSError, WebSocketException):
             socket.transport.abort()
 
-    async def _exchange(self, kind: str, content: JsonObject) -> _Incoming:
+    async def _exchange(self, kind: str, content: JsonObject | None) -> _Incoming:
         """Send a message and return its reply. Raises WebSocketException, ToolServerError."""
         if self._socket is None:
             raise ToolServerError("the connection is closed")
         self._unread += 1  # before the send, because a cancelled send may have been sent
         with contextlib.suppress(ConnectionClosed):  # its reason can still be read
-            await self._socket.send(json.dumps({"type": kind, "data": content}))
+            data = {} if content is None else {"data": content}
+            await self._socket.send(json.dumps({"type": kind, **data}))
         while True:
             text = await self._socket.recv()
             self._unread -= 1
@@ -220,12 +257,40 @@ class OpenEnvBackend:
             raise ToolServerError(f"expected a message of OpenEnv, found {text[:80]!r}") from error
 
 
-def _reply_of(data: JsonObject) -> BackendReply:
-    """Return the result of a step; for a tool call, its result or its error."""
+async def first_observation(endpoint: OpenEnvEndpoint, config: ToolServerConfig) -> str:
+    """Return the text of the observation that an environment answers to the reset with.
+
+    Raises ToolServerError, DeadlineError, ConfigError.
+    """
+    backend = OpenEnvBackend(endpoint, Limits.of(config), ())
+    await backend.start(seed=0)
+    await backend.close()
+    return _seen(backend.first)
+
+
+def _seen(observation: JsonValue) -> str:
+    """Return an observation as the policy sees it: its one text, its prompt, or all of it."""
+    if not isinstance(observation, dict):
+        return observation if isinstance(observation, str) else _text(observation)
+    hidden = (*_BOOKKEEPING, "done", "reward")
+    fields = {k: v for k, v in observation.items() if k not in hidden and v not in (None, "", [])}
+    texts = [value for value in fields.values() if isinstance(value, str)]
+    if len(fields) == len(texts) == 1:
+        return texts[0]
+    prompt = fields.get("prompt")
+    return prompt if isinstance(prompt, str) else _text(fields)
+
+
+def _reply_of(data: JsonObject, *, hidden: bool = False) -> BackendReply:
+    """Return the result of a step; for a tool call, its result or its error. Where they are to be
+    `hidden`, reward and end are left out.
+    """
     observation = data.get("observation")
     seen = dict(observation) if isinstance(observation, dict) else {"value": observation}
     outcome: JsonObject = {"reward": data.get("reward"), "done": data.get("done")}
     if not {"tool_name", "result"} <= set(seen):
+        if hidden:
+            return BackendReply(AnswerStatus.OK, _seen(observation))
         shown: JsonValue = {key: value for key, value in seen.items() if key not in _BOOKKEEPING}
         return BackendReply(AnswerStatus.OK, _text({"observation": shown, **outcome}))
     error = seen.get("error")
@@ -239,7 +304,10 @@ def _reply_of(data: JsonObject) -> BackendReply:
     result = seen["result"]
     failed = isinstance(result, dict) and (result.get("is_error") or result.get("isError")) is True
     status = AnswerStatus.TOOL_ERROR if failed else AnswerStatus.OK
-    return BackendReply(status, _text({"result": _plain_result(result), **outcome}))
+    plain = _plain_result(result)
+    if hidden:
+        return BackendReply(status, plain if isinstance(plain, str) else _text(plain))
+    return BackendReply(status, _text({"result": plain, **outcome}))
 
 
 def _plain_result(result: JsonValue) -> JsonValue:

@@ -6,8 +6,11 @@ They are imported in advance, because no file can be read once the zygote is loc
 import contextlib
 import importlib
 import os
+import pkgutil
 import sys
 import zoneinfo
+
+from envs.sandbox.options import ZygoteOptions
 
 _STDLIB = """
     abc array ast asyncio base64 binascii bisect calendar cmath codecs collections.abc colorsys
@@ -27,19 +30,19 @@ _NUMPY = "numpy numpy.fft numpy.linalg numpy.ma numpy.polynomial numpy.random"
 _BLAS_SIZE = 200
 
 
-def preload(imports: str, packages: str, *, files: bool) -> list[object]:
+def preload(options: ZygoteOptions) -> list[object]:
     """Import all modules that tools may import; return objects to keep referenced (time zones).
 
-    `packages` is the folder with the import profile's package. Raises ImportError.
+    Raises ImportError.
     """
     for name in _STDLIB.split():
         importlib.import_module(name)
-    if files:
+    if options.files:
         for name in _FILES.split():
             with contextlib.suppress(ImportError):  # Python may be built without one of them
                 importlib.import_module(name)
-    if imports == "numpy":
-        sys.path.append(packages)
+    if options.imports == "numpy":
+        sys.path.append(options.packages)
         for name in _NUMPY.split():
             importlib.import_module(name)
         numpy = sys.modules["numpy"]
@@ -47,15 +50,32 @@ def preload(imports: str, packages: str, *, files: bool) -> list[object]:
         numpy.linalg.solve(
             square @ square, square
         )  # BLAS allocates its memory at first use; later it cannot
+    for name, folder in options.further.items():
+        sys.path.append(folder)
+        _import_whole(name)
     if _native_threads() > 1:
         raise ImportError(
             "expected packages that start no threads, which a fork does not copy; found some with "
-            f"tools.isolation.imports = {imports!r}: install other builds, or set it to 'stdlib'"
+            f"tools.isolation.imports = {options.imports!r} and packages = "
+            f"{list(options.further)}: install other builds, or leave them out"
         )
     zones: list[object] = [zoneinfo.ZoneInfo(key) for key in zoneinfo.available_timezones()]
     sys.path.clear()
     sys.path_importer_cache.clear()
     return zones
+
+
+def _pass(name: str) -> None:
+    """Pass over a package that cannot be imported."""
+
+
+def _import_whole(name: str) -> None:
+    """Import a package with all of its public modules: later, no file can be read."""
+    package = importlib.import_module(name)
+    for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{name}.", _pass):
+        if not found.name.rpartition(".")[2].startswith(("_", "test")):
+            with contextlib.suppress(Exception):  # an optional part, or a script
+                importlib.import_module(found.name)
 
 
 def _native_threads() -> int:

@@ -24,6 +24,8 @@ from envs.sandbox.process import Child, Exit
 from envs.sandbox.scratch import empty_folder
 
 _START_S = 30.0
+_PACKAGE_S = 60.0
+"""Seconds more for each package that is imported whole."""
 _EXIT_S = 2.0
 SILENT_S = 15.0
 """A zygote that owes children and sends nothing for this long hangs; a fork takes milliseconds."""
@@ -137,12 +139,13 @@ class ZygoteLink:
         return self._process.pid
 
     async def _wait_ready(self) -> ZygoteMessage:
+        start_s = _START_S + _PACKAGE_S * len(self._options.further)
         try:
-            async with asyncio.timeout(_START_S):
+            async with asyncio.timeout(start_s):
                 ready = await self._ready
         except TimeoutError as error:
             raise SandboxError(
-                f"the sandbox was not ready within {_START_S:g} s; start the server again"
+                f"the sandbox was not ready within {start_s:g} s; start the server again"
             ) from error
         if ready.kind != "ready":
             raise IsolationError(f"the sandbox could not be locked down: {ready.message}")

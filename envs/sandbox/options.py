@@ -15,6 +15,8 @@ class ZygoteOptions:
     imports: str
     packages: str
     """Folder that holds the import profile's package; empty if it needs none."""
+    further: dict[str, str]
+    """Folder of each package that the user names."""
     cpu_s: int
     """CPU seconds of a child."""
     memory_mib: int

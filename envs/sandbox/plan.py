@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from envs.config import IsolationLevel, ToolServerConfig
@@ -38,6 +39,7 @@ def zygote_options(config: ToolServerConfig, strongest: IsolationLevel) -> Zygot
         profile=isolation.profile,
         imports=isolation.imports,
         packages=package_folder(isolation.imports),
+        further=further_packages(isolation.packages),
         cpu_s=config.session_cpu_s,
         memory_mib=config.session_memory_mib,
         reply_limit_bytes=config.reply_limit_bytes,
@@ -87,3 +89,18 @@ def package_folder(imports: str) -> str:
             f"it is not installed; install {imports}, or set the key to 'stdlib'"
         )
     return str(Path(spec.origin).parents[1])
+
+
+def further_packages(names: Sequence[str]) -> dict[str, str]:
+    """Return the folder that each package is in. Raises ConfigError if one is not installed."""
+    found: dict[str, str] = {}
+    for name in names:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or not (spec.origin or spec.submodule_search_locations):
+            raise ConfigError(
+                f"expected installed packages in tools.isolation.packages, found {name!r}: install "
+                "it where the tool server runs, or leave it out"
+            )
+        inside = list(spec.submodule_search_locations or ()) or [str(spec.origin)]
+        found[name] = str(Path(inside[0]).parent)
+    return found

@@ -160,7 +160,7 @@ def main(argument: str) -> None:
     control = socket.socket(fileno=os.dup(options.control))
     os.close(options.control)
     try:
-        zones = preload(options.imports, options.packages, files=options.files)
+        zones = preload(options)
         os.environ.clear()  # not earlier: libraries read their number of threads from it
         warm_up()
         zygote = Zygote(control, options)

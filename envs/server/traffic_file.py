@@ -6,11 +6,11 @@ msgpack. An entry is an array whose first element is its kind:
     [0, digest, tool set as JSON text]                     before the first session on it
     [1, session, digest, seed, purpose, Unix seconds, episode]      opened
     [2, session, name, arguments, status, text, seconds, CPU seconds, truncated,
-     tools as JSON text]                                answered
+     tools as JSON text, done]                                answered
     [3, session]                                           closed
 
 Kind 1 has no `episode` in files written before sessions carried one. Kind 2 has `tools` only where
-the call changed the session's tools.
+the call changed the session's tools, and `done` only where it ended the environment's episode.
 """
 
 import os
@@ -57,7 +57,8 @@ def opened_entry(session: str, item: OpenItem, at: float) -> bytes:
 
 
 def answered_entry(session: str, call: EncodedCall, answer: ToolAnswer) -> bytes:
-    tools = [] if answer.tools is None else [_TOOLS.dump_json(answer.tools).decode()]
+    tools = "" if answer.tools is None else _TOOLS.dump_json(answer.tools).decode()
+    further = [tools, True] if answer.done else [tools] if tools else []
     return _frame(
         [
             Kind.ANSWERED,
@@ -69,7 +70,7 @@ def answered_entry(session: str, call: EncodedCall, answer: ToolAnswer) -> bytes
             answer.seconds,
             answer.cpu_seconds,
             answer.truncated,
-            *tools,
+            *further,
         ]
     )
 
@@ -80,14 +81,15 @@ def closed_entry(session: str) -> bytes:
 
 def answer_of(entry: Entry) -> tuple[EncodedCall, ToolAnswer]:
     """Return the call and the answer of an entry of kind ANSWERED."""
-    _, _, name, arguments, status, text, seconds, cpu_seconds, truncated, *tools = entry
+    _, _, name, arguments, status, text, seconds, cpu_seconds, truncated, *further = entry
     answer = ToolAnswer(
         status=AnswerStatus(status),
         text=str(text),
         seconds=float(seconds),
         cpu_seconds=float(cpu_seconds),
         truncated=bool(truncated),
-        tools=_TOOLS.validate_json(str(tools[0])) if tools else None,
+        tools=_TOOLS.validate_json(str(further[0])) if further and further[0] else None,
+        done=len(further) > 1,
     )
     return EncodedCall(name=str(name), arguments=str(arguments)), answer
 

@@ -4,7 +4,9 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+from envs.endpoints import OpenEnvEndpoint
 from envs.tools import (
+    REWARD_CALL,
     STATE_CALL,
     AnswerStatus,
     SessionPurpose,
@@ -51,7 +53,12 @@ class CompositeSession:
         self._with_state = [
             session
             for part, session in zip(tool_set.parts, sessions, strict=True)
-            if part.sandboxed
+            if part.sandboxed or isinstance(part.endpoint, OpenEnvEndpoint)
+        ]
+        self._worlds = [
+            session
+            for part, session in zip(tool_set.parts, sessions, strict=True)
+            if isinstance(part.endpoint, OpenEnvEndpoint) and part.endpoint.world
         ]
 
     @property
@@ -73,6 +80,8 @@ class CompositeSession:
         for call in calls:
             if call.name == STATE_CALL:
                 answers.append(await self._state(call))
+            elif call.name == REWARD_CALL:
+                answers.append(await self._rewards(call))
             elif call.name in self._of_tool:
                 answers.append(await self._answer(self._of_tool[call.name], call))
             else:
@@ -99,6 +108,13 @@ class CompositeSession:
         self._find_tools()
         every = tuple(tool for tools in self._offered for tool in tools)
         return answer.model_copy(update={"tools": every})
+
+    async def _rewards(self, call: ToolCall) -> ToolAnswer:
+        """Return the rewards of the part that is a world."""
+        for session in self._worlds:
+            return (await session.call([call]))[0]
+        text = "no source of these tools gives rewards"
+        return ToolAnswer(status=AnswerStatus.TOOL_ERROR, text=text, seconds=0.0)
 
     async def _state(self, call: ToolCall) -> ToolAnswer:
         """Return the states of the parts that have one, as one object."""

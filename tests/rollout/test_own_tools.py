@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from envs.config import IsolationConfig, ToolServerConfig
-from envs.errors import DataFileError, MissingError
+from envs.errors import ConfigError, DataFileError, MissingError
 from envs.tools import ToolService
 from rollout.chat.template import ChatTemplate
 from rollout.episode import Episode
@@ -355,3 +355,26 @@ async def test_inherited_methods_of_generic_and_foreign_bases(
     assert put.parameters["properties"] == {"key": {"type": "string"}, "value": {"type": "integer"}}
     turns = [call("put", key="a", value=1), call("count"), answer("x")]
     assert results(await play(tools, template, task, turns)) == ["ok: 1", "ok: 1"]
+
+
+async def test_packages_that_the_user_names(template: ChatTemplate, tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text(
+        "import yaml\nfrom pydantic import BaseModel, Field\n"
+        "class Order(BaseModel):\n    what: str\n    count: int = Field(default=1)\n"
+        "def buy(order: Order) -> Order:\n"
+        "    return order.model_copy(update={'what': yaml.safe_load(order.what)['a']})\n"
+    )
+    [task] = tasks_in(tmp_path, [{"answer": "x", "tools": {"functions": "tools.py"}}])
+    turns = [call("buy", order={"what": "a: milk"}), answer("x")]
+    isolation = IsolationConfig(required="seccomp", packages=("yaml", "pydantic"))
+    async with real_tools(ToolServerConfig(isolation=isolation)) as tools:
+        episode = await play(tools, template, task, turns)
+    assert results(episode) == ['ok: {"what": "milk", "count": 1}']
+    without = IsolationConfig(required="seccomp")
+    async with real_tools(ToolServerConfig(isolation=without)) as tools:
+        episode = await play(tools, template, task, turns)
+    assert "No module named 'yaml'" in results(episode)[0]
+    unknown = IsolationConfig(required="seccomp", packages=("no_such_package",))
+    with pytest.raises(ConfigError, match=r"tools\.isolation\.packages, found 'no_such_package'"):
+        async with real_tools(ToolServerConfig(isolation=unknown)):
+            pass

@@ -4,15 +4,17 @@ Paths in a task are relative to the folder of the task file. Tool code is only r
 Servers that list their own tools are queried once, when the environment is created.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from envs.errors import ConfigError, DataFileError, MissingError
+from envs.seeds import stable_hash
 from envs.sources.python_folder import Hidden
 from envs.tasks import Task
 from envs.tasksets.collection import TaskCollection, split_of
 from envs.tasksets.file.config import FileEnvConfig
-from envs.tasksets.file.rows import TaskRow, read_rows
-from envs.tasksets.file.scorers import Scored, ScorerMaker
+from envs.tasksets.file.rows import OpenEnvServerTools, TaskRow, ToolSource, read_rows
+from envs.tasksets.file.scorers import Scored, ScorerMaker, worlds_of
 from envs.tasksets.file.tool_loading import ToolLoader
 from envs.tasksets.outside import Outside
 
@@ -42,7 +44,30 @@ class FileEnvironment(TaskCollection):
         hidden = Hidden(refused=(path, *hidden.refused), skipped=hidden.skipped)
         loader = ToolLoader(path.parent, hidden, outside.list_tools)
         tasks = [_task(where, row, config, loader, maker) for where, row in rows]
+        tasks = [_opened(task, outside) for task in tasks]
         super().__init__(NAME, path, tasks)
+
+
+def _opened(task: Task, outside: Outside) -> Task:
+    """Return a task whose question ends with the first observation of its world, if it has one."""
+    worlds = worlds_of(task.tool_set)
+    if not worlds:
+        return task
+    seen = [outside.first_observation(world) for world in worlds]
+    return replace(task, question="\n\n".join(filter(None, (task.question, *seen))))
+
+
+def _seeded(row: TaskRow) -> list[ToolSource]:
+    """Return the sources of a task; a world without a seed gets that of the task, so that all
+    episodes of the task start alike.
+    """
+    seed = stable_hash(NAME, "world", row.id) & 0x7FFFFFFF
+    return [
+        source.model_copy(update={"openenv": source.openenv.seeded(seed)})
+        if isinstance(source, OpenEnvServerTools) and source.openenv.world
+        else source
+        for source in row.tools
+    ]
 
 
 def _task(
@@ -50,7 +75,7 @@ def _task(
 ) -> Task:
     scorers = (*config.scorers, *row.scorers)
     try:
-        tool_set = loader.tool_set(row.tools, named=bool(scorers))
+        tool_set = loader.tool_set(_seeded(row), named=bool(scorers))
     except (DataFileError, MissingError) as error:
         raise type(error)(f"{where}, field `tools`: {error}") from error
     scored = Scored(

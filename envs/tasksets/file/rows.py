@@ -160,6 +160,16 @@ class OpenEnvPlace(_Row):
     """The URL of a running OpenEnv server."""
 
     url: NonEmpty
+    world: bool = False
+    """Whether the environment is the whole task: its reset gives the question, its rewards are for
+    the scorer alone, and its end is the end of the episode.
+    """
+    reset: dict[str, JsonValue] = {}
+    """Arguments of the reset; without `seed`, one that is derived from the task's id."""
+
+    def seeded(self, seed: int) -> "OpenEnvPlace":
+        """Return the place with this seed, unless it has one."""
+        return self.model_copy(update={"reset": {"seed": seed, **self.reset}})
 
 
 class OpenEnvServerTools(_Source):
@@ -199,7 +209,10 @@ class TaskRow(_Row):
     """One task; without `split`, a hash of the id selects the split."""
 
     id: NonEmpty
-    question: NonEmpty
+    question: StrictStr = ""
+    """What the policy is asked. It may be missing with an OpenEnv `world`, whose first observation
+    follows it.
+    """
     answer: StrictStr | int | float | None = None
     """The expected answer; without one, there must be `scorers`."""
     scorer: Literal["exact", "numeric", "contains", "none"] = "exact"
@@ -219,6 +232,13 @@ class TaskRow(_Row):
     """Scorers beside that of `answer`, and those of the recipe (`env.scorers`)."""
     user: UserRow | None = None
     """Who goes on after an answer."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> "TaskRow":
+        worlds = [each for each in self.tools if isinstance(each, OpenEnvServerTools)]
+        if not self.question and not any(each.openenv.world for each in worlds):
+            raise ValueError("expected a `question`, found none")
+        return self
 
     @field_validator("answer", mode="before")
     @classmethod

@@ -93,7 +93,13 @@ class JudgeRow(_ScorerRow):
     judge: NonEmpty
 
 
-_KINDS = ("answer", "function", "gold", "path", "judge", "probes")
+class EnvironmentRow(_ScorerRow):
+    """`{"environment": "sum"}`: the rewards of an OpenEnv environment that is the task's world."""
+
+    environment: Literal["sum", "last", "max"]
+
+
+_KINDS = ("environment", "answer", "function", "gold", "path", "judge", "probes")
 
 
 def _kind(value: object) -> str | None:
@@ -107,7 +113,8 @@ ScorerRow = Annotated[
     | Annotated[GoldRow, Tag("gold")]
     | Annotated[PathRow, Tag("path")]
     | Annotated[JudgeRow, Tag("judge")]
-    | Annotated[ProbesRow, Tag("probes")],
+    | Annotated[ProbesRow, Tag("probes")]
+    | Annotated[EnvironmentRow, Tag("environment")],
     Discriminator(
         _kind,
         custom_error_type="scorer",

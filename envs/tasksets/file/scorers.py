@@ -9,10 +9,12 @@ from pathlib import Path
 from envs.answers import whole_number
 from envs.argument_check import check_arguments
 from envs.config import JudgeConfig, SimulatedUserConfig
+from envs.endpoints import OpenEnvEndpoint
 from envs.errors import DataFileError
 from envs.remote.chat_client import chat_tools
 from envs.scoring.answer_text import NumberScorer, TextScorer
 from envs.scoring.calls import CallPath, GoldCalls, Probe, ProbeCalls, Step
+from envs.scoring.environment import EnvironmentReward
 from envs.scoring.function import GIVEN, FunctionScorer, TrustedScorer
 from envs.scoring.judge import PROMPT as JUDGE_PROMPT
 from envs.scoring.judge import Judge
@@ -25,6 +27,7 @@ from envs.tasks import EpisodeScorer, Scorer, User
 from envs.tasksets.file.scorer_rows import (
     AnswerRow,
     CallRow,
+    EnvironmentRow,
     FunctionRow,
     GoldRow,
     JudgeRow,
@@ -80,6 +83,8 @@ class ScorerMaker:
         """
         own = None if what.answer is None or what.match == "none" else answer_scorer(what)
         if not what.scorers:
+            if own is None and worlds_of(what.tool_set):
+                return EnvironmentReward()
             if own is None:
                 raise DataFileError(
                     "expected an `answer`, or `scorers` with at least one scorer, found neither"
@@ -132,6 +137,13 @@ class ScorerMaker:
                     _check_name(step, what.tool_set)
                 steps = tuple(Step(step.name, step.arguments) for step in path)
                 return CallPath(steps=steps, order=order)
+            case EnvironmentRow(environment=total):
+                if not worlds_of(what.tool_set):
+                    raise DataFileError(
+                        "expected an OpenEnv environment with `world` for the scorer "
+                        "`environment`, found none"
+                    )
+                return EnvironmentReward(total)
             case JudgeRow(judge=criteria):
                 return Judge(
                     chat=chat_tools(self.judge, "judge"),
@@ -186,6 +198,12 @@ class ScorerMaker:
         if key not in self._read:
             self._read[key] = read_folder(path)
         return self._read[key]
+
+
+def worlds_of(tool_set: ToolSet) -> list[OpenEnvEndpoint]:
+    """Return the OpenEnv environments of a tool set that are the world of its task."""
+    ends = [part.endpoint for part in (tool_set.parts or (tool_set,))]
+    return [end for end in ends if isinstance(end, OpenEnvEndpoint) and end.world]
 
 
 def answer_scorer(what: Scored, match: str = "") -> TextScorer | NumberScorer:
@@ -252,7 +270,9 @@ def _gold(row: GoldRow, what: Scored) -> GoldCalls:
 def _check_readable(tool_set: ToolSet, *, probes: bool) -> None:
     """Raise DataFileError if states are to be compared that cannot be read."""
     unreadable = [
-        part.endpoint.place for part in (tool_set.parts or (tool_set,)) if part.endpoint is not None
+        part.endpoint.place
+        for part in (tool_set.parts or (tool_set,))
+        if part.endpoint is not None and not isinstance(part.endpoint, OpenEnvEndpoint)
     ]
     if unreadable and not probes:
         raise DataFileError(

@@ -67,7 +67,8 @@ class ToolLoader:
             case McpServerTools(mcp=place):
                 return self._list_tools(_mcp_endpoint(place, self._folder))
             case OpenEnvServerTools(openenv=place):
-                return self._list_tools(OpenEnvEndpoint(url=place.url))
+                endpoint = OpenEnvEndpoint(url=place.url, world=place.world, reset=place.reset)
+                return self._list_tools(endpoint)
 
     def _openapi(self, source: OpenApiTools) -> ToolSet:
         path = self._folder / source.openapi
