@@ -242,7 +242,7 @@ async def test_a_wrong_scorer_is_refused_by_name(folder: Path) -> None:
     refused({"path": []}, "field `scorers.0.path`")
     refused({"function": "reward.py:other"}, "expected a function `other`")
     refused({"judge": "kind"}, r"judge\.model")
-    refused({"kind": "gold"}, "one of the keys answer, function, gold")
+    refused({"kind": "gold"}, "one of the keys environment, answer, function, gold")
     refused({**GOLD, "weight": 0}, "a `weight` above 0")
     refused({"answer": "exact"}, "expected `answer`")
     gold = {"gold": [[], []], "name": "g"}

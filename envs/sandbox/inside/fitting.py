@@ -51,7 +51,10 @@ def fitted(function: Callable[..., object], arguments: Mapping[str, object]) -> 
     What has no annotation, or one that says nothing about JSON, stays as it is. Raises ValueError
     or TypeError for a value that its type does not have.
     """
-    hints, known, rest = _plan(getattr(function, "__func__", function))
+    target = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(target, types.FunctionType | type):
+        target = getattr(type(target), "__call__", target)  # may have no hash of its own
+    hints, known, rest = _plan(target)
     if not hints:
         return dict(arguments)
     found: dict[str, object] = {}

@@ -115,7 +115,7 @@ def test_servers_are_asked_for_their_tools_once(folder: Path) -> None:
         ("{", r"tasks.jsonl:2, column 2: invalid JSON"),
         ("[]", r"tasks.jsonl:2: Input should be a valid dictionary"),
         (row(id="a"), "tasks.jsonl:2, field `id`: .* found that of line 1"),
-        ({"id": "b"}, "field `question`: expected this field, found none"),
+        ({"id": "b"}, "field `tools`: expected this field, found none"),
         (row(id="b", points=3), "field `points`: unknown field"),
         (row(id="b", answer=True), "field `answer`: .*text or a number"),
         (row(id="b", answer="x", scorer="numeric"), "expected a number in `answer`"),
