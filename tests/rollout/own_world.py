@@ -60,6 +60,11 @@ def no_servers(endpoint: object) -> ToolSet:
     raise AssertionError(f"asked {endpoint}")
 
 
+def nowhere() -> Outside:
+    """Return a world without servers and models."""
+    return Outside(list_tools=no_servers)
+
+
 def tasks_in(
     folder: Path,
     rows: Sequence[Row],

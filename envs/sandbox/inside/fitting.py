@@ -53,7 +53,7 @@ def fitted(function: Callable[..., object], arguments: Mapping[str, object]) -> 
     """
     target = inspect.unwrap(getattr(function, "__func__", function))
     if not isinstance(target, types.FunctionType | type):
-        target = getattr(type(target), "__call__", target)  # may have no hash of its own
+        target = type(target).__call__  # the object may have no hash of its own
     hints, known, rest = _plan(target)
     if not hints:
         return dict(arguments)
