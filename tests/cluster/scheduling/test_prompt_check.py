@@ -104,3 +104,25 @@ def test_the_command_is_refused_before_ray_and_leaves_nothing(
     with pytest.raises(ConfigError, match="leave no room to answer"):
         run_train(config, resume=False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_configuration_decides_what_is_skipped(inputs_of: InputsOf) -> None:
+    longest, tokens = list(lengths(inputs_of("toolhop", 100_000)).items())[-1]
+    inputs = inputs_of("toolhop", tokens)
+    tasks = inputs.environment.tasks("train", 0, None)
+
+    def decided(choice: str) -> RunInputs:
+        episode = inputs.config.episode.model_copy(update={"long_prompts": choice})
+        config = inputs.config.model_copy(update={"episode": episode})
+        return RunInputs(config, inputs.model, inputs.environment)
+
+    kept, said = tasks_with_room(decided("skip"), tasks)
+    assert longest not in {task.id for task in kept}
+    assert 0 < len(kept) < len(tasks)
+    assert "left out of the evaluation" in said
+    for choice in ("auto", "refuse"):
+        with pytest.raises(ConfigError, match=longest):
+            tasks_with_room(decided(choice), tasks)
+    assert checked(decided("skip")) == checked(inputs)
+    with pytest.raises(ConfigError, match=longest):
+        checked(decided("refuse"))
