@@ -5,6 +5,7 @@ over the wire: a tool server refuses tool sets that have an endpoint.
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -157,7 +158,25 @@ SCRATCH = "{scratch}"
 """In a command: the folder that every session gets for itself, and that is deleted at its end."""
 
 
-class McpStdioEndpoint(_Endpoint):
+class _McpEndpoint(_Endpoint):
+    """What every MCP server has."""
+
+    state: Keeps = None
+    """`session`: the user says that the server keeps no state outside of its process, or of its MCP
+    session.
+    """
+    include: tuple[str, ...] | None = None
+    """Names of the only tools that the user wants, with `*` for any text; also of later ones."""
+    exclude: tuple[str, ...] = ()
+    """Names of tools that the user does not want, with `*` for any text; also of later ones."""
+
+    def wants(self, name: str) -> bool:
+        """Whether the user wants a tool of this name."""
+        wanted = self.include is None or any(fnmatchcase(name, each) for each in self.include)
+        return wanted and not any(fnmatchcase(name, each) for each in self.exclude)
+
+
+class McpStdioEndpoint(_McpEndpoint):
     """An MCP server started as a process, one per session.
 
     `{scratch}` in `command`, `start` and the values of `environment` is a new empty folder of the
@@ -174,8 +193,6 @@ class McpStdioEndpoint(_Endpoint):
     """Working directory; empty for the worker's."""
     start: tuple[str, ...] = ()
     """Command that prepares a session, run before the server; empty for none."""
-    state: Keeps = None
-    """`session`: the user says that the server keeps no state outside of its process."""
 
     @property
     def place(self) -> str:
@@ -189,7 +206,7 @@ class McpStdioEndpoint(_Endpoint):
         return "scratch" if has_folder else self.state or "shared"
 
 
-class McpHttpEndpoint(_Endpoint):
+class McpHttpEndpoint(_McpEndpoint):
     """An MCP server behind HTTP; one MCP session per tool session."""
 
     kind: Literal["mcp-http"] = "mcp-http"
@@ -198,8 +215,6 @@ class McpHttpEndpoint(_Endpoint):
     """Environment variable with a bearer token; empty for none."""
     transport: Literal["http", "sse"] | None = None
     """`http` is streamable HTTP, `sse` the older transport; None tries to find out."""
-    state: Keeps = None
-    """`session`: the user says that the server keeps no state outside of an MCP session."""
 
     @property
     def place(self) -> str:

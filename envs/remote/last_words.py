@@ -13,10 +13,9 @@ _LINE_CHARACTERS = 300
 _SHORTEST_SECRET = 6
 """Values below this length are no secrets: they are numbers, switches and words of a text."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
-_UNPRINTED = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\ufdd0-\ufdef\ufeff]")
 _SECRETS = re.compile(
-    r"(?i)((?:\bauthorization|\b[\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key))[\"']?\s*[=:]\s*"
-    r"|\b(?:bearer|basic)\s+|://[^/\s:@]*:)([^\s\"',;@]+)"
+    r"(?i)((?:\bauthorization|[\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key))[\"']?\s*[=:]\s*[\"']?"
+    r"(?:(?:bearer|basic)\s+)?|\bbearer\s+(?=\S{8})|://[^/\s:@]*:)([^\s\"',;@]+)"
 )
 
 
@@ -50,7 +49,7 @@ class LastWords:
         for value, name in self._hidden:
             said = said.replace(value, f"[{name}]")
         said = _ESCAPES.sub("", said).replace("\r", "\n")
-        lines = [_UNPRINTED.sub(" ", line).strip() for line in said.split("\n")]
+        lines = [_printable(line).strip() for line in said.split("\n")]
         last = [_short(_SECRETS.sub(r"\1[hidden]", line)) for line in lines if line][-_LINES:]
         return " | ".join(last)
 
@@ -62,3 +61,7 @@ class LastWords:
 
 def _short(line: str) -> str:
     return line if len(line) <= _LINE_CHARACTERS else line[:_LINE_CHARACTERS] + "..."
+
+
+def _printable(line: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in line)

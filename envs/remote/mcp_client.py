@@ -183,9 +183,10 @@ class McpBackend:
             return None
         self._changed = False
         try:
-            listed = (await self.list_tools()).tools
+            found = (await self.list_tools()).tools
         except (InfraError, MCPError):
             return None  # the next call meets the same fault, and says so
+        listed = tuple(tool for tool in found if self._endpoint.wants(tool.name))
         if listed == self._tools:
             return None
         self._tools = listed

@@ -61,13 +61,13 @@ def call(name: str, **arguments: object) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def task_in(folder: Path, mcp: JsonObject) -> Task:
+def task_in(folder: Path, mcp: JsonObject, **chosen: list[str]) -> Task:
     row = {
         "id": "t",
         "split": "train",
         "question": "q",
         "answer": "pending",
-        "tools": {"mcp": mcp},
+        "tools": {"mcp": mcp, **chosen},
     }
     (folder / "tasks.jsonl").write_text(json.dumps(row))
     config = ToolServerConfig(request_timeout_s=60.0)
@@ -208,6 +208,15 @@ async def test_a_new_tool_is_told_and_can_be_called(template: ChatTemplate, tmp_
     assert "cannot be called any more: secret" in told[1]
     assert told[2] == told[0]
     assert "Log in before anything else." in episode.messages[0].content
+
+
+async def test_what_the_user_leaves_out_never_comes(template: ChatTemplate, tmp_path: Path) -> None:
+    task = task_in(tmp_path, GROWING, include=["log*"], exclude=["logout"])
+    assert [tool.name for tool in task.tool_set.tools] == ["login"]
+    turns = (call("login"), call("secret"), call("logout"), "<answer>pending</answer>")
+    config = EpisodeConfig(mode="direct")
+    (episode,) = await play(template, task, turns, config=config)
+    assert [turn.policy_error for turn in episode.turns] == ["", "unknown_tool", "unknown_tool", ""]
 
 
 async def test_shared_trials_keep_their_tools(template: ChatTemplate, tmp_path: Path) -> None:

@@ -150,6 +150,9 @@ def chosen(tool_set: ToolSet, include: Sequence[str] | None, exclude: Sequence[s
     if isinstance(endpoint, HttpEndpoint):
         operations = tuple(endpoint.operations[number] for number in kept)
         endpoint = endpoint.model_copy(update={"operations": operations})
+    elif isinstance(endpoint, McpStdioEndpoint | McpHttpEndpoint):  # whose tools may change later
+        patterns = {"include": include and tuple(include), "exclude": tuple(exclude)}
+        endpoint = endpoint.model_copy(update=patterns)
     lists = ("tools", *(("sources", "functions") if tool_set.sandboxed else ()))
     shorter = {key: tuple(getattr(tool_set, key)[number] for number in kept) for key in lists}
     return tool_set.model_copy(update={**shorter, "endpoint": endpoint})
