@@ -5,6 +5,7 @@ silence is longer than `EVERY_S`: a heartbeat repeats what is running and how fa
 """
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -27,6 +28,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from cluster.metrics import RL_LINE, SFT_LINE, dropped_reasons, line_of
+from rollout.store.regular_files import open_regular
 
 EVERY_S = 30.0
 """Longest silence, in seconds."""
@@ -243,7 +245,8 @@ class Progress:
         project's logger, and the error that ends it.
         """
         screen, warnings = self._screen, _Warnings(self._screen)
-        screen.log = log = path.open("a", encoding="utf-8")
+        fd = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        screen.log = log = os.fdopen(fd, "a", encoding="utf-8")
         logger.addHandler(warnings)
         try:
             yield

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ from envs.errors import (
 )
 from envs.tools import JsonObject
 from rollout.mirror.address import is_address
+from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 from rollout.transcript import inert
@@ -226,7 +228,7 @@ def _writer_of(pattern: str) -> Write:
 
 
 def _print_log(layout: RunLayout, write: Write, *, follow: bool) -> None:
-    with layout.log.open(encoding="utf-8") as log:
+    with TextIOWrapper(reading(layout.log), encoding="utf-8") as log:
         while True:
             ends = not (follow and is_written(layout))  # before the rest is read
             while text := log.read(_BLOCK):

@@ -7,6 +7,7 @@ this file only when they plot. No display is needed.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -72,7 +73,7 @@ def plot_report(report: EvalReport, title: str, out: Path) -> None:
     else:
         bars = figure.subplots()
     _draw_bars(bars, rows)
-    figure.savefig(out, dpi=_DPI)
+    _save(figure, out)
 
 
 def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Path) -> None:
@@ -101,7 +102,7 @@ def plot_training(series: Mapping[str, Mapping[int, float]], title: str, out: Pa
         panel.grid(alpha=0.3)
         panel.set_xlabel("step", fontsize="small")
         panel.tick_params(labelsize="small")
-    figure.savefig(out, dpi=_DPI)
+    _save(figure, out)
 
 
 def with_gaps(values: Mapping[int, float], steps: Sequence[int]) -> list[float]:
@@ -125,7 +126,14 @@ def plot_comparison(comparison: Comparison, out: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("difference of pass@1 (95 % interval)")
     figure.legend(loc="outside upper left", fontsize="small", frameon=False)
-    figure.savefig(out, dpi=_DPI)
+    _save(figure, out)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    """Write the figure as a PNG, in one piece. Raises StoreError."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=_DPI)
+    replace_file(out, content.getvalue())
 
 
 def _draw_bars(axes: Axes, rows: Sequence[ReportRow]) -> None:

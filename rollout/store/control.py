@@ -21,8 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from envs.errors import DeadlineError, MissingError
+from envs.errors import DeadlineError, MissingError, StoreError
 from rollout.store.journal import JournalTail, make_folder, read_objects, replace_file
+from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
 
@@ -276,10 +277,10 @@ def take_requests(layout: RunLayout) -> Iterator[tuple[str, ControlEvent | None]
     """
     for path in sorted(layout.requests.glob("*.json")):
         try:
-            with path.open("rb") as file:
+            with reading(path) as file:
                 content = file.read(_LARGEST_BYTES)
             path.unlink()
-        except OSError:  # withdrawn, or a file that the job may not touch
+        except (OSError, StoreError):  # withdrawn, no file, or one that the job may not touch
             continue
         try:
             event = ControlEvent.model_validate_json(content)

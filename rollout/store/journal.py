@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Self
 from pydantic import JsonValue
 
 from envs.errors import StoreError
+from rollout.store.regular_files import open_regular
 from rollout.store.shared_files import read_bytes, rename_file, visible
 
 
@@ -21,7 +23,7 @@ class AppendFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise StoreError(f"could not open {path} for writing: {error.strerror}") from error
         self.size = os.fstat(self._fd).st_size
@@ -183,9 +185,9 @@ def make_folder(path: Path) -> None:
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Replace the file `path` atomically: readers see the old content or the new, never a mix."""
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
-        with fresh.open("wb") as file:
+        with os.fdopen(open_regular(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

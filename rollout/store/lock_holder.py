@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envs.errors import StoreError
+from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunLayout
 
 LEASE_S = 60.0
@@ -186,7 +187,7 @@ def seen(layout: RunLayout, number: int) -> Seen:
     """Return what the file with this number says."""
     path = layout.lock_holder(number)
     try:
-        with path.open("rb") as file:  # opening asks the file server for the time
+        with reading(path) as file:  # opening asks the file server for the time
             words, touched_ns = file.read().decode().split(), os.fstat(file.fileno()).st_mtime_ns
         host, pid, started = words[:3]
         known = Holder(host=host, pid=int(pid), started=started)

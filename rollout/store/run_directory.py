@@ -37,6 +37,7 @@ from rollout.episode_schema import EPISODE_SCHEMA
 from rollout.store.control import ControlEvent
 from rollout.store.journal import Closing, Journal, make_folder, one_line, replace_file
 from rollout.store.ledger import Ledger
+from rollout.store.regular_files import check_folders
 from rollout.store.run_layout import RunInfo, RunLayout, existing_run, read_run_info
 from rollout.store.run_lock import RunLock, take_lock
 from rollout.store.run_reader import RunReader
@@ -103,6 +104,8 @@ class RunDirectory(Closing):
         with ExitStack() as undo:
             lock = take_lock(layout)
             undo.callback(lock.release)
+            # Checkpoints may lie on another disk; what is in them is checked when it is loaded.
+            check_folders({*layout.folders, layout.requests} - {layout.checkpoints})
             for folder in layout.folders:  # git and some copying tools leave empty folders out
                 make_folder(folder)
             directory = cls(layout, lock, segment_bytes)

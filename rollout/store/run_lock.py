@@ -22,6 +22,7 @@ from rollout.store.lock_holder import (
     seen,
     take_holder,
 )
+from rollout.store.regular_files import open_regular
 from rollout.store.run_layout import RunLayout
 
 _TRIES, _PAUSE_S = 5, 0.02
@@ -63,7 +64,7 @@ def take_lock(layout: RunLayout, lease_s: float = LEASE_S) -> RunLock:
 
     `lease_s` is for file systems without flock between nodes: see `lock_holder`.
     """
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = open_regular(layout.lock, os.O_RDWR | os.O_CREAT)
     try:
         if not _has_flock(layout, fd) or on_shared_filesystem(layout.root):
             return RunLock(fd, take_holder(layout, lease_s))
@@ -84,7 +85,7 @@ def is_written(layout: RunLayout) -> bool:
     if any(seen(layout, number).runs for number in layout.lock_holders()[-1:]):
         return True
     try:
-        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(layout.lock, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

@@ -26,6 +26,7 @@ import pyarrow as pa
 from envs.errors import StoreError
 from rollout.episode_schema import EPISODE_SCHEMA, ragged, schema_version, upgrade
 from rollout.store.journal import AppendFile, Journal, one_line, whole_lines
+from rollout.store.regular_files import reading
 from rollout.store.shared_files import again_if_stale
 
 ROWS_PER_BATCH = 8
@@ -135,6 +136,8 @@ class SegmentReader:
         self._index_read = 0
         self._schema: pa.Schema | None = None
         self._end = 0
+        self._crcs: dict[int, int | None] = {}
+        """Checksums of indexed messages that are not read yet, by offset."""
         self.rows: list[EpisodeRow] = []
 
     def refresh(self) -> None:
@@ -148,7 +151,7 @@ class SegmentReader:
         """
 
         def read() -> bytes:
-            with self._path.open("rb") as file:
+            with reading(self._path) as file:
                 file.seek(row.offset)
                 return file.read(row.nbytes)
 
@@ -172,7 +175,7 @@ class SegmentReader:
         )
 
     def _refresh(self) -> None:
-        with self._path.open("rb") as file:
+        with reading(self._path) as file:
             size = os.fstat(file.fileno()).st_size
             if self._schema is None and not self._read_header(file.read()):
                 return
@@ -202,6 +205,7 @@ class SegmentReader:
         self._index_read += len(content)
         messages = [list(rows) for _, rows in groupby(_index_rows(content), attrgetter("offset"))]
         messages = [rows for rows in messages if rows[0].offset >= self._end]
+        self._crcs = {rows[0].offset: rows[0].crc for rows in messages} | self._crcs
         for rows, following in pairwise(messages):
             end = rows[0].offset + rows[0].nbytes
             fits = rows[0].offset == self._end and end == following[0].offset and end <= size
@@ -214,6 +218,10 @@ class SegmentReader:
         first = self._end
         for batch, start, end in _batches(content, self._schema):
             crc = zlib.crc32(content[start:end])
+            if self._crcs.pop(first + start, None) not in (None, crc):
+                if content[end:].strip(b"\0"):
+                    raise _damaged_message(first + start, "its checksum differs")
+                return  # another node does not see all of it yet
             self.rows.extend(narrow_rows(batch, self._path.stem, first + start, end - start, crc))
             self._end = first + end
 
@@ -231,11 +239,16 @@ def _batches(content: bytes, schema: pa.Schema | None) -> Iterator[tuple[pa.Reco
         except _DAMAGED as error:
             # What a killed writer leaves, or another node does not see yet, is at the end.
             if content[stream.tell() :].strip(b"\0"):
-                raise StoreError(
-                    f"the episodes at byte {start} of what is new in a segment are damaged: {error}"
-                ) from error
+                raise _damaged_message(start, str(error)) from error
             return
         yield batch, start, stream.tell()
+
+
+def _damaged_message(offset: int, why: str) -> StoreError:
+    return StoreError(
+        f"the episodes at byte {offset} of a segment are damaged: {why}. Restore the file from a "
+        "copy"
+    )
 
 
 def checked_batch(message: pa.Message, schema: pa.Schema | None) -> pa.RecordBatch:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from envs.errors import StoreError
+from rollout.store.regular_files import reading
 
 Result = TypeVar("Result")
 _TRIES, _PAUSE_S = 6, 0.05
@@ -46,7 +47,7 @@ def read_bytes(path: Path, start: int = 0) -> bytes:
     """Return a file from byte `start`. Raises OSError, and as `again_if_stale` does."""
 
     def read() -> bytes:
-        with path.open("rb") as file:
+        with reading(path) as file:
             file.seek(start)
             return file.read()
 

@@ -18,7 +18,9 @@ class WeightFile:
 
     def __init__(self, path: Path, nbytes: int) -> None:
         self.path = path
-        self._file: BinaryIO = path.open("xb+")
+        # For this user alone: the weights of a model may be worth something.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file: BinaryIO = os.fdopen(fd, "rb+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.stat()  # another writer that is starting may have removed it
@@ -87,7 +89,8 @@ def _reclaim(directory: Path) -> None:
     """Remove files whose writer has ended; the kernel releases the lock of any dead process."""
     for path in directory.glob(f"{_PREFIX}*"):
         try:
-            with path.open("rb+") as file:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(fd, "rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
         except OSError:  # it is in use, gone or another user's, or there are no locks

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,10 @@ def test_the_log_of_a_run_has_its_warnings(tmp_path: Path, watched: Watched) -> 
     assert "warning: worker-1 lost after 3 s" in watched.after(0)
 
 
-def test_a_full_disk_under_the_log_does_not_hide_the_error(watched: Watched) -> None:
+def test_a_full_disk_under_the_log_does_not_hide_the_error(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.progress.open_regular", os.open)  # the full disk is a device
     with (
         pytest.raises(StoreError, match="Make room"),
         watched.progress.logged(Path("/dev/full")),

@@ -23,15 +23,15 @@ RUN = RunInfo(run="unit", seed=0, created_at=0.0)
 @pytest.fixture
 def stale(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """So many further opens give a stale handle."""
-    left, opened = [0], Path.open
+    left, opened = [0], os.open
 
-    def open_stale(self: Path, *given: Any, **named: Any) -> Any:
-        if left[0] and given == ("rb",):
+    def open_stale(path: Any, flags: int, *given: Any, **named: Any) -> int:
+        if left[0] and not flags & (os.O_WRONLY | os.O_RDWR | os.O_DIRECTORY):
             left[0] -= 1
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return opened(self, *given, **named)
+        return opened(path, flags, *given, **named)
 
-    monkeypatch.setattr(Path, "open", open_stale)
+    monkeypatch.setattr(os, "open", open_stale)
     monkeypatch.setattr(shared_files, "_PAUSE_S", 0.0)
     return left
 

@@ -1,0 +1,50 @@
+"""Files of a run directory, opened so that somebody else's directory is no trap.
+
+A run directory holds plain files. A symbolic link in it would have a command write to a file
+elsewhere, and a named pipe would let it wait for ever: both are refused.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from envs.errors import StoreError
+
+_ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Not to wait matters for named pipes alone: it changes nothing for plain files."""
+_NEW_FILE = 0o644
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Return a descriptor of the plain file `path`, opened with `flags` of `os.open`.
+
+    Raises StoreError where it is something else, and OSError.
+    """
+    if path.is_symlink():
+        raise _refusal(path, "a symbolic link")
+    fd = os.open(path, flags | _ALWAYS, _NEW_FILE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _refusal(path, "something else")
+    return fd
+
+
+def reading(path: Path) -> BinaryIO:
+    """Open the plain file `path` for reading. Raises as `open_regular` does."""
+    return os.fdopen(open_regular(path, os.O_RDONLY), "rb")
+
+
+def check_folders(folders: Iterable[Path]) -> None:
+    """Check that `folders` of a run directory are no links. Raises StoreError."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise _refusal(folder, "a symbolic link")
+
+
+def _refusal(path: Path, found: str) -> StoreError:
+    return StoreError(
+        f"expected a plain file or folder, found {found} at {path}: a run directory holds none, "
+        "for it could lead to files elsewhere; put what it leads to in its place"
+    )
