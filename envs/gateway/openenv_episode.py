@@ -136,6 +136,8 @@ class OpenEnvEpisode:
     def _start(self, options: ResetOptions, task: Task) -> None:
         self._options = options
         self._task = task
+        self._tools = task.tool_set.tools
+        """The tools that the session has now; calls may change them."""
         self._episode_id = options.episode_id or secrets.token_hex(8)
         self._phase: SessionPurpose = "trial" if options.mode == "trial" else "execution"
         self._step_count = 0
@@ -217,9 +219,9 @@ class OpenEnvEpisode:
 
     async def _call(self, action: CallToolAction) -> CallToolObservation:
         name = action.tool_name
-        tool = self._task.tool_set.find(name)
+        tool = next((each for each in self._tools if each.name == name), None)
         if tool is None:
-            names = ", ".join(tool.name for tool in self._task.tool_set.tools)
+            names = ", ".join(each.name for each in self._tools)
             return _fault(name, "tool_not_found", f"no tool {name[:80]!r}; tools are: {names}")
         if wrong := check_arguments(tool, action.arguments):
             return _fault(name, "invalid_args", wrong)
@@ -230,6 +232,8 @@ class OpenEnvEpisode:
         answer = result.answers[0]
         if answer.status is AnswerStatus.INFRA_ERROR:
             raise OpenEnvError("EXECUTION_ERROR", answer.text)
+        if answer.tools is not None:
+            self._tools = answer.tools
         if self._phase == "execution":
             made = ToolCall(name=name, arguments=action.arguments)
             self._made.append((made, answer, len(self._said)))
@@ -250,6 +254,7 @@ class OpenEnvEpisode:
 
     async def _open(self) -> None:
         tool_set = self._task.tool_set
+        self._tools = tool_set.tools
         item = OpenItem(
             digest=tool_set.digest,
             seed=self._options.seed or 0,
@@ -279,7 +284,7 @@ class OpenEnvEpisode:
         return OpenEnvError("EXECUTION_ERROR", f"no answer within {self._deadline_s:g} s")
 
     def _tool_listings(self) -> tuple[ToolListing, ...]:
-        return tuple(ToolListing.of(tool) for tool in self._task.tool_set.tools)
+        return tuple(ToolListing.of(tool) for tool in self._tools)
 
     def _observe(self, message: str = "") -> TaskObservation:
         """Return the observation with what the user says: a `message`, or the question."""

@@ -12,7 +12,7 @@ from mcp.shared.exceptions import MCPError
 from envs.config import ToolServerConfig
 from envs.gateway.mcp_server import McpGateway
 from envs.server.wire import WireError
-from envs.tools import AnswerStatus, ToolAnswer
+from envs.tools import AnswerStatus, ToolAnswer, ToolSpec
 from tests.envs.server.scripted_host import TOOLS, ScriptedHost, serving
 
 QUICK = ToolServerConfig(request_timeout_s=0.2, call_timeout_s=0.1)
@@ -113,3 +113,18 @@ async def test_a_revision_without_sessions_is_refused_so_that_clients_fall_back(
                 url, content=content, headers=headers | {"content-type": "application/json"}
             )
             assert 400 <= odd.status_code < 500, content
+
+
+async def test_a_tool_that_a_call_adds_belongs_to_its_session() -> None:
+    host = ScriptedHost()
+    secret = ToolSpec(name="secret", description="", parameters={"type": "object"})
+    async with gateway(host) as url, asyncio.timeout(20), Client(url) as one, Client(url) as other:
+        host.answer = ToolAnswer(
+            status=AnswerStatus.OK, text="in", seconds=0.1, tools=(*TOOLS.tools, secret)
+        )
+        await one.call_tool("echo", {"text": "a"})
+        host.answer = ToolAnswer(status=AnswerStatus.OK, text="42", seconds=0.1)
+        assert [tool.name for tool in (await one.list_tools()).tools] == ["echo", "secret"]
+        assert (await one.call_tool("secret", {})).content[0].model_dump()["text"] == "42"
+        with pytest.raises(MCPError, match="no tool 'secret'"):
+            await other.call_tool("secret", {})

@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from envs.config import ToolServerConfig
 from envs.gateway.openenv_server import OpenEnvGateway
 from envs.server.wire import WireError
-from envs.tools import AnswerStatus, ToolAnswer
-from tests.envs.server.scripted_host import ScriptedHost, serving, task
+from envs.tools import AnswerStatus, ToolAnswer, ToolSpec
+from tests.envs.server.scripted_host import TOOLS, ScriptedHost, serving, task
 
 QUICK = ToolServerConfig(request_timeout_s=0.2, call_timeout_s=0.1)
 CALL = {"type": "call_tool", "tool_name": "echo", "arguments": {"text": "a"}}
@@ -186,3 +186,20 @@ async def test_json_rpc_shares_the_session_of_a_websocket() -> None:
             assert (broken.status_code, broken.json()["error"]["code"]) == (200, -32_700)
             large = await client.post("/mcp", content=b" " * (4 * 2**20 + 1))
             assert large.status_code == 413
+
+
+async def test_a_tool_that_a_call_adds_is_gone_in_the_next_session() -> None:
+    host = ScriptedHost()
+    secret = ToolSpec(name="secret", description="", parameters={"type": "object"})
+    host.answer = ToolAnswer(
+        status=AnswerStatus.OK, text="fine", seconds=0.1, tools=(*TOOLS.tools, secret)
+    )
+    added = {"type": "call_tool", "tool_name": "secret", "arguments": {}}
+    async with gateway(host) as (place, _), connect(f"ws://{place}/ws") as socket:
+        await ask(socket, "reset", {"mode": "trial"})
+        await ask(socket, "step", CALL)
+        _, called = await ask(socket, "step", added)
+        assert called["observation"]["result"] == "fine"
+        await ask(socket, "step", {"type": "begin_execution"})
+        _, gone = await ask(socket, "step", added)
+        assert gone["observation"]["error"]["error_type"] == "tool_not_found"
