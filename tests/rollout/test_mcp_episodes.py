@@ -18,13 +18,15 @@ from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
 from envs.config import ToolServerConfig
 from envs.errors import ToolServerError
+from envs.gateway.gateway_host import InProcessTools
 from envs.messages import Message
 from envs.perturbation.perturb import perturb
+from envs.server.replay_host import ReplayHost
 from envs.services.router import ToolRouter
 from envs.services.scripted import ScriptedTools
 from envs.tasks import Task
 from envs.tasksets.file.config import FileEnvConfig
-from envs.tools import AnswerStatus, JsonObject, ToolAnswer
+from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolService
 from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
 from rollout.engines.scripted_engine import ScriptedEngine
@@ -76,20 +78,24 @@ def task_in(folder: Path, mcp: JsonObject, **chosen: list[str]) -> Task:
     )[0]
 
 
+def routed(config: ToolServerConfig) -> ToolService:
+    nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
+    return ToolRouter(nothing, config, {"PATH": os.environ["PATH"]})
+
+
 async def play(
     template: ChatTemplate,
     task: Task,
     turns: Sequence[str],
     count: int = 1,
     config: EpisodeConfig | None = None,
+    tools: ToolService | None = None,
 ) -> list[Episode]:
     def reply(messages: Sequence[Message], seed: int) -> str:
         del seed
         return turns[sum(message.role == "assistant" for message in messages)]
 
-    nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
-    limits = ToolServerConfig(request_timeout_s=60.0, call_timeout_s=30.0)
-    tools = ToolRouter(nothing, limits, {"PATH": os.environ["PATH"]})
+    tools = tools or routed(ToolServerConfig(request_timeout_s=60.0, call_timeout_s=30.0))
     identity = Identity(worker="unit", max_model_len=32_768)
     runner = EpisodeRunner(ScriptedEngine(reply, template), tools, template, identity)
     leases = [
@@ -208,6 +214,19 @@ async def test_a_new_tool_is_told_and_can_be_called(template: ChatTemplate, tmp_
     assert "cannot be called any more: secret" in told[1]
     assert told[2] == told[0]
     assert "Log in before anything else." in episode.messages[0].content
+
+
+async def test_a_record_replays_new_tools(template: ChatTemplate, tmp_path: Path) -> None:
+    task, traffic = task_in(tmp_path, GROWING), tmp_path / "traffic"
+    recording = ToolServerConfig(record=True, record_dir=str(traffic))
+    (first,) = await play(template, task, GROWS, tools=routed(recording))
+    host = ReplayHost(traffic)
+    await host.start()
+    (again,) = await play(template, task, GROWS, tools=InProcessTools(host))
+    await host.stop()
+    assert again.messages == first.messages
+    assert results(again) == results(first)
+    assert again.token_ids_T == first.token_ids_T
 
 
 async def test_what_the_user_leaves_out_never_comes(template: ChatTemplate, tmp_path: Path) -> None:
