@@ -43,7 +43,7 @@ def _differences(old: Episode, new: Episode) -> Iterator[EpisodeDifference]:
     yield from _pair("reward parts", dict(old.reward_parts), dict(new.reward_parts))
     yield from _pair("notes of scorers", dict(old.score_notes), dict(new.score_notes))
     yield from _pair("messages", old.messages, new.messages)
-    yield from _pair("counts", dict(old.extra), dict(new.extra))
+    yield from _pair("counts", _counts(old), _counts(new))
 
 
 def _turn(where: str, old: Episode, new: Episode, index: int) -> Iterator[EpisodeDifference]:
@@ -73,6 +73,11 @@ def _tokens(where: str, old: Sequence[int], new: Sequence[int]) -> Iterator[Epis
     yield EpisodeDifference(
         where=f"{where}, token {at + 1}", recorded=_excerpt(old, at), replayed=_excerpt(new, at)
     )
+
+
+def _counts(episode: Episode) -> dict[str, float]:
+    """Return what an episode counts, without what its teacher used: no replay asks it."""
+    return {name: n for name, n in episode.extra.items() if not name.startswith("teacher_")}
 
 
 def _pair(where: str, old: object, new: object) -> Iterator[EpisodeDifference]:

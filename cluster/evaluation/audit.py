@@ -22,7 +22,8 @@ def run_audit(config: RunConfig, calls_per_tool: int) -> JsonObject:
     if not isinstance(config.env, ToolHopEnvConfig):
         raise ConfigError(f"expected env.name = 'toolhop' for an audit, found {config.env.name!r}")
     questions = read_questions(data_file_of(config.env))
-    with ToolServerProcess(config.tools) as server:
+    unrecorded = config.tools.model_copy(update={"record": False})
+    with ToolServerProcess(unrecorded) as server:
 
         async def run() -> Audit:
             client = ToolClient(server.address, config.tools)

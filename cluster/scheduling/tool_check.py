@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cluster.config.run_config import RunConfig
 from cluster.progress import Progress
+from envs.config import ToolServerConfig
 from envs.errors import ConfigError, DeadlineError, InfraError, IsolationError
 from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
@@ -139,7 +140,12 @@ def _servers(
     sets: Sequence[LoadedSet], config: RunConfig
 ) -> AbstractContextManager[ToolServerProcess | None]:
     code = any(each.tool_set.sandboxed for each in sets)
-    return ToolServerProcess(config.tools) if code else nullcontext()
+    return ToolServerProcess(_unrecorded(config)) if code else nullcontext()
+
+
+def _unrecorded(config: RunConfig) -> ToolServerConfig:
+    """Return `[tools]` without recording: nothing here is traffic of the run."""
+    return config.tools.model_copy(update={"record": False})
 
 
 async def _load(
@@ -147,7 +153,7 @@ async def _load(
 ) -> list[LoadedSet]:
     nothing = ScriptedTools(lambda *_: ToolAnswer(status=AnswerStatus.OK, text="", seconds=0.0))
     sandboxed = ToolClient(server.address, config.tools) if server else nothing
-    unrecorded = config.tools.model_copy(update={"record": False})
+    unrecorded = _unrecorded(config)
     tools = ToolRouter(sandboxed, unrecorded, os.environ)
     room = asyncio.Semaphore(_AT_ONCE)
 

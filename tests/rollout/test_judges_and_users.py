@@ -1,6 +1,7 @@
 """Models as judges and as users, through the real runner and over real HTTP."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,11 @@ async def test_a_simulated_user_and_a_replay_of_its_episode(
     again = await play(ReplayedTools(InProcessTools(host)), template, task, turns)
     await host.stop()
     assert first_difference(episode, again) is None, again.error
+    # an endpoint as teacher is not asked again either, so what it used is not compared
+    taught = replace(episode, extra={**episode.extra, "teacher_requests": 2.0})
+    assert first_difference(taught, again) is None
+    other = replace(episode, extra={**episode.extra, "user_messages": 2.0})
+    assert first_difference(other, again) is not None
 
 
 async def test_a_user_that_fails_is_no_fault_of_the_policy(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -105,6 +106,7 @@ async def test_several_scorers_are_parts_by_weight(
     ]
     row: Row = {"tools": TOOLS, "answer": "yes", "scorers": [scorers[0], scorers[1]]}
     [task, _] = tasks_in(folder, [row, row], scorers=[scorers[2]])
+    task = pickle.loads(pickle.dumps(task))  # as on its way to a worker
     episode = await play(tools, template, task, [PAY, answer("Yes.")])
     assert episode.reward == pytest.approx((1 + 3 * 1 + 1 * 0) / 5)
     assert {name: episode.reward_parts[name] for name in ("match", "gold", "looked", "probes")} == {

@@ -41,6 +41,8 @@ def test_python_that_cannot_be_loaded_is_named_once(tmp_path: Path) -> None:
         check_tools(config, tasks)
     assert "task file-t1 and 1 more: " in str(found.value)
     assert check_tools(config, tasks[:1]) == []
+    recording = config.tools.model_copy(update={"record": True})
+    assert check_tools(config.model_copy(update={"tools": recording}), tasks[:1]) == []
 
 
 @pytest.mark.parametrize("perturbation", ["clean", "union"])
