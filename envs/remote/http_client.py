@@ -10,6 +10,7 @@ those safe ones are retried.
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ class HttpTools:
         self._variables = variables
         self._certificates = ssl.create_default_context()
         self._tokens = ClientTokens()
+        # The HTTP client logs the address of each request, in which a key may stand.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._opened = 0
 
     async def open_session(

@@ -67,10 +67,11 @@ class Secrets:
         self, endpoint: HttpEndpoint, variables: Mapping[str, str], tokens: ClientTokens
     ) -> None:
         """Read the variables. Raises ConfigError for one that is missing or cannot be sent."""
-        self._credentials = endpoint.credentials
+        used = {name for operation in endpoint.operations for name in operation.credentials}
+        self._credentials = {name: endpoint.credentials[name] for name in sorted(used)}
         self._values = {
             name: _values(credential, endpoint.place, variables)
-            for name, credential in endpoint.credentials.items()
+            for name, credential in self._credentials.items()
         }
         self._tokens = tokens
         self._sent: dict[str, str] = {}

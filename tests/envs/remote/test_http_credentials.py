@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from urllib.parse import parse_qs
 
 import pytest
@@ -75,6 +76,28 @@ async def test_credentials_that_are_needed_together_are_sent_together() -> None:
         await ask(HttpTools(CONFIG, VARIABLES), tools(served.port, **both))
     assert served.asked[0].headers["authorization"].startswith("Basic ")
     assert served.asked[0].target == "/x?api+key=tok"
+
+
+async def test_no_log_has_a_key(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    key = TokenCredential(variable="T", place="query", name="key", prefix="")
+    async with api(lambda _: response(500, "no")) as served:
+        answer = await ask(HttpTools(CONFIG, {"T": "s3cr3t"}), tools(served.port, one=key))
+    assert served.asked[0].target == "/x?key=s3cr3t"
+    assert "s3cr3t" not in caplog.text + answer.text
+
+
+async def test_only_credentials_that_are_sent_are_read() -> None:
+    async with api(lambda _: response(200, "1")) as served:
+        tool_set = tools(served.port, one=TokenCredential(variable="T"))
+        endpoint = tool_set.endpoint
+        assert isinstance(endpoint, HttpEndpoint)
+        more = {**endpoint.credentials, "other": TokenCredential(variable="NOT_SET")}
+        changed = endpoint.model_copy(update={"credentials": more})
+        answer = await ask(
+            HttpTools(CONFIG, VARIABLES), tool_set.model_copy(update={"endpoint": changed})
+        )
+    assert answer.text == "1"
 
 
 async def test_a_variable_that_is_not_set_is_named() -> None:
