@@ -229,8 +229,7 @@ def _own_server(document: OpenApiDocument, item: JsonObject, operation: JsonObje
     server = servers[0] if isinstance(servers, list) and servers else None
     if not isinstance(server, dict) or not isinstance(server.get("url"), str):
         return ""
-    general = document.root.get("servers")
-    if isinstance(general, list) and server in general:
+    if server in _general_servers(document):
         return ""
     variables = server.get("variables")
     known = variables if isinstance(variables, dict) else {}
@@ -242,6 +241,15 @@ def _own_server(document: OpenApiDocument, item: JsonObject, operation: JsonObje
         return str(variable["default"])
 
     return re.sub(r"{([^{}]*)}", default, str(server["url"]))
+
+
+def _general_servers(document: OpenApiDocument) -> list[JsonValue]:
+    """Return the servers that the user's base URL replaces: those of the document as a whole, or
+    the first ones of a path where the document names its servers path by path.
+    """
+    owners = [document.root, *document.section("paths").values()]
+    named = (owner.get("servers") for owner in owners if isinstance(owner, dict))
+    return next((servers for servers in named if isinstance(servers, list) and servers), [])
 
 
 def _description(operation: JsonObject, item: JsonObject) -> str:

@@ -352,6 +352,15 @@ def test_a_server_of_an_operation_has_to_be_allowed() -> None:
     simulated_tool_set(text, operations=["GET /b"])
 
 
+def test_a_base_url_replaces_the_server_that_a_document_names_path_by_path() -> None:
+    servers = [{"url": "https://api.local"}]
+    paths = {f"/{name}": {"servers": servers, "get": {}} for name in "ab"}
+    paths["/c"] = {"servers": [{"url": "https://other.local"}], "get": {}}
+    found = real_tool_set(document(paths), RealApi(base_url="http://127.0.0.1:8080"))
+    assert [one.base_url for one in endpoint(found).operations] == ["", ""]
+    assert [one.name for one in found.left_out] == ["get_c"]
+
+
 def test_operations_that_are_safe_to_try_are_named() -> None:
     text = document({"/s": {"post": {"operationId": "search"}}, "/d": {"post": {}}})
     for name in ("search", "POST /s"):
