@@ -1,5 +1,6 @@
 """The world that docs/environments.md builds: its files, played in a real sandbox."""
 
+import json
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _FILE = re.compile(r"`mine/(?P<name>[a-z.]+)`[^\n]*\n\n```\w+\n(?P<text>.*?)^```
 
 async def test_the_page_builds_a_world_with_a_reward_of_its_own(tmp_path: Path) -> None:
     files = {found["name"]: found["text"] for found in _FILE.finditer(PAGE)}
-    assert sorted(files) == ["reward.py", "tasks.jsonl", "tools.py"]
+    assert sorted(files) == ["reward.py", "tasks.jsonl", "tools.py", "turns.json"]
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     tasks = FileEnvironment(FileEnvConfig(path=str(tmp_path)), nowhere()).all_tasks()
@@ -30,6 +31,11 @@ async def test_the_page_builds_a_world_with_a_reward_of_its_own(tmp_path: Path) 
     template = ChatTemplate(build_tokenizer())
     fruit = call("put", item="apple", count=2)
     right = await play(tools, template, tasks[0], [fruit, call("total"), answer("It is 6.")])
+    shown = [
+        turn if isinstance(turn, str) else call(turn["name"], **turn["arguments"])
+        for turn in json.loads(files["turns.json"])["1"]
+    ]
+    assert (await play(tools, template, tasks[0], shown)).reward == 1.0
     partly = await play(tools, template, tasks[0], [fruit, answer(7)])
     guessed = await play(tools, template, tasks[0], [answer(6)])
     await tools.close()
