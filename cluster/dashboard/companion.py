@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.dashboard.serve import Wanted, run_dashboard
 
 _LOOK_S = 1.0
-_NICER = 10
+_NICER = 19
 """By how much its priority is lower than the run's."""
 
 

@@ -12,13 +12,14 @@ figures and rows. The dashboard has the priority that it has beside `trialrun tr
 import argparse
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -32,7 +33,7 @@ from tests.benchmarks.bench_dashboard import Served, dashboard
 _PER_SECOND = 200
 _REFRESH_S = 5.0
 _PAGES = ("overview", "episodes", "facets", "fleet")
-_NICER = 10
+_NICER = 19
 
 
 def compute(done: "Synchronized[int]") -> None:
@@ -101,6 +102,13 @@ def watched(folder: Path, cache: Path, tabs: int) -> Iterator[Served]:
                 reader.join(30.0)
 
 
+def signal_all(workers: Sequence[multiprocessing.Process], number: signal.Signals) -> None:
+    """Let all workers stand still, or go on: a dashboard starts and ends while nothing computes."""
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+
+
 def per_second(done: "Synchronized[int]", seconds: float) -> float:
     """Return how much work was done in each of the next seconds."""
     before, start = done.value, time.perf_counter()
@@ -128,10 +136,14 @@ def main() -> None:
             try:
                 for _ in range(options.rounds):
                     alone = per_second(done, options.seconds)
+                    signal_all(workers, signal.SIGSTOP)
                     with watched(run, cache, options.tabs) as served:
+                        signal_all(workers, signal.SIGCONT)
                         before = served.cpu_s()
                         beside = per_second(done, options.seconds)
                         shares.append((served.cpu_s() - before) / options.seconds / cpus)
+                        signal_all(workers, signal.SIGSTOP)
+                    signal_all(workers, signal.SIGCONT)
                     ratios.append(alone / beside)
             finally:
                 for worker in workers:

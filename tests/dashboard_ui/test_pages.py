@@ -213,6 +213,14 @@ def test_a_viewer_steers_nothing_and_a_wrong_token_opens_nothing(
     operator.page.get_by_role("button", name="Stop …").click()
     operator.page.get_by_text("finished work is kept").wait_for()
     operator.page.get_by_role("button", name="Leave it").click()
+    how = ((False, r"of \d workers end their episodes"), (True, r"of \d workers stop at once"))
+    for switched, said in how:
+        operator.page.get_by_label("surplus workers stop at once").set_checked(switched)
+        operator.page.locator("form.bar button").nth(2).click()
+        operator.page.get_by_text(re.compile(said)).wait_for()
+    for name, said in (("Pause", "No episode and no group starts"), ("Checkpoint", "else when")):
+        operator.page.get_by_role("button", name=f"{name} …").click()
+        operator.page.get_by_text(said).wait_for()
     assert "token" not in operator.page.url
     viewer = visit(token=VIEWER)
     viewer.open(f"/runs/{run_ids['live']}/fleet")
