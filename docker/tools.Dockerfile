@@ -12,7 +12,8 @@ ENV PATH=/srv/venv/bin:$PATH
 # The lock file only pins versions here; the rest of the stack is not installed.
 COPY requirements/cpu.lock /tmp/constraints.txt
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        anyio fastapi httpx httpx2 mcp msgpack prometheus_client pydantic pyyaml uvicorn websockets \
+        anyio docstring_parser fastapi httpx httpx2 jsonschema mcp msgpack prometheus_client pydantic \
+        pyyaml referencing regex uvicorn websockets \
     && rm /tmp/constraints.txt
 
 # Not root: the server needs no privileges, and the sandbox would drop root's anyway.

@@ -243,7 +243,9 @@ def test_an_expected_number_is_read_as_answers_are(
 def test_an_expected_number_that_is_none_is_refused(
     numeric_task: Callable[[object], Scorer], answer: object
 ) -> None:
-    with pytest.raises(DataFileError, match="expected a number for the scorer `numeric`"):
+    with pytest.raises(
+        DataFileError, match="expected a number in `answer` for the scorer `numeric`"
+    ):
         numeric_task(answer)
 
 
