@@ -73,7 +73,7 @@ def _repaired(schema: JsonValue, depth: int) -> JsonValue:
         kept["dependentRequired"] = {name: [*_texts(dependent[name])] for name in dependent}
     kept |= _inner(schema, depth)
     if schema.get("nullable") is True and kept:
-        return {"anyOf": [{"type": "null"}, kept]}
+        return {"anyOf": [{"type": ["null"]}, kept]}
     return kept
 
 

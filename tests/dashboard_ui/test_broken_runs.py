@@ -20,6 +20,7 @@ from tests.waiting import expect_within
 
 OLD_RUNS = ROOT / "tests" / "cluster" / "lifecycle" / "old_runs"
 PAGES = ("overview", "episodes", "groups", "tools", "ledger", "fleet", "metrics", "logs", "config")
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 WRITER = """
 import sys
 from pathlib import Path

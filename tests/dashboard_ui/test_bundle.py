@@ -17,6 +17,8 @@ from tests.dashboard_ui.chromium import needs_axe
 from tests.dashboard_ui.conftest import WATCH, Visit
 from tests.dashboard_ui.sites import HOSTILE, write_hostile
 
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
 PAGES = (
     "overview",
     "episodes",
