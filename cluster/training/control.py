@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -80,8 +81,10 @@ class Controls:
     room: Callable[[str], int]
     """Number of further workers of a group that the cluster has room for now."""
     checkpoints: RequestedCheckpoints
-    stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)
-    """Ends the job in order, as SIGTERM does."""
+    stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    """Ends the job in order, as SIGTERM does. The signal goes to the process: one that a thread
+    raises for itself does not wake a main thread that waits.
+    """
     waiting: list[tuple[ControlEvent, Callable[[], str]]] = field(default_factory=list)
     """Answers to accepted requests that have not taken effect, and their `effect`."""
 
