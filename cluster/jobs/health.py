@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rollout.store.journal import replace_file
 from rollout.store.run_layout import RunLayout
+from rollout.store.shared_files import read_bytes
 
 
 class WorkerHealth(BaseModel):
@@ -57,6 +58,6 @@ def write_health(layout: RunLayout, health: Health) -> None:
 def read_health(layout: RunLayout) -> Health | None:
     """Return what the job wrote last; None where there is none, or one of another version."""
     try:
-        return Health.model_validate_json(layout.health.read_bytes())
+        return Health.model_validate_json(read_bytes(layout.health))
     except (OSError, ValidationError):
         return None

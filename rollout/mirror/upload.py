@@ -24,6 +24,7 @@ from rollout.mirror.head import (
 from rollout.mirror.part_keys import PartKeys, size_in
 from rollout.mirror.place import Place, Throttle
 from rollout.mirror.snapshot import MARKER, FoundFile, complete_bundles, find_files, stamp_of
+from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunInfo, RunLayout
 
 GROWING_PART, WHOLE_PART = 8 * 2**20, 64 * 2**20
@@ -168,7 +169,7 @@ class Uploader:
         if sent is not None and sent.stamp == one.stamp:
             return sent.file
         try:
-            with (self.layout.root / one.path).open("rb") as file:
+            with reading(self.layout.root / one.path) as file:
                 parts = self._growing(one, file) if one.grows else self._parts(file, one.path, "")
         except FileNotFoundError:
             return None
@@ -227,7 +228,7 @@ class Uploader:
             self._keys.begin_bundle(name)
             try:
                 files = {
-                    path: opened.enter_context((self.layout.root / path).open("rb"))
+                    path: opened.enter_context(reading(self.layout.root / path))
                     for path in sorted(before, key=lambda path: path.endswith(f"/{MARKER}"))
                 }
             except OSError:  # it is being removed, or replaced
@@ -293,7 +294,7 @@ def _described(path: str, root: Path) -> MirroredFile:
     """Return a file of a bundle as it would be mirrored; without parts where it is gone."""
     parts: list[Part] = []
     try:
-        with (root / path).open("rb") as file:
+        with reading(root / path) as file:
             while content := file.read(WHOLE_PART):
                 parts.append(part_of(content))
     except OSError:

@@ -13,7 +13,7 @@ from typing import Self
 from pydantic import JsonValue
 
 from envs.errors import StoreError
-from rollout.store.regular_files import open_regular
+from rollout.store.regular_files import NotPlainError, open_regular
 from rollout.store.shared_files import read_bytes, rename_file, visible
 
 
@@ -24,6 +24,8 @@ class AppendFile:
         self.path = path
         try:
             self._fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        except NotPlainError:
+            raise
         except OSError as error:
             raise StoreError(f"could not open {path} for writing: {error.strerror}") from error
         self.size = os.fstat(self._fd).st_size

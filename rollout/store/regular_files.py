@@ -12,6 +12,13 @@ from typing import BinaryIO
 
 from envs.errors import StoreError
 
+
+class NotPlainError(StoreError, OSError):
+    """What should be a file of a run directory is something else; for readers that show what can be
+    read, one more file that cannot.
+    """
+
+
 _ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """Not to wait matters for named pipes alone: it changes nothing for plain files."""
 _NEW_FILE = 0o644
@@ -36,6 +43,12 @@ def reading(path: Path) -> BinaryIO:
     return os.fdopen(open_regular(path, os.O_RDONLY), "rb")
 
 
+def plain(path: Path) -> str:
+    """Return `path` for a library that opens files by itself. Raises as `open_regular` does."""
+    os.close(open_regular(path, os.O_RDONLY))
+    return str(path)
+
+
 def check_folders(folders: Iterable[Path]) -> None:
     """Check that `folders` of a run directory are no links. Raises StoreError."""
     for folder in folders:
@@ -43,8 +56,8 @@ def check_folders(folders: Iterable[Path]) -> None:
             raise _refusal(folder, "a symbolic link")
 
 
-def _refusal(path: Path, found: str) -> StoreError:
-    return StoreError(
+def _refusal(path: Path, found: str) -> NotPlainError:
+    return NotPlainError(
         f"expected a plain file or folder, found {found} at {path}: a run directory holds none, "
         "for it could lead to files elsewhere; put what it leads to in its place"
     )

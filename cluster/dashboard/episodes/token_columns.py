@@ -17,6 +17,7 @@ import pyarrow as pa
 from cluster.dashboard.episodes.numbers import PHASES
 from cluster.dashboard.episodes.stored import Stored
 from cluster.dashboard.models.detail import Overlay
+from rollout.store.regular_files import plain
 from rollout.store.run_layout import RunLayout
 
 _SAMPLED = (1, 2, 3)
@@ -70,7 +71,7 @@ def learned_of(layout: RunLayout, one: Stored) -> Learned:
         return Learned(None, _not_taken(row.state, row.reason))
     path = layout.annotations(row.step)
     try:
-        with pa.memory_map(str(path)) as file:
+        with pa.memory_map(plain(path)) as file:
             table = pa.ipc.open_file(file).read_all()
             table.validate(full=True)
             places = np.flatnonzero(table["episode"].to_numpy(zero_copy_only=False) == row.episode)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.dashboard.models.runs import LogLine, LogPage
+from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunLayout
 
 _BLOCK = 1 << 20
@@ -98,7 +99,7 @@ def _whole(path: Path) -> str:
 def _tail(path: Path, most: int) -> str:
     """Return the last `most` bytes of a file as text, from the start of a line."""
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             size = file.seek(0, 2)
             file.seek(max(size - most, 0))
             content = file.read(most)

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.dashboard.index.run_facts import RunFacts
 from cluster.dashboard.models.runs import ConfigAnswer, ConfigAttempt, ConfigChange
 from envs.errors import StoreError
+from rollout.store.shared_files import read_bytes
 
 _UNTIL = re.compile(r"config-until-(\d+)\.toml")
 
@@ -23,7 +24,10 @@ def recipe_of(facts: RunFacts) -> ConfigAnswer:
     attempts: list[ConfigAttempt] = []
     first = 1
     for last, path in older:
-        text = path.read_bytes().decode("utf-8", "replace")
+        try:
+            text = read_bytes(path).decode("utf-8", "replace")
+        except OSError:  # no plain file, or one that may not be read
+            text = ""
         attempts.append(_attempt(first, last, text))
         first = last + 1
     attempts.append(_attempt(first, None, facts.config_text()))

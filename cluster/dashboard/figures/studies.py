@@ -14,6 +14,7 @@ from cluster.dashboard.index.library import INSIDE_RUNS, Library, run_id
 from cluster.dashboard.models.runs import Study, StudyCell
 from cluster.dashboard.problems import not_found
 from rollout.evaluation.statistics import mean_estimate
+from rollout.store.shared_files import read_bytes
 
 _DEPTH = 4
 _MARK = "study.json"
@@ -113,7 +114,7 @@ def _notes(cells: dict[tuple[str, str], list[_Measured]]) -> list[str]:
 
 def _result(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return None
     inner = found.get("result", found) if isinstance(found, dict) else None

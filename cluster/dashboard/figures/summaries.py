@@ -13,6 +13,7 @@ from cluster.dashboard.index.tail import size_of
 from cluster.dashboard.models.runs import RunState, RunSummary
 from envs.errors import StoreError
 from rollout.store.run_layout import RunKind, RunLayout
+from rollout.store.shared_files import read_bytes
 
 _SPARK = 60
 
@@ -87,7 +88,7 @@ def thinned(values: Sequence[float | None], most: int) -> list[float | None]:
 
 def _accuracy(layout: RunLayout) -> float | None:
     try:
-        found = json.loads(layout.eval_json.read_bytes()).get("accuracy")
+        found = json.loads(read_bytes(layout.eval_json)).get("accuracy")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return float(found) if isinstance(found, int | float) else None

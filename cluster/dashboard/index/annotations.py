@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from cluster.dashboard.index.database import rows_of
 from cluster.dashboard.models.shared import Damage
+from rollout.store.regular_files import plain
 from rollout.store.run_layout import RunLayout
 
 _COLUMNS = ("episode", "advantage", "trial_advantage")
@@ -54,12 +55,14 @@ def _files(folder: Path) -> list[tuple[int, Path, float]]:
     for entry in entries:
         match = _NAME.fullmatch(entry.name)
         if match:
-            found.append((int(match[1]), Path(entry.path), entry.stat().st_mtime))
+            found.append(
+                (int(match[1]), Path(entry.path), entry.stat(follow_symlinks=False).st_mtime)
+            )
     return found
 
 
 def _advantages(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
+    with pa.memory_map(plain(path)) as file:
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0, 1, 2]))
         table = reader.read_all().select(_COLUMNS)
         table.validate(full=True)

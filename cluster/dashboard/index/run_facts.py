@@ -20,6 +20,7 @@ from rollout.store.journal import whole_lines
 from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
 from rollout.store.run_lock import is_written
+from rollout.store.shared_files import read_bytes
 
 Found = TypeVar("Found")
 _Mark = tuple[int, int]
@@ -103,7 +104,11 @@ class RunFacts:
 
     def _read_steps(self) -> list[Step]:
         found: dict[int, Step] = {}
-        lines = whole_lines(self.layout.metrics).splitlines()
+        try:
+            lines = whole_lines(self.layout.metrics).splitlines()
+        except OSError as error:
+            self._note("metrics/metrics.jsonl", str(error), "no metrics are shown")
+            return []
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
@@ -119,7 +124,7 @@ class RunFacts:
 
     def _read_config(self) -> str:
         try:
-            return self.layout.config_toml.read_bytes().decode("utf-8", "replace")
+            return read_bytes(self.layout.config_toml).decode("utf-8", "replace")
         except OSError:
             self._note("config.toml", "not there", "settings of the run are unknown")
             return ""

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from envs.errors import StoreError
 from rollout.episode_schema import schema_version, upgrade
+from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunLayout
 
 _HEADER_BYTES = 1 << 16
@@ -63,7 +64,7 @@ class SegmentFiles:
         schema, _ = self.header(places[0].segment)
         found = []
         try:
-            with self.path(places[0].segment).open("rb", buffering=0) as file:
+            with reading(self.path(places[0].segment)) as file:
                 for place in places:
                     file.seek(place.offset)
                     found.append(decoded(file.read(place.nbytes), schema))
@@ -74,7 +75,7 @@ class SegmentFiles:
     def block(self, segment: str, start: int, end: int) -> bytes:
         """Return bytes of a segment. Raises StoreError."""
         try:
-            with self.path(segment).open("rb", buffering=0) as file:
+            with reading(self.path(segment)) as file:
                 file.seek(start)
                 return file.read(end - start)
         except OSError as error:
@@ -95,7 +96,7 @@ class SegmentFiles:
 
     def _read_header(self, segment: str) -> tuple[pa.Schema, int]:
         try:
-            with self.path(segment).open("rb") as file:
+            with reading(self.path(segment)) as file:
                 stream = pa.BufferReader(file.read(_HEADER_BYTES))
             schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
         except _TORN as error:

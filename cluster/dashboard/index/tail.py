@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from cluster.dashboard.models.shared import Damage
+from rollout.store.regular_files import reading
 
 T = TypeVar("T")
 PIECE_BYTES = 8 << 20
@@ -48,7 +49,7 @@ def size_of(path: Path) -> int:
 def pieces(path: Path, position: Position, most: int = PIECE_BYTES) -> Iterator[Piece]:
     """Yield the whole lines after `position`, at most about `most` bytes at once."""
     try:
-        file = path.open("rb")
+        file = reading(path)
     except OSError:
         return
     with file:
