@@ -31,6 +31,8 @@ def check_files(folder: Path, listed: Sequence[type]) -> None:
     """
     with torch.serialization.safe_globals([*_PLAIN, *listed]):
         for path in sorted(folder.rglob("*.pt")):
+            if not path.is_file():
+                raise LearnerError(f"expected a checkpoint file at {path}, found something else")
             try:
                 # Mapped: what is checked is the pickle, and the tensors are not read.
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)

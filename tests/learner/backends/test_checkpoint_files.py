@@ -73,6 +73,13 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, content: bytes) -> None:
         check_files(tmp_path, [])
 
 
+@pytest.mark.timeout(30)
+def test_a_named_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rank_0.pt")
+    with pytest.raises(LearnerError, match="something else"):
+        check_files(tmp_path, [])
+
+
 def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rank_0.pt").write_bytes(pickle.dumps({"module": Scaler()}))
     with pytest.raises(LearnerError):
