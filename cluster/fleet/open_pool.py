@@ -17,7 +17,7 @@ from cluster.fleet.pool import RolloutPool
 from cluster.fleet.pool_worker import PoolGroup, PoolTiming, Spawn
 from cluster.fleet.rollout_actor import RayWorker, WorkerLinks
 from cluster.fleet.rollout_worker import VLLM, WorkerSpec
-from cluster.fleet.survivors.taking_over import Inheritance, inherit
+from cluster.fleet.survivors.taking_over import TakenOver, take_over
 from cluster.fleet.tool_fleet import ToolFleet
 from cluster.fleet.weight_relay import WeightRelays
 from cluster.lifecycle.inputs import anywhere, with_recording
@@ -46,10 +46,10 @@ async def open_pool(
     config = with_recording(config, run)
     places = worker_places(config)
     specs = {group: _spec_of(config, model, group, engine_factory) for group in places}
-    heritage = inherit(key, config, specs, places, workers_wanted(config))
-    fleet = ToolFleet(config, heritage.tools)
+    taken = take_over(key, config, specs, places, workers_wanted(config))
+    fleet = ToolFleet(config, taken.tools)
     relays = WeightRelays(config.cluster.shm_dir, config.engine.load_timeout_s)
-    pool = _make_pool(config, specs, fleet, relays, heritage)
+    pool = _make_pool(config, specs, fleet, relays, taken)
     try:
         await fleet.start()
         for group, workers in workers_wanted(config).items():
@@ -90,7 +90,7 @@ def _make_pool(
     specs: Mapping[str, WorkerSpec],
     fleet: ToolFleet,
     relays: WeightRelays,
-    heritage: Inheritance,
+    taken: TakenOver,
 ) -> RolloutPool:
     timing = PoolTiming(
         start_timeout_s=config.engine.start_timeout_s, load_timeout_s=config.engine.load_timeout_s
@@ -113,10 +113,10 @@ def _make_pool(
                 relays=relays,
                 guards=guards,
                 patience=patience,
-                lasts=heritage.groups[group],
+                lasts=taken.groups[group],
             )
             place = places[group].avoiding([found.node for found in quarantine.nodes])
-            return RayWorker(name, specs[group], place, links, heritage.take(group))
+            return RayWorker(name, specs[group], place, links, taken.take(group))
 
         return spawn
 

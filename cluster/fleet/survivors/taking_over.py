@@ -40,7 +40,7 @@ async def finished_meanwhile(workers: Sequence[Worker]) -> list[pa.RecordBatch]:
 
 
 @dataclass(frozen=True, slots=True)
-class Inheritance:
+class TakenOver:
     """How the actors of a run last, and those that an earlier driver has left."""
 
     tools: Lasting
@@ -54,21 +54,23 @@ class Inheritance:
         return left.pop(0) if left else None
 
 
-def inherit(
+def take_over(
     key: str,
     config: RunConfig,
     specs: Mapping[str, WorkerSpec],
     places: Mapping[str, WorkerPlace],
     wanted: Mapping[str, int],
-) -> Inheritance:
-    """Return what the run `key` inherits; an empty key stands for a run that leaves nothing.
+) -> TakenOver:
+    """Return what the run `key` takes over; an empty key stands for a run that leaves nothing.
 
     `specs`, `places` and `wanted` (the number of workers) are by group. What was left and does not
     fit, or is one too many, is ended.
     """
     section = config.cluster
+    if not section.keep_workers_s:
+        end_others(survivors_of(key) if key else [], {})  # an earlier recipe kept them
     if not key or not section.keep_workers_s:
-        return Inheritance(ENDS_WITH_DRIVER, dict.fromkeys(specs, ENDS_WITH_DRIVER), {})
+        return TakenOver(ENDS_WITH_DRIVER, dict.fromkeys(specs, ENDS_WITH_DRIVER), {})
     servers = (section.tool_placement, section.tool_servers_per_node, section.tool_node_resource)
     base = Lasting(key=key, keep_s=section.keep_workers_s)
     tools = replace(base, kind=_TOOLS, digest=digest_of(config.tools, *servers))
@@ -89,4 +91,4 @@ def inherit(
             ray.kill(surplus.actor)
     if count := sum(map(len, left.values())):
         logger.warning("%d rollout workers of the driver before go on with this one", count)
-    return Inheritance(tools, groups, left)
+    return TakenOver(tools, groups, left)
