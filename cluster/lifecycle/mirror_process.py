@@ -26,6 +26,7 @@ from rollout.mirror.place import Place
 from rollout.mirror.upload import Behind, Uploader
 from rollout.store.journal import replace_file
 from rollout.store.run_layout import RunLayout, read_run_info
+from rollout.store.shared_files import read_bytes
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _QUIET_S = 60.0
@@ -80,7 +81,7 @@ class MirrorState(BaseModel):
 def read_state(layout: RunLayout) -> MirrorState | None:
     """Return what the mirroring process said last; None where there was none."""
     try:
-        return MirrorState.model_validate_json(layout.mirror_state.read_bytes())
+        return MirrorState.model_validate_json(read_bytes(layout.mirror_state))
     except (OSError, ValidationError):
         return None
 
@@ -274,7 +275,7 @@ def check_mirror(place: Place, head: Head, layout: RunLayout) -> None:
     check_identity(place, head, read_run_info(layout))
     manifest = head.by_path.get(layout.manifest.name)
     mirrored = read_file(place, manifest) if manifest else b""
-    check_lineage(place, mirrored, layout.manifest.read_bytes())
+    check_lineage(place, mirrored, read_bytes(layout.manifest))
 
 
 def _tell(news: MirrorNews) -> None:

@@ -34,6 +34,7 @@ from rollout.store.run_directory import RunDirectory, check_new_folder
 from rollout.store.run_kind import is_blank
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
+from rollout.store.shared_files import read_bytes
 
 _ROOT = Path(__file__).parents[2]
 _RESTARTS = 3
@@ -158,7 +159,7 @@ def cut_metrics(layout: RunLayout, step: int) -> None:
     if layout.model.exists() or not layout.metrics.exists():
         return
     rows = read_objects(layout.metrics)
-    lines = layout.metrics.read_bytes().splitlines(keepends=True)
+    lines = read_bytes(layout.metrics).splitlines(keepends=True)
     kept = [line for row, line in zip(rows, lines, strict=True) if _step_of(row) <= step]
     replace_file(layout.metrics, b"".join(kept))
 
@@ -333,7 +334,7 @@ def _claim(place: Place, lease_s: float) -> Claim:
 
 def _own_claim(layout: RunLayout) -> str:
     try:
-        return layout.mirror_claim.read_text().strip()
+        return read_bytes(layout.mirror_claim).decode().strip()
     except OSError:
         return ""
 

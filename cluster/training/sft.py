@@ -32,7 +32,7 @@ from rollout.store.journal import replace_file
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
-from rollout.store.shared_files import remove_folder, remove_left_overs
+from rollout.store.shared_files import read_bytes, remove_folder, remove_left_overs
 
 
 async def train_sft(
@@ -109,7 +109,7 @@ def _check_data(layout: RunLayout, table: pa.Table) -> None:
     if stored is None:
         replace_file(layout.sft_data, json.dumps(described).encode())
         return
-    before = json.loads(stored.read_bytes())
+    before = json.loads(read_bytes(stored))
     if before != described:
         raise ConfigError(
             f"the SFT run in {layout.root} was started with {before['episodes']} other episodes "

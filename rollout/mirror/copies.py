@@ -24,6 +24,7 @@ from rollout.mirror.head import HEAD, Head, MirroredFile, read_head
 from rollout.mirror.place import Place
 from rollout.store.journal import make_folder, replace_file
 from rollout.store.run_layout import RunLayout
+from rollout.store.shared_files import read_bytes
 
 KEPT = 32
 """Copies that stay in the cache: the ones that were used last."""
@@ -87,7 +88,7 @@ def fetch_copy(place: Place, cache: Path, wanted: Callable[[str], bool]) -> Copy
 def read_copy_record(layout: RunLayout) -> CopyRecord | None:
     """Return what the copy of a mirror says of itself; None for a run directory that is none."""
     try:
-        return CopyRecord.model_validate_json(layout.mirror_copy.read_bytes())
+        return CopyRecord.model_validate_json(read_bytes(layout.mirror_copy))
     except (FileNotFoundError, ValidationError):
         return None
 

@@ -42,6 +42,7 @@ from rollout.store.run_layout import RunInfo, RunLayout, existing_run, read_run_
 from rollout.store.run_lock import RunLock, take_lock
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import SegmentWriter
+from rollout.store.shared_files import read_bytes
 from rollout.store.writes import Writes
 
 SEGMENT_BYTES = 64 * 2**20
@@ -187,7 +188,7 @@ class RunDirectory(Closing):
         """Use another recipe after `step`; the recipe of earlier steps is kept in its own file."""
         until = self.layout.config_until(step)
         if step > 0 and not until.exists():
-            replace_file(until, self.layout.config_toml.read_bytes())
+            replace_file(until, read_bytes(self.layout.config_toml))
         replace_file(self.layout.config_toml, config_toml.encode())
         self._note({"event": "reconfigured", "step": step})
 
