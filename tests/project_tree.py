@@ -15,12 +15,23 @@ ORDER = ("envs", "rollout", "learner", "cluster")
 Rule = Callable[[str, ast.Module], list[str]]
 
 
-def imported_names(tree: ast.Module) -> Iterator[str]:
-    """Yield the full name of every module imported anywhere in `tree`, `.` for a relative one.
+@cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Return every node of `tree`, walked once for all rules: walking is most of their time."""
+    return tuple(ast.walk(tree))
 
-    `from a import b` yields `a` and `a.b`, for `b` may be a module.
+
+@cache
+def imported_names(tree: ast.Module) -> tuple[str, ...]:
+    """Return the full name of every module imported anywhere in `tree`, `.` for a relative one.
+
+    `from a import b` gives `a` and `a.b`, for `b` may be a module.
     """
-    for node in ast.walk(tree):
+    return tuple(_imported(tree))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in nodes(tree):
         match node:
             case ast.Import(names=names):
                 yield from (alias.name for alias in names)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_tree import ORDER, ROOT, Rule, broken, project_files, project_modules
+from tests.project_tree import (
+    ORDER,
+    ROOT,
+    Rule,
+    broken,
+    nodes,
+    project_files,
+    project_modules,
+)
 
 BANNED_NAMES = frozenset({"utils", "helpers", "common", "base", "manager"})
 
@@ -47,7 +55,7 @@ def too_long(path: str, tree: ast.Module) -> list[str]:
     """A function of more than 60 lines."""
     return [
         f"{node.name} has {length} lines, {MAX_FUNCTION_LINES} is the end"
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
     ]
@@ -62,7 +70,7 @@ def positional_records(path: str, tree: ast.Module) -> list[str]:
         return []
     return [
         f"{node.name} has {MAX_ALIKE_FIELDS + 1} adjacent fields of one type: make it kw_only"
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.ClassDef)
         and node.name not in POSITIONAL_RECORDS
         and is_positional_dataclass(node)
