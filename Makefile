@@ -11,7 +11,7 @@ SLOW := envs/test_schemas_random.py envs/sandbox envs/server envs/gateway envs/r
     cluster/dashboard cluster/mirror cluster/replay cluster/scheduling/test_infra_failures.py \
     cluster/study cluster/training/test_step_metrics.py examples e2e interop gpu
 # In the order of the files: tests/conftest.py puts the longest ones first.
-REAL := -m "(real or gpu) and not faults" --no-loadscope-reorder
+REAL := -m "(real or gpu) and not long" --no-loadscope-reorder
 
 # Tests start many processes: each would compile our modules anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -25,7 +25,7 @@ if [ $$unit = 5 ] && [ $$real = 5 ]; then exit 5; fi; \
 for status in $$unit $$real; do case $$status in 0|5) ;; *) exit $$status ;; esac; done
 endef
 
-.PHONY: help setup interop demo test faults check types fast unit lint format lock containers chaos
+.PHONY: help setup interop demo test long check types fast unit lint format lock containers chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,8 +42,8 @@ demo: setup ## watch a tiny model learn tools by trying them: make demo SEED=3 A
 test: setup interop ## every test in two processes, unit tests first, then the real ones: make test ARGS='tests/rollout'
 	@$(RUN_BOTH)
 
-faults: setup interop ## real runs that are killed, frozen or cut off, and go on: five minutes; CI runs it after `make test`
-	$(PYTEST) -m faults --no-loadscope-reorder $(ARGS)
+long: setup interop ## the real tests that take minutes: whole pages, same bits twice, runs that are killed or cut off; CI runs it after `make test`
+	$(PYTEST) -m long --no-loadscope-reorder $(ARGS)
 
 containers: setup ## build the images and try a cluster of containers: needs a container engine and `docker compose`, takes long
 	TRIALRUN_CONTAINERS=1 $(PY) -m pytest -v tests/containers $(ARGS)

@@ -21,6 +21,7 @@ RUNNING = {
     for page, found in groupby([block for block in BLOCKS if block.runs], lambda b: b.page)
 }
 _TAKES_RECIPES = {"sft", "train", "eval", "collect", "serve", "audit", "estimate"}
+_LONG_PAGES = ("docs/quickstart.md",)
 _PLACEHOLDERS = ("RECIPE", "MODEL", "ENV")
 
 
@@ -85,7 +86,10 @@ def _overrides(values: dict[str, object]) -> list[str]:
 
 @pytest.mark.real
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", RUNNING)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.long if page in _LONG_PAGES else ()) for page in RUNNING],
+)
 def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path) -> None:
     script = "set -euo pipefail\n" + "\n".join(block.text for block in RUNNING[page])
     programs = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"

@@ -25,7 +25,7 @@ from tests.chaos.scene import Scene
 from tests.chaos.stage import survivors
 from tests.e2e.conftest import Lessons, SharedPool
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
 
 WORKERS, GROUPS, LAST = 2, 2, 100_000
 SCHEDULE: list[Fault] = [fault for group in SHORT for fault in group]

@@ -21,7 +21,7 @@ from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 from tests.e2e.conftest import Lessons, SharedPool
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
 
 STEPS = 2
 """The first step is on policy, the second learns from episodes of the model before it."""

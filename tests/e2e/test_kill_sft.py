@@ -21,7 +21,7 @@ from rollout.store.run_layout import RunLayout
 from rollout.store.run_reader import RunReader
 from tests.e2e.conftest import LESSONS, Lessons
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 

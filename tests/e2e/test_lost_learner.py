@@ -22,7 +22,7 @@ from rollout.store.run_layout import RunKind
 from rollout.store.run_reader import RunReader
 from tests.e2e.conftest import Lessons, SharedPool
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
 
 STEPS = 3
 

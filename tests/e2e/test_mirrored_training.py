@@ -19,7 +19,7 @@ from rollout.store.run_reader import RunReader
 from tests.cluster.mirror.s3_server import BUCKET, KEYS, S3Server, open_server
 from tests.e2e.conftest import Lessons, SharedPool
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

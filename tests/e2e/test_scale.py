@@ -25,7 +25,7 @@ from rollout.store.run_reader import RunReader
 from tests.cluster.dashboard.process import DashboardProcess
 from tests.e2e.conftest import Lessons, SharedPool
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
 
 NAME = "scaled"
 ROOT = Path(__file__).parents[2]

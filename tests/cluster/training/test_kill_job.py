@@ -19,7 +19,7 @@ import pytest
 from rollout.store.ledger_state import State
 from rollout.store.run_reader import RunReader
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[3]
 STEPS = 5

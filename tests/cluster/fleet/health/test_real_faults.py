@@ -27,7 +27,7 @@ from rollout.config import EpisodeConfig
 from tests.cluster.conftest import leases_of
 from tests.cluster.fleet.health.still_engine import FACTORY
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(300)]
 
 LIMIT_S = 10.0
 """Within which a fault must be noticed."""

@@ -22,7 +22,7 @@ from tests.cluster.fleet.survivors.pools import pids_of, pool_of
 from tests.cluster.fleet.survivors.waiting_engine import GATE
 from tests.waiting import expect_within, lives
 
-pytestmark = [pytest.mark.real, pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(300)]
 KEY = "run-of-this-test"
 
 
