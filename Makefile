@@ -6,10 +6,13 @@ PYTEST := $(PY) -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile
 UNIT := -m "not real and not gpu"
 # `make check` leaves these to `make test`: they start sandboxes and servers, or compute for long.
 SLOW := envs/test_schemas_random.py envs/sandbox envs/server envs/gateway envs/remote envs/sources \
-    envs/tasksets learner/families rollout/chat/test_corpus.py rollout/test_runner_trials.py \
-    rollout/mirror rollout/store/test_lock_holder.py cluster/cli/test_path_checks.py \
-    cluster/dashboard cluster/mirror cluster/replay cluster/scheduling/test_infra_failures.py \
-    cluster/study cluster/training/test_step_metrics.py examples e2e interop gpu
+    envs/tasksets learner/families rollout/chat/test_corpus.py rollout/test_mcp_episodes.py \
+    rollout/test_own_tools.py rollout/test_runner_trials.py rollout/test_scorers.py rollout/mirror \
+    rollout/store/test_damage.py rollout/store/test_lock_holder.py cluster/cli/test_check.py \
+    cluster/cli/test_path_checks.py cluster/dashboard cluster/mirror cluster/replay \
+    cluster/scheduling/test_infra_failures.py cluster/scheduling/test_tool_check.py cluster/study \
+    cluster/teachers/test_teacher_tools.py cluster/training/test_step_metrics.py chaos examples e2e \
+    interop gpu
 # In the order of the files: tests/conftest.py puts the longest ones first.
 REAL := -m "(real or gpu) and not long" --no-loadscope-reorder
 
