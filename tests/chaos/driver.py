@@ -13,6 +13,7 @@ from cluster.config.run_config import load_config
 from cluster.fleet.open_pool import open_pool
 from cluster.fleet.ray_environment import prepare_environment
 from cluster.fleet.ray_session import ray_session
+from cluster.fleet.survivors.lasting import lasting_key
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.opening import Resume, check_run
 from cluster.progress import Progress
@@ -63,7 +64,8 @@ async def train_under_fire(
 ) -> None:
     """Train as `train` does, while the faults of `plan` are injected."""
     disk = Disk(Path(plan.disk), Path(plan.switch)) if plan.disk else None
-    async with open_pool(inputs.config, inputs.model, run.path, FACTORY) as pool:
+    key = lasting_key(run.path, run.info.created_at)
+    async with open_pool(inputs.config, inputs.model, run.path, FACTORY, key) as pool:
         scene = Scene(pool, Processes(plan.mark), run.path, inputs.config.learner.ranks)
         last_step = inputs.config.run.steps - _TAIL
         injector = Injector(scene, plan.schedule, Journal(Path(plan.journal)), disk, last_step)

@@ -24,6 +24,8 @@ def is_named(fault: Fault, line: Line, lines: Sequence[tuple[float, str]]) -> bo
             wanted = "it is slow"
         case Target.DRIVER if fault.blow is Blow.STOP:
             wanted = "stood still"
+        case Target.DRIVER if fault.blow is Blow.KILL:
+            wanted = r"\d+ rollout workers of the driver before go on"
         case _:
             wanted = "continues from"
     return any(at >= int(line.at) and re.search(wanted, text) for at, text in lines)
