@@ -12,7 +12,7 @@ ENV PATH=/srv/venv/bin:$PATH
 # The lock file only pins versions here; the rest of the stack is not installed.
 COPY requirements/cpu.lock /tmp/constraints.txt
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        anyio docstring_parser fastapi httpx httpx2 jsonschema mcp msgpack prometheus_client pydantic \
+        anyio docstring_parser fastapi h11 httpx httpx2 jsonschema mcp msgpack prometheus_client pydantic \
         pyyaml referencing regex uvicorn websockets \
     && rm /tmp/constraints.txt
 
@@ -26,5 +26,7 @@ USER 10001
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 EXPOSE 8300
 # On other addresses than loopback the server refuses to start without a token, and
-# TRIALRUN_TOOLS_TOKEN has no default.
-CMD ["sh", "-c", "exec python -m envs.server.main --host 0.0.0.0 --port 8300 --token \"$TRIALRUN_TOOLS_TOKEN\""]
+# TRIALRUN_TOOLS_TOKEN has no default. Clients may name the server by an address, by the container's
+# host name, or as `tools`; further names are added with --allow-host.
+CMD ["python", "-m", "envs.server.main", "--host", "0.0.0.0", "--port", "8300", \
+     "--token-variable", "TRIALRUN_TOOLS_TOKEN", "--allow-host", "tools"]

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
+from itertools import islice
 from typing import Any, cast
 
 import regex
@@ -24,6 +25,8 @@ from envs.tools import JsonObject, ToolSpec
 
 _MAX_SHOWN = 80
 _MAX_NAMES = 20
+_MAX_ERRORS = 64
+"""Errors among which the one to show is chosen."""
 _CHECKERS = 512
 """Schemas whose checkers are kept."""
 _SEARCH_S = 0.05
@@ -34,7 +37,7 @@ def check_arguments(spec: ToolSpec, arguments: JsonObject) -> str | None:
     """Return a message for the policy about the first error in `arguments`, or None."""
     try:
         checker = _checker(json.dumps(spec.parameters))
-        error = best_match(checker.iter_errors(arguments))
+        error = best_match(islice(checker.iter_errors(arguments), _MAX_ERRORS))
     except (Unresolvable, RecursionError, OverflowError):
         return None
     return None if error is None else _sentence(error)

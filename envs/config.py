@@ -165,6 +165,10 @@ class ToolServerConfig(Section):
     """Calls that may run at the same time on one server, over all sessions; further ones are
     refused with 503.
     """
+    max_processes: int = Field(default=256, gt=0)
+    """Processes of MCP servers that `trialrun serve` may run at the same time for its clients;
+    further sessions are refused with `full`. In a run, the episodes at once are the limit.
+    """
     breaker_failures: int = Field(default=5, gt=0)
     """Consecutive failures of a server after which its client stops sending requests to it."""
     breaker_pause_s: float = Field(default=5.0, gt=0)

@@ -7,6 +7,7 @@ over the wire: a tool server refuses tool sets that have an endpoint.
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -21,6 +22,37 @@ _READING = frozenset({"get", "head", "options"})
 
 
 _LATER_KEYS = frozenset({"world", "reset"})
+UNSENT_HEADERS = frozenset(
+    {
+        *("connection", "content-encoding", "content-length", "expect", "host", "keep-alive"),
+        *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("x-http-method", "x-http-method-override", "x-method-override"),
+    }
+)
+"""Headers that no argument sets, whatever a document says: those of the connection itself, and
+those that would make another method of a request, so that a trial could write.
+"""
+
+
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of an address, without user, password, path and query."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "an address that is no URL"
+    host = parts.hostname or ""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}{port}"
+
+
+def without_address(text: str, url: str) -> str:
+    """Return `text` with `origin_of(url)` in the place of `url`, which may hold keys."""
+    bare = url.rstrip("/")
+    socket = f"ws{bare.removeprefix('http')}"
+    for address in filter(None, (bare, socket)):
+        text = text.replace(address, origin_of(url))
+    return text
 
 
 class _Endpoint(BaseModel):
@@ -142,8 +174,8 @@ class HttpEndpoint(_Endpoint):
 
     @property
     def place(self) -> str:
-        """Address for messages and records."""
-        return self.base_url
+        """Host for messages and records; the rest of an address may hold keys."""
+        return origin_of(self.base_url)
 
     @property
     def isolation(self) -> str:
@@ -196,8 +228,10 @@ class McpStdioEndpoint(_McpEndpoint):
 
     @property
     def place(self) -> str:
-        """Command line for messages and records."""
-        return " ".join(self.command)
+        """Name of the program for messages and records; its arguments may hold keys."""
+        more = len(self.command) - 1
+        program = self.command[0].rpartition("/")[2] or self.command[0]
+        return f"{program} (+{more} arguments)" if more else program
 
     @property
     def isolation(self) -> str:
@@ -218,8 +252,8 @@ class McpHttpEndpoint(_McpEndpoint):
 
     @property
     def place(self) -> str:
-        """Address for messages and records."""
-        return self.url
+        """Host for messages and records; the rest of an address may hold keys."""
+        return origin_of(self.url)
 
     @property
     def isolation(self) -> str:
@@ -248,8 +282,8 @@ class OpenEnvEndpoint(_Endpoint):
 
     @property
     def place(self) -> str:
-        """Address for messages and records."""
-        return self.url
+        """Host for messages and records; the rest of an address may hold keys."""
+        return origin_of(self.url)
 
     @property
     def isolation(self) -> str:
@@ -279,8 +313,8 @@ class ChatEndpoint(_Endpoint):
 
     @property
     def place(self) -> str:
-        """Address for messages and records."""
-        return f"{self.model} at {self.base_url}"
+        """Model and host for messages and records."""
+        return f"{self.model} at {origin_of(self.base_url)}"
 
     @property
     def isolation(self) -> str:

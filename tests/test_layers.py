@@ -113,7 +113,7 @@ _LEARNER = (
 )
 _ENVS = (
     "anyio docstring_parser fastapi httpx httpx2 jsonschema mcp mcp_types msgpack "
-    "prometheus_client pydantic referencing regex starlette uvicorn websockets yaml"
+    "h11 prometheus_client pydantic referencing regex starlette uvicorn websockets yaml"
 )
 THIRD_PARTY = {
     "envs": frozenset(_ENVS.split()),
@@ -127,7 +127,8 @@ VENDORS = {
     "deepspeed": ("learner/backends/deepspeed_backend.py",),
     "ray": ("cluster/fleet/*.py", "cluster/jobs/ray_jobs.py"),
     "fastapi": ("envs/server/*.py", "envs/gateway/*.py", "cluster/dashboard/*.py"),
-    "uvicorn": ("envs/server/main.py", "cluster/*.py"),
+    "uvicorn": ("envs/server/main.py", "envs/server/visitors.py", "cluster/*.py"),
+    "h11": ("envs/server/visitors.py",),
     "mcp": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
     "mcp_types": ("envs/remote/mcp_*.py", "envs/gateway/mcp_server.py"),
     "httpx2": ("envs/remote/mcp_*.py", "learner/pretrained/hub.py"),

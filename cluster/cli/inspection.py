@@ -89,7 +89,7 @@ def audit(
 @app.command(
     cls=RecipeCommand,
     epilog="Example: [bold]trialrun serve catalog --port 8000[/], or for other machines "
-    "[bold]trialrun serve toolhop --host 0.0.0.0 --port 8000 --token SECRET[/]",
+    "[bold]TRIALRUN_TOKEN=SECRET trialrun serve toolhop --host 0.0.0.0 --port 8000[/]",
 )
 def serve(
     recipe: RecipeArgument = "catalog",
@@ -102,9 +102,24 @@ def serve(
         str,
         typer.Option(
             envvar="TRIALRUN_TOKEN",
-            help="Bearer token that clients must send; required if other machines can connect.",
+            help="Bearer token that clients must send. Default: one is drawn and printed; required "
+            "if other machines can connect. Other users can see arguments: set the variable.",
         ),
     ] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token.", exists=True, dir_okay=False)
+    ] = None,
+    no_token: Annotated[
+        bool,
+        typer.Option(
+            "--no-token",
+            help="Let in every process of this machine; not for tools outside of the sandbox.",
+        ),
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Answer under this name, too; may be repeated."),
+    ] = None,
     split: Annotated[
         Split | None,
         typer.Option(help="Only tasks of this split. Default: all of a file, train of others."),
@@ -119,7 +134,15 @@ def serve(
     config = read_config(recipe, assignments, overrides, "catalog")
     check_tasks(config)
     serving = stack("cli.serve")
-    serving.run_serve(config, serving.Address(host, port, token), split, tasks)
+    address = serving.Address(
+        host=host,
+        port=port,
+        token=token,
+        token_file=token_file,
+        no_token=no_token,
+        allowed_hosts=tuple(allow_host or ()),
+    )
+    serving.run_serve(config, address, split, tasks)
 
 
 @app.command(

@@ -18,6 +18,7 @@ _ADDED_LATER: Mapping[str, Mapping[str, JsonValue]] = {
     "episode": {"thoughts": "keep", "max_observation_tokens": 0, "long_prompts": "auto"},
     "env": {"scorers": [], "trusted_scorers": False, "scorer_timeout_s": 30.0},
     "metrics": MetricsSection().model_dump(mode="json"),
+    "tools": {"max_processes": 256},
     "judge": JudgeConfig().model_dump(mode="json"),
     "simulated_user": SimulatedUserConfig().model_dump(mode="json"),
     "cluster": {

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from envs.config import ToolServerConfig
+from envs.endpoints import McpStdioEndpoint
 from envs.errors import DeadlineError, InfraError, ToolServerError
 from envs.server.idle import IdleSweep
 from envs.server.session_host import SessionHost, run_to_completion
@@ -32,6 +33,7 @@ from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSession, ToolSe
 class _Entry:
     session: ToolSession
     used_at: float
+    processes: int
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -46,6 +48,10 @@ class GatewayHost:
     ) -> None:
         self._inner = inner
         self._services = ToolRouter(InProcessTools(inner), config, variables)
+        self._config = config
+        self._opening = 0
+        self._processes = 0
+        """Processes of MCP servers that were started and have not ended."""
         self._tool_sets: dict[str, ToolSet] = {}
         self._entries: dict[str, _Entry] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -86,15 +92,39 @@ class GatewayHost:
         tool_set = self._tool_sets.get(item.digest)
         if tool_set is None:
             return await self._inner.open_session(item)
+        processes = _processes_of(tool_set)
+        if full := self._full(processes):
+            return OpenedSession(error=full)
+        self._opening += 1
+        self._processes += processes
         try:
             session = await self._services.open_session(
                 tool_set, item.seed, item.purpose, item.episode
             )
-        except (InfraError, DeadlineError) as error:
-            return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
+        except BaseException as error:
+            self._processes -= processes
+            if isinstance(error, InfraError | DeadlineError):
+                return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
+            raise
+        finally:
+            self._opening -= 1
         session_id = secrets.token_hex(12)
-        self._entries[session_id] = _Entry(session, _now())
+        self._entries[session_id] = _Entry(session, _now(), processes)
         return OpenedSession(id=session_id, isolation=session.isolation)
+
+    def _full(self, processes: int) -> WireError | None:
+        """Return why no further session can be opened that needs so many processes."""
+        most, message = self._config.max_sessions, ""
+        if len(self._entries) + self._opening >= most:
+            message = f"all {most} sessions are in use (tools.max_sessions)"
+        elif processes and self._processes + processes > self._config.max_processes:
+            message = (
+                f"{self._processes} processes of MCP servers are running, of "
+                f"{self._config.max_processes} at most (tools.max_processes)"
+            )
+        if not message:
+            return None
+        return WireError(kind="full", message=f"{message}; close some or wait", retry_after_s=1.0)
 
     def knows(self, session_id: str) -> bool:
         return session_id in self._entries or self._inner.knows(session_id)
@@ -122,11 +152,17 @@ class GatewayHost:
         entries = [(name, self._entries.pop(name, None)) for name in session_ids]
         for _, entry in entries:
             if entry:
-                closing = asyncio.create_task(entry.session.close())
+                closing = asyncio.create_task(self._end(entry))
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
         rest = [name for name, entry in entries if entry is None]
         return len(entries) - len(rest) + self._inner.close(rest)
+
+    async def _end(self, entry: _Entry) -> None:
+        try:
+            await entry.session.close()
+        finally:
+            self._processes -= entry.processes
 
     async def health(self) -> Health:
         """Return the state of the inner host."""
@@ -191,6 +227,14 @@ class InProcessSession:
     async def close(self) -> None:
         """End the session; harmless if it has ended."""
         self._host.close([self.id])
+
+
+def _processes_of(tool_set: ToolSet) -> int:
+    """Return how many processes a session on this set starts outside of the sandbox."""
+    root = tool_set.root
+    if root.parts:
+        return sum(_processes_of(part) for part in root.parts)
+    return int(isinstance(root.endpoint, McpStdioEndpoint))
 
 
 def _now() -> float:

@@ -10,7 +10,7 @@ sessions. The server sends no messages on its own, so it answers GET with 405, a
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,11 +20,11 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     INVALID_PARAMS,
     INVALID_REQUEST,
+    PARSE_ERROR,
     UNSUPPORTED_PROTOCOL_VERSION,
     CallToolRequestParams,
     CallToolResult,
@@ -39,8 +39,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from envs.argument_check import check_arguments
 from envs.config import ToolServerConfig
+from envs.gateway.call_check import fault_of
+from envs.gateway.mcp_seats import McpSeats
+from envs.gateway.rpc_body import NoJson, read_rpc
+from envs.server.guard import replayed
+from envs.server.incoming import BIG_BYTES
 from envs.server.session_host import SessionHost, run_to_completion
 from envs.server.wire import CallItem, EncodedCall, OpenItem
 from envs.tools import AnswerStatus, SessionPurpose, ToolSet, ToolSpec
@@ -73,14 +77,8 @@ class McpGateway:
         tool_sets: Mapping[str, ToolSet],
         config: ToolServerConfig,
         plain_rpc: ASGIApp | None = None,
-        allowed_hosts: Sequence[str] = (),
     ) -> None:
-        """Set up the routes.
-
-        `allowed_hosts` (for example `127.0.0.1:*`) are the accepted Host headers; empty accepts
-        all. A list protects against DNS rebinding, where a web page tricks a browser into calling
-        this server.
-        """
+        """Set up the routes."""
         self._host = host
         self._tool_sets = tool_sets
         self._deadline_s = config.request_timeout_s + config.call_timeout_s
@@ -99,7 +97,9 @@ class McpGateway:
             json_response=True,
             session_idle_timeout=config.session_idle_s,
             max_sessions=config.max_sessions,
-            security_settings=_security(allowed_hosts),
+        )
+        self._seats = McpSeats(
+            self._manager.handle_request, config.max_sessions, config.session_idle_s
         )
         self.router = APIRouter()
         for path in ("/mcp", "/mcp/{name:path}"):
@@ -126,8 +126,30 @@ class McpGateway:
                 405, INVALID_REQUEST, "the server sends no messages on its own: use POST"
             )
             await silent(scope, receive, send)
+        elif request.method == "POST":
+            await self._post(request, scope, receive, send)
         else:
             await self._manager.handle_request(scope, receive, self._watch_end(request, send))
+
+    async def _post(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a message on that the library can read quickly, and answer others."""
+        body = await Request(scope, receive).body()
+        try:
+            if len(body) <= BIG_BYTES:
+                read_rpc(body)
+            else:
+                await asyncio.to_thread(read_rpc, body)
+        except ValueError as error:
+            code = PARSE_ERROR if isinstance(error, NoJson) else INVALID_REQUEST
+            await _error(400, code, str(error))(scope, receive, send)
+            return
+        mcp_id = request.headers.get(MCP_SESSION_ID_HEADER)
+        if mcp_id is None:
+            await self._seats.make_room(self._sessions.keys())
+            send = self._seats.taking(send)
+        else:
+            self._seats.used(mcp_id)
+        await self._manager.handle_request(scope, replayed(body, receive), send)
 
     def _refusal(self, request: Request) -> JSONResponse | None:
         revision = request.headers.get("mcp-protocol-version")
@@ -171,6 +193,7 @@ class McpGateway:
         return watched if request.method == "DELETE" else send
 
     def _end(self, mcp_id: str) -> None:
+        self._seats.left(mcp_id)
         self._tools.pop(mcp_id, None)
         opened = self._sessions.pop(mcp_id, None)
         if opened is not None and opened.done():
@@ -202,7 +225,7 @@ class McpGateway:
             names = ", ".join(each.name for each in known)
             raise MCPError(INVALID_PARAMS, f"no tool {params.name[:80]!r}; tools are: {names}")
         arguments = params.arguments or {}
-        if fault := check_arguments(tool, arguments):
+        if fault := await fault_of(tool, arguments):
             return _result(fault, is_error=True)
         call = EncodedCall(name=tool.name, arguments=json.dumps(arguments))
         mcp_id = request.headers.get(MCP_SESSION_ID_HEADER, "")
@@ -283,11 +306,3 @@ def _result(text: str, *, is_error: bool) -> CallToolResult:
 def _error(status: int, code: int, message: str, details: object = None) -> JSONResponse:
     error = {"code": code, "message": message} | ({"data": details} if details else {})
     return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, status)
-
-
-def _security(allowed_hosts: Sequence[str]) -> TransportSecuritySettings:
-    return TransportSecuritySettings(
-        enable_dns_rebinding_protection=bool(allowed_hosts),
-        allowed_hosts=list(allowed_hosts),
-        allowed_origins=[f"http://{host}" for host in allowed_hosts],
-    )

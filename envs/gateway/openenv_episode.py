@@ -6,10 +6,10 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 
-from envs.argument_check import check_arguments
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, InfraError, TrialrunError
 from envs.evidence import Evidence, read_state
+from envs.gateway.call_check import fault_of
 from envs.gateway.gateway_host import InProcessSession, InProcessTools
 from envs.remote.openenv_wire import (
     Action,
@@ -89,10 +89,13 @@ class OpenEnvEpisode:
         self._deadline_s = config.request_timeout_s + config.call_timeout_s
         self._lock = asyncio.Lock()
         self._session = ""
+        self.begun = False
+        """Whether the client has reset it or taken a step."""
         self._start(ResetOptions(), task_pool.tasks[0])
 
     async def reset(self, options: ResetOptions) -> StepResult:
         """Start an episode. Raises OpenEnvError."""
+        self.begun = True
         async with self._lock:
             task = self._task_pool.choose(options)
             self.close()
@@ -104,6 +107,7 @@ class OpenEnvEpisode:
         """Apply `action`. Raises OpenEnvError if the infrastructure fails or the order is wrong."""
         if isinstance(action, ListToolsAction):
             return StepResult(observation=ListToolsObservation(tools=self._tool_listings()))
+        self.begun = True
         async with self._lock:
             if self._done:
                 raise OpenEnvError("EXECUTION_ERROR", "the episode has ended: send reset")
@@ -223,7 +227,7 @@ class OpenEnvEpisode:
         if tool is None:
             names = ", ".join(each.name for each in self._tools)
             return _fault(name, "tool_not_found", f"no tool {name[:80]!r}; tools are: {names}")
-        if wrong := check_arguments(tool, action.arguments):
+        if wrong := await fault_of(tool, action.arguments):
             return _fault(name, "invalid_args", wrong)
         if not self._session:
             await self._open()

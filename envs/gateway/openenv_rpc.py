@@ -4,6 +4,7 @@ The methods are openenv/session/create, openenv/session/close, tools/list and to
 `params.session_id` names the environment; over a WebSocket the default is that WebSocket's own.
 """
 
+import asyncio
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -12,14 +13,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from envs.gateway.openenv_episode import OpenEnvEpisode, OpenEnvError, TaskPool
+from envs.gateway.rpc_body import NoJson, read_rpc
 from envs.remote.openenv_wire import (
     CallToolAction,
     CallToolObservation,
     ListToolsAction,
     RpcRequest,
     ToolListing,
-    first_fault,
 )
+from envs.server.incoming import BIG_BYTES
+from envs.server.shapes import first_complaint
 from envs.tools import JsonObject
 
 _MAX_BODY_BYTES = 4 * 2**20
@@ -60,18 +63,23 @@ class OpenEnvRpc:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > _MAX_BODY_BYTES:
-                message = f"expected a body of at most {_MAX_BODY_BYTES} bytes"
-                return JSONResponse(_error(None, _INVALID_REQUEST, message), 413)
+        body = await request.body()
+        if len(body) > _MAX_BODY_BYTES:
+            message = f"expected a body of at most {_MAX_BODY_BYTES} bytes"
+            return JSONResponse(_error(None, _INVALID_REQUEST, message), 413)
         try:
-            message = RpcRequest.model_validate_json(bytes(body))
+            if len(body) <= BIG_BYTES:
+                content = read_rpc(body)
+            else:
+                content = await asyncio.to_thread(read_rpc, body)
+            message = RpcRequest.model_validate(content)
+        except NoJson as error:
+            return JSONResponse(_error(None, _PARSE_ERROR, str(error)))
         except ValidationError as error:
-            kind = error.errors(include_url=False, include_input=False)[0]["type"]
-            code = _PARSE_ERROR if kind == "json_invalid" else _INVALID_REQUEST
-            return JSONResponse(_error(None, code, first_fault(error)))
+            fault = first_complaint(error, "message")
+            return JSONResponse(_error(None, _INVALID_REQUEST, fault))
+        except ValueError as error:
+            return JSONResponse(_error(None, _INVALID_REQUEST, str(error)))
         return JSONResponse(await self.answer(message, None))
 
     async def answer(self, request: RpcRequest, own_session: str | None) -> JsonObject:
@@ -138,7 +146,7 @@ class OpenEnvRpc:
                 }
             )
         except ValidationError as error:
-            raise _RpcError(_INVALID_PARAMS, first_fault(error)) from error
+            raise _RpcError(_INVALID_PARAMS, first_complaint(error, "message")) from error
         result = await self._sessions.episode(session_id).step(action)
         observation = result.observation
         assert isinstance(observation, CallToolObservation)

@@ -3,8 +3,8 @@
 The WebSocket `/ws` takes reset, step, state, close and mcp (JSON-RPC). `/schema` and `/metadata`
 describe it. `plain_rpc` serves the JSON-RPC that OpenEnv's tool client posts to `/mcp`. A request
 that cannot be served is answered with an error message. A socket is closed only with one of these
-codes: 1000 after `close`, 1001 when it was idle for too long, 1008 for an origin of another site or
-a session that is not open, and 1013 when the server is full. The WebSocket library itself closes
+codes: 1000 after `close`, 1001 when it was idle for too long, 1008 for a session that is not open,
+and 1013 when the server is full. The WebSocket library itself closes
 with 1009 if a message is too long.
 """
 
@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import assert_never
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
@@ -25,6 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from envs.config import ToolServerConfig
 from envs.gateway.openenv_episode import OpenEnvEpisode, OpenEnvError, TaskPool
 from envs.gateway.openenv_rpc import OpenEnvRpc
+from envs.gateway.rpc_body import NoJson, read_message
 from envs.remote.openenv_wire import (
     ACTION,
     CLIENT_MESSAGE,
@@ -38,17 +38,17 @@ from envs.remote.openenv_wire import (
     StateMessage,
     StepMessage,
     TaskObservation,
-    first_fault,
 )
 from envs.server.idle import IdleSweep
+from envs.server.incoming import BIG_BYTES
 from envs.server.session_host import SessionHost
+from envs.server.shapes import first_complaint
 from envs.tasks import Task
 from envs.tools import JsonObject
 
 _SEND_TIMEOUT_S = 30.0
 _INVALID: ErrorCode = "VALIDATION_ERROR"
 _CODE_OF_PROBLEM: dict[str, ErrorCode] = {
-    "json_invalid": "INVALID_JSON",
     "union_tag_invalid": "UNKNOWN_TYPE",
     "union_tag_not_found": "UNKNOWN_TYPE",
 }
@@ -78,13 +78,22 @@ class OpenEnvSessions:
 
     def open_session(self) -> str:
         """Create an environment and return its id. Raises OpenEnvError if the server is full."""
-        if len(self._sessions) >= self._config.max_sessions:
+        if len(self._sessions) >= self._config.max_sessions and not self._give_up_unused():
             message = f"all {self._config.max_sessions} sessions are in use; close some or wait"
             raise OpenEnvError("CAPACITY_REACHED", message)
         session_id = secrets.token_hex(12)
         episode = OpenEnvEpisode(self._host, self.task_pool, self._config)
         self._sessions[session_id] = _OpenSession(episode, _now())
         return session_id
+
+    def _give_up_unused(self) -> bool:
+        """End the environment that was left unused for longest after it was created, if any."""
+        unused = [
+            name
+            for name, used_at in sorted(self.last_used().items(), key=lambda item: item[1])
+            if not self._sessions[name].episode.begun
+        ]
+        return bool(unused) and self.close_session(unused[0])
 
     def episode(self, session_id: str) -> OpenEnvEpisode:
         """Return an environment and mark it as used now. Raises OpenEnvError if it is not open."""
@@ -175,11 +184,6 @@ class OpenEnvGateway:
 
     async def _serve(self, connection: "_Connection", socket: WebSocket) -> None:
         wanted = socket.query_params.get("session_id")
-        if not _own_origin(socket):
-            await connection.refuse(
-                OpenEnvError("SESSION_ERROR", "expected no foreign Origin header")
-            )
-            return
         try:
             session_id = self._sessions.open_session() if wanted is None else wanted
             self._sessions.attach(session_id)
@@ -203,9 +207,9 @@ class OpenEnvGateway:
                 await connection.close(1001)
                 return
             try:
-                message = CLIENT_MESSAGE.validate_json(text)
-            except ValidationError as error:
-                await connection.send_error(_code_of(error), first_fault(error))
+                message = await _read(text)
+            except OpenEnvError as error:
+                await connection.send_error(error.code, error.message)
                 continue
             if isinstance(message, CloseMessage):
                 await connection.close(1000)
@@ -281,16 +285,23 @@ def _plain(message: BaseModel) -> JsonObject:
     return content
 
 
-def _code_of(error: ValidationError) -> ErrorCode:
-    first = error.errors(include_url=False, include_input=False)[0]
-    # A location inside the message means an unknown action, not an unknown message.
-    return _INVALID if first["loc"] else _CODE_OF_PROBLEM.get(first["type"], _INVALID)
-
-
-def _own_origin(socket: WebSocket) -> bool:
-    """Return whether the client is no browser, or a page that this server itself served."""
-    origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
+async def _read(text: str | bytes) -> ClientMessage:
+    """Return a client's message. Raises OpenEnvError."""
+    try:
+        if len(text) <= BIG_BYTES:
+            content = read_message(text)
+        else:
+            content = await asyncio.to_thread(read_message, text)
+        return CLIENT_MESSAGE.validate_python(content)
+    except NoJson as error:
+        raise OpenEnvError("INVALID_JSON", str(error)) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        # A location inside the message means an unknown action, not an unknown message.
+        code = _INVALID if first["loc"] else _CODE_OF_PROBLEM.get(first["type"], _INVALID)
+        raise OpenEnvError(code, first_complaint(error, "message")) from error
+    except ValueError as error:
+        raise OpenEnvError(_INVALID, str(error)) from error
 
 
 def _schema() -> dict[str, JsonObject]:

@@ -9,25 +9,25 @@ from envs.gateway.gateway_host import GatewayHost
 from envs.gateway.mcp_server import McpGateway
 from envs.gateway.openenv_server import OpenEnvGateway
 from envs.server.app import create_app
+from envs.server.guard import hosts_of
 from envs.server.main import serve, session_host
 from envs.server.metrics import ToolMetrics
 from envs.tasks import Task
 
-_LOOPBACK = ("127.0.0.1:*", "localhost:*", "[::1]:*")
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedTasks:
     """Tasks to serve, with the server's settings.
 
     `token` is empty if clients need none; `variables` are environment variables, used as ToolRouter
-    describes.
+    describes; `allowed_hosts` are names of the server beside those that it knows.
     """
 
     tasks: Sequence[Task]
     config: ToolServerConfig
     token: str
     variables: Mapping[str, str]
+    allowed_hosts: Sequence[str] = ()
 
 
 async def serve_tasks(
@@ -43,10 +43,8 @@ async def serve_tasks(
         openenv = OpenEnvGateway(host, served.tasks, served.config)
         by_name = {task.id: task.tool_set for task in served.tasks}
         by_name |= {task.tool_set.digest: task.tool_set for task in served.tasks}
-        # With a token, only its holders get in. Without one, the Host header is checked, so that a
-        # web page in the user's browser cannot use the server.
-        allowed_hosts = () if served.token else _LOOPBACK
-        mcp = McpGateway(host, by_name, served.config, openenv.plain_rpc, allowed_hosts)
-        app = create_app(code, served.token, [openenv.router, mcp.router], metrics)
+        mcp = McpGateway(host, by_name, served.config, openenv.plain_rpc)
+        hosts = hosts_of(listener, served.allowed_hosts)
+        app = create_app(code, served.token, [openenv.router, mcp.router], metrics, hosts)
         async with mcp.serving(), openenv.serving():
             await serve(host, app, listener, ready)

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from envs.config import ChatConfig, ToolServerConfig
 from envs.endpoints import ChatEndpoint
-from envs.errors import ConfigError, ToolServerError
+from envs.errors import ConfigError, InfraError, ToolServerError
+from envs.remote.bounded_body import bounded_body
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.remote.tokens import endpoint_token
 from envs.seeds import stable_hash
@@ -26,6 +27,8 @@ _BACKOFF_S = 0.5
 _MAX_WAIT_S = 30.0
 _MAX_REPLY_BYTES = 4 * 2**20
 _SHOWN = 200
+_READ_BYTES = 4_096
+"""Bytes of a reply from which an error quotes."""
 
 
 class _Said(BaseModel):
@@ -89,7 +92,9 @@ class ChatTools:
         """Open a session; nothing is sent yet. Raises ConfigError for a key that is missing."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, ChatEndpoint):
-            raise ConfigError(f"expected a tool set with a chat endpoint, found {endpoint!r}")
+            raise ConfigError(
+                f"expected a tool set with a chat endpoint, found {type(endpoint).__name__}"
+            )
         key = endpoint_token(endpoint.key_variable, endpoint.place, self._variables)
         if self._http is None:
             self._http = httpx.AsyncClient(timeout=None)
@@ -148,18 +153,30 @@ class ChatBackend:
     async def close(self) -> None: ...
 
     async def _ask(self, body: dict[str, JsonValue]) -> str:
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"accept-encoding": "identity"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
         url = f"{self._endpoint.base_url.rstrip('/')}/chat/completions"
-        reply = await self._http.post(url, json=body, headers=headers)
-        status, text = reply.status_code, self._clean(" ".join(reply.text.split())[:_SHOWN])
+        asking = self._http.stream("POST", url, json=body, headers=headers)
+        async with asking as reply:
+            try:
+                content, more = await bounded_body(
+                    reply.headers, reply.aiter_raw(), _MAX_REPLY_BYTES
+                )
+            except InfraError as error:
+                raise _Retry(str(error)) from error
+        said = content[:_READ_BYTES].decode("utf-8", "replace")
+        status, text = reply.status_code, self._clean(" ".join(said.split())[:_SHOWN])
+        if more:
+            raise ToolServerError(f"HTTP {status}: a reply of more than {_MAX_REPLY_BYTES} bytes")
         if status in _RETRIED or status >= 500:
             raise _Retry(f"HTTP {status}: {text}", _retry_after(reply))
         if status != 200:
             raise ToolServerError(f"HTTP {status}: {text}")
         with suppress(ValidationError):
-            said = _Completion.model_validate_json(reply.content).choices
-            if said and said[0].message.content:
-                return said[0].message.content
+            choices = _Completion.model_validate_json(content).choices
+            if choices and choices[0].message.content:
+                return choices[0].message.content
         raise _Retry(f"expected a chat completion with text, found {text}")
 
     def _clean(self, text: str) -> str:

@@ -61,7 +61,9 @@ class HttpTools:
         """Open a session; sends no request. Raises ConfigError if the endpoint is not usable."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, HttpEndpoint):
-            raise ConfigError(f"expected a tool set with an HTTP endpoint, found {endpoint!r}")
+            raise ConfigError(
+                f"expected a tool set with an HTTP endpoint, found {type(endpoint).__name__}"
+            )
         if len(endpoint.operations) != len(tool_set.tools):
             raise ConfigError(
                 f"expected one operation per tool, found {len(endpoint.operations)} operations "

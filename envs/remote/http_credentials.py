@@ -21,6 +21,7 @@ from envs.endpoints import (
     TokenCredential,
 )
 from envs.errors import InfraError
+from envs.remote.bounded_body import bounded_body
 from envs.remote.http_hosts import RefusedHost
 from envs.remote.http_request import Signature
 from envs.remote.tokens import check_header, endpoint_token
@@ -158,13 +159,15 @@ async def _fetched(
     try:
         response = await send(request)
         try:
-            body = await _small_body(response)
+            body, more = await bounded_body(
+                response.headers, response.aiter_raw(), _MAX_TOKEN_BYTES
+            )
         finally:
             await response.aclose()
         if not response.is_success:
             # What such a server answers may repeat what it was sent.
             raise InfraError(f"{where} answered {response.status_code} to the client's id")
-        found = json.loads(body)
+        found = json.loads(b"" if more else body)
         token = check_header(str(found["access_token"]), f"the token of {where}")
     except RefusedHost as refusal:
         raise InfraError(f"{where}: {refusal}") from refusal
@@ -178,12 +181,3 @@ async def _fetched(
     if isinstance(life_s, bool) or not isinstance(life_s, int | float):
         return token, _DEFAULT_LIFE_S
     return token, max(life_s - _EARLY_S, life_s / 2)
-
-
-async def _small_body(response: httpx.Response) -> bytes:
-    received = bytearray()
-    async for part in response.aiter_bytes():
-        received += part
-        if len(received) > _MAX_TOKEN_BYTES:
-            raise ValueError("more than a token")
-    return bytes(received)

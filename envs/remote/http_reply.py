@@ -2,18 +2,15 @@
 
 import codecs
 import json
-import zlib
 from collections.abc import Sequence
 
 import httpx
 
-from envs.errors import InfraError
+from envs.remote.bounded_body import bounded_body
 from envs.remote.endpoint_session import BackendReply
 from envs.tools import AnswerStatus
 
 _TEXT_TYPES = ("json", "xml", "yaml", "javascript", "graphql", "x-www-form-urlencoded", "csv")
-_ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""Window sizes that zlib takes for each encoding."""
 _CONTROL = frozenset(range(32)) - {9, 10, 12, 13, 27}
 
 
@@ -25,7 +22,7 @@ async def read_reply(
     A status in `infra_statuses` is a failure of the infrastructure; `note` is then added, if there
     is one. Raises InfraError for a compression that was not asked for and is unknown.
     """
-    body, truncated = await _body(response, limit)
+    body, truncated = await bounded_body(response.headers, response.aiter_raw(), limit)
     text = _text(response, body, truncated=truncated)
     if response.is_success:
         return BackendReply(AnswerStatus.OK, text or _empty(response), truncated)
@@ -34,26 +31,6 @@ async def read_reply(
     if response.status_code in infra_statuses:
         return BackendReply(AnswerStatus.INFRA_ERROR, f"{text}{note}", truncated)
     return BackendReply(AnswerStatus.TOOL_ERROR, text, truncated)
-
-
-async def _body(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """Return at most `limit` bytes, and whether there were more.
-
-    Compressed bytes are expanded only up to the limit, however small they are on the wire.
-    """
-    encoding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
-    if encoding != "identity" and encoding not in _ENCODINGS:
-        raise InfraError(f"expected a reply without compression, found encoding {encoding}")
-    expand = zlib.decompressobj(_ENCODINGS[encoding]) if encoding in _ENCODINGS else None
-    received = bytearray()
-    async for part in response.aiter_raw():
-        try:
-            received += expand.decompress(part, limit + 1 - len(received)) if expand else part
-        except zlib.error as error:
-            raise InfraError(f"expected a reply in {encoding}, found {error}") from error
-        if len(received) > limit:
-            break
-    return bytes(received[:limit]), len(received) > limit
 
 
 def _text(response: httpx.Response, body: bytes, *, truncated: bool) -> str:

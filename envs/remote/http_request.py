@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import httpx
 from pydantic import JsonValue
 
-from envs.endpoints import HttpBody, HttpOperation, WireArgument
+from envs.endpoints import UNSENT_HEADERS, HttpBody, HttpOperation, WireArgument
 from envs.remote.http_styles import (
     cookie_pairs,
     field_pairs,
@@ -57,6 +57,8 @@ class RequestParts:
         content, media_type, files = self._body()
         if media_type:
             headers["content-type"] = media_type
+        signed = {name.lower() for name in signature.headers}
+        headers = {k: v for k, v in headers.items() if k.lower() not in signed}
         headers |= signature.headers
         try:
             url = self._url(base_url, signature)
@@ -77,7 +79,7 @@ class RequestParts:
             case "query":
                 self._query += query_pairs(wire, value)
             case "header":
-                if value is not None:
+                if value is not None and wire.name.lower() not in UNSENT_HEADERS:
                     self._headers[wire.name] = header_text(wire, value)
             case "cookie":
                 self._cookies += cookie_pairs(wire, value)

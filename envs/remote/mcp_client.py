@@ -20,7 +20,7 @@ from mcp.types import LoggingMessageNotificationParams, ToolListChangedNotificat
 from pydantic import JsonValue
 
 from envs.config import ToolServerConfig
-from envs.endpoints import McpHttpEndpoint, McpStdioEndpoint
+from envs.endpoints import McpHttpEndpoint, McpStdioEndpoint, without_address
 from envs.errors import ConfigError, DeadlineError, InfraError, ToolServerError, first_cause
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.remote.mcp_content import text_of
@@ -64,7 +64,9 @@ class McpTools:
         """Open an MCP session. Raises ToolServerError or DeadlineError."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, McpStdioEndpoint | McpHttpEndpoint):
-            raise ConfigError(f"expected a tool set with an MCP endpoint, found {endpoint!r}")
+            raise ConfigError(
+                f"expected a tool set with an MCP endpoint, found {type(endpoint).__name__}"
+            )
         backend = McpBackend(endpoint, self._variables, self._limits, tool_set.tools)
         await backend.start()
         self._opened += 1
@@ -326,6 +328,8 @@ class McpBackend:
             return cause
         why = f": {type(cause).__name__}: {cause}" if cause else ""
         told = self._wire.told(f"the MCP session with {self._endpoint.place} ended{why}")
+        if isinstance(self._endpoint, McpHttpEndpoint):
+            told = without_address(told, self._endpoint.url)
         return ToolServerError(told)
 
     def _streams_of(self, way: str) -> Callable[[], AbstractAsyncContextManager]:

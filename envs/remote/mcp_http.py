@@ -9,6 +9,8 @@ from mcp.client.streamable_http import streamable_http_client
 from pydantic import BaseModel, ValidationError
 
 from envs.endpoints import McpHttpEndpoint
+from envs.errors import InfraError
+from envs.remote.bounded_body import Expander
 from envs.remote.mcp_wire import Wire
 
 _EVENTS = "text/event-stream"
@@ -95,8 +97,15 @@ class _WatchedTransport(httpx2.AsyncHTTPTransport):
                 self._wire.lose(f"{type(error).__name__}: {error}")
             raise
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != _EVENTS and isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _BoundedStream(response.stream, self._limit, self._wire)
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            try:
+                expander = Expander(response.headers)
+            except InfraError as error:
+                self._wire.lose(str(error))
+                raise httpx2.RemoteProtocolError(str(error)) from error
+            response.headers.pop("content-encoding", None)  # the library expands without a limit
+            limit = None if kind == _EVENTS else self._limit
+            response.stream = _BoundedStream(response.stream, expander, limit, self._wire)
         if request.method == "POST":
             await self._judge(response, kind)
         elif request.method == "GET" and kind != _EVENTS and _begins(request):
@@ -135,20 +144,30 @@ def _is_error(body: bytes) -> bool:
 
 
 class _BoundedStream(httpx2.AsyncByteStream):
-    """A response's bytes, up to a limit."""
+    """A response's bytes, expanded, up to a limit if there is one."""
 
-    def __init__(self, stream: httpx2.AsyncByteStream, limit: int, wire: Wire) -> None:
+    def __init__(
+        self, stream: httpx2.AsyncByteStream, expander: Expander, limit: int | None, wire: Wire
+    ) -> None:
         self._stream = stream
-        self._limit = self._left = limit
+        self._expander = expander
+        self._limit = limit
         self._wire = wire
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        async for part in self._stream:
-            self._left -= len(part)
-            if self._left < 0:
-                self._wire.overlong = f"the reply is longer than {self._limit} bytes"
-                raise httpx2.ReadError(self._wire.overlong)
-            yield part
+        received = 0
+        try:
+            async for part in self._stream:
+                for piece in self._expander.pieces(part):
+                    received += len(piece)
+                    if self._limit is not None and received > self._limit:
+                        self._wire.overlong = f"the reply is longer than {self._limit} bytes"
+                        raise httpx2.ReadError(self._wire.overlong)
+                    yield piece
+            self._expander.finish()
+        except InfraError as error:
+            self._wire.lose(str(error))
+            raise httpx2.ReadError(str(error)) from error
 
     async def aclose(self) -> None:
         await self._stream.aclose()

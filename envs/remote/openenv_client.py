@@ -20,8 +20,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from envs.config import ToolServerConfig
-from envs.endpoints import OpenEnvEndpoint
+from envs.endpoints import OpenEnvEndpoint, without_address
 from envs.errors import ConfigError, DeadlineError, ToolServerError
+from envs.remote.bounded_body import bounded_body
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.seeds import stable_hash
 from envs.tools import REWARD_CALL, AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
@@ -30,6 +31,8 @@ STEP = "step"
 _SPARE_BYTES = 65_536
 """Bytes that a message may have in addition to eight times the longest text of an answer."""
 _INFRA_CODES = frozenset({"CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR", "UNKNOWN_TYPE"})
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MAX_SCHEMA_BYTES = 4 * 2**20
 _SEED_BITS = 0x7FFFFFFF
 _BOOKKEEPING = frozenset({"metadata"})
 """Fields that every action has and that mean nothing to the environment."""
@@ -76,7 +79,9 @@ class OpenEnvTools:
         """Connect and reset. Raises ToolServerError or DeadlineError."""
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, OpenEnvEndpoint):
-            raise ConfigError(f"expected a tool set with an OpenEnv endpoint, found {endpoint!r}")
+            raise ConfigError(
+                f"expected a tool set with an OpenEnv endpoint, found {type(endpoint).__name__}"
+            )
         names = tuple(tool.name for tool in tool_set.tools)
         backend = OpenEnvBackend(endpoint, self._limits, names)
         await backend.start(seed)
@@ -131,7 +136,8 @@ class OpenEnvBackend:
         url = self._endpoint.url.rstrip("/")
         if not url.startswith(("http://", "https://")):
             raise ConfigError(
-                f"expected an OpenEnv url http(s)://host:port, found {url!r}: correct it"
+                f"expected an OpenEnv url http(s)://host:port, found {self._endpoint.place}: "
+                "correct it"
             )
         try:
             async with asyncio.timeout(self._limits.open_s):
@@ -151,7 +157,8 @@ class OpenEnvBackend:
             ) from error
         except (OSError, WebSocketException) as error:
             await self.close()
-            raise ToolServerError(f"{self._endpoint.place}: {error or type(error)}") from error
+            said = without_address(str(error), url) or type(error).__name__
+            raise ToolServerError(f"{self._endpoint.place}: {said}") from error
         except BaseException:
             await self.close()
             raise
@@ -325,14 +332,30 @@ async def _step_tool(endpoint: OpenEnvEndpoint) -> ToolSpec:
     """Return the tool `step` of an environment that lists no tools, from its action schema."""
     url = f"{endpoint.url.rstrip('/')}/schema"
     try:
-        async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
-            response = await http.get(url)
-        response.raise_for_status()
-        schema = response.json()["action"]
+        asked = {"accept-encoding": "identity"}
+        async with (
+            httpx.AsyncClient(headers=asked, timeout=None, trust_env=False) as http,
+            http.stream("GET", url) as response,
+        ):
+            response.raise_for_status()
+            body, more = await bounded_body(
+                response.headers, response.aiter_raw(), _MAX_SCHEMA_BYTES
+            )
+        if more:
+            raise ValueError(f"more than {_MAX_SCHEMA_BYTES} bytes")
+        schema = json.loads(body)["action"]
         properties = schema.get("properties", {})
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        httpx.HTTPError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ToolServerError(
-            f"{url}: expected a schema of actions, found none: {error!r}"
+            f"{endpoint.place}: expected a schema of actions, found none: {type(error).__name__}: "
+            f"{without_address(str(error), endpoint.url)}"
         ) from error
     parameters: JsonObject = {
         **schema,

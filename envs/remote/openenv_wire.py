@@ -5,7 +5,7 @@ The formats are OpenEnv's. Its package is not used, because it depends on a web 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from envs.tools import JsonObject, SessionPurpose, ToolSpec
 
@@ -184,10 +184,3 @@ ClientMessage = Annotated[
 CLIENT_MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 ACTION: TypeAdapter[Action] = TypeAdapter(Action)
 OBSERVATION: TypeAdapter[Observation] = TypeAdapter(Observation)
-
-
-def first_fault(error: ValidationError) -> str:
-    """Return the first validation error of a message and the field it is in."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "message"
-    return f"{where}: {first['msg']}"

@@ -1,7 +1,6 @@
 """The tool server's web app: routes, token, typed errors, and the OpenAPI document of these."""
 
-import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
@@ -9,8 +8,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
+from envs.server.guard import EVERY_HOST, DoorGuard, Hosts, error_response
 from envs.server.metrics import ToolMetrics
-from envs.server.routes import PROMETHEUS_TEXT, Refusal, ToolRoutes, error_response
+from envs.server.routes import PROMETHEUS_TEXT, Refusal, ToolRoutes
 from envs.server.session_host import SessionHost
 from envs.server.wire import (
     JSON,
@@ -53,11 +53,13 @@ def create_app(
     token: str,
     routers: Sequence[APIRouter] = (),
     metrics: ToolMetrics | None = None,
+    hosts: Hosts = EVERY_HOST,
 ) -> FastAPI:
     """Return the app of a host, which the caller starts.
 
-    `routers` serve further protocols on the same sessions and are guarded by the token as well.
-    `metrics` must observe the host; without it, `/metrics` shows only the host's own numbers.
+    `routers` serve further protocols on the same sessions, behind the same guard. `hosts` are the
+    names under which the app answers: `hosts_of` its listener, if it has one. `metrics` must
+    observe the host; without it, `/metrics` shows only the host's own numbers.
     """
     app = _ToolApp(title="trialrun tool server", docs_url=None, redoc_url=None)
     routes = ToolRoutes(host, metrics or ToolMetrics())
@@ -71,7 +73,7 @@ def create_app(
             endpoint,
             methods=["POST"],
             response_model=None,
-            responses=_responses({200: gives}, (400, 401, 413, 415, *errors)),
+            responses=_responses({200: gives}, (400, 401, 403, 408, 413, 415, 421, *errors)),
             openapi_extra={"requestBody": _request_body(example)},
         )
     app.add_api_route(
@@ -79,29 +81,28 @@ def create_app(
         routes.close_session,
         methods=["DELETE"],
         status_code=204,
-        responses=_responses({}, (401, 404)),
+        responses=_responses({}, (401, 403, 404, 421)),
     )
     app.add_api_route(
         "/health",
         routes.health,
         methods=["GET"],
         response_model=None,
-        responses=_responses({200: Health, 503: Health}, (401,)),
+        responses=_responses({200: Health, 503: Health}, (401, 403, 421)),
     )
     app.add_api_route(
         "/metrics",
         routes.metrics,
         methods=["GET"],
         response_class=_MetricsText,
-        responses=_responses({}, (401,)),
+        responses=_responses({}, (401, 403, 421)),
     )
     app.add_api_websocket_route("/stream", routes.stream)
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(Refusal, _refuse)
     app.add_exception_handler(HTTPException, _refuse_request)
-    if token:
-        app.add_middleware(_TokenCheck, token=token)
+    app.add_middleware(DoorGuard, token=token, hosts=hosts)
     return app
 
 
@@ -135,25 +136,6 @@ def _responses(
 ) -> dict[int | str, dict[str, object]]:
     models = answers | dict.fromkeys(errors, ErrorResponse)
     return {status: {"model": model} for status, model in models.items()}
-
-
-class _TokenCheck:
-    """ASGI middleware: refuses every request and WebSocket without the bearer token."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], token: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] in ("http", "websocket"):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                error = WireError(
-                    kind="unauthorized", message="expected the header Authorization: Bearer TOKEN"
-                )
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 async def _refuse(_: Request, refusal: Exception) -> Response:

@@ -11,6 +11,7 @@ from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, ServerFullError, ToolServerError
 from envs.server.circuit_breaker import CircuitBreaker
 from envs.server.connection import ConnectionLost, ToolConnection, check_address
+from envs.server.shapes import first_complaint
 from envs.server.wire import (
     CallItem,
     CloseRequest,
@@ -19,7 +20,6 @@ from envs.server.wire import (
     StreamOpen,
     WireError,
     encoded_call,
-    first_complaint,
 )
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 

@@ -20,6 +20,8 @@ from envs.server.wire import (
 
 _FRAME_LIMIT_BYTES = 64 * 2**20
 _FRAME_MESSAGES = 512
+_FRAME_BYTES = 2**20
+"""A frame is closed after this many bytes: a server limits the values in one frame."""
 _PING_TIMEOUT_S = 60.0
 
 
@@ -121,13 +123,23 @@ class ToolConnection:
         try:
             while True:
                 await self._filled.wait()
-                messages = self._outbox[:_FRAME_MESSAGES]
-                del self._outbox[:_FRAME_MESSAGES]
+                messages = self._next_messages()
+                del self._outbox[: len(messages)]
                 if not self._outbox:
                     self._filled.clear()
                 await self._socket.send(pack_frame(messages))
         except ConnectionClosed as error:
             self._fail(f"tool server {self._address}: {error}")
+
+    def _next_messages(self) -> list[bytes]:
+        """Return what goes out as the next frame: at least one message."""
+        messages = self._outbox[:_FRAME_MESSAGES]
+        size = 0
+        for count, message in enumerate(messages, 1):
+            size += len(message)
+            if size >= _FRAME_BYTES:
+                return messages[:count]
+        return messages
 
     async def _read(self) -> None:
         try:

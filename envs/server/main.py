@@ -1,7 +1,7 @@
 """The tool server: sandboxed tool sessions over HTTP.
 
     python -m envs.server.main --uds PATH [--config-json JSON]
-    python -m envs.server.main --host 127.0.0.1 --port N [--token T] [--config-json JSON]
+    python -m envs.server.main --host 127.0.0.1 --port N [--token-file PATH] [--config-json JSON]
 
 Prints `ready <address>` when it is ready. The native protocol is the WebSocket /stream. The HTTP
 routes are POST /sessions, POST /calls, POST /sessions/close, DELETE /sessions/{id}, GET /health and
@@ -29,17 +29,20 @@ from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
 from envs.sandbox.confine import use_short_time_slices
 from envs.server.app import create_app
+from envs.server.guard import hosts_of
 from envs.server.metrics import ToolMetrics
 from envs.server.replay_host import ReplayHost
-from envs.server.routes import BODY_LIMIT_BYTES
 from envs.server.session_host import SessionHost
 from envs.server.tool_host import ToolHost
 from envs.server.traffic import recorder_for
+from envs.server.visitors import HEAD_BYTES, DoorSocket, Lobby, protocol_for
 
 _KEEP_ALIVE_S = 900
 _PING_TIMEOUT_S = 60
 _SHUTDOWN_S = 2
 _BACKLOG = 2_048
+_FRAME_BYTES = 64 * 2**20
+"""Longest frame of `/stream`: a tool set may come with files."""
 
 
 _App = Callable[..., Awaitable[None]]
@@ -68,13 +71,22 @@ def bind_unix(path: Path) -> socket.socket:
     return listener
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`. Raises ConfigError if it is a name."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise ConfigError(f"expected an IP address for --host, found {host!r}") from error
+
+
 def bind_tcp(host: str, port: int, token: str) -> socket.socket:
     """Listen on `host:port`. Raises ConfigError if the port is taken or a token is missing."""
-    loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    if not loopback and not token:
+    if not is_loopback(host) and not token:
         raise ConfigError(
             f"expected --token with --host {host}, found none: other machines can reach that "
-            "address; give a token"
+            "address; give a token, better with --token-file"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -115,18 +127,40 @@ def _serve(options: argparse.Namespace) -> None:
     config = ToolServerConfig.model_validate_json(options.config_json)
     if options.record:
         config = config.model_copy(update={"record": True, "record_dir": options.record})
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     metrics = ToolMetrics()
     with _listening(options) as listener, session_host(config, metrics, options.replay) as host:
 
         def say_ready() -> None:
             print(f"ready {_address(listener)}", flush=True)
 
-        app = create_app(host, options.token, metrics=metrics)
+        hosts = hosts_of(listener, options.allow_host)
+        app = create_app(host, options.token, metrics=metrics, hosts=hosts)
         loop_factory = server_settings(app).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(serve(host, app, listener, say_ready))
+
+
+def _token(options: argparse.Namespace) -> str:
+    """Return the token, without a line break at its end. Raises ConfigError if there is none."""
+    if options.token_variable:
+        token = os.environ.get(options.token_variable, "").strip()
+        if not token:
+            raise ConfigError(
+                f"expected a token in the environment variable {options.token_variable}, found none"
+            )
+        return token
+    return read_token(options.token_file) if options.token_file else options.token.strip()
+
+
+def read_token(path: Path) -> str:
+    """Return the token in a file, without a line break at its end. Raises ConfigError."""
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the token in {path}: {error}") from error
+    if not token or not token.isprintable():
+        raise ConfigError(f"expected one line with a token in {path}, found another text")
+    return token
 
 
 def _listening(options: argparse.Namespace) -> socket.socket:
@@ -155,17 +189,21 @@ def session_host(
         recorder.close()
 
 
-def server_settings(app: _App) -> uvicorn.Config:
-    """Return uvicorn's settings for an app of this package."""
+def server_settings(app: _App, lobby: Lobby | None = None) -> uvicorn.Config:
+    """Return uvicorn's settings for an app of this package; without a lobby, nobody is counted."""
     return uvicorn.Config(
         app,
+        http=protocol_for(lobby),
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        proxy_headers=False,
+        server_header=False,
         lifespan="off",
         log_level="error",
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
-        ws="websockets-sansio",
-        ws_max_size=BODY_LIMIT_BYTES,
+        ws=DoorSocket,
+        ws_max_size=_FRAME_BYTES,
         ws_ping_timeout=_PING_TIMEOUT_S,
         ws_per_message_deflate=False,
     )
@@ -186,7 +224,10 @@ async def serve(
 
     Raises what `host.start` raises.
     """
-    server = _Server(server_settings(app))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    lobby = None if listener.family == socket.AF_UNIX else Lobby(max(soft, hard))
+    server = _Server(server_settings(app, lobby))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, setattr, server, "should_exit", True)
@@ -204,11 +245,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--uds", default="", help="listen on this UNIX socket")
     parser.add_argument("--host", default="127.0.0.1", help="listen on this address")
     parser.add_argument("--port", type=int, default=0, help="port; 0 takes a free one")
-    parser.add_argument(
-        "--token", default="", help="bearer token; required unless the address is loopback"
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument(
+        "--token", default="", help="bearer token; other users can see it, so better:"
+    )
+    tokens.add_argument("--token-file", type=Path, help="file with the bearer token")
+    tokens.add_argument(
+        "--token-variable", default="", help="environment variable with the bearer token"
     )
     parser.add_argument(
-        "--token-file", type=Path, help="file with the token (other users can see arguments)"
+        "--allow-host", action="append", default=[], help="a further name of this server"
     )
     parser.add_argument("--config-json", default="{}", help="a ToolServerConfig as JSON")
     traffic = parser.add_mutually_exclusive_group()
@@ -220,11 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.exit_with_parent:
         _exit_with_parent()
-    if options.token_file:
-        options.token = options.token_file.read_text()
     with contextlib.suppress(OSError):
         use_short_time_slices()
     try:
+        options.token = _token(options)
         _serve(options)
     except (TrialrunError, ValidationError) as error:
         print(f"tool server: {type(error).__name__}: {error}", file=sys.stderr)

@@ -120,9 +120,12 @@ class ToolServerProcess:
     def _endpoint(self, folder: Path) -> list[str]:
         if not self._host:
             return ["--uds", str(folder / "socket")]
+        words = ["--host", self._host, "--port", "0"]
+        if not self._token:
+            return words
         token = folder / "token"  # only this user can read the folder; all users can read arguments
         token.write_text(self._token)
-        return ["--host", self._host, "--port", "0", "--token-file", str(token)]
+        return [*words, "--token-file", str(token)]
 
     @property
     def _log(self) -> Path:

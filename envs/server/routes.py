@@ -1,16 +1,15 @@
 """The tool server's HTTP routes: they validate bodies and answer them; errors are typed."""
 
 import asyncio
-import contextlib
-import math
 from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from envs.server.incoming import BIG_BYTES, read_body
 from envs.server.metrics import ToolMetrics
 from envs.server.session_host import SessionHost, run_to_completion
 from envs.server.stream import ToolStream
@@ -18,7 +17,6 @@ from envs.server.tool_host import unknown_session
 from envs.server.wire import (
     JSON,
     MSGPACK,
-    STATUS_OF_ERROR,
     CallItem,
     CallRequest,
     CallResponse,
@@ -26,19 +24,13 @@ from envs.server.wire import (
     CloseRequest,
     CloseResponse,
     ErrorKind,
-    ErrorResponse,
     OpenRequest,
     OpenResponse,
     WireError,
-    WireT,
-    decode,
     encode,
-    first_complaint,
 )
 
-BODY_LIMIT_BYTES = 64 * 2**20
-_LINGER_BYTES, _LINGER_S = 256 * 2**20, 30.0
-_POLICY = 1_008  # RFC 6455, 7.4.1
+_RequestT = TypeVar("_RequestT", bound=BaseModel)
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -123,10 +115,7 @@ class ToolRoutes:
         return Response(status_code=204)
 
     async def stream(self, websocket: WebSocket) -> None:
-        """Serve the native protocol; refuse pages in a browser, from whatever site."""
-        if "origin" in websocket.headers:
-            await websocket.close(_POLICY, "expected no Origin header: browsers are not served")
-            return
+        """Serve the native protocol."""
         await ToolStream(self._host, websocket).serve()
 
     async def health(self) -> Response:
@@ -141,41 +130,6 @@ class ToolRoutes:
         return Response(text, media_type=PROMETHEUS_TEXT)
 
 
-def error_response(error: WireError) -> Response:
-    """Return the HTTP response for `error`."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if error.kind == "unauthorized":
-        headers["www-authenticate"] = "Bearer"
-    body = encode(ErrorResponse(error=error), as_json=True)
-    kind = _LingeringResponse if error.kind == "too_large" else Response
-    return kind(body, STATUS_OF_ERROR[error.kind], headers, media_type=JSON)
-
-
-class _LingeringResponse(Response):
-    """Answers at once, then discards what the client still sends, within limits, and disconnects.
-
-    Otherwise a client that writes its complete body before it reads would see a connection reset
-    instead of the answer.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [*self.raw_headers, (b"connection", b"close")]
-        start = {"type": "http.response.start", "status": self.status_code, "headers": headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        left = _LINGER_BYTES
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if not message.get("more_body"):
-                        break
-        await send({"type": "http.response.body", "body": b""})
-
-
 def _speaks_json(request: Request) -> bool:
     """Return whether the body is JSON. Raises Refusal if it is neither JSON nor msgpack."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -187,23 +141,13 @@ def _speaks_json(request: Request) -> bool:
     return content_type == JSON
 
 
-async def _read(request: Request, model: type[WireT]) -> WireT:
+async def _read(request: Request, model: type[_RequestT]) -> _RequestT:
     as_json = _speaks_json(request)
-    too_large = Refusal.of(
-        "too_large", f"expected a body of at most {BODY_LIMIT_BYTES} bytes: split the request"
-    )
-    stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated[:20]) > BODY_LIMIT_BYTES:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY_LIMIT_BYTES:
-            raise too_large
+    body = await request.body()
     try:
-        return decode(model, bytes(body), as_json=as_json)
-    except ValidationError as error:
-        raise Refusal.of("bad_request", first_complaint(error)) from error
+        if len(body) <= BIG_BYTES:
+            return read_body(model, body, as_json=as_json)
+        return await asyncio.to_thread(read_body, model, body, as_json=as_json)
     except ValueError as error:
         raise Refusal.of("bad_request", str(error)) from error
 

@@ -3,20 +3,18 @@
 import asyncio
 from collections.abc import Sequence
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from envs.server.incoming import BIG_BYTES, Incoming, read_frame
 from envs.server.session_host import SessionHost
 from envs.server.wire import (
     CallItem,
-    CloseRequest,
     CloseResponse,
     StreamOpen,
     WireError,
-    first_complaint,
     pack_frame,
     pack_message,
-    unpack_frame,
 )
 
 _OUTBOX_LIMIT = 4_096
@@ -61,11 +59,16 @@ class ToolStream:
                 await self._refuse(_WRONG_TYPE, "expected binary frames of msgpack, found text")
                 return
             try:
-                for number, kind, body in unpack_frame(frame):
-                    self._take(group, number, kind, body)
+                incoming = (
+                    read_frame(frame)
+                    if len(frame) <= BIG_BYTES
+                    else await asyncio.to_thread(read_frame, frame)
+                )
             except ValueError as error:
                 await self._refuse(_BAD_FRAME, str(error)[:100])
                 return
+            for message in incoming:
+                self._take(group, message)
             while len(self._outbox) > _OUTBOX_LIMIT and not self._over:
                 self._emptied.clear()
                 await self._emptied.wait()
@@ -88,25 +91,25 @@ class ToolStream:
             self._over = True
             self._emptied.set()
 
-    def _take(self, group: asyncio.TaskGroup, number: int, kind: str, body: JsonValue) -> None:
-        try:
-            if kind == "call":
-                group.create_task(self._call(number, CallItem.model_validate(body)))
-            elif kind == "open":
-                opening = StreamOpen.model_validate(body)
-                if opening.tool_set:
-                    self._host.add_tool_sets({opening.session.digest: opening.tool_set})
-                group.create_task(self._open(number, opening))
-            elif kind == "close":
-                ids = CloseRequest.model_validate(body).ids
-                self._sessions.difference_update(ids)
-                self._reply(number, "closed", CloseResponse(closed=self._host.close(ids)))
-            else:
-                raise ValueError(f"expected open, call or close, found {kind!r}")
-        except ValidationError as error:
-            self._fail(number, WireError(kind="bad_request", message=first_complaint(error)))
-        except ValueError as error:
-            self._fail(number, WireError(kind="bad_request", message=str(error)))
+    def _take(self, group: asyncio.TaskGroup, message: Incoming) -> None:
+        match message.request:
+            case CallItem() as item:
+                group.create_task(self._call(message.number, item))
+            case StreamOpen() as opening:
+                try:
+                    if opening.tool_set:
+                        self._host.add_tool_sets({opening.session.digest: opening.tool_set})
+                except ValueError as error:
+                    fault = WireError(kind="bad_request", message=str(error))
+                    self._fail(message.number, fault)
+                else:
+                    group.create_task(self._open(message.number, opening))
+            case WireError() as error:
+                self._fail(message.number, error)
+            case closing:
+                self._sessions.difference_update(closing.ids)
+                closed = CloseResponse(closed=self._host.close(closing.ids))
+                self._reply(message.number, "closed", closed)
 
     async def _open(self, number: int, opening: StreamOpen) -> None:
         opened = await self._host.open_session(opening.session)

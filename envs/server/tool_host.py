@@ -84,11 +84,7 @@ class ToolHost:
         Raises ValueError if a digest does not match its set, or a set is not Python code.
         """
         for digest, tool_set in tool_sets.items():
-            if not tool_set.sandboxed:
-                raise ValueError(
-                    "expected Python sources, found an endpoint or an adaptation: a tool server "
-                    "does not run those; use them where the episodes run"
-                )
+            check_served(not tool_set.sandboxed)
             if tool_set.digest != digest:
                 raise ValueError(
                     f"expected a tool set with digest {tool_set.digest}, found {digest}"
@@ -242,13 +238,22 @@ class ToolHost:
         return OpenedSession(error=_full(message))
 
 
+def check_served(outside: bool) -> None:
+    """Raise ValueError for a tool set whose tools are `outside` of the sandbox."""
+    if outside:
+        raise ValueError(
+            "expected Python sources, found an endpoint or an adaptation: a tool server does not "
+            "run those; use them where the episodes run"
+        )
+
+
 def unknown_session(session_id: str) -> WireError:
     """Return the error for a session that was closed, expired or belongs to another server."""
     return WireError(
         kind="unknown_session",
         message=(
-            f"no open session {session_id!r}: it was closed, was idle for too long, or belongs to "
-            "another server; open a new one"
+            f"no open session {session_id[:80]!r}: it was closed, was idle for too long, or "
+            "belongs to another server; open a new one"
         ),
     )
 

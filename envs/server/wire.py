@@ -1,8 +1,8 @@
 """Messages between the tool server and its clients; each is validated when it is received.
 
-HTTP bodies are msgpack or JSON, as `content-type` says. A batch is answered item by item, in the
-order of the request; each item is a success or a typed error. If every item fails, the response is
-the first item's error.
+HTTP bodies are msgpack or JSON, as `content-type` says; `incoming.py` has their limits. A batch is
+answered item by item, in the order of the request; each item is a success or a typed error. If
+every item fails, the response is the first item's error.
 
 A frame of the WebSocket `/stream` is a msgpack array of messages `[number, kind, body]`. Requests
 are `open` (StreamOpen), `call` (CallItem) and `close` (CloseRequest). Each request gets one answer
@@ -13,12 +13,13 @@ was opened on.
 
 import json
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from envs.sandbox.isolation import IsolationReport
+from envs.server.shapes import unpack
 from envs.tools import SessionPurpose, ToolAnswer, ToolCall, ToolSet
 
 JSON = "application/json"
@@ -26,8 +27,12 @@ MSGPACK = "application/msgpack"
 ErrorKind = Literal[
     "bad_request",
     "unauthorized",
+    "wrong_origin",
+    "wrong_host",
     "not_found",
     "method_not_allowed",
+    "too_slow",
+    "head_too_large",
     "too_large",
     "unsupported_type",
     "unknown_tool_set",
@@ -38,10 +43,14 @@ ErrorKind = Literal[
 STATUS_OF_ERROR: dict[ErrorKind, int] = {
     "bad_request": 400,
     "unauthorized": 401,
+    "wrong_origin": 403,
+    "wrong_host": 421,
     "not_found": 404,
     "unknown_session": 404,
     "method_not_allowed": 405,
     "unknown_tool_set": 409,
+    "too_slow": 408,
+    "head_too_large": 431,
     "too_large": 413,
     "unsupported_type": 415,
     "full": 503,
@@ -74,7 +83,7 @@ class ErrorResponse(Wire):
 class OpenItem(Wire):
     """One session to open on the tool set with this `digest`."""
 
-    digest: str
+    digest: str = Field(max_length=64)
     seed: int = Field(ge=-(2**63), lt=2**63)
     purpose: SessionPurpose
     episode: str = Field(default="", max_length=1_024)
@@ -87,7 +96,7 @@ class OpenItem(Wire):
 class OpenRequest(Wire):
     """Sessions to open; `tool_sets` maps digests to the sets that the server may not know yet."""
 
-    sessions: tuple[OpenItem, ...] = Field(min_length=1)
+    sessions: Annotated[tuple[OpenItem, ...], FailFast()] = Field(min_length=1)
     tool_sets: dict[str, ToolSet] = {}
 
 
@@ -126,11 +135,11 @@ class CallItem(Wire):
     """Calls of one session, which run in order."""
 
     session: str
-    calls: tuple[EncodedCall, ...] = Field(min_length=1)
+    calls: Annotated[tuple[EncodedCall, ...], FailFast()] = Field(min_length=1)
 
 
 class CallRequest(Wire):
-    items: tuple[CallItem, ...] = Field(min_length=1)
+    items: Annotated[tuple[CallItem, ...], FailFast()] = Field(min_length=1)
 
 
 class CallResult(Wire):
@@ -150,7 +159,7 @@ class CallResponse(Wire):
 
 
 class CloseRequest(Wire):
-    ids: tuple[str, ...]
+    ids: Annotated[tuple[str, ...], FailFast()]
 
 
 class CloseResponse(Wire):
@@ -188,9 +197,6 @@ def encoded_call(call: ToolCall) -> EncodedCall:
     return EncodedCall(name=call.name, arguments=json.dumps(call.arguments))
 
 
-WireT = TypeVar("WireT", bound=BaseModel)
-
-
 def encode(message: BaseModel, *, as_json: bool = False) -> bytes:
     """Return the body of `message`, as msgpack or JSON."""
     if as_json:
@@ -198,20 +204,6 @@ def encode(message: BaseModel, *, as_json: bool = False) -> bytes:
     body = msgpack.packb(message.model_dump(mode="json"))
     assert body is not None  # packb returns None only if it is given a packer
     return body
-
-
-def decode(model: type[WireT], body: bytes, *, as_json: bool = False) -> WireT:
-    """Parse and validate a body. Raises ValueError for every kind of bad body."""
-    if as_json:
-        return model.model_validate_json(body, strict=True)
-    return model.model_validate(_unpack(body))
-
-
-def first_complaint(error: ValidationError) -> str:
-    """Return the first validation error and the field it is in."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "body"
-    return f"{where}: {first['msg']}"
 
 
 def pack_message(number: int, kind: str, body: BaseModel | Sequence[BaseModel]) -> bytes:
@@ -238,8 +230,12 @@ def pack_frame(messages: Sequence[bytes]) -> bytes:
 
 
 def unpack_frame(frame: bytes) -> list[tuple[int, str, JsonValue]]:
-    """Return the messages of a frame. Raises ValueError for every kind of bad frame."""
-    content = _unpack(frame)
+    """Return the messages of a server's frame, however many. Raises ValueError for a bad frame."""
+    return messages_of(unpack(frame, most_values=None))
+
+
+def messages_of(content: JsonValue) -> list[tuple[int, str, JsonValue]]:
+    """Return the messages of a frame that was decoded. Raises ValueError for a bad frame."""
     if not isinstance(content, list):
         raise ValueError(f"expected an array of messages, found {type(content).__name__}")
     messages: list[tuple[int, str, JsonValue]] = []
@@ -252,10 +248,3 @@ def unpack_frame(frame: bytes) -> list[tuple[int, str, JsonValue]]:
                     "expected messages [number, kind, body], found an item of another form"
                 )
     return messages
-
-
-def _unpack(content: bytes) -> JsonValue:
-    try:
-        return msgpack.unpackb(content)
-    except (msgpack.UnpackException, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"expected a msgpack body, found other bytes: {error!r}") from error

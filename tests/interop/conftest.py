@@ -41,7 +41,9 @@ class ServedEnvironment:
                 self.process.kill()
                 pytest.fail(f"no `ready` within {START_S:g} s: {log.read_text()}")
             self.lines.append(line.strip())
-        self.url = self.lines[-1].removeprefix("ready ")
+        [line] = [line for line in self.lines if line.startswith("openenv validate")]
+        self.url = line.rpartition(" ")[2]
+        """With the token that the server has drawn, as its own commands give it to clients."""
 
     def stop(self) -> int:
         """Ask the server to end; return its exit code."""

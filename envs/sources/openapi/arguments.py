@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from envs.endpoints import WireArgument
+from envs.endpoints import UNSENT_HEADERS, WireArgument
 from envs.errors import DataFileError
 from envs.sources.openapi.document import OpenApiDocument
 from envs.sources.openapi.merging import without_missing
@@ -97,7 +97,7 @@ def _add(
         raise DataFileError(f"expected a parameter with a name, found {str(parameter)[:80]}")
     if not isinstance(place, str) or place not in _STYLES:
         raise DataFileError(f"parameter {name!r}: expected a known `in`, found {place!r}")
-    if place == "header" and name.lower() in _IGNORED_HEADERS:
+    if place == "header" and name.lower() in _IGNORED_HEADERS | UNSENT_HEADERS:
         return
     if place in ("header", "cookie") and not _TOKEN.fullmatch(name):
         raise DataFileError(f"expected a name that a {place} can have, found {name!r}")

@@ -29,6 +29,8 @@ MAIN = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "expected --token with --host 0.0.0.0"),
+        (["--host", "0.0.0.0", "--no-token"], "expected a token with --host 0.0.0.0"),
+        (["--token", "a", "--no-token"], "expected one of --token"),
         (["toolhop", "--tasks", "100000"], "task"),
         (["nothing"], "nothing"),
         (["--set", "tools.isolation.required=none"], "unsafe"),
@@ -98,6 +100,56 @@ def test_of_generated_tasks_some_are_served(
     assert {task.split for task in tasks} == {split or "train"}
 
 
+def test_tools_outside_of_the_sandbox_need_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {
+        "openapi": "3.0.0",
+        "info": {"title": "t", "version": "1"},
+        "paths": {"/x": {"get": {"operationId": "x", "responses": {"200": {"description": ""}}}}},
+    }
+    (tmp_path / "api.json").write_text(json.dumps(document))
+    tools = {
+        "openapi": "api.json",
+        "base_url": "http://127.0.0.1:9",
+        "allowed_hosts": ["127.0.0.1:9"],
+    }
+    row = {"id": "a", "question": "?", "answer": 1, "tools": tools}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row))
+    words = ["trialrun", "serve", "file", f"env.path={tmp_path}", "--no-token"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "expected a token, found --no-token: task file-a has tools of http" in message
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("option", ["", "--no-token"])
+async def test_the_printed_commands_work_as_they_are(option: str) -> None:
+    command = [*MAIN, "serve", "catalog", "--tasks", "2", *filter(None, [option])]
+    environ = {key: text for key, text in os.environ.items() if key != "TRIALRUN_TOKEN"}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            lines: list[str] = []
+            url = await asyncio.wait_for(asyncio.to_thread(_ready, process, lines), 90)
+            [curl] = [line.strip() for line in lines if line.strip().startswith("curl")]
+            asked = await asyncio.to_thread(
+                subprocess.run, ["sh", "-c", f"{curl} --silent"], capture_output=True, timeout=30
+            )
+            assert json.loads(asked.stdout)["status"] == "healthy"
+            assert httpx.get(f"{url}/health").status_code == (200 if option else 401)
+            evil = httpx.get(f"{url}/health", headers={"host": "evil.example"})
+            assert evil.status_code == 421
+            seen = Path(f"/proc/{process.pid}/cmdline").read_text()
+            assert not option or "Bearer" not in curl
+            assert option or curl.partition("Bearer ")[2].partition("'")[0] not in seen
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(15) == 0
+
+
 @pytest.mark.real
 async def test_perturbed_tools_are_served_and_a_token_guards_every_door(tmp_path: Path) -> None:
     environ = os.environ | {"TRIALRUN_TOKEN": "secret"}
@@ -112,9 +164,12 @@ async def test_perturbed_tools_are_served_and_a_token_guards_every_door(tmp_path
             assert process.wait(15) == 0
 
 
-def _ready(process: subprocess.Popen[bytes]) -> str:
+def _ready(process: subprocess.Popen[bytes], lines: list[str] | None = None) -> str:
+    """Wait for the last line of the welcome; return the address, and add the `lines` before it."""
     assert process.stdout is not None
     for line in process.stdout:
+        if lines is not None:
+            lines.append(line.decode())
         if line.startswith(b"ready "):
             return line.split()[1].decode()
     raise AssertionError("the server ended")

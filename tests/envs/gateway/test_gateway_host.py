@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 from envs.config import ToolServerConfig
 from envs.endpoints import McpStdioEndpoint
@@ -67,4 +68,53 @@ async def test_a_foreign_server_that_does_not_start_is_a_typed_error() -> None:
     opened = await asyncio.wait_for(host.open_session(opening(BROKEN)), 10)
     assert opened.error is not None and opened.error.kind == "sandbox"
     assert "no-such-program-here" in opened.error.message
+    await host.stop()
+
+
+SLEEPER = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked.get("method") == "initialize":
+        result = {
+            "protocolVersion": asked["params"]["protocolVersion"],
+            "capabilities": {},
+            "serverInfo": {"name": "sleeper", "version": "1"},
+        }
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+
+
+async def test_processes_of_servers_are_counted() -> None:
+    endpoint = McpStdioEndpoint(command=(sys.executable, "-c", SLEEPER))
+    outside = ToolSet(tools=BROKEN.tools, endpoint=endpoint)
+    host = GatewayHost(ScriptedHost(), ToolServerConfig(max_processes=2), {})
+    await host.start()
+    sets = {each.digest: each for each in (outside, TOOLS, BROKEN)}
+    host.add_tool_sets(sets)
+    tries = [host.open_session(opening(outside)) for _ in range(5)]
+    opened = await asyncio.wait_for(asyncio.gather(*tries), 60)
+    ids = [each.id for each in opened if each.id]
+    errors = [each.error for each in opened if each.error]
+    assert len(ids) == 2 and {error.kind for error in errors} == {"full"}
+    assert all("tools.max_processes" in error.message for error in errors)
+    assert (await host.open_session(opening(TOOLS))).id  # needs no process of its own
+    assert host.close(ids) == 2
+    async with asyncio.timeout(20):
+        while (await host.open_session(opening(outside))).error:
+            await asyncio.sleep(0.05)
+    # One that does not start gives its place back.
+    for _ in range(3):
+        failed = await host.open_session(opening(BROKEN))
+        assert failed.error is not None and failed.error.kind == "sandbox"
+    await host.stop()
+
+
+async def test_sessions_outside_of_the_sandbox_have_a_limit_too() -> None:
+    host = GatewayHost(ScriptedHost(), ToolServerConfig(max_sessions=1), {})
+    await host.start()
+    host.add_tool_sets({each.digest: each for each in (ADAPTED, TOOLS)})
+    assert (await host.open_session(opening(ADAPTED))).id
+    refused = (await host.open_session(opening(ADAPTED))).error
+    assert refused is not None and refused.kind == "full"
     await host.stop()

@@ -128,3 +128,53 @@ async def test_a_tool_that_a_call_adds_belongs_to_its_session() -> None:
         assert (await one.call_tool("secret", {})).content[0].model_dump()["text"] == "42"
         with pytest.raises(MCPError, match="no tool 'secret'"):
             await other.call_tool("secret", {})
+
+
+HELLO = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "raw", "version": "1"},
+}
+
+
+def rpc(method: str, **params: object) -> dict[str, object]:
+    return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+
+
+async def test_one_client_cannot_keep_all_seats() -> None:
+    host = ScriptedHost()
+    config = ToolServerConfig(max_sessions=4)
+    headers = {"accept": "application/json, text/event-stream"}
+    async with (
+        asyncio.timeout(20),
+        gateway(host, config) as url,
+        httpx.AsyncClient(headers=headers) as client,
+        Client(url) as first,
+    ):
+        await first.call_tool("echo", {"text": "a"})
+        for _ in range(20):  # each takes a seat, and none calls a tool
+            assert (await client.post(url, json=rpc("initialize", **HELLO))).status_code == 200
+        async with Client(url) as late:
+            assert not (await late.call_tool("echo", {"text": "a"})).is_error
+            assert not (await first.call_tool("echo", {"text": "a"})).is_error
+        assert len(host.opened) == 2
+
+
+async def test_a_message_of_faults_is_refused_before_it_is_read() -> None:
+    many = 60_000
+    keys = {f"k{number}": 0 for number in range(many)}
+    headers = {"accept": "application/json, text/event-stream"}
+    async with gateway(ScriptedHost()) as url, httpx.AsyncClient(headers=headers) as client:
+        for body in (
+            rpc("initialize") | keys,
+            rpc("initialize", **(HELLO | {"capabilities": {"experimental": keys}})),
+            rpc("tools/list", **keys),
+            rpc("tools/call", name="echo", arguments=keys),
+            rpc("tools/call", name="echo", arguments={"text": [0] * many}),
+            [rpc("tools/list")] * many,
+        ):
+            async with asyncio.timeout(10):
+                refused = await client.post(url, json=body)
+            assert refused.status_code == 400, refused.text
+            assert refused.json()["error"]["code"] in (-32_600, -32_700)
+            assert len(refused.text) < 1_000

@@ -1,5 +1,6 @@
 """The OpenEnv gateway: misbehaving clients and infrastructure failures."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -137,11 +138,10 @@ async def test_every_close_has_a_code() -> None:
             assert json.loads(await idle.recv())["data"]["code"] == "SESSION_ERROR"
             await idle.wait_closed()
             assert idle.close_code == 1001
-        for query, origin in (("?session_id=none", None), ("", "http://evil.example")):
-            async with connect(f"ws://{place}/ws{query}", origin=origin) as socket:  # pyright: ignore[reportArgumentType]
-                assert json.loads(await socket.recv())["data"]["code"] == "SESSION_ERROR"
-                await socket.wait_closed()
-                assert socket.close_code == 1008
+        async with connect(f"ws://{place}/ws?session_id=none") as socket:
+            assert json.loads(await socket.recv())["data"]["code"] == "SESSION_ERROR"
+            await socket.wait_closed()
+            assert socket.close_code == 1008
 
 
 async def test_a_client_that_vanishes_leaves_no_session() -> None:
@@ -203,3 +203,45 @@ async def test_a_tool_that_a_call_adds_is_gone_in_the_next_session() -> None:
         await ask(socket, "step", {"type": "begin_execution"})
         _, gone = await ask(socket, "step", added)
         assert gone["observation"]["error"]["error_type"] == "tool_not_found"
+
+
+async def test_messages_of_faults_are_told_soon() -> None:
+    keys = {f"k{number}": 0 for number in range(60_000)}
+    async with gateway(ScriptedHost()) as (place, openenv), connect(f"ws://{place}/ws") as socket:
+        for kind, content in (
+            ("reset", keys),
+            ("step", CALL | keys),
+            ("step", CALL | {"arguments": keys}),
+            ("mcp", {"jsonrpc": "2.0", "method": "tools/list"} | keys),
+            ("step", [0] * 60_000),
+        ):
+            async with asyncio.timeout(10):
+                told, fault = await ask(socket, kind, content)
+            assert told == "error" and len(fault["message"]) < 1_000
+        await socket.send(json.dumps({"type": "state"} | keys))
+        told = json.loads(await socket.recv())["data"]["code"]
+        assert told in ("VALIDATION_ERROR", "INVALID_JSON")
+        assert (await ask(socket, "state"))[0] == "state"
+        transport = httpx.ASGITransport(openenv.plain_rpc)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"} | keys
+            refused = (await client.post("/mcp", json=body)).json()["error"]
+            assert refused["code"] in (-32_700, -32_600) and len(refused["message"]) < 1_000
+
+
+async def test_environments_that_nobody_uses_make_room() -> None:
+    host = ScriptedHost()
+    config = ToolServerConfig(max_sessions=3)
+    async with gateway(host, config) as (place, openenv):
+        transport = httpx.ASGITransport(openenv.plain_rpc)
+        async with (
+            connect(f"ws://{place}/ws") as first,
+            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+        ):
+            await ask(first, "reset", {})
+            body = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create"}
+            for _ in range(10):
+                assert "result" in (await client.post("/mcp", json=body)).json()
+            async with connect(f"ws://{place}/ws") as second:
+                assert (await ask(second, "reset", {}))[0] == "observation"
+            assert (await ask(first, "state"))[0] == "state"

@@ -61,7 +61,7 @@ async def test_bad_bodies(
 async def test_stated_size_is_enough_to_refuse(served: Served) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(
-        f"POST /calls HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n"
+        f"POST /calls HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {TOKEN}\r\n"
         f"content-type: {JSON}\r\ncontent-length: 100000000\r\n\r\n".encode()
     )
     async with asyncio.timeout(60):

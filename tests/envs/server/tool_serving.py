@@ -8,9 +8,11 @@ import uvicorn
 
 from envs.config import IsolationConfig, ToolServerConfig
 from envs.server.app import create_app
+from envs.server.guard import hosts_of
 from envs.server.main import bind_tcp, server_settings
 from envs.server.metrics import ToolMetrics
 from envs.server.tool_host import ToolHost
+from envs.server.visitors import Lobby
 from envs.server.wire import unpack_frame
 from envs.tools import ToolSet, ToolSpec
 
@@ -41,8 +43,8 @@ class Served:
         self.frames: list[list[str]] = []
         metrics = ToolMetrics()
         self.host = ToolHost(config, observers=[metrics])
-        self.app = create_app(self.host, TOKEN, metrics=metrics)
         self.listener = bind_tcp("127.0.0.1", 0, "")
+        self.app = create_app(self.host, TOKEN, metrics=metrics, hosts=hosts_of(self.listener))
         self.port: int = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
 
@@ -58,11 +60,13 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: ToolServerConfig = CONFIG) -> AsyncIterator[Served]:
+async def serving(
+    config: ToolServerConfig = CONFIG, lobby: Lobby | None = None
+) -> AsyncIterator[Served]:
     """Serve for as long as the context lasts."""
     served = Served(config)
     await served.host.start()
-    server = uvicorn.Server(server_settings(served))
+    server = uvicorn.Server(server_settings(served, lobby))
     task = asyncio.create_task(server._serve([served.listener]))  # serve() would take the signals
     try:
         yield served
