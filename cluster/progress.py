@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _SFT_LINES = 20
 """An SFT makes thousands of steps: each twentieth of it is one line."""
 _MIN_RATE = 0.1
 """Per second; a lower rate is shown per minute."""
+_UNLOGGED = 64
+"""Lines that are kept until there is a log."""
 
 Clock = Callable[[], float]
 
@@ -106,8 +109,9 @@ class _Screen:
         self._phase_at = self._spoke_at = clock()
         self._bars: Bars | None = None
         self._beating = False
-        self.log: TextIO | None = None
-        """A file that gets every line too."""
+        self._log: TextIO | None = None
+        self._unlogged: deque[str] = deque(maxlen=_UNLOGGED)
+        """Lines without a log, such as that a run continues, which is known before it is open."""
 
     def line(self, text: str, *, style: str = "") -> None:
         """Print one line."""
@@ -121,13 +125,26 @@ class _Screen:
 
     def note(self, text: str) -> None:
         """Write one line to the log alone, with the time in UTC."""
-        if self.log is not None:
-            at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-            # A full disk must not hide the error that says so: what has no room stays in the
-            # file's buffer, and is written once there is room.
-            with suppress(OSError):
-                self.log.write(f"{at} {text}\n")
-                self.log.flush()
+        line = f"{datetime.now(UTC).strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._log is None:
+            self._unlogged.append(line)
+        else:
+            self._write(self._log, line)
+
+    def write_to(self, log: TextIO | None) -> None:
+        """Write every line to the file `log` too, and first those that had no log."""
+        with self.lock:
+            self._log = log
+            if log is not None:
+                self._write(log, "".join(self._unlogged))
+                self._unlogged.clear()
+
+    def _write(self, log: TextIO, text: str) -> None:
+        # A full disk must not hide the error that says so: what has no room stays in the
+        # file's buffer, and is written once there is room.
+        with suppress(OSError):
+            log.write(text)
+            log.flush()
 
     def begin(self, text: str) -> None:
         """Print that a phase starts; the heartbeat names it from now on."""
@@ -241,12 +258,13 @@ class Progress:
 
     @contextmanager
     def logged(self, path: Path) -> Iterator[None]:
-        """Append every line to the file `path` too while the block lasts, warnings of this
-        project's logger, and the error that ends it.
+        """Append every line to the file `path` too while the block lasts, the lines before it,
+        warnings of this project's logger, and the error that ends it.
         """
         screen, warnings = self._screen, _Warnings(self._screen)
         fd = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        screen.log = log = os.fdopen(fd, "a", encoding="utf-8")
+        log = os.fdopen(fd, "a", encoding="utf-8")
+        screen.write_to(log)
         logger.addHandler(warnings)
         try:
             yield
@@ -255,7 +273,7 @@ class Progress:
             raise
         finally:
             logger.removeHandler(warnings)
-            screen.log = None
+            screen.write_to(None)
             with suppress(OSError):
                 log.close()
 

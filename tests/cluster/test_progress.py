@@ -203,6 +203,22 @@ def test_the_log_of_a_run_has_its_warnings(tmp_path: Path, watched: Watched) -> 
     assert "warning: worker-1 lost after 3 s" in watched.after(0)
 
 
+def test_the_log_of_a_run_begins_with_what_was_said_before_it(
+    tmp_path: Path, watched: Watched
+) -> None:
+    """Whether a run continues, and from where, is known before its log is open."""
+    watched.progress.say("the run continues from step 3")
+    for name in ("one", "other"):
+        with watched.progress.logged(tmp_path / name):
+            watched.progress.say(f"in {name}")
+    texts = {name: (tmp_path / name).read_text() for name in ("one", "other")}
+    assert [line[20:] for line in texts["one"].splitlines()] == [
+        "the run continues from step 3",
+        "in one",
+    ]
+    assert [line[20:] for line in texts["other"].splitlines()] == ["in other"]
+
+
 def test_a_full_disk_under_the_log_does_not_hide_the_error(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
