@@ -11,9 +11,7 @@ from typing import Any, get_args
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.config.lora import MaxLoRARanks
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferUpdateRequest,
-)
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.logprobs import FlatLogprobs
@@ -25,6 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from envs.errors import EngineError, EpisodeError, WeightSyncError
 from rollout.engine import Completion, FinishReason, Prompt, SamplingParams, VersionSpan
+from rollout.engines.engine_owner import own_engines
 from rollout.engines.engine_spec import EngineSpec
 from rollout.engines.vllm_text import text_model
 from rollout.engines.vllm_weights import ADAPTER_ID, BACKEND, LOAD_FORMAT, REFUSED, WorkerExtension
@@ -98,6 +97,7 @@ class VllmEngine:
         After the deadline the engine may still be starting, so the process must end.
         """
         deadline_s = self._spec.engine.start_timeout_s
+        own_engines()
         try:
             async with asyncio.timeout(deadline_s):
                 self._llm = await asyncio.to_thread(

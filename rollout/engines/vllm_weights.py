@@ -26,6 +26,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
+from rollout.engines.engine_owner import end_with_owner
 from rollout.engines.vllm_text import text_weights
 from rollout.weights.manifest import TensorSlot, checksum
 from rollout.weights.model_folder import weight_files
@@ -186,6 +187,9 @@ class FolderLoader(DefaultModelLoader):
     ) -> Generator[tuple[str, torch.Tensor]]:
         named = super().get_all_weights(model_config, model)
         yield from text_weights(named, model_config.model, model_config.hf_config)
+
+
+end_with_owner()
 
 
 class WorkerExtension:
