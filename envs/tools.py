@@ -198,7 +198,9 @@ class ToolAnswer(BaseModel):
     status: AnswerStatus
     text: str
     seconds: float
-    """Wall seconds inside the sandboxed child."""
+    """Wall seconds that the tool took: inside the sandboxed child, with the wait for a new one if
+    the tool had ended its last one.
+    """
     cpu_seconds: float = 0.0
     truncated: bool = False
     """Whether `text` was cut at the server's reply-size limit."""

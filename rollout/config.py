@@ -125,8 +125,10 @@ class PhaseBudget(Section):
     tokens: int = Field(default=1024, ge=1)
     """Maximum number of sampled tokens; prompts and observations do not count."""
     seconds: float = Field(default=120.0, gt=0)
-    """Maximum wall-clock time, in seconds. An episode that exceeds it ends as `deadline`: it gets
-    no reward, because slow infrastructure is not the policy's mistake.
+    """Maximum wall-clock time, in seconds, on two clocks. One runs while tools work that the policy
+    called: when it is used up, the policy has no calls left, and the episode counts as any other.
+    The other one runs for all else: an episode that exceeds it ends as `deadline`, without a
+    reward, because slow infrastructure is not the policy's mistake.
     """
 
 

@@ -23,6 +23,7 @@ from rollout.kept_turns import KeptTurns, Mark, Standing, TurnsNotKept, TurnsPar
 from rollout.language import Language
 from rollout.observation import Cutter, off_the_loop
 from rollout.parser import ParsedTurn, arguments_text
+from rollout.phase_clock import TurnClock
 from rollout.phase_tools import PhaseTools, attempt_id
 from rollout.prompts import prompt_too_long
 from rollout.trajectory import Trajectory, VisibleFrom
@@ -147,7 +148,8 @@ class EpisodeInProgress:
         self._waits_for("the replay of its tools")
         shared = self._config.trial_sessions == "shared"
         try:
-            async with asyncio.timeout(self._config.execution.seconds):
+            tools_s = sum(self._at.tool_seconds.values())
+            async with asyncio.timeout(self._config.execution.seconds + tools_s):
                 difference = await replay(kept, self._tools, shared=shared)
         except (DeadlineError, TimeoutError) as error:
             raise TurnsNotKept(f"the replay of its tools took too long: {error}") from error
@@ -169,11 +171,12 @@ class EpisodeInProgress:
         trajectory.append_world(ids, Phase.PROMPT, messages)
 
     async def _timed_turn(self) -> None:
-        stage, start = self._at.stage, time.monotonic()
-        left = self._budget(stage).seconds - self._at.seconds[stage]
-        async with asyncio.timeout(max(left, 0.0)):
-            await self._turn()
-        self._at.seconds[stage] += time.monotonic() - start
+        stage = self._at.stage
+        clock = TurnClock(self._budget(stage).seconds - self._at.seconds[stage])
+        async with clock:
+            await self._turn(clock)
+        self._at.seconds[stage] += clock.world_s
+        self._at.tool_seconds[stage] += clock.tools_s
         if self._is_answered:
             self._is_answered = False
             await self._after_answer()
@@ -190,16 +193,19 @@ class EpisodeInProgress:
         await self._observe([marked("user", world(message))])
 
     async def _catch_up(self) -> None:
-        """Bring the trial session up to date; this does not count against the phase budgets."""
-        start, limit_s = time.monotonic(), self._config.execution.seconds
+        """Bring the trial session up to date. Of the phase budgets only the seconds of tools count
+        this: the policy chose to come back, and knows how long its calls take.
+        """
+        start = time.monotonic()
+        limit_s = self._config.execution.seconds + self._at.tool_seconds["execution"]
         try:
             async with asyncio.timeout(limit_s):
-                await self._tools.catch_up()
+                self._at.tool_seconds["trial"] += await self._tools.catch_up()
         except TimeoutError:
             raise DeadlineError(f"the replay before a trial took more than {limit_s:g} s") from None
         self._trajectory.tool_s += time.monotonic() - start
 
-    async def _turn(self) -> None:
+    async def _turn(self, clock: TurnClock) -> None:
         limit = self._token_limit()
         if limit <= 0 or self._at.made[self._at.stage] >= self._budget(self._at.stage).turns:
             await self._out_of_budget(limit)
@@ -216,7 +222,7 @@ class EpisodeInProgress:
                 raise _Ended(Outcome.POLICY_ERROR, f"{error.kind.value}: {said}") from None
             await self._observe([self._prompts.fault(error)])
             return
-        await self._act(parsed)
+        await self._act(parsed, clock)
 
     async def _sample(self, limit: int) -> tuple[str, str]:
         config, lease, trajectory = self._config, self._lease, self._trajectory
@@ -240,9 +246,9 @@ class EpisodeInProgress:
         self._at.made[self._at.stage] += 1
         return text, completion.finish_reason
 
-    async def _act(self, parsed: ParsedTurn) -> None:
+    async def _act(self, parsed: ParsedTurn, clock: TurnClock) -> None:
         if parsed.calls:
-            await self._call(parsed.calls)
+            await self._call(parsed.calls, clock)
         elif self._at.stage == "trial":
             self._trajectory.settle_turn(Phase.EXPERIENCE)
             await self._enter("execution")
@@ -254,7 +260,7 @@ class EpisodeInProgress:
 
     # Tools
 
-    async def _call(self, calls: Sequence[ToolCall]) -> None:
+    async def _call(self, calls: Sequence[ToolCall], clock: TurnClock) -> None:
         stage = self._at.stage
         left = self._calls_left()
         if left <= 0:
@@ -264,7 +270,7 @@ class EpisodeInProgress:
         granted = list(calls[:left])
         self._at.used[stage] += len(granted)
         start = self._waits_for(f"its tools ({', '.join(sorted({c.name for c in granted}))})").since
-        answers = await self._tools.call(stage, granted)
+        answers = await clock.tools(self._tools.call(stage, granted))
         self._trajectory.tool_s += time.monotonic() - start
         self._trajectory.settle_turn(self._phase(), calls=self._records(granted, answers))
         for answer in answers:
@@ -324,7 +330,13 @@ class EpisodeInProgress:
         return self._config.trial if stage == "trial" else self._config.execution
 
     def _calls_left(self) -> int:
-        return self._budget(self._at.stage).calls - self._at.used[self._at.stage]
+        """Return how many calls the phase still has: none once its tools have used up its seconds,
+        for the policy called them.
+        """
+        stage, budget = self._at.stage, self._budget(self._at.stage)
+        if self._at.tool_seconds[stage] >= budget.seconds:
+            return 0
+        return budget.calls - self._at.used[stage]
 
     def _phase(self) -> Phase:
         return Phase.TRIAL if self._at.stage == "trial" else Phase.EXECUTION

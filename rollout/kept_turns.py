@@ -44,6 +44,9 @@ class Standing:
     made: dict[SessionPurpose, int] = field(default_factory=lambda: _by_phase(0))
     """Turns by phase."""
     seconds: dict[SessionPurpose, float] = field(default_factory=lambda: _by_phase(0.0))
+    """Seconds by phase, without those of tools that the policy called."""
+    tool_seconds: dict[SessionPurpose, float] = field(default_factory=lambda: _by_phase(0.0))
+    """Seconds of these tools by phase."""
     faults: int = 0
     """Turns that were not valid."""
     visible: VisibleFrom = field(default_factory=VisibleFrom)
@@ -58,9 +61,10 @@ class Standing:
 
     def copy(self) -> "Standing":
         """Return one that changes alone."""
-        own = {"used": dict(self.used), "made": dict(self.made), "seconds": dict(self.seconds)}
-        names = ("answers", "said", "said_at", "states")
-        return replace(self, **own, **{name: list(getattr(self, name)) for name in names})
+        by_phase = ("used", "made", "seconds", "tool_seconds")
+        lists = ("answers", "said", "said_at", "states")
+        own = {name: dict(getattr(self, name)) for name in by_phase}
+        return replace(self, **own, **{name: list(getattr(self, name)) for name in lists})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

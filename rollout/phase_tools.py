@@ -15,6 +15,7 @@ from envs.tools import (
     ToolSpec,
 )
 from rollout.config import TrialSessions
+from rollout.phase_clock import tool_seconds
 
 
 def attempt_id(episode: str, attempt: int) -> str:
@@ -94,14 +95,15 @@ class PhaseTools:
         """
         return await self._session("execution")
 
-    async def catch_up(self) -> None:
+    async def catch_up(self) -> float:
         """Replay the execution calls in a new trial session, unless it has their state already.
 
+        Returns the seconds that their tools took.
         Raises ToolServerError, SandboxError (a replayed call had an infrastructure failure) or
         DeadlineError.
         """
         if self._sharing == "shared" or "trial" in self._sessions or not self._executed:
-            return
+            return 0.0
         answers = await self._answers("trial", [executed.call for executed in self._executed])
         for executed, answer in zip(self._executed, answers, strict=True):
             if answer.status is AnswerStatus.INFRA_ERROR:
@@ -109,6 +111,7 @@ class PhaseTools:
             before = (executed.answer.status, executed.answer.text)
             self.replay_differences += (answer.status, answer.text) != before
         self.replayed_calls += len(answers)
+        return tool_seconds(answers)
 
     async def replay(
         self, phase: SessionPurpose, recorded: Sequence[tuple[ToolCall, str, str]]

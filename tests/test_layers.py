@@ -29,7 +29,7 @@ FLOORS = {
         "gateway",
     ),
     "rollout": (
-        "config observation",
+        "config observation phase_clock",
         "formats",
         "chat parser phase_tools prompts weights",
         "language engine",

@@ -109,8 +109,8 @@ class RolloutsSection(Section):
     nothing as long as nothing fails; 10 calls would need 21.
     """
     episode_timeout_s: float = Field(default=300.0, gt=0)
-    """Deadline for one episode, from its assignment to its answer; a worker that exceeds it is
-    replaced.
+    """Deadline for one episode, from its assignment to its answer, beside the seconds of both
+    phases that its tools may take; a worker that exceeds it is replaced.
     """
     pool_timeout_s: float = Field(default=900.0, gt=0)
     """How long a scheduled episode waits for a healthy worker before the run fails."""

@@ -164,17 +164,17 @@ class RolloutPool:
         WorkerLost if the worker died or missed the deadline, TurnsNotKept.
         """
         worker = await self._acquire(prefer)
+        # a policy that calls slow tools must not be able to have its worker replaced
+        limit_s = self._section.episode_timeout_s + config.trial.seconds + config.execution.seconds
         worker.leases[lease.episode] = time.monotonic()
         try:
-            async with self.lag.deadline(self._section.episode_timeout_s):
+            async with self.lag.deadline(limit_s):
                 batch = await run_on(worker.client, lease, task, config, kept)
             self._kept.forget(lease.episode)
             self.outcomes.note(batch)
             return batch, worker.name
         except TimeoutError:
-            reason = (
-                f"{worker.name} overran {self._section.episode_timeout_s:g} s on {lease.episode}"
-            )
+            reason = f"{worker.name} overran {limit_s:g} s on {lease.episode}"
             self._fail(worker, reason, LossKind.OVERRAN)
             raise WorkerLost(reason, LossKind.OVERRAN, self._kept.take(lease)) from None
         except (WorkerLost, EngineError) as error:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from envs.errors import SandboxError
-from envs.sandbox.inside.modules import CODE
 from envs.sandbox.process import Child, ChildGone, ChildProtocolError
 from envs.tools import ToolSet
 
@@ -198,7 +197,7 @@ class _Run:
         line = json.dumps({"compile": number, "limit": self._left})
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await child.request(line.encode() + b"\n" + text, self._left)
+                reply = await child.request(line.encode() + b"\n" + text, number, self._left)
         except TimeoutError:
             error = f"the compiler was stopped after {self._timeout_s:g} s"
         except ChildProtocolError as fault:
@@ -212,8 +211,9 @@ class _Run:
                 ) from None
             error = f"the compiler ended ({ended or 'without a report'})"
         else:
-            code, what = body[1:], body[:1]
-            return (code, "") if what == CODE else (b"", code.decode("utf-8", "replace"))
+            if not reply.failed:
+                return reply.text, ""
+            return b"", reply.text.decode("utf-8", "replace") or "without a reason"
         self._crashes += 1
         self.end()
         return b"", error

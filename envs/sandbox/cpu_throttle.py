@@ -32,6 +32,14 @@ class ThrottleTiming:
     """Short calls that must end within one cycle before long ones are paused."""
 
 
+class CallWatch(Protocol):
+    """Is told when the call of a process starts and ends."""
+
+    def call_started(self, process: "ThrottledProcess") -> None: ...
+
+    def call_ended(self, process: "ThrottledProcess") -> None: ...
+
+
 class ThrottledProcess(Protocol):
     """A process that works on one call at a time."""
 

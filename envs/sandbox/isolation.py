@@ -4,6 +4,11 @@ from pydantic import BaseModel, ConfigDict
 
 from envs.config import IsolationLevel, SandboxProfile
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0
+"""A session whose process has ended waits for another one, from the second time on."""
+LONGEST_RESTART_S = LONGEST_PAUSE_S + 3.0
+"""With the end of the old process and the start of the new one, on a busy machine."""
+
 
 class SessionLimits(BaseModel):
     """Resource limits of one session; exceeding one fails inside the session's own process."""

@@ -21,6 +21,7 @@ from envs.sandbox.cpu_throttle import CpuThrottle, ThrottleTiming
 from envs.sandbox.options import ZygoteOptions
 from envs.sandbox.plan import ENVIRONMENT, zygote_options
 from envs.sandbox.process import Child, Exit
+from envs.sandbox.rest import RestWatch
 from envs.sandbox.scratch import empty_folder
 
 _START_S = 30.0
@@ -77,10 +78,11 @@ class ZygoteLink:
         self._control = control
         self._options = options
         self._deliver = deliver
-        self._reply_limit = (
-            6 * options.reply_limit_bytes + 1_024
-        )  # JSON needs up to six bytes for one (\u0000)
+        self._reply_limit = options.reply_limit_bytes
         self.throttle = throttle
+        self.rest = RestWatch()
+        self._leads_group = False
+        """Whether children lead process groups."""
         self._silent_s = silent_s
         self._heard_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -213,6 +215,7 @@ class ZygoteLink:
             self.pending -= 1
             self._deliver(self._child_of(message, descriptors))
         elif not self._ready.done():
+            self._leads_group = message.level == "none"
             self._ready.set_result(message)
 
     def _child_of(self, message: ZygoteMessage, descriptors: list[int]) -> Child | SandboxError:
@@ -222,7 +225,14 @@ class ZygoteLink:
                 connection = socket.socket(
                     socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0]
                 )
-                return Child(connection, descriptors[1], exit_, self._reply_limit, self.throttle)
+                return Child(
+                    connection,
+                    descriptors[1],
+                    exit_,
+                    self._reply_limit,
+                    (self.throttle, self.rest),
+                    leads_group=self._leads_group,
+                )
         for descriptor in descriptors:
             os.close(descriptor)
         why = message.message or "this server is out of file descriptors"

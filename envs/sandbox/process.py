@@ -2,18 +2,27 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
-import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from envs.errors import SandboxError
-from envs.sandbox.cpu_throttle import CpuThrottle
+from envs.sandbox.cpu_throttle import CallWatch
+from envs.sandbox.inside.frames import FAILED, REPLY, REQUEST, TRUNCATED
 
 _EXIT_S = 2.0
+_PROCESS_GROUP = 4
+"""Flag of pidfd_send_signal(2), since Linux 6.9: the signal goes to the whole process group."""
 _CHUNK = 65_536
+_PIECES, _PIECE_BYTES = 64, 1_024
+"""A reply may come in that many pieces, and in one more for so many bytes: who sends single bytes
+would wake the server for each.
+"""
 
 
 class ChildGone(Exception):
@@ -48,13 +57,23 @@ class Exit:
         return f"exit code {self.code}" if self.code >= 0 else signal.Signals(-self.code).name
 
 
+class Reply(NamedTuple):
+    """What a child answered; the times are its own word."""
+
+    failed: bool
+    truncated: bool
+    wall_s: float
+    cpu_s: float
+    text: bytes
+
+
 class Child:
     """One forked, locked-down process.
 
     Signals go to its pidfd, so they can never reach another process that reuses its number. Frames
-    are a length and a body. Each request gets exactly one answer. Other bytes from the child are a
-    fault, after which nothing more is read from it. The event loop watches the socket only from the
-    first request on; idle children cost it nothing.
+    are as in `inside/frames.py`. Each request gets exactly one answer. Other bytes from the child
+    are a fault, after which nothing more is read from it. The event loop watches the socket only
+    from the first request on; idle children cost it nothing.
     """
 
     __slots__ = (
@@ -64,13 +83,18 @@ class Child:
         "_clock",
         "_connection",
         "_exit",
+        "_flags",
         "_limit",
         "_loop",
+        "_number",
+        "_paused",
         "_pidfd",
-        "_throttle",
+        "_pieces",
         "_unsent",
         "_usual_limit",
         "_watched",
+        "_watches",
+        "cpu_seen_s",
         "fault",
         "stopped",
     )
@@ -81,20 +105,28 @@ class Child:
         pidfd: int,
         exit_: asyncio.Future[Exit],
         limit_bytes: int,
-        throttle: CpuThrottle,
+        watches: Sequence[CallWatch],
+        *,
+        leads_group: bool = False,
     ) -> None:
+        """`leads_group`: it leads a process group, whose members are signalled with it."""
         connection.setblocking(False)
         self._connection = connection
         self._pidfd = pidfd
         self._exit = exit_
         self._limit = self._usual_limit = limit_bytes
-        self._throttle = throttle
+        self._watches = watches
+        self._flags = _PROCESS_GROUP if leads_group else 0
+        self._paused = False
         self._clock: int | None = None
         self._loop = asyncio.get_running_loop()
         self._watched = False
         self._buffer = bytearray()
         self._unsent = bytearray()
-        self._answer: asyncio.Future[bytes] | None = None
+        self._number = self._pieces = 0
+        self._answer: asyncio.Future[Reply] | None = None
+        self.cpu_seen_s = 0.0
+        """CPU seconds of the process when they were measured last."""
         self.fault: ChildGone | ChildProtocolError | None = None
         self.stopped = False
         """Whether the server ended the process, rather than a tool or the system."""
@@ -107,7 +139,7 @@ class Child:
         """Send a message that gets no answer."""
         if self.fault:
             return
-        frame = struct.pack(">I", len(body)) + body
+        frame = REQUEST.pack(len(body)) + body
         sent = 0
         if not self._unsent:
             try:
@@ -121,27 +153,32 @@ class Child:
             self._unsent += frame[sent:]
             self._loop.add_writer(self._connection, self._send_more)
 
-    async def request(self, body: bytes, limit_bytes: int = 0) -> bytes:
-        """Send a request and return the body of its answer.
+    async def request(self, body: bytes, number: int, limit_bytes: int = 0) -> Reply:
+        """Send a request and return its answer, which must have the same `number`.
 
-        The body may have `limit_bytes`; 0 means the usual limit. Raises ChildGone or
+        The text may have `limit_bytes`; 0 means the usual limit. Raises ChildGone or
         ChildProtocolError.
         """
         if self.fault:
             raise self.fault
         self._limit = limit_bytes or self._usual_limit
+        self._number, self._pieces = number, 0
         self._answer = self._loop.create_future()
         if not self._watched:
             self._watched = True
             self._loop.add_reader(self._connection, self._receive)
-        self._throttle.call_started(self)
+        if self._paused:
+            self.resume()
+        for watch in self._watches:
+            watch.call_started(self)
         try:
             self.send(body)
             if self.fault:
                 raise self.fault
             return await self._answer
         finally:
-            self._throttle.call_ended(self)
+            for watch in self._watches:
+                watch.call_ended(self)
 
     def cpu_s(self) -> float | None:
         """Return the CPU seconds of the process so far; None if it has ended."""
@@ -149,21 +186,31 @@ class Child:
             return None
         try:
             self._clock = self._clock or _process_clock(self._pidfd)
-            return time.clock_gettime(self._clock)
+            self.cpu_seen_s = time.clock_gettime(self._clock)
         except (OSError, ValueError):
             return None
+        return self.cpu_seen_s
 
     def pause(self) -> None:
-        """Stop the process until `resume`."""
+        """Stop the process, with all of its threads, until `resume`."""
+        self._paused = True
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let the process continue."""
+        self._paused = False
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
+        if self._pidfd < 0:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                signal.pidfd_send_signal(self._pidfd, number, None, self._flags)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._flags:
+                    raise
+                self._flags = 0  # a kernel that cannot signal groups
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
@@ -213,19 +260,26 @@ class Child:
             self._fail(ChildProtocolError("bytes without a request"))
         else:
             self._buffer += part
+            self._pieces += 1
             self._take_frame(self._answer)
 
-    def _take_frame(self, answer: asyncio.Future[bytes]) -> None:
-        if len(self._buffer) < 4:
-            return
-        (size,) = struct.unpack_from(">I", self._buffer)
-        if size > self._limit:
-            self._fail(ChildProtocolError("an answer over the size limit"))
-        elif len(self._buffer) == 4 + size:
-            answer.set_result(bytes(self._buffer[4:]))
-            self._buffer.clear()
-        elif len(self._buffer) > 4 + size:
-            self._fail(ChildProtocolError("more than one answer"))
+    def _take_frame(self, answer: asyncio.Future[Reply]) -> None:
+        length = len(self._buffer)
+        if length >= REPLY.size:
+            size, number, status, flags, wall_ns, cpu_ns = REPLY.unpack_from(self._buffer)
+            if size > self._limit:
+                self._fail(ChildProtocolError("an answer over the size limit"))
+            elif number != self._number or status > FAILED or flags > TRUNCATED:
+                self._fail(ChildProtocolError("a malformed answer"))
+            elif length > REPLY.size + size:
+                self._fail(ChildProtocolError("more than one answer"))
+            elif length == REPLY.size + size:
+                text = bytes(self._buffer[REPLY.size :])
+                self._buffer.clear()
+                times = wall_ns / 1e9, cpu_ns / 1e9
+                answer.set_result(Reply(status == FAILED, flags == TRUNCATED, *times, text))
+        if not answer.done() and self._pieces > _PIECES + length // _PIECE_BYTES:
+            self._fail(ChildProtocolError("an answer in too many pieces"))
 
     def _fail(self, fault: ChildGone | ChildProtocolError) -> None:
         self.fault = self.fault or fault

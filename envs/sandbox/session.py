@@ -22,33 +22,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from envs.errors import IsolationError, SandboxError
 from envs.sandbox.inside.child import STATE, STATE_LIMIT_BYTES
+from envs.sandbox.isolation import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from envs.sandbox.pool import SandboxPool
-from envs.sandbox.process import Child, ChildGone, ChildProtocolError, Exit
+from envs.sandbox.process import Child, ChildGone, ChildProtocolError, Exit, Reply
 from envs.tools import STATE_CALL, AnswerStatus, ToolAnswer, ToolSet
 
 _GRACE_S = 0.5
-_STATE_FRAME_BYTES = 6 * STATE_LIMIT_BYTES + 1_024
-"""JSON needs up to six bytes for one (\\u0000)."""
 _SHORTEST_LOOK_S = 0.01
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
+_DOUBT_S = 0.1
+"""A child is believed that its tool took so much less time than the server saw: a tool that hangs
+could say that it took none, and the time would be the infrastructure's.
+"""
 _RESTARTED = "the tool's state starts again from the beginning"
-
-
-class _Reply(BaseModel):
-    """A child's frame; an invalid frame ends the child."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    number: int
-    status: str = Field(pattern="^(ok|tool_error)$")
-    text: str
-    truncated: bool
-    seconds: float = Field(ge=0, allow_inf_nan=False)
-    cpu_seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
 class _Request(BaseModel):
@@ -76,8 +65,6 @@ class SandboxSession:
         self._child: Child | None = None
         self._cpu_spent = 0.0
         """CPU seconds of the children that have ended."""
-        self._cpu_measured = 0.0
-        """CPU seconds of the child, when they were measured last."""
         self._alive_at = 0.0
         """When the child was last known to live, in seconds of `time.monotonic`."""
         self._number = 0
@@ -92,7 +79,7 @@ class SandboxSession:
             child.kill()
             raise SandboxError(self._lost)
         child.send(tools.start(self._seed))
-        self._child, self._cpu_measured, self._alive_at = child, 0.0, time.monotonic()
+        self._child, self._alive_at = child, time.monotonic()
 
     async def call(self, name: str, arguments: str) -> ToolAnswer:
         """Run one call until it ends, its time limit passes or its child dies.
@@ -122,8 +109,7 @@ class SandboxSession:
             self._child = None
 
     async def _ask(self, name: str, arguments: str) -> ToolAnswer:
-        if self._child is None:
-            await self._restart()
+        waited_s = 0.0 if self._child else await self._restart()
         child = self._child
         if child is None:
             raise SandboxError("the session was closed; open a new one")
@@ -134,18 +120,20 @@ class SandboxSession:
         try:
             async with asyncio.timeout(timeout_s):
                 with self._cpu_watched(child):
-                    limit_bytes = _STATE_FRAME_BYTES if name == STATE_CALL else 0
-                    frame = await child.request(request.model_dump_json().encode(), limit_bytes)
+                    limit_bytes = STATE_LIMIT_BYTES if name == STATE_CALL else 0
+                    body = request.model_dump_json().encode()
+                    reply = await child.request(body, self._number, limit_bytes)
         except TimeoutError:
             await self._end(child)
             text = f"no answer within {timeout_s:g} s; the tool was stopped and {_RESTARTED}"
-            return _answer(AnswerStatus.TIMEOUT, text, timeout_s)
+            return _answer(AnswerStatus.TIMEOUT, text, waited_s + timeout_s)
         except (ChildGone, ChildProtocolError) as fault:
-            return await self._after_end(child, fault, time.monotonic() - began)
+            return await self._after_end(child, fault, waited_s + time.monotonic() - began)
         self._alive_at = time.monotonic()
-        elapsed = self._alive_at - began
-        limit_bytes = STATE_LIMIT_BYTES if name == STATE_CALL else self._limit
-        return await self._checked(child, frame, elapsed, limit_bytes)
+        answer = await self._decoded(child, reply, self._alive_at - began)
+        if waited_s:
+            answer = answer.model_copy(update={"seconds": answer.seconds + waited_s})
+        return answer
 
     @contextmanager
     def _cpu_watched(self, child: Child) -> Iterator[None]:
@@ -159,8 +147,8 @@ class SandboxSession:
         def look() -> None:
             nonlocal timer
             if timer is not None:
-                self._cpu_measured = child.cpu_s() or self._cpu_measured
-            left_s = self._pool.config.session_cpu_s - self._cpu_spent - self._cpu_measured
+                child.cpu_s()
+            left_s = self._pool.config.session_cpu_s - self._cpu_spent - child.cpu_seen_s
             if left_s <= 0:
                 child.kill()
             else:
@@ -174,29 +162,30 @@ class SandboxSession:
             if timer is not None:
                 timer.cancel()
             if loop.time() - began > _SHORTEST_LOOK_S:
-                self._cpu_measured = child.cpu_s() or self._cpu_measured
+                child.cpu_s()
 
-    async def _restart(self) -> None:
+    async def _restart(self) -> float:
+        """Take another child; return how long the session had to wait because its last one ended.
+
+        That is the tool's own doing, and part of the time that its calls take.
+        """
         pause_s = self._restart_pause_s
-        self._restart_pause_s = min(2 * pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        self._restart_pause_s = min(2 * pause_s or FIRST_PAUSE_S, LONGEST_PAUSE_S)
         await asyncio.sleep(pause_s)
         if not self._lost:
             await self.start()
+        return pause_s
 
-    async def _checked(
-        self, child: Child, frame: bytes, elapsed: float, limit_bytes: int
-    ) -> ToolAnswer:
+    async def _decoded(self, child: Child, reply: Reply, elapsed: float) -> ToolAnswer:
         try:
-            reply = _Reply.model_validate_json(frame)
-            if reply.number != self._number or len(reply.text.encode()) > limit_bytes:
-                raise ValueError("wrong call number, or text over the limit")
-        except ValueError:  # includes ValidationError
+            text = reply.text.decode()
+        except UnicodeDecodeError:
             return await self._after_end(child, ChildProtocolError("a malformed answer"), elapsed)
         return ToolAnswer(
-            status=AnswerStatus(reply.status),
-            text=reply.text,
-            seconds=min(reply.seconds, elapsed),
-            cpu_seconds=min(reply.cpu_seconds, elapsed),
+            status=AnswerStatus.TOOL_ERROR if reply.failed else AnswerStatus.OK,
+            text=text,
+            seconds=reply.wall_s if -_DOUBT_S < reply.wall_s - elapsed < 0 else elapsed,
+            cpu_seconds=min(reply.cpu_s, elapsed),
             truncated=reply.truncated,
         )
 
@@ -225,10 +214,6 @@ class SandboxSession:
         text = f"the tool ended its own process ({how}); {_RESTARTED}"
         return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
 
-    @property
-    def _limit(self) -> int:
-        return self._pool.config.reply_limit_bytes
-
     def _out_of_cpu(self, elapsed: float = 0.0) -> ToolAnswer:
         limit_s = self._pool.config.session_cpu_s
         text = f"the session used up its {limit_s} CPU seconds; no tool answers any more"
@@ -241,10 +226,10 @@ class SandboxSession:
         """
         self._child = None
         ended = await child.ended(grace_s) if grace_s else None
-        measured = child.cpu_s() or self._cpu_measured
+        child.cpu_s()
         child.kill()
         ended = ended or await child.ended()
-        self._cpu_spent += ended.cpu_s if ended else measured
+        self._cpu_spent += ended.cpu_s if ended else child.cpu_seen_s
         if ended and ended.out_of_cpu:  # the kernel counts in ticks, and may report a little less
             self._cpu_spent = max(self._cpu_spent, self._pool.config.session_cpu_s)
         return ended

@@ -89,6 +89,8 @@ class Zygote:
             return
         if pid == 0:
             self._become_child(child_end.fileno(), folder)
+        if self._achieved.level == "none":  # elsewhere it can have no children of its own
+            os.setpgid(pid, pid)
         self._children[pid] = folder
         child_end.close()
         with server_end:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from envs.config import ToolServerConfig
 from envs.errors import DeadlineError, ServerFullError, ToolServerError
+from envs.sandbox.isolation import LONGEST_RESTART_S
 from envs.server.circuit_breaker import CircuitBreaker
 from envs.server.connection import ConnectionLost, ToolConnection, check_address
 from envs.server.shapes import first_complaint
@@ -123,7 +124,8 @@ class ToolClient:
         connection = self._connection
         if connection is None or not connection.alive or self._breaker.state != "closed":
             connection = await self._live_connection()
-        deadline_s = self._config.call_timeout_s * len(calls) + self._config.request_timeout_s
+        call_s = self._config.call_timeout_s + LONGEST_RESTART_S
+        deadline_s = call_s * len(calls) + self._config.request_timeout_s
         body = await self._answer(connection, ("call", "answers"), item, deadline_s)
         answers = self._checked(_ANSWERS, body)
         if len(answers) != len(calls):

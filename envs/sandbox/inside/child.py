@@ -1,8 +1,7 @@
 """The session child: the only process that compiles and runs untrusted tool source.
 
-A frame is a length (4 bytes, big-endian) and a body: one line of JSON, and for some requests raw
-bytes after it. The tools of a session trust each other: a hostile tool can corrupt the answers of
-its own session and nothing else, because the server validates every frame.
+`frames.py` has its requests and replies. The tools of a session trust each other: a hostile tool
+can corrupt the answers of its own session and nothing else, because the server believes no frame.
 """
 
 import inspect
@@ -10,13 +9,13 @@ import json
 import os
 import random
 import socket
-import struct
 import sys
 import time
 from collections.abc import Awaitable
 
 from envs.sandbox.inside.awaiting import Awaiter
 from envs.sandbox.inside.fitting import fitted
+from envs.sandbox.inside.frames import FAILED, OK, REPLY, REQUEST, TRUNCATED
 from envs.sandbox.inside.modules import ToolModules, compiled, error_text
 from envs.sandbox.inside.values import as_text, state_text
 
@@ -26,12 +25,12 @@ STATE_LIMIT_BYTES = 4 * 2**20
 _ROUNDS = 32
 
 
-def cut(text: str, limit: int) -> tuple[str, bool]:
+def cut(text: str, limit: int) -> tuple[bytes, bool]:
     """Return at most `limit` UTF-8 bytes of `text`, and whether something was cut."""
     encoded = text[:limit].encode("utf-8", "replace")
     if len(encoded) <= limit and len(text) <= limit:
-        return encoded.decode(), False
-    return encoded[:limit].decode("utf-8", "ignore"), True
+        return encoded, False
+    return encoded[:limit].decode("utf-8", "ignore").encode(), True
 
 
 class SessionChild:
@@ -45,13 +44,16 @@ class SessionChild:
 
     def serve(self) -> None:
         """Answer requests in order; return when the server closes the socket."""
-        while header := self._read(4):
-            line, _, attached = self._read(struct.unpack(">I", header)[0]).partition(b"\n")
+        while header := self._read(REQUEST.size):
+            (size,) = REQUEST.unpack(header)
+            line, _, attached = self._read(size).partition(b"\n")
             request = json.loads(line)
             if "functions" in request:
                 self._start(request, attached)
             elif "compile" in request:
-                self._write(compiled(attached, request["compile"], request["limit"]))
+                number = request["compile"]
+                status, body = compiled(attached, number, request["limit"])
+                self._write(REPLY.pack(len(body), number, status, 0, 0, 0) + body)
             else:
                 self._answer(request)
 
@@ -71,23 +73,19 @@ class SessionChild:
             numpy.random.seed(request["seed"] % 2**32)
 
     def _answer(self, request: dict) -> None:
-        started, cpu_started = time.monotonic(), time.process_time()
+        started, cpu_started = time.monotonic_ns(), time.process_time_ns()
         # BaseException: a tool that calls sys.exit has failed, but its session continues
         try:
-            text, status = self._text(request["tool"], json.loads(request["arguments"])), "ok"
+            text, status = self._text(request["tool"], json.loads(request["arguments"])), OK
         except BaseException as error:
-            text, status = error_text(error), "tool_error"
+            text, status = error_text(error), FAILED
         is_state = request["tool"] == STATE
-        text, truncated = cut(text, STATE_LIMIT_BYTES if is_state else self._reply_limit)
-        reply = {
-            "number": request["number"],
-            "status": status,
-            "text": text,
-            "truncated": truncated,
-            "seconds": time.monotonic() - started,
-            "cpu_seconds": time.process_time() - cpu_started,
-        }
-        self._write(json.dumps(reply, ensure_ascii=False).encode())
+        body, truncated = cut(text, STATE_LIMIT_BYTES if is_state else self._reply_limit)
+        wall_ns = time.monotonic_ns() - started
+        cpu_ns = time.process_time_ns() - cpu_started
+        flags = TRUNCATED if truncated else 0
+        header = REPLY.pack(len(body), request["number"], status, flags, wall_ns, cpu_ns)
+        self._write(header + body)
 
     def _text(self, tool: int, arguments: dict[str, object]) -> str:
         if tool == STATE:
@@ -110,10 +108,10 @@ class SessionChild:
             size -= len(part)
         return b"".join(parts)
 
-    def _write(self, body: bytes) -> None:
-        frame = memoryview(struct.pack(">I", len(body)) + body)
-        while frame:
-            frame = frame[os.write(self._descriptor, frame) :]
+    def _write(self, frame: bytes) -> None:
+        left = memoryview(frame)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
 
 
 async def _awaited(awaitable: Awaitable[object]) -> object:
@@ -127,7 +125,7 @@ def warm_up() -> None:
     only once, and its memory pages stay shared with the children.
     """
     source = b"class Warm:\n def up(self, x=1): return {'x': [x, 1.5, 'y', None]}"
-    code = compiled(source, 0, len(source) * 64)[1:]
+    _, code = compiled(source, 0, len(source) * 64)
     start = {"functions": [[0, "Warm.up"]], "sizes": [len(code)], "errors": {}}
     bodies = [json.dumps(start | {"seed": 0}).encode() + b"\n" + code]
     for number in range(_ROUNDS):
@@ -136,7 +134,7 @@ def warm_up() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for body in bodies:
-            ours.sendall(struct.pack(">I", len(body)) + body)
+            ours.sendall(REQUEST.pack(len(body)) + body)
         ours.shutdown(socket.SHUT_WR)
         SessionChild(theirs.fileno(), 1_024).serve()
     del sys.modules["tool_0"]

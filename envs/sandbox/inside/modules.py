@@ -7,10 +7,8 @@ import types
 from collections.abc import Callable, Sequence
 
 from envs.sandbox.inside.fitting import fitted
+from envs.sandbox.inside.frames import FAILED, OK
 from envs.sandbox.inside.siblings import add_finder, place_files
-
-CODE, FAILED = b"c", b"e"
-"""First byte of what `compiled` returns."""
 
 
 def error_text(error: BaseException) -> str:
@@ -23,17 +21,17 @@ def error_text(error: BaseException) -> str:
     return f"{name}: {message}" if message else name
 
 
-def compiled(source: bytes, number: int, limit_bytes: int) -> bytes:
-    """Return CODE and the marshalled code of module `number`, or FAILED and the reason."""
+def compiled(source: bytes, number: int, limit_bytes: int) -> tuple[int, bytes]:
+    """Return OK and the marshalled code of module `number`, or FAILED and the reason."""
     try:
         text = source.decode("utf-8", "surrogatepass")
         code = compile(text, f"<tool {number}>", "exec", dont_inherit=True)
-        body = CODE + marshal.dumps(code)
+        body = marshal.dumps(code)
     except BaseException as error:  # the compiler may raise almost any error
-        return FAILED + error_text(error).encode("utf-8", "replace")[: limit_bytes - 1]
+        return FAILED, error_text(error).encode("utf-8", "replace")[:limit_bytes]
     if len(body) > limit_bytes:
-        return FAILED + f"expected code of at most {limit_bytes} bytes, found {len(body)}".encode()
-    return body
+        return FAILED, f"expected code of at most {limit_bytes} bytes, found {len(body)}".encode()
+    return OK, body
 
 
 class ToolModules:

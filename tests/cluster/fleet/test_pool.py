@@ -7,7 +7,7 @@ import pytest
 from cluster.fleet.pool import RolloutPool, WorkerLost, WorkerState
 from envs.errors import DeadlineError, InfraError
 from envs.tasks import Task
-from rollout.config import EpisodeConfig
+from rollout.config import EpisodeConfig, PhaseBudget
 from rollout.episode import Lease, RolloutKind
 from rollout.weights.manifest import WeightManifest
 
@@ -102,8 +102,10 @@ async def test_an_episode_over_its_deadline_costs_the_worker(fleet: Any, task: T
     pool.resize(1)
     await pool.wait_healthy()
     fleet.gate.clear()
-    with pytest.raises(WorkerLost, match=r"overran 0\.05 s"):
-        await pool.run_episode(LEASE, task, EpisodeConfig())
+    phase = PhaseBudget(seconds=0.01)
+    config = EpisodeConfig(trial=phase, execution=phase)
+    with pytest.raises(WorkerLost, match=r"overran 0\.07 s"):
+        await pool.run_episode(LEASE, task, config)
     await pool.close()
 
 

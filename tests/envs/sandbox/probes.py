@@ -60,6 +60,10 @@ def raw(claim, number, *arguments, harmless=(errno.EPERM, errno.ENOSYS)):
     if result != -1 or code not in harmless:
         claims.append(f"{claim}: {result}, errno {code}")
     return result
+def frame(text="forged", number=1, status=0, flags=0, wall_ns=0, cpu_ns=0, size=None):
+    body = text if isinstance(text, bytes) else text.encode()
+    size = len(body) if size is None else size
+    return struct.pack(">IIBBQQ", size, number, status, flags, wall_ns, cpu_ns) + body
 def text_of(path):
     with open(path, errors="replace") as file:
         return file.read(4096)

@@ -20,7 +20,7 @@ from envs.config import IsolationConfig, IsolationLevel, ToolServerConfig
 from envs.errors import SandboxError
 from envs.sandbox.compile import CompiledTools, ToolCompiler
 from envs.sandbox.oom import OomWatch, kernel_kills
-from envs.sandbox.process import Child, ChildGone, Exit
+from envs.sandbox.process import Child, ChildGone, Exit, Reply
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 
@@ -55,12 +55,16 @@ WAYS = {
     "its socket closed": "os.close(3)",
     "its socket closed, then sleep": "os.close(3); time.sleep(9)",
     "all descriptors closed": "os.closerange(0, 64)",
-    "half a reply": "os.write(3, b'\\0\\0\\0\\x10abc'); os._exit(0)",
-    "half a reply, then sleep": "os.write(3, b'\\0\\0\\0\\x10abc'); time.sleep(9)",
+    "half a reply": "os.write(3, frame(size=9)); os._exit(0)",
+    "half a reply, then sleep": "os.write(3, frame(size=9)); time.sleep(9)",
+    "half a header": "os.write(3, frame()[:9]); os._exit(0)",
     "a reply over the limit": "os.write(3, b'\\xff' * 64)",
-    "two replies": "os.write(3, b'\\0\\0\\0\\x02{}' * 2)",
-    "a forged failure of the machine": "forged('infra_error')",
-    "a forged timeout": "forged('timeout')",
+    "two replies": "os.write(3, frame() * 2)",
+    "a reply to another call": "os.write(3, frame(number=2)); os._exit(0)",
+    "a reply in single bytes": "[os.write(3, bytes([byte])) for byte in frame('x' * 9999)]",
+    "a reply that is not text": "os.write(3, frame(b'\\xff')); os._exit(0)",
+    "a forged failure of the machine": "os.write(3, frame(status=3)); os._exit(0)",
+    "a forged timeout": "os.write(3, frame(status=2)); os._exit(0)",
     "a handler that exits": "signal.signal(2, lambda *_: os._exit(9)); signal.raise_signal(2)",
     "the interpreter ended": "ctypes.pythonapi.Py_FinalizeEx()",
     "an object freed twice": "ctypes.pythonapi.Py_DecRef(ctypes.py_object(tuple()))\nfree_none()",
@@ -81,12 +85,10 @@ def hoard():
 def free_none():
     for _ in range(2**20): ctypes.pythonapi.Py_DecRef(ctypes.py_object(None))
 
-def forged(status):
-    reply = {"number": 1, "status": status, "text": "", "truncated": False, "seconds": 0.0,
-             "cpu_seconds": 0.0}
-    body = json.dumps(reply).encode()
-    os.write(3, struct.pack(">I", len(body)) + body)
-    os._exit(0)
+def frame(text=b"[]", number=1, status=0, size=None):
+    size = len(text) if size is None else size
+    text = text if isinstance(text, bytes) else text.encode()
+    return struct.pack(">IIBBQQ", size, number, status, 0, 0, 0) + text
 
 def far_limit():
     libc.mmap.restype = ctypes.c_void_p
@@ -262,13 +264,14 @@ class Gone:
     """A child that has ended; its zygote has not reported how, because it is slow or is dead."""
 
     stopped = False
+    cpu_seen_s = 0.0
 
     def __init__(self, *, orphaned: bool) -> None:
         self.orphaned = orphaned
 
     def send(self, body: bytes) -> None: ...
 
-    async def request(self, body: bytes, limit_bytes: int = 0) -> bytes:
+    async def request(self, body: bytes, number: int, limit_bytes: int = 0) -> Reply:
         raise ChildGone
 
     async def ended(self, wait_s: float = 0.0) -> Exit | None:

@@ -226,9 +226,9 @@ class TestCompilation:
     ) -> None:
         child = await pool.acquire()
         request = json.dumps({"compile": 0, "limit": 2**22}).encode()
-        await child.request(request + b"\nx = 1", 2**22)
+        await child.request(request + b"\nx = 1", 0, 2**22)
         with pytest.raises(ChildProtocolError, match="over the size limit"):
-            await child.request(request + b"\nx = " + repr("x" * 2**21).encode())
+            await child.request(request + b"\nx = " + repr("x" * 2**21).encode(), 0)
         child.kill()
 
     async def test_failed_sandbox_is_not_remembered(self, pool: SandboxPool) -> None:
