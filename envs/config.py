@@ -104,8 +104,9 @@ class IsolationConfig(Section):
     kernel supports.
     """
     profile: SandboxProfile = "compute"
-    """`compute`: no file system at all. `files`: a scratch folder per session. `files+quota`: each
-    session's scratch folder is limited to `scratch_mib` (needs level `namespaces`).
+    """`compute`: no file system at all. `files`: a scratch folder per session, at level
+    `namespaces` a file system of its own; elsewhere a session that has too much in it is ended a
+    moment later. `files+quota` refuses to start where the kernel does not keep the limit.
     """
     imports: Literal["stdlib", "numpy"] = "stdlib"
     """What tool code may import: parts of the standard library; `numpy` allows numpy as well."""
@@ -114,8 +115,8 @@ class IsolationConfig(Section):
     be installed where the tool server runs, import without files, and start no threads.
     """
     scratch_mib: int = Field(default=16, gt=0)
-    """MiB: size limit of one session's scratch folder (`files+quota`), or of its largest file
-    (`files`).
+    """MiB: size limit of one session's scratch folder. It may hold 64 files for each MiB, and at
+    least 256.
     """
     unsafe: bool = False
     """Allow `required = "none"`: tool code then has every permission of the server's user."""

@@ -12,6 +12,7 @@ TrialrunError
 │   ├── ToolServerError             the tool server is unreachable, restarted or refused
 │   │   └── ServerFullError         it is full now; nothing was started
 │   ├── SandboxError                the sandboxed child could not be started or died
+│   │   └── SandboxFullError        it has no room for a child now; nothing was started
 │   ├── TeacherError                a teacher's endpoint refused or did not reply
 │   ├── ScoringError                a scorer or a simulated user gave no result
 │   ├── EngineError                 the inference engine failed; its worker must be replaced
@@ -104,6 +105,10 @@ class ServerFullError(ToolServerError):
 
 class SandboxError(InfraError):
     pass
+
+
+class SandboxFullError(SandboxError):
+    """No file, descriptor, process or memory is left for one more session: others must end."""
 
 
 class TeacherError(InfraError):

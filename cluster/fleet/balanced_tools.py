@@ -13,7 +13,7 @@ from cluster.fleet.server_supervisor import (
     ServerSupervisor,
 )
 from envs.config import ToolServerConfig
-from envs.errors import DeadlineError, InfraError, ToolServerError
+from envs.errors import DeadlineError, InfraError, ServerFullError, ToolServerError
 from envs.server.client import ToolClient
 from envs.server.connection import ConnectionLost
 from envs.services.wrapper import SessionWrapper
@@ -111,18 +111,22 @@ class BalancedTools:
         return min(routes[start:] + routes[:start], key=lambda r: r.sessions, default=None)
 
     async def _wait_for_another(self, tried: dict[str, ToolServerError], deadline: float) -> None:
-        """Wait for a server that was not tried; after `_TRY_AGAIN_S`, allow all of them again."""
+        """Wait for a server that was not tried; after `_TRY_AGAIN_S`, allow all of them again.
+
+        Servers that are full are no reason to give up before the deadline.
+        """
         names = self._names()
         refusals = [
             error
             for name, error in tried.items()
-            if name in names and not isinstance(error, ConnectionLost)
+            if name in names and not isinstance(error, ConnectionLost | ServerFullError)
         ]
         if refusals:
             raise refusals[0]
         left_s = deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
-            raise self._no_server()
+            full = (error for error in tried.values() if isinstance(error, ServerFullError))
+            raise next(full, self._no_server())
         try:
             async with asyncio.timeout(min(left_s, _TRY_AGAIN_S)), self._changed:
                 await self._changed.wait_for(lambda: self._names() - tried.keys())

@@ -25,8 +25,7 @@ class SessionLimits(BaseModel):
     processes: int = 1
     """Processes and threads."""
     scratch_mib: int = 0
-    """Size of one file (profile `files`) or of the complete scratch (`files+quota`); 0: no files.
-    """
+    """Size of the complete scratch; 0: no files."""
 
 
 class IsolationReport(BaseModel):

@@ -15,14 +15,14 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from envs.config import IsolationLevel, ToolServerConfig
-from envs.errors import IsolationError, SandboxError
+from envs.errors import IsolationError, SandboxError, SandboxFullError
 from envs.sandbox.confine import NOBODY, check_kernel, check_platform
 from envs.sandbox.cpu_throttle import CpuThrottle, ThrottleTiming
+from envs.sandbox.janitor import empty_folder
 from envs.sandbox.options import ZygoteOptions
 from envs.sandbox.plan import ENVIRONMENT, zygote_options
 from envs.sandbox.process import Child, Exit
 from envs.sandbox.rest import RestWatch
-from envs.sandbox.scratch import empty_folder
 
 _START_S = 30.0
 _PACKAGE_S = 60.0
@@ -56,6 +56,10 @@ class ZygoteMessage(BaseModel):
     pid: int = 0
     code: int = 0
     cpu_s: float = 0.0
+    full: bool = False
+    """Whether no child could be forked for want of room."""
+    over: bool = False
+    """Whether a child was ended because its scratch folder had too much in it."""
 
 
 class ZygoteLink:
@@ -210,7 +214,7 @@ class ZygoteLink:
         if message.kind == "exit":
             exit_ = self._exits.pop(message.pid, None)
             if exit_:
-                exit_.set_result(Exit(message.code, message.cpu_s))
+                exit_.set_result(Exit(message.code, message.cpu_s, message.over))
         elif message.kind in ("child", "failed"):
             self.pending -= 1
             self._deliver(self._child_of(message, descriptors))
@@ -236,7 +240,8 @@ class ZygoteLink:
         for descriptor in descriptors:
             os.close(descriptor)
         why = message.message or "this server is out of file descriptors"
-        return SandboxError(f"no child could be forked: {why}")
+        full = message.full or message.kind == "child"  # which came without its descriptors
+        return (SandboxFullError if full else SandboxError)(f"no child could be forked: {why}")
 
     def _connection_lost(self, why: str = "died") -> None:
         if not self.alive:

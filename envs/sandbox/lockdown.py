@@ -83,7 +83,7 @@ def _attainable(options: ZygoteOptions, root: ScratchRoot) -> Achieved:
         else:
             refusals["landlock"] = "the kernel has no Landlock"
     if options.strongest == "namespaces":
-        refusal = sandbox_confine.namespaces_refusal(root.file_systems())
+        refusal = sandbox_confine.namespaces_refusal(root.file_systems()[:1])
         if refusal:
             refusals["namespaces"] = refusal
         else:

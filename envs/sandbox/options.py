@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
+_FILES_PER_MIB, _LEAST_FILES = 64, 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZygoteOptions:
@@ -25,7 +27,7 @@ class ZygoteOptions:
     """Files open at once in a child."""
     scratch_mib: int
     slots: int
-    """Scratch folders at once (profile `files+quota`)."""
+    """Scratch folders at once, where each has a file system of its own."""
     control: int = -1
     """Descriptor of the zygote's end of the control socket."""
     server_folder: str = ""
@@ -38,6 +40,11 @@ class ZygoteOptions:
     @property
     def quota(self) -> bool:
         return self.profile == "files+quota"
+
+    @property
+    def scratch_files(self) -> int:
+        """Most files and folders in one scratch."""
+        return max(_LEAST_FILES, self.scratch_mib * _FILES_PER_MIB)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

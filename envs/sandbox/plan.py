@@ -14,7 +14,7 @@ IDLE_CHILDREN = 8
 """Forked children that wait for a session on a quiet server."""
 MOST_IDLE_CHILDREN = 64
 """Forked children that wait while many sessions are opened."""
-MOST_SLOTS = 1_024
+MOST_SLOTS = 4_096
 _HASH_SEED = 0
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 ENVIRONMENT = {

@@ -38,11 +38,12 @@ class Exit:
     """How a child ended.
 
     `code` is the exit code, or the negative number of a signal; `cpu_s` are CPU seconds as the
-    kernel counted them.
+    kernel counted them; `over` says that the sandbox ended it for too many files.
     """
 
     code: int
     cpu_s: float
+    over: bool = False
 
     @property
     def killed(self) -> bool:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel
 
-from envs.errors import IsolationError, SandboxError
+from envs.errors import IsolationError, SandboxError, SandboxFullError
 from envs.sandbox.inside.child import STATE, STATE_LIMIT_BYTES
 from envs.sandbox.isolation import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from envs.sandbox.pool import SandboxPool
@@ -173,8 +173,18 @@ class SandboxSession:
         self._restart_pause_s = min(2 * pause_s or FIRST_PAUSE_S, LONGEST_PAUSE_S)
         await asyncio.sleep(pause_s)
         if not self._lost:
-            await self.start()
+            await self._start_when_there_is_room()
         return pause_s
+
+    async def _start_when_there_is_room(self) -> None:
+        until = time.monotonic() + self._pool.config.open_wait_s
+        while True:
+            try:
+                return await self.start()
+            except SandboxFullError:
+                if self._lost or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(FIRST_PAUSE_S)
 
     async def _decoded(self, child: Child, reply: Reply, elapsed: float) -> ToolAnswer:
         try:
@@ -203,6 +213,9 @@ class SandboxSession:
             raise SandboxError("the sandbox's fork server died; open a new session")
         if self._cpu_spent >= self._pool.config.session_cpu_s:
             return self._out_of_cpu(elapsed)
+        if ended is not None and ended.over:
+            text = f"the session had too many files, or too much in them; {_RESTARTED}"
+            return _answer(AnswerStatus.TOOL_ERROR, text, elapsed)
         # Whatever else kills a process is the tool's own doing: a tool that could call its death a
         # failure of the machine would have its wrong answers taken back.
         killed = ended is not None and ended.killed and not child.stopped

@@ -185,6 +185,7 @@ ZYGOTE_FILE_RULES = (
     | ZYGOTE_RULES
     | {
         "chdir": Rule(80, 49),
+        "statfs": Rule(137, 43),
         "chmod": Rule(90, None),
         "fchmodat": Rule(268, 53),
         "landlock_create_ruleset": Rule(444, 444),

@@ -20,7 +20,7 @@ from envs.sandbox.imports import preload
 from envs.sandbox.inside.child import SessionChild, warm_up
 from envs.sandbox.lockdown import Achieved, lock_down
 from envs.sandbox.options import ZygoteOptions
-from envs.sandbox.scratch import Scratch, ScratchRoot, enter
+from envs.sandbox.scratch import AT_CAPACITY, Scratch, ScratchRoot, enter
 from envs.sandbox.syscalls import FILE_RULES, LEAF_RULES
 
 MIB = 2**20
@@ -40,6 +40,8 @@ class Zygote:
         self._leaf_filter = sandbox_confine.SyscallFilter(sandbox_confine.check_platform(), rules)
         self._children: dict[int, str] = {}
         """Scratch folder by pid."""
+        self._over: set[int] = set()
+        """Children that were ended because their scratch folders had too much in them."""
         self._scratch: Scratch | None = None
         self._achieved = Achieved("none", 0, {})
         self._wakeup, wakeup_writer = socket.socketpair()
@@ -63,7 +65,7 @@ class Zygote:
                 self._wakeup.recv(4096)
                 self._reap()
             if scratch and scratch.fileno() in ready:
-                scratch.finished()
+                self._end(scratch.finished())
             if self._control.fileno() in ready:
                 count = self._control.recv(64)
                 if not count:
@@ -85,7 +87,8 @@ class Zygote:
         except OSError as error:
             if self._scratch and folder:
                 self._scratch.give_back(folder)
-            self._send({"kind": "failed", "message": str(error)})
+            full = error.errno in AT_CAPACITY
+            self._send({"kind": "failed", "message": str(error), "full": full})
             return
         if pid == 0:
             self._become_child(child_end.fileno(), folder)
@@ -102,6 +105,13 @@ class Zygote:
                 return
             self._send({"kind": "child", "pid": pid}, server_end.fileno(), pidfd)
             os.close(pidfd)
+
+    def _end(self, folder: str) -> None:
+        """End the session that has `folder`, if one still has."""
+        for pid, used in self._children.items():
+            if folder and used == folder:
+                self._over.add(pid)
+                os.kill(pid, signal.SIGKILL)
 
     def _become_child(self, descriptor: int, folder: str) -> None:
         """Serve a session; never return, as a child must not enter the zygote's loop."""
@@ -152,7 +162,10 @@ class Zygote:
                 self._scratch.give_back(folder)
             code = os.waitstatus_to_exitcode(status)
             cpu_s = usage.ru_utime + usage.ru_stime
-            self._send({"kind": "exit", "pid": pid, "code": code, "cpu_s": cpu_s})
+            over = pid in self._over
+            self._over.discard(pid)
+            exit_ = {"kind": "exit", "pid": pid, "code": code, "cpu_s": cpu_s, "over": over}
+            self._send(exit_)
 
 
 def main(argument: str) -> None:
@@ -168,7 +181,7 @@ def main(argument: str) -> None:
         zygote = Zygote(control, options)
         root = ScratchRoot(options)
         achieved = lock_down(options, control, root)
-        scratch = Scratch(root) if options.files else None
+        scratch = Scratch(root, options) if options.files else None
     except (OSError, IsolationError, ImportError) as error:
         control.send(json.dumps({"kind": "refused", "message": str(error)}).encode())
         raise SystemExit(1) from error

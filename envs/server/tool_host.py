@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envs.config import IsolationLevel, ToolServerConfig
-from envs.errors import IsolationError, SandboxError
+from envs.errors import IsolationError, SandboxError, SandboxFullError
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.server.idle import IdleSweep
 from envs.server.session_host import SessionObserver
@@ -135,6 +135,8 @@ class ToolHost:
                 return self._refuse_open(f"{self._opening} sessions are being opened; try again")
             await session.start()
             opened = True
+        except SandboxFullError as error:
+            return self._refuse_open(f"{error}; close sessions or wait")
         except (SandboxError, IsolationError) as error:
             return OpenedSession(error=WireError(kind="sandbox", message=str(error)))
         finally:

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from envs.config import IsolationConfig, IsolationLevel, SandboxProfile, ToolServerConfig
 from envs.errors import IsolationError, SandboxError
-from envs.sandbox.scratch import empty_folder
+from envs.sandbox.janitor import empty_folder
 from envs.sandbox.session import SandboxPool, SandboxSession
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
 

@@ -141,13 +141,27 @@ async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess)
     await client.close()
 
 
-async def test_late_answer_is_a_deadline_error(served: Served) -> None:
+async def test_late_answer_is_a_deadline_error() -> None:
     hasty = CONFIG.model_copy(update={"request_timeout_s": 0.3, "call_timeout_s": 0.2})
-    client = ToolClient(served.address, hasty, TOKEN)
-    session = await client.open_session(TOOLS, 1, "trial")
-    with pytest.raises(DeadlineError, match="did not answer within"):
-        await session.call([SPIN])
-    await client.close()
+    async with serving(CONFIG.model_copy(update={"call_timeout_s": 20})) as served:
+        client = ToolClient(served.address, hasty, TOKEN)
+        session = await client.open_session(TOOLS, 1, "trial")
+        with pytest.raises(DeadlineError, match="did not answer within"):
+            await session.call([SPIN])
+        await client.close()
+
+
+async def test_calls_that_hang_and_the_waits_after_them_are_no_deadline() -> None:
+    """A policy must not be able to get its attempt back by calls that hang."""
+    hasty = CONFIG.model_copy(update={"request_timeout_s": 0.5, "call_timeout_s": 0.2})
+    async with serving(hasty) as served:
+        client = ToolClient(served.address, hasty, TOKEN)
+        session = await client.open_session(TOOLS, 1, "trial")
+        began = asyncio.get_running_loop().time()
+        answers = await session.call([SPIN] * 5)
+        assert asyncio.get_running_loop().time() - began > 5 * 0.2 + 0.5
+        assert {answer.status for answer in answers} == {AnswerStatus.TIMEOUT}
+        await client.close()
 
 
 @pytest.mark.parametrize("address", ["", "/tmp/socket", "ftp://host"])
