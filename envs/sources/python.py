@@ -11,11 +11,22 @@ from dataclasses import dataclass
 from envs.errors import DataFileError
 from envs.sources.python_annotations import Annotations, field_keywords, is_field, nullable
 from envs.sources.python_docstrings import Documentation, parse_docstring
+from envs.sources.python_limits import (
+    NotLiteral,
+    check_size,
+    check_tool,
+    check_tree,
+    literal,
+    told,
+)
 from envs.sources.python_scope import Function, Scope, name_of, type_parameters
+from envs.sources.set_limits import check_set
 from envs.tools import JsonObject, ToolSet, ToolSpec
 
 _PASSED_OVER = frozenset({"property", "cached_property", "setter", "deleter", "overload"})
 _MAX_BASES = 32
+"""Classes above one whose methods it inherits."""
+_MAX_CLASSES = 1_000
 
 Siblings = Mapping[str, ast.Module]
 """Trees of the modules that a source may import, by dotted name."""
@@ -53,6 +64,7 @@ def tool_set_of_class(
             f"class {chosen.name}, line {chosen.lineno}: expected at least one public method, "
             "found none: name tools without a leading underscore"
         )
+    check_set(source, len(public))
     specs = [
         _spec(method.node, method.annotations, bound=not _static(method.node))
         for method in public.values()
@@ -79,6 +91,7 @@ def tool_set_of_functions(source: str, siblings: Siblings | None = None) -> Tool
             "expected at least one public function at the top level, found none: name tools "
             'without a leading underscore; for the methods of a class write {"python": ...}'
         )
+    check_set(source, len(public))
     annotations = Annotations(scope)
     specs = [_spec(function, annotations, bound=False) for function in public]
     return ToolSet(
@@ -90,14 +103,17 @@ def tool_set_of_functions(source: str, siblings: Siblings | None = None) -> Tool
 
 def parsed(source: str) -> ast.Module:
     """Return the syntax tree of a source. Raises DataFileError, with the line."""
+    check_size(source)
     try:
-        return ast.parse(source)
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise DataFileError(f"line {error.lineno}: {error.msg}: expected Python source") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise DataFileError(
             f"expected Python source, found text that cannot be parsed: {error}"
         ) from (error)
+    check_tree(tree)
+    return tree
 
 
 def _chosen_class(classes: dict[str, ast.ClassDef], scope: Scope, name: str | None) -> ast.ClassDef:
@@ -108,6 +124,11 @@ def _chosen_class(classes: dict[str, ast.ClassDef], scope: Scope, name: str | No
                 f"{', '.join(classes) or 'no class'}: correct the name"
             )
         return classes[name]
+    if len(classes) > _MAX_CLASSES:
+        raise DataFileError(
+            f"expected at most {_MAX_CLASSES} classes to choose from, found {len(classes)}: choose "
+            "one by name"
+        )
     with_tools = [
         node
         for node in classes.values()
@@ -122,21 +143,27 @@ def _chosen_class(classes: dict[str, ast.ClassDef], scope: Scope, name: str | No
     return with_tools[0]
 
 
-def _methods(
-    node: ast.ClassDef, annotations: Annotations, left: int = _MAX_BASES
-) -> dict[str, _Method]:
+def _methods(node: ast.ClassDef, annotations: Annotations) -> dict[str, _Method]:
     """Return the methods of a class by name: its own first, then those of bases that are known.
 
-    `left` bounds the depth, so that a cycle of bases ends.
+    Each class counts once, however many ways lead to it; so circles end too.
     """
-    methods = {
-        item.name: _Method(item, annotations) for item in node.body if isinstance(item, Function)
-    }
-    for base, scope, given in annotations.scope.bases(node) if left else ():
-        names = type_parameters(base)
-        bound = {name: (each, annotations) for name, each in zip(names, given, strict=False)}
-        inherited = _methods(base, Annotations(scope, bound), left - 1)
-        methods |= {name: method for name, method in inherited.items() if name not in methods}
+    methods: dict[str, _Method] = {}
+    pending, seen = [(node, annotations)], set[int]()
+    while pending and len(seen) <= _MAX_BASES:
+        each, where = pending.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        for item in each.body:
+            if isinstance(item, Function) and item.name not in methods:
+                methods[item.name] = _Method(item, where)
+        above = []
+        for base, scope, given in where.scope.bases(each)[:_MAX_BASES]:
+            pairs = zip(type_parameters(base), given, strict=False)
+            bound = {name: (argument, where) for name, argument in pairs}
+            above.append((base, Annotations(scope, bound, budget=where.budget)))
+        pending += reversed(above)
     return methods
 
 
@@ -193,22 +220,20 @@ def _spec(function: Function, annotations: Annotations, *, bound: bool) -> ToolS
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
     names = [argument.arg for argument, _ in pairs]
-    documentation = parse_docstring(ast.get_docstring(function) or "", names)
+    documentation = parse_docstring(told(ast.get_docstring(function) or ""), names)
     properties: JsonObject = {}
     for argument, default in pairs:
         if default is None or not _is_callable(argument):
             properties[argument.arg] = _property(argument, default, annotations, documentation)
     rest = arguments.kwarg
-    return ToolSpec(
-        name=function.name,
-        description=documentation.summary,
-        parameters={
-            "type": "object",
-            "properties": properties,
-            "required": [a.arg for a, default in pairs if default is None or is_field(default)],
-            "additionalProperties": (annotations.schema(rest) or True) if rest else False,
-        },
-    )
+    parameters: JsonObject = {
+        "type": "object",
+        "properties": properties,
+        "required": [a.arg for a, default in pairs if default is None or is_field(default)],
+        "additionalProperties": (annotations.schema(rest) or True) if rest else False,
+    }
+    check_tool(where, documentation.summary, parameters)
+    return ToolSpec(name=function.name, description=documentation.summary, parameters=parameters)
 
 
 def _property(
@@ -226,12 +251,10 @@ def _property(
         return schema | field_keywords(default, schema)
     if default is not None:
         try:
-            value = ast.literal_eval(default)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            return schema  # this default is known only by running the source
-        if isinstance(value, str | int | float | bool | list | dict) and not isinstance(
-            value, complex
-        ):
+            value = literal(default)
+        except NotLiteral:
+            return schema
+        if value is not None and not isinstance(default, ast.Tuple):
             schema["default"] = value
     return schema
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from envs.errors import DataFileError
 from envs.sources.python_classes import Structure, enum_values, structure_of
+from envs.sources.python_limits import Budget, NotLiteral, literal, shown, told
 from envs.sources.python_scope import Scope, name_of
 from envs.tools import JsonObject
 
@@ -61,6 +62,7 @@ class Annotations:
     bound: Mapping[str, "tuple[ast.expr, Annotations]"] = field(default_factory=dict)
     inside: frozenset[str] = frozenset()
     """Classes that are being read, one of which may contain itself."""
+    budget: Budget = field(default_factory=Budget)
 
     def schema(self, argument: ast.arg) -> JsonObject:
         """Return the schema of an argument; without an annotation, any value is allowed.
@@ -78,17 +80,18 @@ class Annotations:
             ) from None
 
     def of(self, node: ast.expr, depth: int) -> JsonObject:
-        """Return the schema of an annotation. Raises UnknownAnnotation."""
+        """Return the schema of an annotation. Raises UnknownAnnotation, DataFileError."""
+        self.budget.spend()
         if depth == 0:
-            raise UnknownAnnotation(ast.unparse(node))
+            raise UnknownAnnotation(shown(node))
         match node:
             case ast.Constant(value=None):
                 return {"type": "null"}
             case ast.Constant(value=str(text)):
                 try:
                     return self.of(ast.parse(text, mode="eval").body, depth - 1)
-                except SyntaxError:
-                    raise UnknownAnnotation(text) from None
+                except (SyntaxError, ValueError, RecursionError, MemoryError):
+                    raise UnknownAnnotation(told(text[:200])) from None
             case ast.Name(id=name) | ast.Attribute(attr=name):
                 return self._named(name, node, depth)
             case ast.BinOp(op=ast.BitOr(), left=left, right=right):
@@ -97,7 +100,7 @@ class Annotations:
                 items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
                 return self._generic(name, items, node, depth)
             case _:
-                raise UnknownAnnotation(ast.unparse(node))
+                raise UnknownAnnotation(shown(node))
 
     def _named(self, name: str, node: ast.expr, depth: int) -> JsonObject:
         if isinstance(node, ast.Name) and name in self.bound:
@@ -114,7 +117,7 @@ class Annotations:
             return {"type": "object"}
         if name in _ANYTHING:
             return {}
-        raise UnknownAnnotation(ast.unparse(node))
+        raise UnknownAnnotation(shown(node))
 
     def _known(
         self, what: "ast.ClassDef | ast.expr", scope: Scope, node: ast.expr, depth: int
@@ -133,11 +136,12 @@ class Annotations:
 
     def of_class(self, node: ast.ClassDef, named: ast.expr, depth: int) -> JsonObject:
         """Return the schema of a class. Raises UnknownAnnotation if JSON cannot carry one."""
+        self.budget.spend(len(node.body))
         if (values := enum_values(node, self.scope)) is not None:
             return literal_schema(values)
         structure = structure_of(node, self.scope)
         if structure is None:
-            raise UnknownAnnotation(ast.unparse(named))
+            raise UnknownAnnotation(shown(named))
         if node.name in self.inside:
             return {"type": "object"}
         return self._object(structure, replace(self, inside=self.inside | {node.name}), depth)
@@ -178,9 +182,9 @@ class Annotations:
             return self._tuple(items, depth)
         if name in _DICTS and len(items) == 2:
             if self.of(items[0], depth - 1).get("type") not in _KEYS:
-                raise UnknownAnnotation(ast.unparse(node))
+                raise UnknownAnnotation(shown(node))
             return {"type": "object", "additionalProperties": self.of(items[1], depth - 1)}
-        raise UnknownAnnotation(ast.unparse(node))
+        raise UnknownAnnotation(shown(node))
 
     def _tuple(self, items: list[ast.expr], depth: int) -> JsonObject:
         match items:
@@ -197,11 +201,11 @@ class Annotations:
     def _option(self, item: ast.expr, node: ast.expr) -> JsonValue:
         """Return an option of a Literal: a constant, or the value of a member of an Enum."""
         try:
-            value = ast.literal_eval(item)
-        except ValueError:
+            value: object = literal(item)
+        except NotLiteral:
             value = self._member(item)
         if not isinstance(value, str | int | float | bool | None):
-            raise UnknownAnnotation(ast.unparse(node))
+            raise UnknownAnnotation(shown(node))
         return value
 
     def _member(self, item: ast.expr) -> object:
@@ -274,10 +278,10 @@ _OF_LENGTH = {"min_length": ("minLength", "minItems"), "max_length": ("maxLength
 def _metadata(extra: ast.expr, schema: JsonObject) -> JsonObject:
     """Return what a part of `Annotated` says: a description, or the keywords of a `Field`."""
     if isinstance(extra, ast.Constant) and isinstance(extra.value, str):
-        return {"description": extra.value}
+        return {"description": told(extra.value)}
     if isinstance(extra, ast.Call) and name_of(extra) == "Doc" and extra.args:
         text = extra.args[0]
-        return {"description": str(text.value)} if isinstance(text, ast.Constant) else {}
+        return {"description": told(str(text.value))} if isinstance(text, ast.Constant) else {}
     return field_keywords(extra, schema)
 
 
@@ -291,8 +295,8 @@ def field_keywords(value: ast.expr, schema: JsonObject) -> JsonObject:
     found: JsonObject = {}
     for keyword in value.keywords if is_field(value) else ():
         try:
-            given = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            given = literal(keyword.value)
+        except NotLiteral:
             continue
         of_text, of_list = _OF_LENGTH.get(keyword.arg or "", ("", ""))
         key = of_list if schema.get("type") == "array" else of_text

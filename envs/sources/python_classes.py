@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from envs.sources.python_limits import NotLiteral, literal
 from envs.sources.python_scope import Scope, name_of
 
 _ENUMS = frozenset({"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"})
@@ -63,12 +64,10 @@ def enum_values(
 
 def _constant(node: ast.expr) -> object:
     try:
-        value = ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
+        value = literal(node)
+    except NotLiteral:
         return _UNKNOWN
-    if isinstance(value, tuple):
-        value = list(value)
-    return value if isinstance(value, str | int | float | bool | list | None) else _UNKNOWN
+    return _UNKNOWN if isinstance(value, dict) else value
 
 
 def structure_of(node: ast.ClassDef, scope: Scope) -> Structure | None:
@@ -114,4 +113,4 @@ def _lineage(node: ast.ClassDef, scope: Scope) -> Iterator[tuple[ast.ClassDef, S
         each, where = pending.pop(0)
         seen += 1
         yield each, where
-        pending += [(base, place) for base, place, _ in where.bases(each)]
+        pending += [(base, place) for base, place, _ in where.bases(each)[:_MAX_BASES]]

@@ -27,6 +27,9 @@ _UNINDENTED = re.compile(
 _FAULTS = (ParseError, ValueError, IndexError, KeyError, AttributeError, TypeError)
 """What the library raises for docstrings that only look like its styles."""
 _HEADING = re.compile(r"(?m)^([A-Z][A-Za-z ]{1,40}):[ \t]*\n(?=[ \t]+\S)")
+_MOST_CHARACTERS = 16_384
+"""A longer docstring is plain text: for twice as much the library needs more than twice as long."""
+_MOST_HEADINGS = 16
 _WORDS = re.compile(r"\w{3,}")
 _STYLE_WORDS = """
 args arguments attribute attributes default except exception exceptions example examples keyword
@@ -53,7 +56,7 @@ def parse_docstring(text: str, names: Collection[str] | None = None) -> Document
 
     `names` are the function's arguments; None takes whatever the docstring describes.
     """
-    found = _best(text)
+    found = _best(text) if len(text) <= _MOST_CHARACTERS else None
     if found is None:
         return Documentation(_running(text))
     arguments: dict[str, str] = {}
@@ -100,6 +103,7 @@ def _google(text: str) -> Docstring:
     ]
     titles = {section.title for section in known}
     own = [title for title in dict.fromkeys(_HEADING.findall(indented)) if title not in titles]
+    del own[_MOST_HEADINGS:]
     others = [google.Section(title, title, kinds.SINGULAR) for title in own]
     return google.GoogleParser([*known, *others]).parse(indented)
 

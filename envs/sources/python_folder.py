@@ -13,10 +13,13 @@ from pathlib import Path
 
 from envs.errors import DataFileError, MissingError
 from envs.sources.python import parsed
+from envs.sources.python_limits import SOURCE_BYTES
 from envs.tools import ToolSet
 
 MAX_BYTES = 16 * 2**20
 """Most bytes of files beside the tools of one task."""
+_MODULES = 500
+"""Most modules that one source may bring with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +69,11 @@ def read_folder(path: Path, hidden: Hidden = NOTHING, named: Sequence[str] = ())
     reader = _Reader(root, refused)
     skipped = refused | {each.resolve() for each in hidden.skipped}
     name = _module_name(path.stem)
-    text = reader.add(name, path)
+    text = reader.read(name, path)
     files = {
         place: base64.b64encode(reader.content(place)).decode()
         for place in (*reader.named_files(), *_listed(root, named, skipped))
     }
-    if 3 * sum(map(len, files.values())) > 4 * MAX_BYTES:
-        raise DataFileError(f"{path}: expected files of at most {MAX_BYTES} bytes beside it")
     return Folder(name, text, reader.modules, reader.trees, files)
 
 
@@ -88,11 +89,25 @@ class _Reader:
     def __init__(self, root: Path, hidden: Collection[Path]) -> None:
         self._root = root
         self._hidden = hidden
+        self._bytes = 0
+        self._found: list[tuple[str, Path]] = []
+        """Modules that are not read yet."""
         self.modules: dict[str, str] = {}
         self.trees: dict[str, ast.Module] = {}
 
-    def add(self, name: str, path: Path) -> str:
+    def read(self, name: str, path: Path) -> str:
         """Add a module and all that it imports; return its source."""
+        self._found.append((name, path))
+        while self._found:
+            self._add(*self._found.pop())
+            if len(self.modules) > _MODULES:
+                raise DataFileError(f"{path}: expected at most {_MODULES} modules that it imports")
+        return self.modules[name]
+
+    def _add(self, name: str, path: Path) -> None:
+        """Add a module, and note what it imports."""
+        if name in self.modules:
+            return
         self._check(path)
         text = read_text(path)
         try:
@@ -103,7 +118,6 @@ class _Reader:
         is_package = path.name == "__init__.py"
         for imported in _imports(tree, name if is_package else name.rpartition(".")[0]):
             self._add_import(imported)
-        return text
 
     def _add_import(self, name: str) -> None:
         """Add a module that is in the folder, and the packages that it is in."""
@@ -115,9 +129,9 @@ class _Reader:
             if inner in self.modules:
                 continue
             if place.with_suffix(".py").is_file():
-                self.add(inner, place.with_suffix(".py"))
+                self._found.append((inner, place.with_suffix(".py")))
             elif (place / "__init__.py").is_file():
-                self.add(inner, place / "__init__.py")
+                self._found.append((inner, place / "__init__.py"))
             elif place.is_dir() and any(place.glob("*.py")):
                 self.modules[inner], self.trees[inner] = "", ast.parse("")
             else:
@@ -137,9 +151,17 @@ class _Reader:
                 yield Path(text).as_posix()
 
     def content(self, place: str) -> bytes:
-        """Return the bytes of a file beside the source. Raises DataFileError if it is hidden."""
+        """Return the bytes of a file beside the source.
+
+        Raises DataFileError if it is hidden, or all files together are too long.
+        """
         path = self._root / place
         self._check(path)
+        self._bytes += path.stat().st_size
+        if self._bytes > MAX_BYTES:  # before it is read
+            raise DataFileError(
+                f"{self._root}: expected files of at most {MAX_BYTES} bytes beside the tools"
+            )
         return path.read_bytes()
 
     def _check(self, path: Path) -> None:
@@ -153,6 +175,11 @@ class _Reader:
 def read_text(path: Path) -> str:
     """Return the text of a source. Raises MissingError, DataFileError."""
     try:
+        if (size := path.stat().st_size) > SOURCE_BYTES:
+            raise DataFileError(
+                f"{path}: expected Python source of at most {SOURCE_BYTES} bytes, found {size}: "
+                "put data into files beside it"
+            )
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MissingError(f"expected a file at {path}: {error.strerror}") from error

@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 _MAX_HOPS = 16
@@ -16,6 +16,8 @@ class Scope:
 
     tree: ast.Module
     siblings: Mapping[str, ast.Module]
+    read: "dict[str, Scope]" = field(default_factory=dict, compare=False, repr=False)
+    """Scopes of siblings that were met before; each knows its names only once it has read all."""
 
     @cached_property
     def _imported(self) -> dict[str, tuple[str, str]]:
@@ -67,7 +69,9 @@ class Scope:
     ) -> "tuple[ast.ClassDef | ast.expr, Scope] | None":
         if module not in self.siblings or not name or not left:
             return None
-        return Scope(self.siblings[module], self.siblings).find(ast.Name(id=name), left - 1)
+        if module not in self.read:
+            self.read[module] = Scope(self.siblings[module], self.siblings, self.read)
+        return self.read[module].find(ast.Name(id=name), left - 1)
 
     def bases(self, node: ast.ClassDef) -> "list[tuple[ast.ClassDef, Scope, Sequence[ast.expr]]]":
         """Return the base classes whose source is known, with their type arguments."""
@@ -84,9 +88,9 @@ class Scope:
 
 def name_of(node: ast.expr) -> str:
     """Return the last part of a name, `dataclass` for `dataclasses.dataclass(frozen=True)`."""
+    while isinstance(node, ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
     match node:
-        case ast.Call(func=inner) | ast.Subscript(value=inner):
-            return name_of(inner)
         case ast.Attribute(attr=name) | ast.Name(id=name):
             return name
         case _:

@@ -5,6 +5,7 @@ inside the document, and circles end.
 """
 
 import json
+from functools import cached_property
 from urllib.parse import unquote
 
 import yaml
@@ -14,6 +15,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from envs.errors import DataFileError
+from envs.sources.openapi.document_limits import check_text, check_values
 from envs.sources.openapi.yaml_core import load_yaml
 from envs.tools import JsonObject
 
@@ -71,6 +73,15 @@ class OpenApiDocument:
             self._targets[reference] = self._found(reference)
         return self._targets[reference]
 
+    @cached_property
+    def general_servers(self) -> list[JsonValue]:
+        """The servers that the user's base URL replaces: those of the document as a whole, or the
+        first ones of a path where the document names its servers path by path.
+        """
+        owners = [self._root, *self.section("paths").values()]
+        named = (owner.get("servers") for owner in owners if isinstance(owner, dict))
+        return next((servers for servers in named if isinstance(servers, list) and servers), [])
+
     def section(self, *keys: str) -> JsonObject:
         """Return the object at `keys` below the root; an empty one if there is none."""
         node: JsonValue = self._root
@@ -95,7 +106,9 @@ class OpenApiDocument:
 
 def parse_document(text: str) -> OpenApiDocument:
     """Parse JSON or YAML text. Raises DataFileError, with the line where it is known."""
+    check_text(text)
     root = _loaded(text.removeprefix("\ufeff"))
+    check_values(root)
     if not isinstance(root, dict):
         raise DataFileError("expected an OpenAPI document, found no object at the top level")
     version = root.get("openapi")

@@ -3,6 +3,7 @@
 An operation that cannot be served is left out by name, with the reason; the others are served.
 """
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -27,6 +28,11 @@ _REQUEST_PARTS = 6_000
 """At most: the schema of one tool is then some 100,000 characters long."""
 _ANSWER_PARTS = 6_000
 _MAX_NAME = 64
+_MAX_DESCRIPTION = 2**17
+"""Characters of the description of one operation."""
+_MAX_OPERATIONS = 4_000
+_MAX_ALL = 2**26
+"""Characters of all operations of a document together, as tools and as requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +83,30 @@ def operations_of(
     """
     found, broken = _all_of(document)
     keys = list(found) if chosen is None else [_key(found, broken, name) for name in chosen]
+    if len(keys) > _MAX_OPERATIONS:
+        raise DataFileError(
+            f"expected at most {_MAX_OPERATIONS} operations, found {len(keys)}: choose some with "
+            "`operations`"
+        )
     names = _names([found[key] for key in keys])
     served: list[ApiOperation] = []
     left_out: list[LeftOut] = []
-    for name, key in zip(names, keys, strict=True):
+    left = _MAX_ALL
+    for number, (name, key) in enumerate(zip(names, keys, strict=True)):
         try:
-            served.append(_operation(document, name, found[key], security, simulated=simulated))
+            operation = _operation(document, name, found[key], security, simulated=simulated)
+            left -= _length(operation)
+            if left < 0:
+                raise DataFileError(
+                    f"expected at most {_MAX_ALL} characters in all operations together, found "
+                    "more: choose some with `operations`"
+                )
+            served.append(operation)
         except DataFileError as error:
+            if left < 0 and chosen is None:  # the others would only take time
+                others = zip(names[number:], keys[number:], strict=True)
+                left_out += [LeftOut(name=one, why=f"{at}: {error}") for one, at in others]
+                break
             left_out.append(LeftOut(name=name, why=f"{key}: {error}"))
     if chosen is not None and left_out:
         raise DataFileError(
@@ -95,6 +118,17 @@ def operations_of(
         reasons = "; ".join(f"{one.name}: {one.why}" for one in left_out[:3])
         raise DataFileError(f"expected an operation that can be served, found none: {reasons}")
     return Operations(tuple(served), tuple(left_out))
+
+
+def _length(operation: ApiOperation) -> int:
+    """Return the length of an operation in characters.
+
+    Raises DataFileError if its description is too long.
+    """
+    if len(operation.spec.description) > _MAX_DESCRIPTION:
+        raise DataFileError(f"expected a description of at most {_MAX_DESCRIPTION} characters")
+    length = len(json.dumps(operation.spec.parameters, ensure_ascii=False))
+    return length + len(operation.spec.description) + len(operation.request.model_dump_json())
 
 
 def find_operation(operations: Sequence[ApiOperation], name: str) -> ApiOperation | None:
@@ -229,7 +263,7 @@ def _own_server(document: OpenApiDocument, item: JsonObject, operation: JsonObje
     server = servers[0] if isinstance(servers, list) and servers else None
     if not isinstance(server, dict) or not isinstance(server.get("url"), str):
         return ""
-    if server in _general_servers(document):
+    if server in document.general_servers:
         return ""
     variables = server.get("variables")
     known = variables if isinstance(variables, dict) else {}
@@ -241,15 +275,6 @@ def _own_server(document: OpenApiDocument, item: JsonObject, operation: JsonObje
         return str(variable["default"])
 
     return re.sub(r"{([^{}]*)}", default, str(server["url"]))
-
-
-def _general_servers(document: OpenApiDocument) -> list[JsonValue]:
-    """Return the servers that the user's base URL replaces: those of the document as a whole, or
-    the first ones of a path where the document names its servers path by path.
-    """
-    owners = [document.root, *document.section("paths").values()]
-    named = (owner.get("servers") for owner in owners if isinstance(owner, dict))
-    return next((servers for servers in named if isinstance(servers, list) and servers), [])
 
 
 def _description(operation: JsonObject, item: JsonObject) -> str:
@@ -275,13 +300,15 @@ def _cleaned(name: str) -> str:
 
 def _names(found: Sequence[_Found]) -> list[str]:
     """Return a distinct name per operation."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     seen: Counter[str] = Counter()
     for entry in found:
         wanted = str(entry.operation.get("operationId") or f"{entry.method}{entry.path}")
         name = _cleaned(wanted) or "operation"
         seen[name] += 1
-        while seen[name] > 1 and f"{name}_{seen[name]}" in names:
+        given = name if seen[name] == 1 and name not in names else f"{name}_{seen[name]}"
+        while given in names:
             seen[name] += 1
-        names.append(name if seen[name] == 1 and name not in names else f"{name}_{seen[name]}")
-    return names
+            given = f"{name}_{seen[name]}"
+        names[given] = None
+    return list(names)

@@ -29,6 +29,8 @@ _NUMBERS = frozenset(
 )
 _TEXTS = frozenset({"description", "format", "pattern", "contentEncoding", "contentMediaType"})
 _MAX_CHAIN = 24
+_CHARACTERS_A_PART = 64
+"""A long text counts as so many parts as a schema of that length would."""
 """Schemas that may be merged into one (`allOf`, and references with words beside them)."""
 _VALUE_DEPTH = 12
 _EXAMPLE_LENGTH = 120
@@ -78,8 +80,12 @@ class SchemaReader:
             return [self.value(item, items, depth - 1) for item in shown]
         if isinstance(value, dict):
             pairs = value.items() if depth > 0 else ()
+            self._spend(sum(len(key) for key, _ in pairs) // _CHARACTERS_A_PART)
             return {key: self.value(item, items, depth - 1) for key, item in pairs}
-        if value is None or isinstance(value, bool | str):
+        if isinstance(value, str):
+            self._spend(len(value) // _CHARACTERS_A_PART)
+            return value
+        if value is None or isinstance(value, bool):
             return value
         return int(value) if isinstance(value, int) else float(value)
 

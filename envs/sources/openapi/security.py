@@ -6,6 +6,7 @@ alternative is taken for which the user has every credential.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import JsonValue
 
@@ -78,11 +79,12 @@ class Security:
         given = operation.get("security", self._document.root.get("security"))
         if isinstance(given, list):
             return [entry for entry in given if isinstance(entry, dict)]
-        if self._says_nothing():
+        if self._says_nothing:
             schemes: list[JsonObject] = [{name: []} for name in self._schemes]
             return [*schemes, {}] if schemes else [{"": []}, {}]
         return []
 
+    @cached_property
     def _says_nothing(self) -> bool:
         for item in self._document.section("paths").values():
             parts = item.values() if isinstance(item, dict) else ()

@@ -17,6 +17,7 @@ from envs.sources.openapi.options import RealApi
 from envs.sources.openapi.security import Security
 from envs.sources.openapi.simulation.fixtures import read_fixtures
 from envs.sources.openapi.simulation.source import simulation_source
+from envs.sources.set_limits import check_set
 from envs.tools import LeftOut, ToolSet
 
 _PORTS = {"http": 80, "https": 443}
@@ -40,6 +41,7 @@ def simulated_tool_set(
     found = operations_of(parsed, operations, Security(parsed, None), simulated=True)
     state = read_fixtures(fixtures, found.served) if fixtures else {}
     source, functions = simulation_source(found.served, state, seed)
+    check_set(source, len(functions))
     return ToolSet(
         tools=tuple(operation.spec for operation in found.served),
         sources=(source,) * len(functions),

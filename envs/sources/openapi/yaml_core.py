@@ -19,6 +19,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _KEPT = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 _TAG = "tag:yaml.org,2002:"
 _MOST_DIGITS = 400
+_MOST_DEEP = 200
 
 
 class _WrittenInt(int):
@@ -51,6 +52,16 @@ class _CoreLoader(_Base):
             self._key(key): self.construct_object(value, deep=deep) for key, value in node.value
         }
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Take over what merge keys name; each key once, or merges of merges would double it."""
+        super().flatten_mapping(node)
+        last = {
+            key.value if isinstance(key, yaml.ScalarNode) else id(key): (key, value)
+            for key, value in node.value
+        }
+        if len(last) < len(node.value):
+            node.value = list(last.values())
+
     def _key(self, node: yaml.Node) -> str:
         if isinstance(node, yaml.ScalarNode):
             return node.value
@@ -61,7 +72,25 @@ class _CoreLoader(_Base):
 
 def load_yaml(text: str) -> Any:
     """Return the only document in `text`. Raises yaml.YAMLError, ValueError, RecursionError."""
+    _check_depth(text)
     return yaml.load(text, _CoreLoader)
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError for values that are nested too deep.
+
+    The library's composer written in C calls itself for each level, without a limit: it would end
+    the process. Its parser does not.
+    """
+    depth = 0
+    for event in yaml.parse(text, _Base):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MOST_DEEP:
+                line = event.start_mark.line + 1
+                raise ValueError(f"line {line}: found values nested more than {_MOST_DEEP} deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _null(loader: _CoreLoader, node: yaml.ScalarNode) -> None:
