@@ -84,14 +84,17 @@ def _beside(tool_set: ToolSet, numbers: Mapping[str, int]) -> dict[str, object]:
 class ToolCompiler:
     """Compiles each tool set once, and caches the code of the most recently used ones.
 
-    `acquire` returns fresh children; compiling one source may take `timeout_s` seconds. A child
-    that compiled a small tool set without errors has run none of its code, so it may become the
-    first session of that tool set. This saves a fork.
+    `acquire` returns fresh children; compiling one source may take `timeout_s` seconds, and all of
+    a tool set `cpu_s` CPU seconds. A child that compiled a small tool set without errors has run
+    none of its code, so it may become the first session of that tool set. This saves a fork.
     """
 
-    def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
+    def __init__(
+        self, acquire: Callable[[], Awaitable[Child]], timeout_s: float, cpu_s: float
+    ) -> None:
         self._acquire = acquire
         self._timeout_s = timeout_s
+        self._cpu_s = cpu_s
         self._cached: OrderedDict[str, CompiledTools] = OrderedDict()
         self._bytes = 0
         self._running: dict[str, asyncio.Task[CompiledTools]] = {}
@@ -140,7 +143,7 @@ class ToolCompiler:
 
     async def _compile(self, tool_set: ToolSet) -> CompiledTools:
         numbers = module_numbers(tool_set)
-        run = _Run(self._acquire, self._timeout_s)
+        run = _Run(self._acquire, self._timeout_s, self._cpu_s)
         try:
             for number, source in enumerate(numbers):
                 await run.add(number, source)
@@ -156,9 +159,12 @@ class ToolCompiler:
 class _Run:
     """The compilation of one tool set; a child that crashes or times out is replaced."""
 
-    def __init__(self, acquire: Callable[[], Awaitable[Child]], timeout_s: float) -> None:
+    def __init__(
+        self, acquire: Callable[[], Awaitable[Child]], timeout_s: float, cpu_s: float
+    ) -> None:
         self._acquire = acquire
         self._timeout_s = timeout_s
+        self._cpu_s = self._cpu_left_s = cpu_s
         self._child: Child | None = None
         self._crashes = 0
         self._left = _CODE_LIMIT_BYTES
@@ -185,6 +191,8 @@ class _Run:
             error = f"expected a source of at most {SOURCE_LIMIT_BYTES} bytes, found {len(text)}"
         elif self._crashes >= _CRASHES:
             error = f"not compiled: {_CRASHES} other sources of its tool set crashed the compiler"
+        elif self._cpu_left_s <= 0:
+            error = f"not compiled: its tool set used up {self._cpu_s:g} CPU seconds"
         else:
             code, error = await self._ask(number, text)
         self.codes.append(code)
@@ -194,6 +202,14 @@ class _Run:
 
     async def _ask(self, number: int, text: bytes) -> tuple[bytes, str]:
         child = self._child = self._child or await self._acquire()
+        before_s = child.cpu_seen_s
+        try:
+            return await self._asked(child, number, text)
+        finally:
+            child.cpu_s()
+            self._cpu_left_s -= child.cpu_seen_s - before_s
+
+    async def _asked(self, child: Child, number: int, text: bytes) -> tuple[bytes, str]:
         line = json.dumps({"compile": number, "limit": self._left})
         try:
             async with asyncio.timeout(self._timeout_s):

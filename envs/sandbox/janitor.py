@@ -18,6 +18,7 @@ from envs.sandbox.confine import ONLY_DESCRIPTOR, close_all_but
 OVER = "over:"
 """Start of the message that names a folder with too much in it; others name one that is clean."""
 _LOOK_S = 0.2
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _BLOCK = 512
 """Bytes of `st_blocks`; see stat(2)."""
 
@@ -83,25 +84,48 @@ class Janitor:
 def is_over(path: str, most_files: int, most_bytes: int) -> bool:
     """Return whether more than that is below `path`, which may change meanwhile.
 
-    What cannot be counted, because its path is too long, is too much.
+    Holds a descriptor for each level, because paths may be too long; what is too deep for that is
+    too much. A folder that may not be opened is empty: its session cannot open it either.
     """
-    todo, files, size = [path], 0, 0
-    while todo:
-        try:
-            with os.scandir(todo.pop()) as entries:
+    files = size = 0
+    levels: list[tuple[int, list[str]]] = []
+    try:
+        levels.append((os.open(path, _FOLDER), [""]))
+        while levels:
+            above, names = levels[-1]
+            if not names:
+                os.close(levels.pop()[0])
+                continue
+            name = names.pop()
+            try:
+                folder = os.open(name or ".", _FOLDER, dir_fd=above)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue
+            levels.append((folder, []))
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     files += 1
                     if entry.is_dir(follow_symlinks=False):
-                        todo.append(entry.path)
+                        levels[-1][1].append(entry.name)
                     else:
-                        size += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
+                        size += _bytes_of(entry)
                     if files > most_files or size > most_bytes:
                         return True
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # it went while we looked
-        except OSError:
-            return True
-    return False
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # the session has ended
+    except OSError:
+        return True
+    finally:
+        for folder, _ in levels:
+            os.close(folder)
+
+
+def _bytes_of(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * _BLOCK
+    except FileNotFoundError:
+        return 0
 
 
 def empty_folder(path: str) -> None:

@@ -56,7 +56,7 @@ class SandboxPool:
         self._idle: deque[Child] = deque()
         self._waiting: deque[asyncio.Future[Child]] = deque()
         self._children: weakref.WeakSet[Child] = weakref.WeakSet()
-        self._compiler = ToolCompiler(self.acquire, config.call_timeout_s)
+        self._compiler = ToolCompiler(self.acquire, config.call_timeout_s, config.session_cpu_s)
         self._wanted = IDLE_CHILDREN
         self._hits = 0
         self._starting = asyncio.Lock()

@@ -1,6 +1,8 @@
 """Hostile tools as data: attacks on other sessions and on the scratch; and all probes together."""
 
 from tests.envs.sandbox.probes import FILES, Probe
+from tests.envs.sandbox.probes_frames import FRAMES, OWN_PROCESS
+from tests.envs.sandbox.probes_gates import GATES, OWN_FILES
 from tests.envs.sandbox.probes_inside import RESOURCES, RUNNER
 from tests.envs.sandbox.probes_kernel import ON_THE_MACHINE
 
@@ -140,6 +142,7 @@ SCRATCH = [
         except OSError:
             pass
         if written > SCRATCH_BYTES:
+            time.sleep(0.7)  # who has too much is ended meanwhile
             claims.append(f'{written >> 20} MiB in a scratch of {SCRATCH_BYTES >> 20}')
         """,
         FILES,
@@ -149,7 +152,7 @@ SCRATCH = [
         "files without number",
         "limits",
         "made = 0\ntry:\n    for made in range(1000):\n        open(f'empty-{made}', 'w').close()\n"
-        "    claims.append(f'{made + 1} files')\nexcept OSError:\n    pass",
+        "    time.sleep(0.7)\n    claims.append(f'{made + 1} files')\nexcept OSError:\n    pass",
         FILES,
         minor=True,
     ),
@@ -198,5 +201,8 @@ SCRATCH = [
     ),
 ]
 
-PROBES = [*ON_THE_MACHINE, *RESOURCES, *RUNNER, *SESSIONS, *SCRATCH]
+PROBES = [
+    *(*ON_THE_MACHINE, *GATES, *RESOURCES, *OWN_PROCESS),
+    *(*RUNNER, *FRAMES, *SESSIONS, *SCRATCH, *OWN_FILES),
+]
 """Every probe; names are unique."""

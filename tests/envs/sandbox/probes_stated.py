@@ -6,7 +6,7 @@ The tests fail for a weakness that is not listed here, and for a listed one that
 from envs.config import IsolationLevel, SandboxProfile
 
 _STAT = "`stat` tells whether a path outside exists; its content cannot be read"
-_LATER = "sessions share one disk; who has too much in its scratch is ended a moment later"
+_GONE = "sessions share one disk; files that are open and have no name are not counted"
 
 WEAKNESSES: dict[tuple[IsolationLevel, SandboxProfile], dict[str, str]] = {
     ("namespaces", "compute"): {},
@@ -15,8 +15,7 @@ WEAKNESSES: dict[tuple[IsolationLevel, SandboxProfile], dict[str, str]] = {
     ("namespaces", "files"): {},
     ("landlock", "files"): {
         "existence by stat": _STAT,
-        "full disk": _LATER,
-        "files without number": _LATER,
+        "a file that is gone and full": _GONE,
     },
     ("namespaces", "files+quota"): {},
 }

@@ -306,7 +306,7 @@ async def test_a_death_that_is_not_reported_is_the_machines_only_if_the_zygote_d
         pool: Any = Outfit(orphaned=orphaned)
         statuses.append((await (await opened(pool)).call("pid", "{}")).status)
     assert statuses == [AnswerStatus.TOOL_ERROR, AnswerStatus.INFRA_ERROR]
-    compiled = await ToolCompiler(Outfit(orphaned=False).acquire, 5).compiled(TOOLS)
+    compiled = await ToolCompiler(Outfit(orphaned=False).acquire, 5, 20).compiled(TOOLS)
     assert "without a report" in compiled.errors[0]
     with pytest.raises(SandboxError, match="ended while it compiled"):
-        await ToolCompiler(Outfit(orphaned=True).acquire, 5).compiled(TOOLS)
+        await ToolCompiler(Outfit(orphaned=True).acquire, 5, 20).compiled(TOOLS)

@@ -16,6 +16,7 @@ from envs.config import IsolationConfig, SandboxProfile, ToolServerConfig
 from envs.sandbox.pool import SandboxPool
 from envs.sandbox.session import SandboxSession
 from envs.tools import AnswerStatus, ToolSet, ToolSpec
+from tests.envs.sandbox.probes_gates import GATES, OWN_FILES
 from tests.envs.sandbox.probes_kernel import ON_THE_MACHINE
 from tests.envs.sandbox.probes_run import Sweep, chosen, run
 from tests.envs.sandbox.probes_sessions import PROBES, SCRATCH, SESSIONS
@@ -23,7 +24,9 @@ from tests.envs.sandbox.probes_setting import SETTINGS
 from tests.envs.sandbox.probes_stated import HARMLESS_ANYWAY, WEAKNESSES
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
-AGAINST_OTHERS = [probe.name for probe in (*ON_THE_MACHINE, *SESSIONS, *SCRATCH)]
+AGAINST_OTHERS = [
+    probe.name for probe in (*ON_THE_MACHINE, *GATES, *SESSIONS, *SCRATCH, *OWN_FILES)
+]
 MATRIX: list[tuple[str, SandboxProfile, list[str]]] = [
     ("root", "compute", []),
     ("container user", "compute", []),
@@ -62,7 +65,7 @@ def check(sweep: Sweep, expected: int) -> None:
 
 
 def test_the_catalogue_is_large_and_its_names_are_unique() -> None:
-    assert len({probe.name for probe in PROBES}) == len(PROBES) >= 45
+    assert len({probe.name for probe in PROBES}) == len(PROBES) >= 150
     assert len({probe.family for probe in PROBES}) >= 15
 
 

@@ -175,7 +175,7 @@ class TestCompilation:
             children.append(await pool.acquire())
             return children[-1]
 
-        compiler = ToolCompiler(acquire, 5)
+        compiler = ToolCompiler(acquire, 5, 20)
         tools = named(a=("def f(): return 1", "f"), b=("def f(: pass", "f"))
         codes = await asyncio.gather(*(compiler.compiled(tools) for _ in range(5)))
         assert len(children) == 1
@@ -193,7 +193,7 @@ class TestCompilation:
             children.append(await pool.acquire())
             return children[-1]
 
-        compiler = ToolCompiler(acquire, 5)
+        compiler = ToolCompiler(acquire, 5, 20)
         small = named(a=("def f(): return 1", "f"))
         await compiler.compiled(small)
         assert compiler.take_child(small) is children[0] and children[0].alive
@@ -231,6 +231,13 @@ class TestCompilation:
             await child.request(request + b"\nx = " + repr("x" * 2**21).encode(), 0)
         child.kill()
 
+    async def test_a_tool_set_is_compiled_within_its_cpu_seconds(self, pool: SandboxPool) -> None:
+        source = f"x = [{'a.b(c),' * 20_000}]\ndef f(): pass\n"
+        tools = named(**{f"f{n}": (f"# {n}\n{source}", "f") for n in range(12)})
+        compiled = await ToolCompiler(pool.acquire, 30, 0.5).compiled(tools)
+        assert 0 not in compiled.errors
+        assert "its tool set used up 0.5 CPU seconds" in compiled.errors[11]
+
     async def test_failed_sandbox_is_not_remembered(self, pool: SandboxPool) -> None:
         broken = True
 
@@ -239,7 +246,7 @@ class TestCompilation:
                 raise SandboxError("no child")
             return await pool.acquire()
 
-        compiler = ToolCompiler(acquire, 5)
+        compiler = ToolCompiler(acquire, 5, 20)
         tools = named(a=("def f(): return 1", "f"))
         with pytest.raises(SandboxError, match="no child"):
             await compiler.compiled(tools)
