@@ -41,7 +41,7 @@ _KEEP_ALIVE_S = 900
 _PING_TIMEOUT_S = 60
 _SHUTDOWN_S = 2
 _BACKLOG = 2_048
-_FRAME_BYTES = 64 * 2**20
+_FRAME_BYTES = 32 * 2**20
 """Longest frame of `/stream`: a tool set may come with files."""
 
 
