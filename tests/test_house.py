@@ -23,7 +23,7 @@ TARGETS = (
     "interop",
     "demo",
     "test",
-    "faults",
+    "long",
     "containers",
     "chaos",
     "check",
@@ -203,7 +203,7 @@ def test_the_gate_runs_lint_types_and_every_test() -> None:
         "types",
         "interop",
         "test",
-        "faults",
+        "long",
     ]
 
 
