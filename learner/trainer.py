@@ -157,15 +157,15 @@ class Trainer:
 
     def save_checkpoint(self, path: str | Path, step: int) -> None:
         """Write a checkpoint from which training resumes bit for bit; replaces an older one."""
-        save_checkpoint(self._backend, Path(path), self._record(step))
+        save_checkpoint(self._backend, Path(path), self._record(step), self.setup.signing)
 
     def load_checkpoint(self, path: str | Path) -> int:
         """Load a checkpoint and return the step it was saved at.
 
-        Raises MissingError, LearnerError (incomplete) or ConfigError (different model, number of
-        ranks, optimizer or ZeRO stage).
+        Raises MissingError, LearnerError (incomplete, damaged, or of somebody else) or ConfigError
+        (different model, number of ranks, optimizer or ZeRO stage).
         """
-        record = load_checkpoint(self._backend, Path(path), self._record(0))
+        record = load_checkpoint(self._backend, Path(path), self._record(0), self.setup.signing)
         self._optimizer_steps = record.optimizer_steps
         return record.step
 

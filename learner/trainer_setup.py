@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from learner.config import LearnerConfig, SftConfig
+from learner.outputs.signing import UNSIGNED, Signing
 from rollout.config import ModelConfig
 
 
@@ -23,5 +24,7 @@ class TrainerSetup:
     learner: LearnerConfig
     sft: SftConfig | None = None
     device: str = "cpu"
+    signing: Signing = UNSIGNED
+    """How checkpoints are signed, and which ones are loaded."""
     deterministic: bool = False
     """Let torch refuse operations whose result may differ from one run to the next."""

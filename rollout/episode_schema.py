@@ -185,7 +185,9 @@ def schema_version(schema: pa.Schema) -> int:
             f"expected episodes, found an Arrow schema without {VERSION_KEY.decode()}: "
             f"columns {schema.names[:6]}"
         )
-    version = int(text)
+    version = int(text) if text.isdigit() and len(text) < 10 else -1
+    if version < 0:
+        raise StoreError(f"expected a version in {VERSION_KEY.decode()}, found {text[:20]!r}")
     if version > EPISODE_VERSION:
         raise StoreError(
             f"expected episodes of version {EPISODE_VERSION} or older, found version {version}: "

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ for _name, _value in {
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TRIALRUN_DASHBOARD": "0",  # commands that tests start show their runs to nobody
+    "TRIALRUN_KEY_FILE": f"{tempfile.gettempdir()}/trialrun-test-key-{os.getuid()}",
     "DS_ACCELERATOR": "cuda" if Path("/dev/nvidia0").exists() else "cpu",
 }.items():
     os.environ.setdefault(_name, _value)

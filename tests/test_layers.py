@@ -97,6 +97,7 @@ ROLLOUT_CONTRACTS = frozenset(
         "rollout.episode",
         "rollout.episode_schema",
         "rollout.chat.loading",
+        "rollout.chat.shipped",
         "rollout.weights.files",
         "rollout.weights.manifest",
         "rollout.weights.model_folder",

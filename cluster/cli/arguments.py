@@ -13,6 +13,7 @@ from cluster.config.known_keys import keys_meant_by
 from cluster.config.places import with_absolute_paths
 from cluster.config.reference import documented_toml, key_docs
 from cluster.config.run_config import RecipeKeys, RunConfig, load_config, recipe_names
+from cluster.lifecycle.trust import check_recipe
 from envs.errors import ConfigError
 
 RecipeArgument = Annotated[
@@ -42,6 +43,14 @@ RequeueOption = Annotated[
         "--requeue",
         help="Resume the run if there is one, else start it: one command for the first start and "
         "for every restart, by hand or by a queue.",
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-run",
+        help="Trust who made the run directory: its recipe may start programs, and its checkpoints "
+        "are pickles. Not needed for your own runs.",
     ),
 ]
 DryRunOption = Annotated[
@@ -110,13 +119,23 @@ def read_config(
     assignments: Sequence[str] | None,
     overrides: Sequence[str] | None,
     default: str = "",
+    *,
+    trusted: bool = False,
 ) -> RunConfig:
     """Return the configuration that a command line describes, with absolute paths.
 
-    Raises ConfigError, MissingError.
+    Raises ConfigError, also for a recipe in a run directory of somebody else that could do harm,
+    unless it is `trusted`; and MissingError.
     """
-    config = load_config(*recipe_and_overrides(recipe, assignments, overrides, default))
-    return with_absolute_paths(config, os.environ)
+    recipe, values = recipe_and_overrides(recipe, assignments, overrides, default)
+    config = with_absolute_paths(load_config(recipe, values), os.environ)
+    check_recipe(Path(recipe), config, trusted=trusted, given=typed_keys(values))
+    return config
+
+
+def typed_keys(values: Sequence[str]) -> list[str]:
+    """Return the keys of `section.key=value` texts."""
+    return [value.partition("=")[0].strip() for value in values]
 
 
 def stop_if_dry(config: RunConfig, *, dry_run: bool) -> None:

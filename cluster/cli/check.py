@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.arguments import Assignments, RecipeCommand, SetOption, read_config
+from cluster.cli.arguments import (
+    Assignments,
+    RecipeCommand,
+    SetOption,
+    TrustOption,
+    read_config,
+)
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.path_checks import check_tasks
 from cluster.config.run_config import recipe_names
@@ -43,6 +49,7 @@ def check(
         ),
     ] = None,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Load every tool of an environment once, and show what a model sees; starts no run.
@@ -51,7 +58,7 @@ def check(
     fit into the model. Exit code 0 if nothing is wrong, 1 if something is.
     """
     recipe, values = _recipe_of(world)
-    config = read_config(recipe, assignments, [*values, *(overrides or [])])
+    config = read_config(recipe, assignments, [*values, *(overrides or [])], trusted=trust_run)
     check_tasks(config)
     checking = stack("evaluation.world_check", slow=True)
     found = checking.run_check(config, checking.Options(task, play), Progress(quiet=as_json))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cluster.cli.arguments import TrustOption
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.mirrors import Needs, local_run
 from cluster.cli.runs import RunArgument
@@ -57,15 +58,18 @@ def replay(
         Path | None,
         typer.Option(help="Folder of recorded tool traffic. Default: the run's own."),
     ] = None,
+    trust_run: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Replay episodes from their tokens and recorded tool results, and report differences.
 
-    Runs neither the model nor tools; the run must have been made with tools.record=true. Exit code
-    0 if all are equal, 1 if one differs.
+    Runs neither the model nor tools, and asks no server: tools and their answers are those of the
+    record. The run must have been made with tools.record=true. Exit code 0 if all are equal, 1 if
+    one differs.
     """
     path = local_run(run, Needs.ALL)
-    replayed = asyncio.run(stack("replay.replay_episodes").replay_run(path, episode, traffic))
+    replay_run = stack("replay.replay_episodes").replay_run
+    replayed = asyncio.run(replay_run(path, episode, traffic, trusted=trust_run))
     report(replayed.to_json(), as_json=as_json)
     raise typer.Exit(1 if replayed.different else 0)
 

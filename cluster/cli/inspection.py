@@ -11,12 +11,15 @@ from cluster.cli.arguments import (
     RecipeArgument,
     RecipeCommand,
     SetOption,
+    TrustOption,
     read_config,
+    typed_keys,
 )
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.key_list import print_keys
 from cluster.cli.path_checks import check_tasks
 from cluster.config.run_config import load_config
+from cluster.lifecycle.trust import check_recipe
 from cluster.progress import Progress
 from envs.tasks import Split
 
@@ -51,6 +54,7 @@ def doctor(
     """
     if model is None:
         config = load_config(recipe, overrides or [])
+        check_recipe(Path(recipe), config, trusted=False, given=typed_keys(overrides or []))
         raise typer.Exit(stack("checks.doctor").run_doctor(config.tools.isolation, as_json=as_json))
     chosen = [*(assignments or []), *(overrides or []), f"model.path={model}"]
     report_model = stack("checks.model_report", slow=True).run_model_report
@@ -76,10 +80,11 @@ def audit(
     assignments: Assignments = None,
     calls: Annotated[int, typer.Option(min=1, help="Calls to make per tool.")] = 200,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Call every tool of a ToolHop file in the sandbox, and report which questions are solvable."""
-    config = read_config(recipe, assignments, overrides)
+    config = read_config(recipe, assignments, overrides, trusted=trust_run)
     check_tasks(config)
     progress = Progress()
     progress.phase(f"calling every tool of the file, {calls} times each")
@@ -129,9 +134,10 @@ def serve(
         typer.Option(min=1, help="Number of tasks. Default: all of a file, 12 of others."),
     ] = None,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
 ) -> None:
     """Serve the tools of an environment's tasks over HTTP, MCP and OpenEnv, until stopped."""
-    config = read_config(recipe, assignments, overrides, "catalog")
+    config = read_config(recipe, assignments, overrides, "catalog", trusted=trust_run)
     check_tasks(config)
     serving = stack("cli.serve")
     address = serving.Address(
@@ -165,7 +171,7 @@ def estimate(
 
     Exit code 0 if it fits, 1 if it does not.
     """
-    config = read_config(recipe, assignments, overrides)
+    config = read_config(recipe, assignments, overrides, trusted=True)  # it starts nothing
     found, result = stack("checks.estimate").run_estimate(config, gpu_memory_gib, model_config)
     if as_json:
         report(result, as_json=True)

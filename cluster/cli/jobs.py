@@ -19,6 +19,7 @@ from cluster.cli.arguments import (
     RecipeArgument,
     RecipeCommand,
     SetOption,
+    TrustOption,
     read_config,
     stop_if_dry,
 )
@@ -31,6 +32,7 @@ from cluster.config.places import home
 from cluster.config.run_config import RunConfig
 from cluster.jobs.directories import runs_below, status_of
 from cluster.jobs.submission import this_program, training
+from cluster.lifecycle.user_key import run_keys
 from envs.errors import (
     ConfigError,
     InfraError,
@@ -89,6 +91,7 @@ def submit(
         bool, typer.Option("--wait/--no-wait", help="Follow the log until the job ends.")
     ] = True,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,12 +100,13 @@ def submit(
     Only the resolved recipe is uploaded, with absolute paths: every node needs trialrun, the model
     and the tasks at the same paths, and a run.dir that all of them see.
     """
-    config = read_config(recipe, assignments, overrides)
+    config = read_config(recipe, assignments, overrides, trusted=trust_run)
     config.check_trainable()
     stop_if_dry(config, dry_run=dry_run)
     _check_inputs(config)
     words = program.split() or this_program()
-    job = training(config, words, _runtime_env(runtime_env))
+    keys = run_keys(config.run.name, os.environ)
+    job = training(config, words, _runtime_env(runtime_env), keys)
     jobs = stack("jobs.ray_jobs").RayJobs.at(address)
     for other in jobs.jobs():
         if not other.ended and other.directory == str(config.path):

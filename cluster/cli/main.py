@@ -26,9 +26,11 @@ from cluster.cli.arguments import (
     RecipeCommand,
     RequeueOption,
     SetOption,
+    TrustOption,
     read_config,
     recipe_and_overrides,
     stop_if_dry,
+    typed_keys,
 )
 from cluster.cli.beside import DashboardOption, dashboard_beside
 from cluster.cli.command_line import Commands, JsonOption, Stopped, report, stack, version
@@ -42,6 +44,7 @@ from cluster.cli.path_checks import (
 )
 from cluster.config.collect_config import CollectSource
 from cluster.config.places import absolute_place, with_absolute_places
+from cluster.lifecycle.trust import check_recipe
 from cluster.study.recipe import load_study, read_seeds
 from envs.errors import TrialrunError
 from rollout.engines.openai_config import ToolFormat
@@ -118,6 +121,7 @@ def study(
         str | None, typer.Option(help="Only these arms of the recipe, separated by commas.")
     ] = None,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train and compare policies over seeds and kinds of tasks; an interrupted study is resumed.
@@ -125,7 +129,9 @@ def study(
     The recipe's section \\[study] names the arms (rows of the table: a model, and how it acts)
     and the settings (its columns).
     """
-    planned = load_study(*recipe_and_overrides(recipe, assignments, overrides, "study"))
+    recipe, values = recipe_and_overrides(recipe, assignments, overrides, "study")
+    planned = load_study(recipe, values)
+    check_recipe(Path(recipe), planned.config, trusted=trust_run, given=typed_keys(values))
     check_unmirrored(planned.config, "study")
     if arms is not None:
         planned = planned.only([arm.strip() for arm in arms.split(",")])
@@ -159,6 +165,7 @@ def sft(
     ] = False,
     requeue: RequeueOption = False,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -166,14 +173,14 @@ def sft(
 
     The folder is `model` in the recipe's run directory, RUN.DIR/RUN.NAME.
     """
-    config = read_config(recipe, assignments, overrides)
+    config = read_config(recipe, assignments, overrides, trusted=trust_run)
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
     sources = [local_source(source) for source in sources or []]
     check_sources(sources)
     check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
     found = stack("training.sft", slow=True).run_sft(
-        config, sources, resume=resume, requeue=requeue
+        config, sources, resume=resume, requeue=requeue, trusted=trust_run
     )
     report(found, as_json=as_json)
 
@@ -216,6 +223,7 @@ def collect(
     ] = False,
     requeue: RequeueOption = False,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,13 +236,14 @@ def collect(
     }
     values = [f"collect.endpoint.{k}={json.dumps(v)}" for k, v in endpoint.items() if v is not None]
     values += [f"collect.source={source}"] if source else []
-    config = read_config(recipe, assignments, [*values, *(overrides or [])], "catalog")
+    values += overrides or []
+    config = read_config(recipe, assignments, values, "catalog", trusted=trust_run)
     stop_if_dry(config, dry_run=dry_run)
     target = absolute_place("--out", out or config.path / "collected", os.environ)
     check_inputs(config)
     check_run_folder(target, resume=resume or requeue, elsewhere="choose another --out")
     found = stack("teachers.collect", slow=True).run_collect(
-        config, target, resume=resume, requeue=requeue
+        config, target, resume=resume, requeue=requeue, trusted=trust_run
     )
     report(found, as_json=as_json)
 
@@ -251,6 +260,7 @@ def train(
     ] = False,
     requeue: RequeueOption = False,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     dashboard: DashboardOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -260,7 +270,7 @@ def train(
     The recipe's run directory, RUN.DIR/RUN.NAME, receives episodes, metrics, checkpoints and the
     model.
     """
-    config = read_config(recipe, assignments, overrides)
+    config = read_config(recipe, assignments, overrides, trusted=trust_run)
     config.check_trainable()
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
@@ -269,7 +279,7 @@ def train(
     check_run_folder(config.path, resume=resume or requeue, elsewhere="choose another run.name")
     training = stack("training.train", slow=True)
     with dashboard_beside(config.path, os.environ, wanted=dashboard):
-        found = training.run_train(config, resume=resume, requeue=requeue)
+        found = training.run_train(config, resume=resume, requeue=requeue, trusted=trust_run)
     report(found, as_json=as_json)
 
 
@@ -286,6 +296,7 @@ def evaluate(
         typer.Option(help="Run directory; an interrupted evaluation is resumed. Default: new."),
     ] = None,
     overrides: SetOption = None,
+    trust_run: TrustOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -293,11 +304,11 @@ def evaluate(
 
     Writes every episode, eval.json, eval.md and plot.png to the run directory.
     """
-    config = read_config(recipe, assignments, overrides)
+    config = read_config(recipe, assignments, overrides, trusted=trust_run)
     stop_if_dry(config, dry_run=dry_run)
     check_inputs(config)
     run = run and absolute_place("--run", run, os.environ)
-    path = stack("evaluation.evaluate", slow=True).run_eval(config, run)
+    path = stack("evaluation.evaluate", slow=True).run_eval(config, run, trusted=trust_run)
     found = stack("evaluation.report_files").report_on(path)
     stack("evaluation.plots").plot_report(found, path.name, path / "plot.png")
     if as_json:

@@ -10,7 +10,8 @@ from cluster.cli.path_checks import run_at
 from cluster.config.places import home
 from cluster.fleet.ray_address import own_cluster
 from cluster.jobs.directories import find_run
-from cluster.lifecycle.writer import read_writer
+from cluster.lifecycle.trust import knows_writer
+from cluster.lifecycle.writer import Writer, read_writer
 from envs.errors import MissingError, TrialrunError
 from rollout.mirror.address import is_address
 from rollout.store.run_layout import RunLayout
@@ -53,12 +54,26 @@ class Target:
             )
         try:
             if self._jobs is None:
-                self._jobs = _connect(self._address or writer.ray_address)
+                self._jobs = _connect(self._address or self._cluster_of(writer))
             self._job = self._jobs.job(writer.submission_id)
         except TrialrunError:
             if needed:
                 raise
         return self._job
+
+    def _cluster_of(self, writer: Writer) -> str:
+        """Return the cluster that a run says it is on, which gets this user's token.
+
+        Raises MissingError where somebody else may have written that.
+        """
+        assert self.layout is not None, "the caller has it"
+        if not writer.ray_address or knows_writer(self.layout):
+            return writer.ray_address
+        raise MissingError(
+            f"the run in {self.layout.root} says that it is on the cluster at "
+            f"{writer.ray_address}, and has no signature of yours: name the cluster with "
+            "--address, if it is one of yours"
+        )
 
 
 def find_target(name: str, address: str, needs: Needs = Needs.STATUS) -> Target:

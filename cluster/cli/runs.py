@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.arguments import TrustOption
 from cluster.cli.command_line import JsonOption, report, stack
 from cluster.cli.mirrors import Needs, fetch_run, local_run, local_side
 from rollout.store.run_kind import kind_of
@@ -92,6 +93,7 @@ def fetch(
 def replay_step(
     run: RunArgument,
     step: Annotated[int, typer.Argument(help="Learner step, from 1.")],
+    trust_run: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Repeat one learner step from its stored episodes, and compare weights and metrics bit by bit.
@@ -101,6 +103,6 @@ def replay_step(
     """
     path = local_run(run, Needs.ALL)
     stack("cli.episode_views").check_step(path, step)
-    replayed = stack("replay.replay_step", slow=True).run_replay_step(path, step)
+    replayed = stack("replay.replay_step", slow=True).run_replay_step(path, step, trusted=trust_run)
     report(replayed.to_json(), as_json=as_json)
     raise typer.Exit(1 if replayed.differences else 0)

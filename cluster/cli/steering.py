@@ -17,6 +17,7 @@ from cluster.cli.run_target import Target, find_target
 from cluster.cli.scale_argument import words_of, workers_wanted
 from cluster.jobs.directories import status_of
 from cluster.jobs.submission import steering
+from cluster.lifecycle.trust import knows_writer
 from cluster.lifecycle.writer import read_writer
 from envs.errors import ConfigError, DeadlineError, InfraError, MissingError
 from envs.tools import JsonObject
@@ -173,7 +174,8 @@ def _stop_process(layout: RunLayout) -> None:
         _ask(layout, StopRequest(), _ANSWER_S)
     except DeadlineError:  # only training takes requests, once its workers run
         writer = read_writer(layout)
-        if writer is None or writer.host != socket.gethostname():
+        here = writer is not None and writer.host == socket.gethostname() and writer.pid > 1
+        if writer is None or not here or not knows_writer(layout):  # it names any process
             where = f"process {writer.pid} on {writer.host}" if writer else "its process"
             raise DeadlineError(
                 f"the job on {layout.root} takes no requests now: end {where} with SIGTERM"

@@ -18,9 +18,12 @@ from envs.tasksets.registry import create_environment
 Result = TypeVar("Result")
 
 
-def environment_of(config: RunConfig) -> Environment:
-    """Return the environment of a run. Raises as `make_environment` does."""
-    return make_environment(config.env, _outside(config))
+def environment_of(config: RunConfig, outside: Outside | None = None) -> Environment:
+    """Return the environment of a run, whose servers are `outside`, or those that its recipe names.
+
+    Raises as `make_environment` does.
+    """
+    return make_environment(config.env, outside or _outside(config))
 
 
 def make_environment(config: EnvConfig, outside: Outside | None = None) -> Environment:

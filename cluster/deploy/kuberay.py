@@ -192,6 +192,7 @@ def _pod(cluster: Cluster, group: PodGroup) -> Tree:
         "env": [
             {"name": "DS_ACCELERATOR", "value": "cuda" if group.gpus else "cpu"},
             {"name": "TRIALRUN_HOME", "value": str(MOUNT)},
+            {"name": "TRIALRUN_KEY_FILE", "value": str(MOUNT / ".trialrun-key")},
         ],
         "resources": resources,
         "securityContext": _CONTAINER_SECURITY,

@@ -20,7 +20,7 @@ from cluster.deploy.render_options import RenderOptions
 from cluster.deploy.volume_paths import on_volume
 from envs.errors import ConfigError
 from learner.pretrained.resolve import SMOLLM2, TINY
-from rollout.chat.loading import shipped_names
+from rollout.chat.shipped import shipped_names
 
 
 def run_render(

@@ -80,12 +80,14 @@ def missing_episodes(config: RunConfig, ledger: LedgerState, tasks: Sequence[Tas
     return len(tasks) * config.eval.samples - ended
 
 
-def check_evaluation(config: RunConfig, path: Path, tasks: Sequence[Task]) -> Opening:
+def check_evaluation(
+    config: RunConfig, path: Path, tasks: Sequence[Task], *, trusted: bool = False
+) -> Opening:
     """Check that an evaluation of `tasks` may start, or be resumed, at `path`; writes nothing.
 
     Raises as `check_run` does, and ConfigError where the run holds episodes of other tasks.
     """
-    opening = check_run(RunKind.EVAL, path, config, Resume.IF_PRESENT)
+    opening = check_run(RunKind.EVAL, path, config, Resume.IF_PRESENT, trusted=trusted)
     if opening.resumes:
         foreign = RunReader(path).ledger().groups.keys() - {task.id for task in tasks}
         if foreign:
@@ -116,7 +118,7 @@ def _end_finished(run: RunDirectory, episodes: Sequence[str]) -> None:
         run.ledger.drop(finished, DropReason.EVALUATED)
 
 
-def run_eval(config: RunConfig, path: Path | None) -> Path:
+def run_eval(config: RunConfig, path: Path | None, *, trusted: bool = False) -> Path:
     """Evaluate the recipe's model on the recipe's tasks and return the run directory.
 
     It is `path`, where an incomplete evaluation is resumed, or else a new one.
@@ -133,7 +135,7 @@ def run_eval(config: RunConfig, path: Path | None) -> Path:
     if warning:
         progress.say(warning)
     check_and_restore(config, path, progress, new=new)
-    opening = check_evaluation(config, path, tasks)
+    opening = check_evaluation(config, path, tasks, trusted=trusted)
     ledger = RunReader(path).ledger() if opening.resumes else LedgerState()
     missing = missing_episodes(config, ledger, tasks)
     progress.say(

@@ -19,6 +19,7 @@ from cluster.fleet.shared_folder import ask, check_answers, withdraw
 from cluster.lifecycle.inputs import anywhere
 from envs.errors import LearnerError, LearnerLostError, TrialrunError
 from learner.config import SftConfig
+from learner.outputs.signing import Signing
 from learner.report import StepReport
 from learner.trainer_setup import TrainerSetup
 from rollout.weights.manifest import WeightManifest
@@ -41,12 +42,19 @@ Answer = TypeVar("Answer")
 class LearnerGroup:
     """All ranks of the learner, called together."""
 
-    def __init__(self, config: RunConfig, model_path: str, sft: SftConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model_path: str,
+        sft: SftConfig | None = None,
+        signing: Signing | None = None,
+    ) -> None:
         """Reserve the ranks. With `sft` they train on demonstrations, else with RL."""
         section = config.cluster
         self._config = config
         self._model_path = model_path
         self._sft = sft
+        self._signing = signing or Signing()
         self._gpu = section.gpus_per_rank > 0
         remote: Any = ray.remote(LearnerActor)
         options = remote.options(
@@ -244,6 +252,7 @@ class LearnerGroup:
             learner=config.learner,
             sft=self._sft,
             device="cuda" if self._gpu else "cpu",
+            signing=self._signing,
             deterministic=config.run.deterministic,
         )
 

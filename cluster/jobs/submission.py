@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from cluster.config.run_config import RunConfig, to_toml
+from cluster.lifecycle.user_key import RUN_KEY
 
 RECIPE = "recipe.toml"
 """The only file that is uploaded: the resolved configuration, with absolute paths."""
@@ -31,16 +32,22 @@ class Submission:
 
 
 def training(
-    config: RunConfig, program: Sequence[str], runtime_env: Mapping[str, JsonValue]
+    config: RunConfig,
+    program: Sequence[str],
+    runtime_env: Mapping[str, JsonValue],
+    keys: Sequence[bytes] = (),
 ) -> Submission:
     """Return the job that trains as `config` says, whose paths are absolute; resumes if need be.
 
-    `program` starts trialrun on the cluster's head; `runtime_env` is added to the job's. Whoever
+    `program` starts trialrun on the cluster's head; `runtime_env` is added to the job's. `keys` are
+    those of the run: on a node with another home the job has the user's no other way. Whoever
     submits it puts the folder that `write_upload` fills into `working_dir`.
     """
     words = [*program, "train", RECIPE, "--requeue"]
     given = runtime_env.get("env_vars")
     variables = {_STOP_WAIT: _STOP_WAIT_S, **(given if isinstance(given, dict) else {})}
+    if keys:
+        variables.setdefault(RUN_KEY, f"{config.run.name}={keys[0].hex()}")
     return Submission(
         entrypoint=shlex.join(words),
         runtime_env={**runtime_env, "env_vars": variables},

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from cluster.config.run_config import RunConfig
-from rollout.chat.loading import CHAT_TEMPLATE_FILE, shipped_names, template_path
+from rollout.chat.shipped import CHAT_TEMPLATE_FILE, shipped_names, template_path
 
 _OF_MODEL = (
     "config.json",

@@ -8,8 +8,9 @@ from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
 from envs.errors import MissingError
 from envs.tasks import Environment
+from envs.tasksets.outside import Outside
 from learner.pretrained.resolve import check_folder_context, resolve_model
-from rollout.chat.loading import shipped_names, template_path
+from rollout.chat.shipped import shipped_names, template_path
 from rollout.chat.template import ChatTemplate
 from rollout.config import ModelConfig
 from rollout.language import check_language, format_of
@@ -26,14 +27,14 @@ class RunInputs:
     environment: Environment
 
 
-def resolve_inputs(config: RunConfig) -> RunInputs:
+def resolve_inputs(config: RunConfig, outside: Outside | None = None) -> RunInputs:
     """Find or build the model of a recipe, and make its environment.
 
-    An environment may ask servers for their tools. The configuration names the format of tool calls
-    that `auto` has found. Raises MissingError, ConfigError, DataFileError, and InfraError where a
-    server does not answer.
+    An environment may ask servers for their tools, or `outside`. The configuration names the format
+    of tool calls that `auto` has found. Raises MissingError, ConfigError, DataFileError, and
+    InfraError where a server does not answer.
     """
-    environment = environment_of(config)  # first: a model may take half a minute to build
+    environment = environment_of(config, outside)  # first: a model may take half a minute to build
     model = find_model(config)
     return RunInputs(_with_tool_format(config, model), model, environment)
 

@@ -32,7 +32,7 @@ from rollout.mirror.place import Place
 from rollout.store.journal import make_folder, read_objects, replace_file
 from rollout.store.run_directory import RunDirectory, check_new_folder
 from rollout.store.run_kind import is_blank
-from rollout.store.run_layout import RunLayout
+from rollout.store.run_layout import RunLayout, is_number
 from rollout.store.run_lock import is_written
 from rollout.store.shared_files import read_bytes
 
@@ -144,7 +144,7 @@ def newest_step(head: Head) -> int:
 def _is_needed(name: str, newest: int) -> bool:
     folder, _, inner = name.partition("/")
     step = inner.partition("/")[0]
-    return folder != "checkpoints" or (step.isdigit() and int(step) == newest)
+    return folder != "checkpoints" or (is_number(step) and int(step) == newest)
 
 
 def _step_of(row: Mapping[str, JsonValue]) -> int:

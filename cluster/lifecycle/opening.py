@@ -23,9 +23,11 @@ from cluster.lifecycle.resume_check import differences
 from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.lifecycle.stored_config import stored_config
+from cluster.lifecycle.trust import check_resumable, is_own, seal_run
 from cluster.lifecycle.writer import record_writer
 from cluster.progress import Progress
 from envs.errors import ConfigError, MissingError, StoreError
+from rollout.store.journal import replace_file
 from rollout.store.run_directory import RunDirectory, check_new_folder
 from rollout.store.run_kind import is_blank, kind_of
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
@@ -74,6 +76,8 @@ class Opening:
     path: Path
     config: RunConfig
     found: _Found
+    accepts: bool = False
+    """Whether the user answers for all that is in the directory, which is then signed as theirs."""
 
     @property
     def resumes(self) -> bool:
@@ -96,6 +100,7 @@ class Opening:
                 run.restart(to_toml(self.config), _info(self.config, self.kind))
             elif self.found is _Found.RUN:
                 self._resume(run, progress)
+            seal_run(run.layout, progress, accept=self.accepts)
             if self.kind is not RunKind.TEACHER:  # it is part of its SFT run
                 start_mirror(run, self.config, progress)
         except BaseException:
@@ -120,16 +125,21 @@ class Opening:
             after = f" after step {step}" if training else ""
             progress.say(f"resuming{after} with other settings: {'; '.join(changed)}")
             run.reconfigure(to_toml(self.config), step)
+        if not self.accepts and not is_own(run.layout):  # places in it are somebody else's
+            replace_file(run.layout.config_toml, to_toml(self.config).encode())
         if self.kind is not RunKind.SFT:  # it schedules no episodes
             run.recover(step if training else _NO_CHECKPOINT)
 
 
-def check_run(kind: RunKind, path: Path, config: RunConfig, resume: Resume) -> Opening:
+def check_run(
+    kind: RunKind, path: Path, config: RunConfig, resume: Resume, *, trusted: bool = False
+) -> Opening:
     """Check that a run of `kind` may start, or be resumed, at `path`; writes nothing.
 
     A run that has recorded nothing counts as none: it starts over under any settings. Raises
     StoreError where the folder holds something else, a run of another kind, one that another
-    process writes, or one that is not to be resumed; MissingError where there is none to resume;
+    process writes, one that is not to be resumed, or one with checkpoints of somebody else, unless
+    they are `trusted`; MissingError where there is none to resume;
     ConfigError where `config` would make another experiment of it (`resume_rules`).
     """
     layout = RunLayout(path)
@@ -148,7 +158,8 @@ def check_run(kind: RunKind, path: Path, config: RunConfig, resume: Resume) -> O
     if is_blank(layout):
         return Opening(kind=kind, path=path, config=config, found=_Found.BLANK)
     _check_resumable(kind, layout, config, resume)
-    return Opening(kind=kind, path=path, config=config, found=_Found.RUN)
+    accepts = check_resumable(layout, trusted=trusted)
+    return Opening(kind=kind, path=path, config=config, found=_Found.RUN, accepts=accepts)
 
 
 def open_run(
@@ -159,14 +170,20 @@ def open_run(
 
 
 def prepare_run(
-    kind: RunKind, path: Path, config: RunConfig, resume: Resume, progress: Progress
+    kind: RunKind,
+    path: Path,
+    config: RunConfig,
+    resume: Resume,
+    progress: Progress,
+    *,
+    trusted: bool = False,
 ) -> Opening:
     """Do as `check_run`, and before that restore a run that is not there from its mirror.
 
     Raises as `check_run` and `check_and_restore` do.
     """
     check_and_restore(config, path, progress, new=resume is Resume.NO)
-    return check_run(kind, path, config, resume)
+    return check_run(kind, path, config, resume, trusted=trusted)
 
 
 def new_run(path: Path, config: RunConfig, kind: RunKind) -> RunDirectory:

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from rollout.store.run_layout import is_number
 from rollout.store.shared_files import remove_folder, remove_left_overs
 
 
@@ -30,5 +31,5 @@ def whole_checkpoints(folder: Path, most: float = math.inf) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.name.isdigit() and int(path.name) <= most and (path / "complete").exists()
+        if is_number(path.name) and int(path.name) <= most and (path / "complete").exists()
     )

@@ -5,20 +5,25 @@ import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
 from cluster.lifecycle.inputs import RunInputs, resolve_inputs
 from cluster.lifecycle.stored_config import stored_config
+from cluster.lifecycle.trust import check_harmless, owns_recipe
+from cluster.replay.recorded_world import RecordedScore, recorded_world
 from cluster.scheduling.schedule import task_of
 from cluster.scheduling.task_sources import TaskSource, task_source
+from envs.config import IsolationConfig
 from envs.errors import EngineError, MissingError, StoreError
 from envs.server.client import ToolClient
 from envs.server.process import ToolServerProcess
 from envs.server.traffic import RecordedSession, TrafficReader
 from envs.services.replayed import ReplayedTools
 from envs.tasks import Task
+from envs.tasksets.file.config import FileEnvConfig
+from envs.tasksets.file.scorers import worlds_of
 from envs.tools import JsonObject, ToolService
 from rollout.chat.template import ChatTemplate
 from rollout.config import EpisodeConfig
@@ -83,21 +88,28 @@ class ReplayReport:
         return counts
 
 
-async def replay_run(run: Path, episode: str | None, traffic: Path | None = None) -> ReplayReport:
+async def replay_run(
+    run: Path, episode: str | None, traffic: Path | None = None, *, trusted: bool = False
+) -> ReplayReport:
     """Replay the newest attempt of one episode, or of all, without model and tools.
 
     `traffic` is the record, where it is not in the run directory. Raises MissingError without a
     record, without such an episode, or where the model's tokenizer is gone; StoreError where the
-    recipe no longer gives the episode's task.
+    recipe no longer gives the episode's task; ConfigError where the run is of somebody else, not
+    `trusted`, and its recipe imports modules or leads out of the run directory.
     """
     reader = RunReader(run)
-    config = stored_config(_config_path(reader))
+    recipe = _config_path(reader)
+    config = stored_config(recipe)
+    if not trusted and not owns_recipe(reader.layout, recipe, config):
+        used = ("env", "model", "run.models_dir", *(() if traffic else ("tools.record_dir",)))
+        check_harmless(reader.layout, config, only=used, plays=False)
     record = TrafficReader(_traffic_folder(reader, config, traffic))
     replays: list[Replay] = []
     left_out = 0
     try:
         rows = _newest_attempts(reader, episode)
-        inputs = await asyncio.to_thread(resolve_inputs, config)
+        inputs = await asyncio.to_thread(resolve_inputs, config, recorded_world(record, config))
         for start in range(0, len(rows), _PER_SERVER):
             episodes = from_batch(reader.batch(rows[start : start + _PER_SERVER]))
             counting = [ran for ran in episodes if ran.outcome.counts]
@@ -174,12 +186,20 @@ class _TaskFinder:
             task = task_of(lease, self._source(lease.kind))
         except LookupError:
             task = None
-        if task is None or (task.id, task.question) != (lease.task, episode.question):
+        if task is None or task.id != lease.task or not _asks(task, episode.question):
             raise StoreError(
                 f"episode {lease.episode}: expected task {lease.task} from the run's recipe, found "
                 f"{task.id if task else 'none'}: the environment or its file has changed since"
             )
-        return task
+        if self._has_own_code:
+            task = replace(task, scorer=RecordedScore(episode))
+        return replace(task, question=episode.question)
+
+    @property
+    def _has_own_code(self) -> bool:
+        """Whether scorers run code outside of the sandbox, which a replay does not."""
+        env = self._inputs.config.env
+        return isinstance(env, FileEnvConfig) and env.trusted_scorers
 
     def _source(self, kind: RolloutKind) -> TaskSource:
         if kind not in self._sources:
@@ -188,10 +208,16 @@ class _TaskFinder:
         return self._sources[kind]
 
 
+def _asks(task: Task, question: str) -> bool:
+    """Whether `question` is that of a task, to which the world of the task may have added."""
+    whole = not worlds_of(task.tool_set.root)
+    return task.question == question if whole else question.startswith(task.question)
+
+
 @asynccontextmanager
 async def _replaying_tools(config: RunConfig, folder: Path) -> AsyncIterator[ToolService]:
     """Tools of a real tool server that answers from the record in `folder`."""
-    settings = config.tools.model_copy(update={"record": False})
+    settings = config.tools.model_copy(update={"record": False, "isolation": IsolationConfig()})
     process = ToolServerProcess(settings, replay=folder)
     await asyncio.to_thread(process.start)
     try:

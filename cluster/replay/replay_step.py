@@ -15,12 +15,14 @@ from cluster.fleet.ray_session import ray_session
 from cluster.lifecycle.inputs import find_model
 from cluster.lifecycle.retention import whole_checkpoints
 from cluster.lifecycle.stored_config import stored_config
+from cluster.lifecycle.trust import reading_of
 from cluster.older_metrics import is_older, read_metrics
 from cluster.progress import Progress
 from cluster.running import run_async
 from envs.errors import ConfigError, MissingError
 from envs.tools import JsonObject
 from learner.outputs.digest import PUSHED_METRIC, push_metrics, recorded_digests
+from learner.outputs.signing import Signing
 from learner.report import StepReport
 from rollout.episode_difference import EpisodeDifference
 from rollout.store.run_reader import RunReader
@@ -111,33 +113,50 @@ class StepReplay:
         return verdict
 
 
-def run_replay_step(run: Path, step: int) -> StepReplay:
+def run_replay_step(run: Path, step: int, *, trusted: bool = False) -> StepReplay:
     """As `replay_step`, with Ray for as long as it takes."""
     progress = Progress()
+    reading_of_step(RunReader(run), step, trusted=trusted)  # before anything starts
     progress.phase("starting Ray and the learner")
     with ray_session(stored_config(RunReader(run).layout.config_toml)):
-        return run_async(replay_step(run, step, progress))
+        return run_async(replay_step(run, step, progress, trusted=trusted))
 
 
-async def replay_step(run: Path, step: int, progress: Progress) -> StepReplay:
+async def replay_step(
+    run: Path, step: int, progress: Progress, *, trusted: bool = False
+) -> StepReplay:
     """Replay learner step `step` of a run, from the nearest checkpoint before it.
 
     Raises MissingError where the step, its episodes or its model are missing; ConfigError where a
-    package that computes has another version than the run was started with.
+    package that computes has another version than the run was started with, and for a run of
+    somebody else whose recipe could do harm; StoreError for their checkpoints. `trusted` allows
+    both.
     """
     reader = RunReader(run)
     refuse_other_versions(reader.info.versions)
     base = nearest_checkpoint(reader, step)
     first = int(base.name) + 1 if base else 1
     config = stored_config(recipe_of(reader, first, step))
+    signing = reading_of_step(reader, step, trusted=trusted)
     steps = [recorded_step(reader, number) for number in range(first, step + 1)]
-    return await _replay(config, base, steps, progress)
+    learner = LearnerGroup(config, str(find_model(config)), signing=signing)
+    return await _replay(learner, config, base, steps, progress)
+
+
+def reading_of_step(reader: RunReader, step: int, *, trusted: bool) -> Signing:
+    """Return how the checkpoint before `step` is checked. Raises as `replay_step` does."""
+    base = nearest_checkpoint(reader, step)
+    recipe = recipe_of(reader, int(base.name) + 1 if base else 1, step)
+    return reading_of(reader.layout, recipe, stored_config(recipe), base, trusted=trusted)
 
 
 async def _replay(
-    config: RunConfig, base: Path | None, steps: list[Recorded], progress: Progress
+    learner: LearnerGroup,
+    config: RunConfig,
+    base: Path | None,
+    steps: list[Recorded],
+    progress: Progress,
 ) -> StepReplay:
-    learner = LearnerGroup(config, str(find_model(config)))
     came_from = f"checkpoint {base.name}" if base else "the initial model"
     try:
         await learner.start()

@@ -50,15 +50,18 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def run_collect(config: RunConfig, out: Path, *, resume: bool, requeue: bool = False) -> JsonObject:
+def run_collect(
+    config: RunConfig, out: Path, *, resume: bool, requeue: bool = False, trusted: bool = False
+) -> JsonObject:
     """Collect episodes into the run directory `out`, or resume that, and filter what it holds.
 
-    Raises ConfigError where a collection cannot be resumed under other settings, or is impossible.
+    `trusted` as for `check_run`. Raises ConfigError where a collection cannot be resumed under
+    other settings, or is impossible.
     """
     progress = Progress()
     progress.phase("preparing model and tasks")
     wanted = Resume.flag(resume=resume, requeue=requeue)
-    opening = prepare_run(RunKind.COLLECT, out, config, wanted, progress)
+    opening = prepare_run(RunKind.COLLECT, out, config, wanted, progress, trusted=trusted)
     inputs = resolve_inputs(config)
     section, size = config.collect, _size(inputs)
     progress.phase(

@@ -17,6 +17,7 @@ from cluster.fleet.pool import RolloutPool
 from cluster.fleet.survivors.taking_over import finished_meanwhile
 from cluster.lifecycle.inputs import RunInputs
 from cluster.lifecycle.retention import checkpoint_path, newest_checkpoint
+from cluster.lifecycle.trust import signing_of
 from cluster.scheduling.groups import Group, GroupSource, drop
 from cluster.scheduling.rollouts import Rollouts
 from cluster.scheduling.rounds import Rounds
@@ -134,7 +135,7 @@ async def open_job_on(
     config = inputs.config
     tasks = training_tasks(config, inputs.environment)
     checkpoint = newest_checkpoint(run.layout.checkpoints)
-    learner = LearnerGroup(config, str(inputs.model))
+    learner = LearnerGroup(config, str(inputs.model), signing=signing_of(run.layout))
     try:
         await learner.check_folder(run.path)
         await asyncio.gather(learner.start(), pool.wait_healthy())

@@ -17,6 +17,7 @@ from cluster.lifecycle.inputs import RunInputs, find_model, resolve_inputs
 from cluster.lifecycle.model_checks import check_training
 from cluster.lifecycle.opening import Resume, prepare_run
 from cluster.lifecycle.retention import keep_newest, newest_checkpoint
+from cluster.lifecycle.trust import signing_of
 from cluster.progress import Progress
 from cluster.running import run_async
 from cluster.scheduling.tool_check import say_of_tools, training_sample
@@ -62,7 +63,7 @@ async def _train(
     recorded = RunReader(run.path).metrics()
     # Ranks save before the driver records: a checkpoint may hold steps whose metrics a kill took.
     newest = newest_checkpoint(checkpoints, most=recorded[-1].step if recorded else 0)
-    learner = LearnerGroup(config, str(model), config.sft)
+    learner = LearnerGroup(config, str(model), config.sft, signing_of(run.layout))
     try:
         progress.phase("starting the learner")
         await learner.check_folder(run.path)
@@ -127,17 +128,23 @@ def _digest_of(table: pa.Table) -> str:
 
 
 def run_sft(
-    config: RunConfig, sources: Sequence[str], *, resume: bool, requeue: bool = False
+    config: RunConfig,
+    sources: Sequence[str],
+    *,
+    resume: bool,
+    requeue: bool = False,
+    trusted: bool = False,
 ) -> JsonObject:
     """Train on the episodes of run directories (`DIR` or `DIR=WEIGHT`), or on those of the
-    environment's scripted teacher where there are none; `resume` resumes a run that was stopped.
+    environment's scripted teacher where there are none; `resume` resumes a run that was stopped,
+    also from `trusted` checkpoints of somebody else.
     """
     progress = Progress()
     check_sinks(config)
     check_adapters(config.model.lora, config.sft)
     progress.phase("preparing the model")
     wanted = Resume.flag(resume=resume, requeue=requeue)
-    opening = prepare_run(RunKind.SFT, config.path, config, wanted, progress)
+    opening = prepare_run(RunKind.SFT, config.path, config, wanted, progress, trusted=trusted)
     model, table_for = _data_of(config, sources, progress)
     if note := check_training(config, config.sft, model):
         progress.say(note)

@@ -216,14 +216,16 @@ def warn_of_long_prompts(inputs: RunInputs, progress: Progress) -> None:
         progress.say(warning)
 
 
-def run_train(config: RunConfig, *, resume: bool, requeue: bool = False) -> JsonObject:
-    """Train, or resume training; returns where the policy is."""
+def run_train(
+    config: RunConfig, *, resume: bool, requeue: bool = False, trusted: bool = False
+) -> JsonObject:
+    """Train, or resume training; returns where the policy is. `trusted` as for `check_run`."""
     config.check_trainable()
     check_sinks(config)
     progress = Progress()
     progress.phase("preparing model and tasks")
     wanted = Resume.flag(resume=resume, requeue=requeue)
-    opening = prepare_run(RunKind.TRAIN, config.path, config, wanted, progress)
+    opening = prepare_run(RunKind.TRAIN, config.path, config, wanted, progress, trusted=trusted)
     if opening.resumes and _is_complete(config):
         progress.say(f"all {config.run.steps} steps are done")
         return _result(config)

@@ -1,5 +1,6 @@
 """Recorded tool traffic: a recorder that observes a host's sessions, and a reader of its files."""
 
+import json
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ from threading import Condition, Thread
 from typing import get_args
 
 from envs.config import ToolServerConfig
+from envs.endpoints import Endpoint
 from envs.errors import ConfigError, MissingError, StoreError
 from envs.server.traffic_file import (
     MAGIC,
@@ -23,6 +25,7 @@ from envs.server.traffic_file import (
     answered_entry,
     closed_entry,
     entries,
+    open_record,
     opened_entry,
     read_entry,
     tool_set_entry,
@@ -73,7 +76,7 @@ class TrafficRecorder:
         self._thread.start()
 
     def opened(self, session_id: str, item: OpenItem, tool_set: ToolSet) -> None:
-        fresh = item.digest not in self._known and tool_set.endpoint is None  # it may hold secrets
+        fresh = item.digest not in self._known
         self._known[item.digest] = None
         self._known.move_to_end(item.digest)
         if len(self._known) > _KNOWN_TOOL_SETS:
@@ -207,9 +210,23 @@ class TrafficReader:
         return self._sessions
 
     def tool_set(self, digest: str) -> ToolSet:
-        """Return the recorded content of a set. Raises KeyError if it was not recorded."""
+        """Return the recorded content of a set of code. Raises KeyError if it was not recorded."""
         _, _, content = read_entry(*self._where(self.tool_sets[digest]))[0]
         return ToolSet.model_validate_json(str(content))
+
+    def tools_of(self, endpoint: Endpoint) -> ToolSet | None:
+        """Return the recorded tools of `endpoint`; those of another one, if there are only such;
+        None if no tools of endpoints are in the record.
+        """
+        found: ToolSet | None = None
+        for digest, place in self.tool_sets.items():
+            content = json.loads(str(read_entry(*self._where(place))[0][2]))
+            if "endpoint" in content:  # that of a set of code is null
+                continue
+            found = ToolSet.model_validate({**content, "endpoint": endpoint})
+            if found.digest == digest:
+                break
+        return found
 
     def answer(self, session: RecordedSession, index: int) -> tuple[EncodedCall, ToolAnswer]:
         """Return call number `index` of a session and its answer, exactly as recorded."""
@@ -237,7 +254,7 @@ class TrafficReader:
     def _where(self, place: tuple[Path, int]) -> tuple[int, int]:
         path, offset = place
         if path not in self._fds:
-            self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fds[path] = open_record(path)
         return self._fds[path], offset
 
     def _index(self, path: Path) -> None:
@@ -262,6 +279,8 @@ class TrafficReader:
 
 def _opened_session(entry: Entry, path: Path, offset: int) -> RecordedSession:
     _, name, digest, seed, purpose, opened_at, *episode = entry
+    if not isinstance(opened_at, int | float):
+        raise StoreError(f"{path}: expected a time at byte {offset}, found {str(opened_at)[:80]}")
     return RecordedSession(
         id=str(name),
         digest=str(digest),

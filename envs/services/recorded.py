@@ -14,8 +14,8 @@ class RecordingTools:
     """ToolService that records sessions on endpoints if `tools.record` is set.
 
     Sessions on Python code pass through, because their tool server records them. The replay server
-    replays both kinds of record. The content of endpoint tool sets is not recorded, because it may
-    hold secrets.
+    replays both kinds of record. Of the endpoint itself nothing is recorded, because it may hold
+    secrets.
     """
 
     def __init__(self, inner: ToolService, config: ToolServerConfig) -> None:

@@ -28,3 +28,7 @@ class Outside:
     first_observation: FirstObservation = _asks_nobody
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     simulated_user: SimulatedUserConfig = field(default_factory=SimulatedUserConfig)
+    is_record: bool = False
+    """Whether `list_tools` answers from the record of a run, which has only the tools that its
+    tasks wanted.
+    """

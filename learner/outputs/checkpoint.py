@@ -1,15 +1,25 @@
 """Checkpoint folders: written under a temporary name, marked complete, then renamed."""
 
+import dataclasses
 import json
 import secrets
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from envs.errors import ConfigError, LearnerError, MissingError
 from learner.backends.backend import Backend
-
-_MARKER = "complete"
+from learner.outputs.signing import (
+    MARKER,
+    UNSIGNED,
+    Signing,
+    check_digests,
+    file_digests,
+    file_sizes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +32,23 @@ class CheckpointRecord:
     world_size: int
     zero_stage: int
     optimizer: str
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Digests of the checkpoint's files, by relative path; empty in older checkpoints."""
+    signature: str = ""
+    """Of the user who made it, over all the others."""
+
+    @property
+    def signed_text(self) -> bytes:
+        """What the signature is of."""
+        return json.dumps(asdict(replace(self, signature="")), sort_keys=True).encode()
 
 
-def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> None:
+_RECORD = TypeAdapter(CheckpointRecord)
+
+
+def save_checkpoint(
+    backend: Backend, path: Path, record: CheckpointRecord, signing: Signing = UNSIGNED
+) -> None:
     """Write a checkpoint to `path`, replacing an existing one; collective.
 
     `path` keeps its old content until the rename at the end.
@@ -36,13 +60,60 @@ def save_checkpoint(backend: Backend, path: Path, record: CheckpointRecord) -> N
     backend.gather(None)
     backend.save_state(partial)
     backend.gather(None)
+    files = _digests(backend, partial)
     if backend.rank == 0:
-        (partial / _MARKER).write_text(json.dumps(asdict(record)))
+        record = replace(record, files=files)
+        record = replace(record, signature=signing.sign(record.signed_text))
+        (partial / MARKER).write_text(json.dumps(asdict(record)))
         replaced = _put_aside(path)
         partial.rename(path)
         if replaced is not None:
             shutil.rmtree(replaced, ignore_errors=True)
     backend.gather(None)
+
+
+def _digests(backend: Backend, folder: Path) -> dict[str, str]:
+    """Return the digests of all files of `folder`, of which each rank hashes its share; collective.
+
+    A rank on another node may not see all of a file yet that another rank has written.
+    """
+    shares = _shares(backend.gather(file_sizes(folder)))
+    parts = backend.gather(file_digests(folder, shares[backend.rank]))
+    return dict(sorted((name, digest) for part in parts for name, digest in part.items()))
+
+
+def _check(backend: Backend, folder: Path, expected: Mapping[str, str]) -> None:
+    """Check the files of `folder`, of which each rank looks at its share; collective.
+
+    Raises LearnerError on every rank where one differs.
+    """
+    shares = _shares(backend.gather(file_sizes(folder)))
+    found, seen = "", {name for share in shares for name in share}
+    mine = {n: d for n, d in expected.items() if n in shares[backend.rank] or n not in seen}
+    try:
+        check_digests(folder, mine, more=seen - expected.keys())
+    except LearnerError as error:
+        found = str(error)
+    for said in backend.gather(found):
+        if said:
+            raise LearnerError(said)
+
+
+def _shares(seen: Sequence[Mapping[str, int]]) -> list[set[str]]:
+    """Return for each rank the files that it hashes, of the sizes that each has `seen`: about as
+    many bytes each, and only files of which a rank sees as much as any.
+    """
+    shares, bytes_of = [set[str]() for _ in seen], [0] * len(seen)
+    largest: dict[str, int] = {}
+    for sizes in seen:
+        for name, size in sizes.items():
+            largest[name] = max(size, largest.get(name, 0))
+    for name, size in sorted(largest.items(), key=lambda item: (-item[1], item[0])):
+        able = [rank for rank, sizes in enumerate(seen) if sizes.get(name) == size]
+        rank = min(able, key=bytes_of.__getitem__)
+        shares[rank].add(name)
+        bytes_of[rank] += size
+    return shares
 
 
 def _remove(path: Path) -> None:
@@ -63,14 +134,16 @@ def _put_aside(path: Path) -> Path | None:
     return aside
 
 
-def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) -> CheckpointRecord:
+def load_checkpoint(
+    backend: Backend, path: Path, expected: CheckpointRecord, signing: Signing = UNSIGNED
+) -> CheckpointRecord:
     """Load the checkpoint at `path` and return its record; collective.
 
     `expected` describes the trainer that loads it. Raises MissingError where there is no
-    checkpoint, LearnerError where it is incomplete, ConfigError for a different model, optimizer,
-    number of ranks or ZeRO stage.
+    checkpoint, LearnerError where it is incomplete, damaged or somebody else's, ConfigError for a
+    different model, optimizer, number of ranks or ZeRO stage.
     """
-    found = read_record(path)
+    found = read_record(path, signing)
     for field, advice in (
         ("fingerprint", "start from the model that the checkpoint was made with"),
         ("optimizer", "set the optimizer it was made with"),
@@ -82,17 +155,28 @@ def load_checkpoint(backend: Backend, path: Path, expected: CheckpointRecord) ->
             raise ConfigError(
                 f"expected a checkpoint with {field} {new}, found {old} in {path}: {advice}"
             )
+    if found.files:
+        _check(backend, path, found.files)
     backend.load_state(path)
     return found
 
 
-def read_record(path: Path) -> CheckpointRecord:
+def read_record(path: Path, signing: Signing = UNSIGNED) -> CheckpointRecord:
     """Return the marker of a checkpoint. Raises MissingError or LearnerError."""
     if not path.is_dir():
         raise MissingError(f"expected a checkpoint folder, found none at {path}")
-    marker = path / _MARKER
-    if not marker.is_file():
+    marker = path / MARKER
+    if marker.is_symlink() or not marker.is_file():
         raise LearnerError(
-            f"expected a complete checkpoint, found no file {_MARKER} in {path}: use an older one"
+            f"expected a complete checkpoint, found no file {MARKER} in {path}: use an older one"
         )
-    return CheckpointRecord(**json.loads(marker.read_text()))
+    content = marker.read_bytes()
+    try:
+        found = _RECORD.validate_json(content)
+    except ValidationError as error:
+        raise LearnerError(
+            f"expected the marker of a checkpoint in {marker}, found "
+            f"{' '.join(str(error).split())[:200]}: use an older checkpoint"
+        ) from error
+    signing.check(path, content, found.signed_text, found.signature)
+    return found

@@ -14,7 +14,8 @@ from envs.errors import LearnerError
 from learner.backends.backend import Backend
 from learner.backends.lora import PEFT
 from learner.pretrained.folder import folder_weights
-from rollout.chat.loading import CHAT_TEMPLATE_FILE, carried_template
+from rollout.chat.loading import carried_template
+from rollout.chat.shipped import CHAT_TEMPLATE_FILE
 from rollout.config import ModelConfig
 from rollout.weights.layout import tensor_shapes
 

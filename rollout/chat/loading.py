@@ -10,18 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from envs.errors import MissingError, TemplateError
 from rollout.chat.rendering import DAY_OPTION
+from rollout.chat.shipped import shipped_names, template_path
 from rollout.config import ModelConfig
 
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-"""In a model folder: the chat template, which counts before one in tokenizer_config.json."""
-TEMPLATES = Path(__file__).parent / "templates"
-"""Templates that ship with the project."""
 TOKENIZER_PROBE = "two  blanks,\n\nlines\tand tabs: é, 你好, 😀, 3.50 <b> it's I'll x=1"
-
-
-def shipped_names() -> list[str]:
-    """Names of the chat templates that ship with the project."""
-    return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 
 
 def shipped_or_file(choice: str) -> str:
@@ -34,13 +26,6 @@ def shipped_or_file(choice: str) -> str:
             f"model.chat_template: expected a file, or one of {', '.join(shipped_names())}, found "
             f"{choice!r}: {error}"
         ) from error
-
-
-def template_path(choice: str) -> Path:
-    """Return the file that a value of `model.chat_template` names."""
-    if choice in shipped_names():
-        return TEMPLATES / f"{choice}.jinja"
-    return Path(choice).expanduser()
 
 
 def carried_template(folder: Path, model: ModelConfig) -> str | None:

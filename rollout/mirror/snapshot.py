@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.store.run_layout import RunLayout
+from rollout.store.run_layout import RunLayout, is_number
 
 _GROWS = (".jsonl", ".arrows", ".txt")
 MARKER = "complete"
@@ -38,7 +38,7 @@ def complete_bundles(layout: RunLayout) -> list[Path]:
     exported model.
     """
     checkpoints = sorted(
-        (path for path in _items(layout.checkpoints) if path.name.isdigit()),
+        (path for path in _items(layout.checkpoints) if is_number(path.name)),
         key=lambda path: int(path.name),
     )
     found = [path for path in checkpoints if (path / MARKER).exists()]

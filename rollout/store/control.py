@@ -23,6 +23,7 @@ from pydantic import (
 
 from envs.errors import DeadlineError, MissingError, StoreError
 from rollout.store.journal import JournalTail, make_folder, read_objects, replace_file
+from rollout.store.line_checks import LineChecks, with_checksum
 from rollout.store.regular_files import reading
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_lock import is_written
@@ -187,7 +188,7 @@ def send_request(
     path = layout.requests / f"{name}.json"
     answers = JournalTail(layout.control)
     answers.skip_to_end()
-    replace_file(path, event.model_dump_json().encode())
+    replace_file(path, with_checksum(event.model_dump_json()).encode())
     events = _events(answers, name)
     answer = _next_within(events, deadline_s)
     if answer is None:
@@ -283,7 +284,7 @@ def take_requests(layout: RunLayout) -> Iterator[tuple[str, ControlEvent | None]
         except (OSError, StoreError):  # withdrawn, no file, or one that the job may not touch
             continue
         try:
-            event = ControlEvent.model_validate_json(content)
-        except ValidationError:
+            event = ControlEvent.model_validate_json(LineChecks(path).plain(content))
+        except (ValidationError, StoreError):
             event = None
         yield path.stem, event if event is not None and event.request is not None else None

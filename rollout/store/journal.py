@@ -13,6 +13,7 @@ from typing import Self
 from pydantic import JsonValue
 
 from envs.errors import StoreError
+from rollout.store.line_checks import LineChecks, check_holes, with_checksum
 from rollout.store.regular_files import NotPlainError, open_regular
 from rollout.store.shared_files import read_bytes, rename_file, visible
 
@@ -96,7 +97,9 @@ class Closing(ABC):
 
 
 class Journal(Closing):
-    """Append-only JSON lines; opening a journal cuts off an incomplete last line left by a kill."""
+    """Append-only JSON lines with checksums (`line_checks`); opening a journal cuts off an
+    incomplete last line left by a kill.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = AppendFile(path)
@@ -111,8 +114,8 @@ class Journal(Closing):
         self._file.cut(whole.rfind(b"\n") + 1)
 
     def append(self, lines: Iterable[str], what: str) -> None:
-        """Append JSON texts, one per line, with a single write. Raises StoreError."""
-        self._file.append("".join(f"{line}\n" for line in lines).encode(), what)
+        """Append JSON objects, one per line, with a single write. Raises StoreError."""
+        self._file.append("".join(f"{with_checksum(line)}\n" for line in lines).encode(), what)
 
     def sync(self) -> None:
         """Force appended lines to the disk."""
@@ -123,12 +126,26 @@ class Journal(Closing):
 
 
 def whole_lines(path: Path, start: int = 0) -> bytes:
-    """Return a journal from byte `start` to its last complete line; empty if it does not exist."""
+    """Return a journal from byte `start` to its last complete line; empty if it does not exist.
+
+    The lines are as they are in the file, with their checksums. Raises StoreError.
+    """
     try:
-        content = visible(read_bytes(path, start))
+        content = read_bytes(path, start)
     except FileNotFoundError:
         return b""
-    return content[: content.rfind(b"\n") + 1]
+    seen = visible(content)
+    check_holes(path, content, len(seen))
+    return seen[: seen.rfind(b"\n") + 1]
+
+
+def plain_lines(path: Path) -> list[bytes]:
+    """Return the complete lines of a journal as they were written, checked and without checksums.
+
+    Raises StoreError, which names a line that was changed.
+    """
+    checks = LineChecks(path)
+    return [checks.plain(line) for line in whole_lines(path).splitlines()]
 
 
 class JournalTail:
@@ -137,39 +154,34 @@ class JournalTail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self._lines = 0
+        self._checks = LineChecks(path)
 
     def skip_to_end(self) -> None:
         """Ignore the entries that the journal holds now."""
         content = self._next_lines()
-        self._lines += content.count(b"\n")
+        self._checks.lines += content.count(b"\n")
 
     def read(self) -> list[dict[str, JsonValue]]:
         """Return the entries since the last call, as JSON objects; none if the file is missing.
 
-        Raises StoreError naming a line that is not a JSON object.
+        Raises StoreError naming a line that is not a JSON object, or was changed.
         """
-        rows: list[dict[str, JsonValue]] = []
-        for line in self._next_lines().splitlines():
-            self._lines += 1
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise self._not_an_object(line) from error
-            if not isinstance(row, dict):
-                raise self._not_an_object(line)
-            rows.append(row)
-        return rows
+        return [self._row(self._checks.plain(line)) for line in self._next_lines().splitlines()]
 
     def _next_lines(self) -> bytes:
         content = whole_lines(self._path, self._offset)
         self._offset += len(content)
         return content
 
-    def _not_an_object(self, line: bytes) -> StoreError:
-        return StoreError(
-            f"{self._path}:{self._lines}: expected a JSON object, found {line[:80]!r}"
-        )
+    def _row(self, line: bytes) -> dict[str, JsonValue]:
+        where = f"{self._path}:{self._checks.lines}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise StoreError(f"{where}: expected a JSON object, found {line[:80]!r}")
+        return row
 
 
 def read_objects(path: Path) -> list[dict[str, JsonValue]]:

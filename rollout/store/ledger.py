@@ -40,6 +40,7 @@ from rollout.store.ledger_state import (
     State,
     Trained,
 )
+from rollout.store.line_checks import LineChecks
 from rollout.store.writes import Writes
 
 _EVENT: TypeAdapter[LedgerEvent] = TypeAdapter(LedgerEvent)
@@ -51,7 +52,7 @@ class LedgerReader:
     def __init__(self, path: Path, state: LedgerState | None = None) -> None:
         self._path = path
         self._read = 0
-        self._lines = 0
+        self._checks = LineChecks(path)
         self._state = LedgerState() if state is None else state
 
     def refresh(self) -> LedgerState:
@@ -60,13 +61,14 @@ class LedgerReader:
         Raises StoreError naming a line that cannot be read or contradicts an earlier one.
         """
         for line in whole_lines(self._path, self._read).splitlines(keepends=True):
+            content = self._checks.plain(line)
             try:
-                self._state.apply(_EVENT.validate_json(line))
+                self._state.apply(_EVENT.validate_json(content))
             except (ValidationError, StoreError) as error:
-                place = f"{self._path}:{self._lines + 1}"
+                place = f"{self._path}:{self._checks.lines}"
+                self._checks.lines -= 1  # the next call comes back to it
                 raise StoreError(f"{place}: expected a ledger event, found {error}") from error
             self._read += len(line)
-            self._lines += 1
         return self._state
 
 

@@ -3,8 +3,10 @@
 import json
 from itertools import chain
 
+from envs.errors import StoreError
 from rollout.episode import RolloutKind, kind_and_number
 from rollout.store.journal import whole_lines
+from rollout.store.line_checks import LineChecks
 from rollout.store.run_layout import RunKind, RunLayout, read_run_info
 
 _COMMANDS = {
@@ -68,9 +70,19 @@ def _kind_of_groups(layout: RunLayout, group: str) -> RunKind:
 
 
 def _first_group(layout: RunLayout) -> str | None:
-    """Return the name of the first group in the ledger; None where nothing was scheduled."""
+    """Return the name of the first group in the ledger; None where nothing was scheduled.
+
+    Raises StoreError for a damaged line before it.
+    """
+    checks = LineChecks(layout.ledger)
     for line in whole_lines(layout.ledger).splitlines():
-        event = json.loads(line)
-        if event.get("event") == "leased":
-            return str(event["group"])
+        content = checks.plain(line)
+        try:
+            event = json.loads(content)
+            if event["event"] == "leased":
+                return str(event["group"])
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"{layout.ledger}:{checks.lines}: expected a ledger event, found {content[:80]!r}"
+            ) from error
     return None

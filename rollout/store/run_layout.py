@@ -11,6 +11,7 @@ from rollout.store.shared_files import read_bytes
 
 LAYOUT_VERSION = 1
 _HOLDER = ".lock-holder-"
+_LONGEST_NUMBER = 15
 
 
 class RunKind(StrEnum):
@@ -82,8 +83,9 @@ class RunLayout:
     def config_of(self, step: int) -> Path:
         """Recipe that `step` was trained with."""
         ended = sorted(
-            (int(path.stem.rpartition("-")[2]), path)
+            (int(number), path)
             for path in self.root.glob("config-until-*.toml")
+            if is_number(number := path.stem.rpartition("-")[2])
         )
         return next((path for last, path in ended if step <= last), self.config_toml)
 
@@ -91,6 +93,11 @@ class RunLayout:
     def writer(self) -> Path:
         """Which process wrote last, and through which Ray job; absent in older directories."""
         return self.root / "writer.json"
+
+    @property
+    def seal(self) -> Path:
+        """Signature of the user whose run it is; absent in older directories."""
+        return self.root / "seal.json"
 
     @property
     def log(self) -> Path:
@@ -219,7 +226,7 @@ class RunLayout:
     def lock_holders(self) -> list[int]:
         """Numbers of the files that `lock_holder` returns, the highest last."""
         found = (path.name.removeprefix(_HOLDER) for path in self.root.glob(f"{_HOLDER}*"))
-        return sorted(int(number) for number in found if number.isdecimal())
+        return sorted(int(number) for number in found if is_number(number))
 
     def annotations(self, step: int) -> Path:
         """Results of the learner at `step`, as an Arrow file."""
@@ -234,6 +241,11 @@ class RunLayout:
         """Folders that every run directory has."""
         names = ("ledger", "index", "episodes", "annotations", "metrics", "checkpoints")
         return tuple(self.root / name for name in names)
+
+
+def is_number(name: str) -> bool:
+    """Whether a file's name, or a part of it, is a step or another count that was written here."""
+    return name.isascii() and name.isdecimal() and len(name) <= _LONGEST_NUMBER
 
 
 def existing_run(path: Path) -> RunLayout:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
+from pydantic import JsonValue
 
 from envs.errors import MissingError, StoreError
 from rollout.episode import Episode
@@ -16,6 +17,9 @@ from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
 from rollout.store.shared_files import read_bytes
+
+_LARGEST = 2**1000
+"""Of a number that floats can hold; a larger integer is no metric."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +69,13 @@ class RunReader:
 
     @property
     def config_toml(self) -> str:
-        """The run's current or last recipe, as TOML. Raises MissingError."""
+        """The run's current or last recipe, as TOML. Raises MissingError, StoreError."""
         if not self.layout.config_toml.exists():
             raise MissingError(f"expected config.toml, found none in {self.layout.root}")
-        return read_bytes(self.layout.config_toml).decode()
+        try:
+            return read_bytes(self.layout.config_toml).decode()
+        except UnicodeDecodeError as error:
+            raise StoreError(f"{self.layout.config_toml}: expected UTF-8, found {error}") from error
 
     def ledger(self) -> LedgerState:
         """Return the current state of every scheduled episode."""
@@ -145,10 +152,18 @@ class RunReader:
         return self.batch(sorted((rows[key] for key in wanted), key=lambda row: row.sample_index))
 
     def metrics(self) -> list[MetricsRow]:
-        """Return one row per step, sorted; a repeated step has the metrics of its last run."""
+        """Return one row per step, sorted; a repeated step has the metrics of its last run.
+
+        Raises StoreError for a line that holds no metrics.
+        """
         rows: dict[int, MetricsRow] = {}
-        for row in read_objects(self.layout.metrics):
-            step = cast(int, row.pop("step"))
+        for number, row in enumerate(read_objects(self.layout.metrics), start=1):
+            step = row.pop("step", None)
+            if not (isinstance(step, int) and all(map(_is_metric, row.values()))):
+                raise StoreError(
+                    f"{self.layout.metrics}:{number}: expected the metrics of a step, found "
+                    f"{str(row)[:80]!r} of step {str(step)[:20]!r}"
+                )
             values = {name: cast(float, value) for name, value in row.items() if value is not None}
             rows[step] = MetricsRow(step, values)
         return [rows[step] for step in sorted(rows)]
@@ -158,4 +173,15 @@ class RunReader:
         path = self.layout.annotations(step)
         if not path.exists():
             raise MissingError(f"expected annotations of step {step}, found no {path}")
-        return pa.ipc.open_file(pa.BufferReader(read_bytes(path))).read_all()
+        try:
+            table = pa.ipc.open_file(pa.BufferReader(read_bytes(path))).read_all()
+            table.validate(full=True)  # reading what is not valid may end the process
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"expected the annotations of step {step} in {path}, found {str(error)[:200]}"
+            ) from error
+        return table
+
+
+def _is_metric(value: JsonValue) -> bool:
+    return value is None or (isinstance(value, int | float) and abs(value) <= _LARGEST)

@@ -26,6 +26,7 @@ import pyarrow as pa
 from envs.errors import StoreError
 from rollout.episode_schema import EPISODE_SCHEMA, ragged, schema_version, upgrade
 from rollout.store.journal import AppendFile, Journal, one_line, whole_lines
+from rollout.store.line_checks import LineChecks
 from rollout.store.regular_files import reading
 from rollout.store.shared_files import again_if_stale
 
@@ -178,6 +179,11 @@ class SegmentReader:
         with reading(self._path) as file:
             size = os.fstat(file.fileno()).st_size
             if self._schema is None and not self._read_header(file.read()):
+                if whole_lines(self._index_path):  # its writer was not killed in the header
+                    raise StoreError(
+                        f"expected a segment of episodes, found a damaged header in {self._path}: "
+                        "restore the file from a copy"
+                    )
                 return
             self._take_index(size)
             if self._end < size:
@@ -272,10 +278,11 @@ def _are_counted(*messages: list[EpisodeRow]) -> bool:
 
 
 def _index_rows(content: bytes) -> Iterator[EpisodeRow]:
+    checks = LineChecks(Path())
     for line in content.splitlines():
         try:
-            yield EpisodeRow(**json.loads(line))
-        except (ValueError, TypeError):
+            yield EpisodeRow(**json.loads(checks.plain(line)))
+        except (ValueError, TypeError, RecursionError, StoreError):  # the scan finds the episode
             return
 
 

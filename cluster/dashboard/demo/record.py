@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rollout.episode_schema import EPISODE_SCHEMA
-from rollout.store.journal import whole_lines
+from rollout.store.journal import plain_lines
 from rollout.store.run_layout import RunLayout
 from rollout.store.run_reader import RunReader
 from rollout.store.segments import EpisodeRow, SegmentWriter
@@ -60,7 +60,7 @@ def pack(folder: Path, archive: Path) -> None:
 def _lines_of_training(run: Path) -> list[bytes]:
     """Return the ledger up to the end of the last step that is kept."""
     found: list[bytes] = []
-    for line in whole_lines(RunLayout(run).ledger).splitlines():
+    for line in plain_lines(RunLayout(run).ledger):
         found.append(line)
         event = json.loads(line)
         if event["event"] == "trained" and event["step"] == STEPS:
@@ -73,7 +73,7 @@ def _lines_of_evaluation(run: Path) -> list[bytes]:
     groups: list[str] = []
     kept: set[str] = set()
     found: list[bytes] = []
-    for line in whole_lines(RunLayout(run).ledger).splitlines():
+    for line in plain_lines(RunLayout(run).ledger):
         event = json.loads(line)
         if event["event"] == "leased" and len(groups) < TASKS:
             groups.append(event["group"])
@@ -99,8 +99,8 @@ def _shorten(source: Path, target: Path, ledger: Sequence[bytes]) -> None:
         new.model.mkdir()
         shutil.copy(old.model / "tokenizer.json", new.model / "tokenizer.json")
     new.ledger.write_bytes(b"".join(line + b"\n" for line in ledger))
-    metrics = whole_lines(old.metrics).splitlines(keepends=True)
-    new.metrics.write_bytes(b"".join(metrics[:STEPS]))
+    metrics = plain_lines(old.metrics)[:STEPS]
+    new.metrics.write_bytes(b"".join(line + b"\n" for line in metrics))
     new.manifest.write_text('{"event": "segment", "segment": "000001"}\n')
     for step in range(1, STEPS + 1):
         if old.annotations(step).exists():

@@ -17,6 +17,7 @@ from cluster.older_metrics import read_metrics
 from envs.errors import StoreError
 from rollout.store.control import is_paused
 from rollout.store.journal import whole_lines
+from rollout.store.line_checks import LineChecks
 from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
 from rollout.store.run_lock import is_written
@@ -24,6 +25,10 @@ from rollout.store.shared_files import read_bytes
 
 Found = TypeVar("Found")
 _Mark = tuple[int, int]
+_NO_METRICS = (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError),
+    StoreError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +111,17 @@ class RunFacts:
         found: dict[int, Step] = {}
         try:
             lines = whole_lines(self.layout.metrics).splitlines()
-        except OSError as error:
+        except (OSError, StoreError) as error:
             self._note("metrics/metrics.jsonl", str(error), "no metrics are shown")
             return []
+        checks = LineChecks(self.layout.metrics)
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(checks.plain(line))
                 step = int(row.pop("step"))
                 values = {k: float(v) for k, v in row.items() if v is not None}
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except _NO_METRICS:
+                checks.lines = number
                 where = f"metrics/metrics.jsonl:{number}"
                 self._note(where, f"no metrics: {line[:80]!r}", "the line is left out")
                 continue

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from cluster.dashboard.models.shared import Damage
+from rollout.store.line_checks import is_damaged
 from rollout.store.regular_files import reading
 
 T = TypeVar("T")
@@ -84,6 +85,8 @@ def table_of(
     The array has the number of each row's line, from 1; it is None where all lines are whole, so
     that they count up from `piece.start.lines + 1`. Keys that the schema lacks are left out.
     """
+    if any(map(is_damaged, piece.content.splitlines())):
+        return _line_by_line(piece, schema, where)
     try:
         table = _parse(piece.content, schema)
         if table.num_rows == piece.end.lines - piece.start.lines:  # the reader skips empty lines
@@ -115,7 +118,7 @@ def _line_by_line(
     tables, numbers, damage = [], [], []
     for number, line in enumerate(piece.content.splitlines(keepends=True), piece.start.lines + 1):
         try:
-            if not isinstance(json.loads(line), dict):
+            if is_damaged(line) or not isinstance(json.loads(line), dict):
                 raise ValueError
             table = _parse(line, schema)
         except (ValueError, RecursionError, pa.ArrowInvalid, pa.ArrowNotImplementedError):

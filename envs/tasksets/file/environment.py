@@ -42,7 +42,7 @@ class FileEnvironment(TaskCollection):
         rows = list(read_rows(path))
         hidden = maker.hidden([*config.scorers, *(s for _, row in rows for s in row.scorers)])
         hidden = Hidden(refused=(path, *hidden.refused), skipped=hidden.skipped)
-        loader = ToolLoader(path.parent, hidden, outside.list_tools)
+        loader = ToolLoader(path.parent, hidden, outside)
         tasks = [_task(where, row, config, loader, maker) for where, row in rows]
         tasks = [_opened(task, outside) for task in tasks]
         super().__init__(NAME, path, tasks)

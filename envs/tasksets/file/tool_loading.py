@@ -24,17 +24,17 @@ from envs.tasksets.file.rows import (
     PythonTools,
     ToolSource,
 )
-from envs.tasksets.outside import ListTools
+from envs.tasksets.outside import Outside
 from envs.tools import ToolSet
 
 
 class ToolLoader:
     """Loads the tool sets of the tasks in `folder`. Nothing `hidden` gets into one."""
 
-    def __init__(self, folder: Path, hidden: Hidden, list_tools: ListTools) -> None:
+    def __init__(self, folder: Path, hidden: Hidden, outside: Outside) -> None:
         self._folder = folder
         self._hidden = hidden
-        self._list_tools = list_tools
+        self._outside = outside
         self._made: dict[str, ToolSet] = {}
 
     def tool_set(self, sources: Sequence[ToolSource], *, named: bool = False) -> ToolSet:
@@ -54,7 +54,15 @@ class ToolLoader:
         tool_set = self._loaded(source, named)
         if source.include is None and not source.exclude:
             return tool_set
-        return chosen(tool_set, source.include, source.exclude)
+        include, exclude = source.include, source.exclude
+        if self._outside.is_record:  # tools that were not wanted may be missing already
+            names = [tool.name for tool in tool_set.tools]
+            include, exclude = (
+                patterns and tuple(p for p in patterns if any(fnmatchcase(n, p) for n in names))
+                for patterns in (include, exclude)
+            )
+            include = include or None
+        return chosen(tool_set, include, exclude or (), given=source)
 
     def _loaded(self, source: ToolSource, named: bool) -> ToolSet:
         match source:
@@ -65,10 +73,13 @@ class ToolLoader:
             case OpenApiTools():
                 return self._openapi(source)
             case McpServerTools(mcp=place):
-                return self._list_tools(_mcp_endpoint(place, self._folder))
+                wanted = {"include": source.include, "exclude": source.exclude}
+                wanted = wanted if self._outside.is_record else {}
+                endpoint = _mcp_endpoint(place, self._folder).model_copy(update=wanted)
+                return self._outside.list_tools(endpoint)
             case OpenEnvServerTools(openenv=place):
                 endpoint = OpenEnvEndpoint(url=place.url, world=place.world, reset=place.reset)
-                return self._list_tools(endpoint)
+                return self._outside.list_tools(endpoint)
 
     def _openapi(self, source: OpenApiTools) -> ToolSet:
         path = self._folder / source.openapi
@@ -126,10 +137,16 @@ def combined(sets: Sequence[ToolSet]) -> ToolSet:
     )
 
 
-def chosen(tool_set: ToolSet, include: Sequence[str] | None, exclude: Sequence[str]) -> ToolSet:
+def chosen(
+    tool_set: ToolSet,
+    include: Sequence[str] | None,
+    exclude: Sequence[str],
+    given: ToolSource | None = None,
+) -> ToolSet:
     """Return the set with the tools that a pattern of `include` names, and none of `exclude`.
 
-    Raises DataFileError if a pattern names no tool, or none is left.
+    An endpoint gets the patterns of `given` in place of these. Raises DataFileError if a
+    pattern names no tool, or none is left.
     """
     names = [tool.name for tool in tool_set.tools]
     for pattern in (*(include or ()), *exclude):
@@ -151,7 +168,10 @@ def chosen(tool_set: ToolSet, include: Sequence[str] | None, exclude: Sequence[s
         operations = tuple(endpoint.operations[number] for number in kept)
         endpoint = endpoint.model_copy(update={"operations": operations})
     elif isinstance(endpoint, McpStdioEndpoint | McpHttpEndpoint):  # whose tools may change later
-        patterns = {"include": include and tuple(include), "exclude": tuple(exclude)}
+        patterns = {
+            "include": given.include if given else include and tuple(include),
+            "exclude": given.exclude if given else tuple(exclude),
+        }
         endpoint = endpoint.model_copy(update=patterns)
     lists = ("tools", *(("sources", "functions") if tool_set.sandboxed else ()))
     shorter = {key: tuple(getattr(tool_set, key)[number] for number in kept) for key in lists}
