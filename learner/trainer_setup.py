@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from learner.config import LearnerConfig, SftConfig
-from learner.outputs.signing import UNSIGNED, Signing
+from learner.signing import UNSIGNED, Signing
 from rollout.config import ModelConfig
 
 

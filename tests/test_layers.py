@@ -42,7 +42,7 @@ FLOORS = {
         "evaluation mirror",
     ),
     "learner": (
-        "credit_columns credit_config pretrained",
+        "credit_columns credit_config pretrained signing",
         "config",
         "batch memory trainer_setup",
         "limits packed",

@@ -19,8 +19,8 @@ from cluster.fleet.shared_folder import ask, check_answers, withdraw
 from cluster.lifecycle.inputs import anywhere
 from envs.errors import LearnerError, LearnerLostError, TrialrunError
 from learner.config import SftConfig
-from learner.outputs.signing import Signing
 from learner.report import StepReport
+from learner.signing import Signing
 from learner.trainer_setup import TrainerSetup
 from rollout.weights.manifest import WeightManifest
 

@@ -12,7 +12,7 @@ from cluster.lifecycle.recipe_risks import risks_of, without
 from cluster.lifecycle.user_key import KEY_FILE, no_key_reason, run_keys
 from cluster.progress import Progress
 from envs.errors import ConfigError, StoreError
-from learner.outputs.signing import UNSIGNED, Signing
+from learner.signing import UNSIGNED, Signing
 from rollout.store.run_layout import RunLayout, read_run_info
 from rollout.store.seal import Origin, origin_of, read_seal, vouches_for, write_seal
 

@@ -22,8 +22,8 @@ from cluster.running import run_async
 from envs.errors import ConfigError, MissingError
 from envs.tools import JsonObject
 from learner.outputs.digest import PUSHED_METRIC, push_metrics, recorded_digests
-from learner.outputs.signing import Signing
 from learner.report import StepReport
+from learner.signing import Signing
 from rollout.episode_difference import EpisodeDifference
 from rollout.store.run_reader import RunReader
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from envs.errors import ConfigError, LearnerError, MissingError
 from learner.backends.backend import Backend
-from learner.outputs.signing import (
+from learner.signing import (
     MARKER,
     UNSIGNED,
     Signing,

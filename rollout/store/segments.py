@@ -179,16 +179,23 @@ class SegmentReader:
         with reading(self._path) as file:
             size = os.fstat(file.fileno()).st_size
             if self._schema is None and not self._read_header(file.read()):
-                if whole_lines(self._index_path):  # its writer was not killed in the header
-                    raise StoreError(
-                        f"expected a segment of episodes, found a damaged header in {self._path}: "
-                        "restore the file from a copy"
-                    )
+                self._check_header(size)
                 return
             self._take_index(size)
             if self._end < size:
                 file.seek(self._end)
                 self._scan(file.read())
+
+    def _check_header(self, size: int) -> None:
+        """Raise StoreError where the header of a segment of `size` bytes is damaged, and not cut
+        off: the first episode lies behind it.
+        """
+        first = next(_index_rows(whole_lines(self._index_path)), None)
+        if first is not None and first.offset < size:
+            raise StoreError(
+                f"expected a segment of episodes, found a damaged header in {self._path}: restore "
+                "the file from a copy"
+            )
 
     def _read_header(self, content: bytes) -> bool:
         stream = pa.BufferReader(content)

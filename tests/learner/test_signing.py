@@ -11,7 +11,7 @@ import pytest
 
 from envs.errors import LearnerError
 from learner.outputs.checkpoint import CheckpointRecord, _shares, load_checkpoint, save_checkpoint
-from learner.outputs.signing import UNSIGNED, Signing, file_digests
+from learner.signing import UNSIGNED, Signing, file_digests
 
 MINE = CheckpointRecord(4, 4, "mine", 1, 1, "adamw")
 KEY = Signing((b"mine",))

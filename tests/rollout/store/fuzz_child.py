@@ -79,7 +79,7 @@ def record_at(folder: Path) -> Path:
 def checkpoint_at(folder: Path) -> Target:
     # Torch is imported only for this target.
     from learner.outputs.checkpoint import CheckpointRecord, read_record
-    from learner.outputs.signing import Signing
+    from learner.signing import Signing
 
     record = CheckpointRecord(4, 4, "mine", 1, 1, "adamw", {"a.pt": "0" * 64})
     signing = Signing((b"key",))

@@ -55,7 +55,8 @@ def test_a_changed_byte_is_an_error_or_changes_nothing(
             continue
         # A damaged end looks like what a killed writer leaves, and costs only what lies behind it.
         assert rows == [repr(row) for row in batch.to_pylist()[: len(rows)]]
-    assert errors > MUTATIONS / 10, "most of the bytes matter"
+    if damaged == 0:  # without its index, a segment is scanned
+        assert errors > MUTATIONS / 10, "most of the bytes matter"
 
 
 def test_segments_without_checksums_are_checked_by_their_form(

@@ -41,4 +41,5 @@ def test_a_changed_file_is_an_error_or_tells_the_truth(target: str, tmp_path: Pa
     assert ended.returncode == 0, f"{(tmp_path / 'last').read_text()}: {ended.stderr[-3000:]}"
     found = json.loads(ended.stdout)
     assert sum(found.values()) == COUNT
-    assert found.get("error", 0) > COUNT / 10, found
+    if target != "index":  # without it, a segment is scanned
+        assert found.get("error", 0) > COUNT / 10, found

@@ -9,6 +9,7 @@ from envs.errors import StoreError
 from rollout.episode import Lease, RolloutKind
 from rollout.store.ledger import Ledger, LedgerReader
 from rollout.store.ledger_state import DropReason, State
+from rollout.store.line_checks import with_checksum
 
 
 def leases(group: str, size: int = 2) -> list[Lease]:
@@ -241,7 +242,8 @@ def test_a_torn_line_never_happened(ledger: Ledger, path: Path) -> None:
 def test_a_damaged_line_is_named(ledger: Ledger, path: Path) -> None:
     finish_group(ledger, "g")
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([lines[0], '{"event": "trained"}\n', *lines[1:]]))
+    unreadable = with_checksum('{"event": "trained"}')
+    path.write_text("".join([lines[0], f"{unreadable}\n", *lines[1:]]))
     with pytest.raises(StoreError, match=r"events\.jsonl:2: expected a ledger event"):
         Ledger(path)
 
