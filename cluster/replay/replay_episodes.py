@@ -15,10 +15,9 @@ from cluster.lifecycle.trust import check_harmless, owns_recipe
 from cluster.replay.recorded_world import RecordedScore, recorded_world
 from cluster.scheduling.schedule import task_of
 from cluster.scheduling.task_sources import TaskSource, task_source
-from envs.config import IsolationConfig
 from envs.errors import EngineError, MissingError, StoreError
-from envs.server.client import ToolClient
-from envs.server.process import ToolServerProcess
+from envs.gateway.gateway_host import InProcessTools
+from envs.server.replay_host import ReplayHost
 from envs.server.traffic import RecordedSession, TrafficReader
 from envs.services.replayed import ReplayedTools
 from envs.tasks import Task
@@ -116,7 +115,7 @@ async def replay_run(
             left_out += len(episodes) - len(counting)
             with tempfile.TemporaryDirectory(prefix="trialrun-replay-") as folder:
                 record.copy(sessions_of(record, counting), Path(folder))
-                async with _replaying_tools(config, Path(folder)) as tools:
+                async with _replaying_tools(Path(folder)) as tools:
                     replayer = _Replayer(inputs, reader.kind, tools)
                     replays += await asyncio.gather(*map(replayer.replay, counting))
     finally:
@@ -215,19 +214,20 @@ def _asks(task: Task, question: str) -> bool:
 
 
 @asynccontextmanager
-async def _replaying_tools(config: RunConfig, folder: Path) -> AsyncIterator[ToolService]:
-    """Tools of a real tool server that answers from the record in `folder`."""
-    settings = config.tools.model_copy(update={"record": False, "isolation": IsolationConfig()})
-    process = ToolServerProcess(settings, replay=folder)
-    await asyncio.to_thread(process.start)
+async def _replaying_tools(folder: Path) -> AsyncIterator[ToolService]:
+    """Tools that answer from the record in `folder`, in this process: a server takes no tool sets
+    with endpoints.
+    """
+    host = ReplayHost(folder)
+    await host.start()
     try:
-        tools = ReplayedTools(ToolClient(process.address, settings))
+        tools = ReplayedTools(InProcessTools(host))
         try:
             yield tools
         finally:
             await tools.close()
     finally:
-        await asyncio.to_thread(process.stop)
+        await host.stop()
 
 
 def _config_path(reader: RunReader) -> Path:
