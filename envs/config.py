@@ -160,7 +160,7 @@ class ToolServerConfig(Section):
     """Sessions that may be opening or waiting at the same time; further ones get a 503 error."""
     open_wait_s: float = Field(default=10.0, ge=0)
     """Seconds that opening a session may wait for another session to close; then it is refused with
-    503.
+    503. On a full OpenEnv server it may wait as long.
     """
     max_calls: int = Field(default=16_384, gt=0)
     """Calls that may run at the same time on one server, over all sessions; further ones are

@@ -17,6 +17,7 @@ from envs.endpoints import ChatEndpoint
 from envs.errors import ConfigError, InfraError, ToolServerError
 from envs.remote.bounded_body import bounded_body
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
+from envs.remote.http_reply import retry_after_s
 from envs.remote.tokens import endpoint_token
 from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
@@ -147,7 +148,7 @@ class ChatBackend:
             if attempt + 1 == endpoint.attempts:
                 break
             backoff_s = _BACKOFF_S * 2**attempt * (0.5 + rng.random())
-            await asyncio.sleep(min(max(backoff_s, fault.wait_s), _MAX_WAIT_S))
+            await asyncio.sleep(max(backoff_s, fault.wait_s))
         raise ToolServerError(f"no reply after {endpoint.attempts} attempts: {fault}")
 
     async def close(self) -> None: ...
@@ -170,7 +171,7 @@ class ChatBackend:
         if more:
             raise ToolServerError(f"HTTP {status}: a reply of more than {_MAX_REPLY_BYTES} bytes")
         if status in _RETRIED or status >= 500:
-            raise _Retry(f"HTTP {status}: {text}", _retry_after(reply))
+            raise _Retry(f"HTTP {status}: {text}", retry_after_s(reply, _MAX_WAIT_S) or 0.0)
         if status != 200:
             raise ToolServerError(f"HTTP {status}: {text}")
         with suppress(ValidationError):
@@ -181,10 +182,3 @@ class ChatBackend:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def _retry_after(reply: httpx.Response) -> float:
-    try:
-        return max(float(reply.headers.get("retry-after", "")), 0.0)
-    except ValueError:
-        return 0.0

@@ -6,12 +6,15 @@ lists (429, 502, 503 and 504, unless the user says otherwise), refused credentia
 connections are infrastructure failures. A trial session may only read, because changes to a real
 API could not be undone; operations that the user names are safe too. Within the call's deadline, a
 request is retried if it was not started (no connection); otherwise only GET, HEAD, OPTIONS, PUT and
-those safe ones are retried.
+those safe ones are retried, after the time that `Retry-After` asks for where the deadline allows
+it.
 """
 
 import asyncio
 import logging
+import math
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +26,7 @@ from envs.errors import ConfigError, InfraError
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
 from envs.remote.http_credentials import ClientTokens, Secrets
 from envs.remote.http_hosts import HostGuard, RefusedHost
-from envs.remote.http_reply import read_reply
+from envs.remote.http_reply import read_reply, retry_after_s
 from envs.remote.http_request import RequestParts
 from envs.seeds import stable_hash
 from envs.tools import AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
@@ -75,7 +78,7 @@ class HttpTools:
             HostGuard(endpoint.allowed_hosts),
             Secrets(endpoint, self._variables, self._tokens),
             httpx.AsyncHTTPTransport(verify=self._certificates),
-            Terms(self._limits.reply_bytes, may_write=purpose != "trial"),
+            Terms(self._limits, may_write=purpose != "trial"),
         )
         self._opened += 1
         session_id = f"http-{stable_hash(seed, purpose, self._opened):016x}"
@@ -86,9 +89,9 @@ class HttpTools:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a session may do: the size of a reply in bytes, and whether it may write."""
+    """What a session may do: time and size limits, and whether it may write."""
 
-    reply_bytes: int
+    limits: Limits
     may_write: bool
 
 
@@ -137,12 +140,13 @@ class HttpBackend:
         """Send a request up to three times. Raises InfraError, and what `_exchange` raises."""
         repeatable = operation.method in _REPEATABLE or operation.tried
         pauses, renewed = iter(_PAUSES_S), False
+        ends_at = time.monotonic() + self._terms.limits.call_s
         while True:
             signature = await self._secrets.signature(operation.credentials, self._send)
             request = parts.request(self._http, self._endpoint.base_url, signature)
             pause_s = next(pauses, None)
             try:
-                reply, status = await self._exchange(request, operation)
+                reply, status, wait_s = await self._exchange(request, operation)
             except httpx.TransportError as error:
                 started = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 if pause_s is None or (started and not repeatable):
@@ -153,6 +157,9 @@ class HttpBackend:
                     continue
                 if pause_s is None or not repeatable or not self._may_pass(status):
                     return reply
+                pause_s = max(pause_s, wait_s)
+                if time.monotonic() + pause_s >= ends_at:
+                    return reply  # a time-out would be the policy's business, and this is not
             await asyncio.sleep(pause_s)
 
     def _may_pass(self, status: int) -> bool:
@@ -168,14 +175,19 @@ class HttpBackend:
 
     async def _exchange(
         self, request: httpx.Request, operation: HttpOperation
-    ) -> tuple[BackendReply, int]:
-        """Send `request` and follow redirects; each one is checked against the allow-list."""
+    ) -> tuple[BackendReply, int, float]:
+        """Send `request` and follow redirects; each one is checked against the allow-list.
+
+        Return the reply, its status, and the seconds that it asks to wait.
+        """
         for _ in range(_MAX_REDIRECTS + 1):
             response = await self._send(request)
             try:
                 following = self._redirected(request, response)
                 if following is None:
-                    return await self._reply(response, operation), response.status_code
+                    reply = await self._reply(response, operation)
+                    wait_s = retry_after_s(response, math.inf) or 0.0
+                    return reply, response.status_code, wait_s
             finally:
                 await response.aclose()
             request = following
@@ -226,4 +238,4 @@ class HttpBackend:
         if response.status_code == 401 and not operation.credentials:
             note = " (the document requires credentials here, and the task names none)"
         infra = self._infra_statuses(operation)
-        return await read_reply(response, self._terms.reply_bytes, infra, note)
+        return await read_reply(response, self._terms.limits.reply_bytes, infra, note)

@@ -2,7 +2,11 @@
 
 import codecs
 import json
+import math
+import time
 from collections.abc import Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -76,3 +80,27 @@ def _empty(response: httpx.Response) -> str:
     if location and location.isprintable():
         said["location"] = location
     return json.dumps(said, ensure_ascii=False)
+
+
+def retry_after_s(response: httpx.Response, most_s: float) -> float | None:
+    """Return the seconds in the header, at most `most_s`; None without one that can be read.
+
+    It holds a number of seconds or a date.
+    """
+    text = response.headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = _seconds_until(text)
+    if seconds is None or math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), most_s)
+
+
+def _seconds_until(date: str) -> float | None:
+    """Return the seconds until an HTTP date, negative if it has passed; None for another text."""
+    try:
+        until = parsedate_to_datetime(date)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time()

@@ -18,6 +18,7 @@ _RESERVED = ":/?@!$'()*,;=[]"
 """What `allowReserved` keeps: all reserved characters without `#`, `&` and `+`, which would end a
 value in a query or change it.
 """
+# `|` is not allowed in a URL: the table of styles in OpenAPI 3.0.4 and 3.1.1 has it encoded.
 _DELIMITERS = {"form": ",", "spaceDelimited": "%20", "pipeDelimited": "%7C"}
 
 

@@ -8,9 +8,7 @@ length; this one does neither.
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from pydantic import ValidationError
 from envs.endpoints import SCRATCH, McpStdioEndpoint
 from envs.errors import ConfigError, ToolServerError
 from envs.remote.mcp_wire import Streams, Wire
+from envs.remote.session_folder import session_folder
 
 REPLY_TOO_LONG = -32099
 """Code of the error that replaces a reply over the limit."""
@@ -88,12 +87,8 @@ async def _scratch(endpoint: McpStdioEndpoint) -> AsyncIterator[str]:
     if not any(SCRATCH in text for text in texts):
         yield ""
         return
-    folder = tempfile.mkdtemp(prefix="trialrun-mcp-")
-    try:
+    async with session_folder("trialrun-mcp-") as folder:
         yield folder
-    finally:
-        with anyio.CancelScope(shield=True):
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ failures.
 import asyncio
 import contextlib
 import json
+import time
 from dataclasses import replace
 
 import httpx
@@ -24,18 +25,24 @@ from envs.endpoints import OpenEnvEndpoint, without_address
 from envs.errors import ConfigError, DeadlineError, ToolServerError
 from envs.remote.bounded_body import bounded_body
 from envs.remote.endpoint_session import BackendReply, EndpointSession, Limits
+from envs.remote.openenv_wire import BOOKKEEPING, json_text, plain_result, shown_observation
 from envs.seeds import stable_hash
 from envs.tools import REWARD_CALL, AnswerStatus, JsonObject, SessionPurpose, ToolSet, ToolSpec
 
 STEP = "step"
 _SPARE_BYTES = 65_536
 """Bytes that a message may have in addition to eight times the longest text of an answer."""
-_INFRA_CODES = frozenset({"CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR", "UNKNOWN_TYPE"})
+_FULL = "CAPACITY_REACHED"
+_INFRA_CODES = frozenset({_FULL, "FACTORY_ERROR", "SESSION_ERROR", "UNKNOWN_TYPE"})
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 1.0
+"""Seconds between two attempts to open a session on a full server; each is twice the last."""
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _MAX_SCHEMA_BYTES = 4 * 2**20
 _SEED_BITS = 0x7FFFFFFF
-_BOOKKEEPING = frozenset({"metadata"})
-"""Fields that every action has and that mean nothing to the environment."""
+
+
+class _FullServer(ToolServerError):
+    """The server has as many sessions as it takes; later there may be room."""
 
 
 class _Incoming(BaseModel):
@@ -71,12 +78,16 @@ class OpenEnvTools:
 
     def __init__(self, config: ToolServerConfig) -> None:
         self._limits = Limits.of(config)
+        self._wait_s = config.open_wait_s
         self._opened = 0
 
     async def open_session(
         self, tool_set: ToolSet, seed: int, purpose: SessionPurpose, episode: str = ""
     ) -> EndpointSession:
-        """Connect and reset. Raises ToolServerError or DeadlineError."""
+        """Connect and reset; wait for a while where the server is full.
+
+        Raises ToolServerError or DeadlineError.
+        """
         endpoint = tool_set.endpoint
         if not isinstance(endpoint, OpenEnvEndpoint):
             raise ConfigError(
@@ -84,7 +95,7 @@ class OpenEnvTools:
             )
         names = tuple(tool.name for tool in tool_set.tools)
         backend = OpenEnvBackend(endpoint, self._limits, names)
-        await backend.start(seed)
+        await _started(backend, seed, self._wait_s)
         self._opened += 1
         session_id = f"openenv-{stable_hash(seed, purpose, self._opened):016x}"
         return EndpointSession(session_id, tool_set, backend, self._limits)
@@ -99,7 +110,7 @@ async def tool_set_of_openenv(endpoint: OpenEnvEndpoint, config: ToolServerConfi
     """
     limits = Limits.of(config)
     backend = OpenEnvBackend(endpoint, limits, ())
-    await backend.start(seed=0)
+    await _started(backend, 0, config.open_wait_s)
     try:
         async with asyncio.timeout(limits.open_s):
             specs = await backend.list_tools() or [await _step_tool(endpoint)]
@@ -164,7 +175,10 @@ class OpenEnvBackend:
             raise
         if reply.type != "observation":
             await self.close()
-            raise ToolServerError(f"{self._endpoint.place} refused the reset: {_fault(reply)}")
+            text = f"{self._endpoint.place} refused the reset: {_fault(reply)}"
+            if reply.data.get("code") == _FULL:
+                raise _FullServer(f"{text}: it needs room for as many sessions as are open at once")
+            raise ToolServerError(text)
         self.first = reply.data.get("observation")
 
     async def answer(self, index: int, arguments: JsonObject) -> BackendReply:
@@ -197,14 +211,14 @@ class OpenEnvBackend:
         """Return the environment's state, or its rewards so far and the number of steps."""
         if name == REWARD_CALL:
             told: JsonObject = {"rewards": [*self._rewards], "steps": self._steps}
-            return BackendReply(AnswerStatus.OK, _text(told))
+            return BackendReply(AnswerStatus.OK, json_text(told))
         try:
             reply = await self._exchange("state", None)
         except WebSocketException as error:
             raise ToolServerError(f"the connection was lost: {error}") from error
         if reply.type != "state":
             return BackendReply(AnswerStatus.TOOL_ERROR, _fault(reply))
-        return BackendReply(AnswerStatus.OK, _text({"openenv": reply.data}))
+        return BackendReply(AnswerStatus.OK, json_text({"openenv": reply.data}))
 
     def _noted(self, data: JsonObject) -> BackendReply:
         """Return the result of a step, and note its reward; of a world, the reward is not told."""
@@ -264,28 +278,31 @@ class OpenEnvBackend:
             raise ToolServerError(f"expected a message of OpenEnv, found {text[:80]!r}") from error
 
 
+async def _started(backend: OpenEnvBackend, seed: int, wait_s: float) -> None:
+    """Connect and reset; on a full server, try again for `wait_s`.
+
+    Raises ToolServerError or DeadlineError.
+    """
+    gives_up_at, pause_s = time.monotonic() + wait_s, _FIRST_PAUSE_S
+    while True:
+        try:
+            return await backend.start(seed)
+        except _FullServer:
+            if time.monotonic() >= gives_up_at:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+
 async def first_observation(endpoint: OpenEnvEndpoint, config: ToolServerConfig) -> str:
     """Return the text of the observation that an environment answers to the reset with.
 
     Raises ToolServerError, DeadlineError, ConfigError.
     """
     backend = OpenEnvBackend(endpoint, Limits.of(config), ())
-    await backend.start(seed=0)
+    await _started(backend, 0, config.open_wait_s)
     await backend.close()
-    return _seen(backend.first)
-
-
-def _seen(observation: JsonValue) -> str:
-    """Return an observation as the policy sees it: its one text, its prompt, or all of it."""
-    if not isinstance(observation, dict):
-        return observation if isinstance(observation, str) else _text(observation)
-    hidden = (*_BOOKKEEPING, "done", "reward")
-    fields = {k: v for k, v in observation.items() if k not in hidden and v not in (None, "", [])}
-    texts = [value for value in fields.values() if isinstance(value, str)]
-    if len(fields) == len(texts) == 1:
-        return texts[0]
-    prompt = fields.get("prompt")
-    return prompt if isinstance(prompt, str) else _text(fields)
+    return shown_observation(backend.first)
 
 
 def _reply_of(data: JsonObject, *, hidden: bool = False) -> BackendReply:
@@ -297,9 +314,9 @@ def _reply_of(data: JsonObject, *, hidden: bool = False) -> BackendReply:
     outcome: JsonObject = {"reward": data.get("reward"), "done": data.get("done")}
     if not {"tool_name", "result"} <= set(seen):
         if hidden:
-            return BackendReply(AnswerStatus.OK, _seen(observation))
-        shown: JsonValue = {key: value for key, value in seen.items() if key not in _BOOKKEEPING}
-        return BackendReply(AnswerStatus.OK, _text({"observation": shown, **outcome}))
+            return BackendReply(AnswerStatus.OK, shown_observation(observation))
+        shown: JsonValue = {key: value for key, value in seen.items() if key not in BOOKKEEPING}
+        return BackendReply(AnswerStatus.OK, json_text({"observation": shown, **outcome}))
     error = seen.get("error")
     if isinstance(error, dict):
         kind = error.get("error_type")
@@ -311,21 +328,10 @@ def _reply_of(data: JsonObject, *, hidden: bool = False) -> BackendReply:
     result = seen["result"]
     failed = isinstance(result, dict) and (result.get("is_error") or result.get("isError")) is True
     status = AnswerStatus.TOOL_ERROR if failed else AnswerStatus.OK
-    plain = _plain_result(result)
+    plain = plain_result(result)
     if hidden:
-        return BackendReply(status, plain if isinstance(plain, str) else _text(plain))
-    return BackendReply(status, _text({"result": plain, **outcome}))
-
-
-def _plain_result(result: JsonValue) -> JsonValue:
-    """Return the value of a tool's result, which may be wrapped as in MCP."""
-    if not isinstance(result, dict) or not isinstance(result.get("content"), list):
-        return result
-    if result.get("data") is not None:
-        return result["data"]
-    content = result["content"]
-    texts = [block.get("text") for block in content if isinstance(block, dict)]  # type: ignore[union-attr]
-    return "\n".join(str(text) for text in texts if text is not None)
+        return BackendReply(status, plain if isinstance(plain, str) else json_text(plain))
+    return BackendReply(status, json_text({"result": plain, **outcome}))
 
 
 async def _step_tool(endpoint: OpenEnvEndpoint) -> ToolSpec:
@@ -359,7 +365,7 @@ async def _step_tool(endpoint: OpenEnvEndpoint) -> ToolSpec:
         ) from error
     parameters: JsonObject = {
         **schema,
-        "properties": {k: v for k, v in properties.items() if k not in _BOOKKEEPING},
+        "properties": {k: v for k, v in properties.items() if k not in BOOKKEEPING},
     }
     description = schema.get("description") or "Take one step in the environment."
     return ToolSpec(name=STEP, description=str(description), parameters=parameters)
@@ -381,7 +387,3 @@ def _fault(reply: _Incoming) -> str:
 
 def _list(value: JsonValue) -> list[JsonValue]:
     return value if isinstance(value, list) else []
-
-
-def _text(value: JsonValue) -> str:
-    return json.dumps(value, ensure_ascii=False)

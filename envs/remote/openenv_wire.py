@@ -3,11 +3,15 @@
 The formats are OpenEnv's. Its package is not used, because it depends on a web interface.
 """
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from envs.tools import JsonObject, SessionPurpose, ToolSpec
+
+BOOKKEEPING = frozenset({"metadata"})
+"""Fields that every action has and that mean nothing to the environment."""
 
 Mode = Literal["direct", "trial"]
 ErrorCode = Literal[
@@ -184,3 +188,32 @@ ClientMessage = Annotated[
 CLIENT_MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 ACTION: TypeAdapter[Action] = TypeAdapter(Action)
 OBSERVATION: TypeAdapter[Observation] = TypeAdapter(Observation)
+
+
+def shown_observation(observation: JsonValue) -> str:
+    """Return an observation as the policy sees it: its one text, its prompt, or all of it."""
+    if not isinstance(observation, dict):
+        return observation if isinstance(observation, str) else json_text(observation)
+    hidden = (*BOOKKEEPING, "done", "reward")
+    fields = {k: v for k, v in observation.items() if k not in hidden and v not in (None, "", [])}
+    texts = [value for value in fields.values() if isinstance(value, str)]
+    if len(fields) == len(texts) == 1:
+        return texts[0]
+    prompt = fields.get("prompt")
+    return prompt if isinstance(prompt, str) else json_text(fields)
+
+
+def plain_result(result: JsonValue) -> JsonValue:
+    """Return the value of a tool's result, which may be wrapped as in MCP."""
+    if not isinstance(result, dict) or not isinstance(result.get("content"), list):
+        return result
+    if result.get("data") is not None:
+        return result["data"]
+    content = result["content"]
+    texts = [block.get("text") for block in content if isinstance(block, dict)]  # type: ignore[union-attr]
+    return "\n".join(str(text) for text in texts if text is not None)
+
+
+def json_text(value: JsonValue) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -14,6 +14,8 @@ from envs.tasks import Score
 from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall
 
 _SHOWN = 120
+_NEVER_EQUAL = ("openenv.episode_id", "openenv_*.episode_id")
+"""Paths in states that differ between equal episodes: OpenEnv gives each session a new id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +50,9 @@ class GoldCalls:
                 f"expected gold calls for {len(states)} turns of the user, found {len(turns)}"
             )
         expected = await self._expected(evidence)
+        ignored = (*self.ignore, *_NEVER_EQUAL)
         differences = [
-            first_difference(json.loads(found), json.loads(gold), self.ignore)
+            first_difference(json.loads(found), json.loads(gold), ignored)
             for found, gold in zip(states, expected, strict=True)
         ]
         return _score(differences, "turns")
@@ -74,7 +77,7 @@ class GoldCalls:
         found = await probed(evidence, self.probes)
         differences = [
             ""
-            if (left.status, left.text) == (right.status, right.text)
+            if left.status is right.status and _alike(left.text, right.text)
             else f"{call.name}: found {left.text[:_SHOWN]!r}, expected {right.text[:_SHOWN]!r}"
             for call, left, right in zip(self.probes, found, answers[len(gold) :], strict=True)
         ]
@@ -210,6 +213,16 @@ def _score(differences: Sequence[str], of: str) -> Score:
 def _notes(differences: Sequence[str]) -> dict[str, str]:
     told = [difference for difference in differences if difference]
     return {"": "; ".join(told)} if told else {}
+
+
+def _alike(left: str, right: str) -> bool:
+    """Whether two texts are equal, or the same JSON: fields have the order in which they came."""
+    if left == right:
+        return True
+    try:
+        return _is(left, json.loads(right))
+    except ValueError:
+        return False
 
 
 def _is(text: str, expected: JsonValue) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from envs.endpoints import OpenEnvEndpoint
 from envs.tools import (
@@ -117,14 +117,24 @@ class CompositeSession:
         return ToolAnswer(status=AnswerStatus.TOOL_ERROR, text=text, seconds=0.0)
 
     async def _state(self, call: ToolCall) -> ToolAnswer:
-        """Return the states of the parts that have one, as one object."""
+        """Return the states of the parts that have one, as one object; of equal names, the later
+        ones get a number.
+        """
         merged: dict[str, object] = {}
         seconds = 0.0
         for session in self._with_state:
             [answer] = await session.call([call])
             if answer.status is not AnswerStatus.OK or answer.truncated:
                 return answer
-            merged |= json.loads(answer.text)
+            for name, state in json.loads(answer.text).items():
+                merged[_free(name, merged)] = state
             seconds += answer.seconds
         text = json.dumps(merged, ensure_ascii=False, sort_keys=True)
         return ToolAnswer(status=AnswerStatus.OK, text=text, seconds=seconds)
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    number = 1
+    while (free := f"{name}_{number}" if number > 1 else name) in taken:
+        number += 1
+    return free

@@ -5,6 +5,8 @@ A module of functions is a tool set whose state, if any, is in the module.
 """
 
 import ast
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +29,9 @@ _PASSED_OVER = frozenset({"property", "cached_property", "setter", "deleter", "o
 _MAX_BASES = 32
 """Classes above one whose methods it inherits."""
 _MAX_CLASSES = 1_000
+_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+_TYPE_SYNTAX = re.compile(r"\s*(?:(?:async\s+)?def|class)\s+\w+\s*\[|\s*type\s+\w+\s*(?:\[[^=]*)?=")
+"""How a line begins that has the syntax of PEP 695."""
 
 Siblings = Mapping[str, ast.Module]
 """Trees of the modules that a source may import, by dotted name."""
@@ -107,13 +112,24 @@ def parsed(source: str) -> ast.Module:
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise DataFileError(f"line {error.lineno}: {error.msg}: expected Python source") from error
+        raise DataFileError(f"line {error.lineno}: {error.msg}: {_wanted(error)}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise DataFileError(
             f"expected Python source, found text that cannot be parsed: {error}"
         ) from (error)
     check_tree(tree)
     return tree
+
+
+def _wanted(error: SyntaxError) -> str:
+    """Return which source was expected, and the way out if a later Python would take this one."""
+    wanted = f"expected source of Python {_VERSION}"
+    if not _TYPE_SYNTAX.match(error.text or ""):
+        return wanted
+    return (
+        f"{wanted}, found type parameters or a `type` statement, which Python 3.12 brought: write "
+        '`T = TypeVar("T")`, `Generic[T]` and `Name = ...`'
+    )
 
 
 def _chosen_class(classes: dict[str, ast.ClassDef], scope: Scope, name: str | None) -> ast.ClassDef:
@@ -185,7 +201,8 @@ def _check_constructor(constructor: _Method | None, class_name: str, setup: Json
             f"{where}: expected a value for each argument of the constructor, found none for "
             f"{', '.join(missing)}: give it in `arguments`, or a default in the class"
         )
-    known = [argument.arg for argument in (*positional, *given.kwonlyargs)]
+    rest = [given.vararg] if given.vararg else []
+    known = [argument.arg for argument in (*positional, *rest, *given.kwonlyargs)]
     unknown = [name for name in setup if name not in known]
     if unknown and given.kwarg is None:
         raise DataFileError(
@@ -204,11 +221,10 @@ def _static(method: Function) -> bool:
 
 def _spec(function: Function, annotations: Annotations, *, bound: bool) -> ToolSpec:
     where = f"{function.name}, line {function.lineno}"
-    _refuse_impossible(function, where)
     arguments = function.args
-    positional = arguments.args
+    positional = [*arguments.posonlyargs, *arguments.args]
     if bound:
-        if not positional:
+        if not positional and arguments.vararg is None:
             raise DataFileError(f"{where}: expected `self` as the first argument of a method")
         positional = positional[1:]
     # The syntax tree lists the defaults of the last arguments only: pad them at the front. They may
@@ -219,12 +235,15 @@ def _spec(function: Function, annotations: Annotations, *, bound: bool) -> ToolS
         *zip(positional, padded if positional else [], strict=True),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
-    names = [argument.arg for argument, _ in pairs]
+    many = arguments.vararg
+    names = [argument.arg for argument in (*(each for each, _ in pairs), *([many] if many else ()))]
     documentation = parse_docstring(told(ast.get_docstring(function) or ""), names)
     properties: JsonObject = {}
     for argument, default in pairs:
         if default is None or not _is_callable(argument):
             properties[argument.arg] = _property(argument, default, annotations, documentation)
+    if many is not None:
+        properties[many.arg] = _many(many, annotations, documentation)
     rest = arguments.kwarg
     parameters: JsonObject = {
         "type": "object",
@@ -259,19 +278,14 @@ def _property(
     return schema
 
 
-def _refuse_impossible(function: Function, where: str) -> None:
-    """Raise DataFileError for a function that JSON keyword arguments cannot call."""
-    arguments = function.args
-    if arguments.posonlyargs:
-        names = ", ".join(argument.arg for argument in arguments.posonlyargs)
-        raise DataFileError(
-            f"{where}: expected arguments that can be given by name, found the positional-only "
-            f"{names}: drop the `/`"
-        )
-    if (rest := arguments.vararg) is not None:
-        raise DataFileError(
-            f"{where}: expected named arguments, found `*{rest.arg}`: take one list"
-        )
+def _many(argument: ast.arg, annotations: Annotations, documentation: Documentation) -> JsonObject:
+    """Return the schema of `*argument`: a list, which may be left out."""
+    schema: JsonObject = {"type": "array"}
+    if items := annotations.schema(argument):
+        schema["items"] = items
+    if text := documentation.arguments.get(argument.arg):
+        schema["description"] = text
+    return schema
 
 
 def _is_callable(argument: ast.arg) -> bool:

@@ -190,9 +190,20 @@ def read_text(path: Path) -> str:
 def merged(sets: Sequence[ToolSet]) -> ToolSet:
     """Return several sets of Python tools as one, whose modules are shared.
 
-    Raises DataFileError where two of them have different modules, files or classes of one name.
+    Raises DataFileError where two of them have different modules, files or classes of one name:
+    their states could not be told apart.
     """
-    found: dict[str, dict[str, object]] = {"modules": {}, "files": {}, "setup": {}}
+    classes: dict[str, tuple[str, object]] = {}
+    for tool_set in sets:
+        for name, source in zip(tool_set.functions, tool_set.sources, strict=True):
+            kind = name.rpartition(".")[0]
+            own = (source, tool_set.setup.get(kind))
+            if kind and classes.setdefault(kind, own) != own:
+                raise DataFileError(
+                    f"two sources have a class {kind!r} that differs, or gets other `arguments`: "
+                    "rename one"
+                )
+    found: dict[str, dict[str, object]] = {"modules": {}, "files": {}}
     for tool_set in sets:
         for key, values in found.items():
             for name, value in getattr(tool_set, key).items():
@@ -205,12 +216,13 @@ def merged(sets: Sequence[ToolSet]) -> ToolSet:
             "tools": [tool for tool_set in sets for tool in tool_set.tools],
             "sources": [source for tool_set in sets for source in tool_set.sources],
             "functions": [name for tool_set in sets for name in tool_set.functions],
+            "setup": {name: given for each in sets for name, given in each.setup.items()},
             **found,
         }
     )
 
 
-_KINDS = {"modules": "a module", "files": "a file", "setup": "arguments of a class"}
+_KINDS = {"modules": "a module", "files": "a file"}
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:

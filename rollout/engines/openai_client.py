@@ -5,16 +5,14 @@ import contextlib
 import json
 import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
 import httpx
 from pydantic import ValidationError
 
 from envs.errors import ConfigError, EngineError, MissingError, TeacherError
+from envs.remote.http_reply import retry_after_s
 from envs.remote.tokens import check_header
 from envs.seeds import stable_hash
 from envs.tools import JsonObject
@@ -232,7 +230,7 @@ class ChatClient:
         if status in _FATAL_STATUSES or b"insufficient_quota" in content:
             raise EngineError(f"{self._url} rejects every request: {text}")
         if status in _RETRIED_STATUSES or (status >= 500 and status not in _PERMANENT_5XX):
-            return _Fault(text, _retry_after(response))
+            return _Fault(text, retry_after_s(response, MAX_RETRY_AFTER_S))
         raise TeacherError(f"{self._url} rejected the request: {text}")
 
     async def _post(self, body: JsonObject) -> tuple[httpx.Response, bytes]:
@@ -265,24 +263,3 @@ class ChatClient:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds in a Retry-After header, which holds a number or a date; None without."""
-    text = response.headers.get("retry-after", "").strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = _seconds_until(text)
-    if seconds is None or math.isnan(seconds):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
-
-
-def _seconds_until(date: str) -> float | None:
-    """Return the seconds until an HTTP date, negative if it has passed; None for another text."""
-    try:
-        until = parsedate_to_datetime(date)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time()

@@ -11,7 +11,7 @@ from rollout.formats.hermes import HermesFormat
 from rollout.formats.llama3 import Llama3Format
 from rollout.formats.mistral import MistralFormat
 from rollout.formats.qwen3_coder import Qwen3CoderFormat
-from rollout.formats.thinking import FAMILIES, Thinking
+from rollout.formats.thinking import FAMILIES, Spoken, Thinking
 from rollout.formats.written import ToolFormat, TurnText
 
 _SIGNS: Mapping[ToolFormatName, tuple[str, ...]] = {
@@ -42,11 +42,26 @@ class TurnFormat:
         `opened` says that the prompt ended inside of a thought. Raises PolicyError for an opening
         without its end, and nothing else.
         """
-        if self.thinking is None:
+        spoken = self._spoken(text, opened=opened)
+        if spoken is None:
             return self.tools.split(text)
-        spoken = self.thinking.spoken(text, self.tools, opened=opened)
         found = self.tools.split(spoken.text)
         return TurnText(found.said, found.calls, spoken.open_thought)
+
+    def _spoken(self, text: str, *, opened: bool) -> Spoken | None:
+        """Return what is said outside of thoughts; None where the turn counts as it is.
+
+        Also a model without marks of its own may have learnt to think between `<think>` and
+        `</think>`, from demonstrations. Only both marks are a thought there: one alone is text.
+        """
+        if self.thinking is not None:
+            return self.thinking.spoken(text, self.tools, opened=opened)
+        usual = FAMILIES[0]
+        start = text.find(usual.opening)
+        if isinstance(self.tools, GptOssFormat) or start < 0 or usual.closing not in text[start:]:
+            return None
+        spoken = usual.spoken(text, self.tools, opened=False)
+        return None if spoken.open_thought else spoken
 
     def opened_by(self, context: str) -> bool:
         """Whether a context ends inside of a thought."""

@@ -9,8 +9,11 @@ from envs.perturbation.perturb import perturb
 from envs.schema_repair import repaired
 from envs.tool_schemas import without_noise
 from envs.tools import JsonObject, ToolSet, ToolSpec
+from tests.random_examples import examples
 
-QUICK = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(
+    max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 NAMES = st.sampled_from(["a", "b", "x-c", "type", "$ref", "näme", ""])
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)

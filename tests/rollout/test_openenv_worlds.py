@@ -152,6 +152,10 @@ async def test_the_example_environment_of_openenv_itself(
         [str(INTEROP / "openenv"), "init", "parrot"], cwd=tmp_path, capture_output=True, text=True
     )
     assert made.returncode == 0, made.stderr + made.stdout
+    app = tmp_path / "parrot" / "server" / "app.py"
+    room = app.read_text().replace("max_concurrent_envs=1,", "max_concurrent_envs=2,")
+    assert room != app.read_text(), "gold calls need a second session"
+    app.write_text(room)
     start = (
         "import socket, sys, uvicorn\n"
         "sys.path.insert(0, '.')\n"
@@ -162,11 +166,19 @@ async def test_the_example_environment_of_openenv_itself(
     )
     async with served(str(INTEROP / "python"), "-c", start, cwd=tmp_path / "parrot") as url:
         place: Row = {"openenv": {"url": url, "world": True}}
-        [task] = tasks_of(tmp_path, {"question": "Say hello.", "tools": place})
+        gold = [{"name": "step", "arguments": {"message": text}} for text in ("hi", "ho")]
+        task, twin = tasks_of(
+            tmp_path,
+            {"question": "Say hello.", "tools": place},
+            {"question": "?", "tools": place, "scorers": [{"gold": gold}]},
+        )
         assert task.question.startswith("Say hello.\n\n")
         assert "environment ready" in task.question
         async with real_tools() as tools:
             turns = [call("step", message="hello"), call("step", message="you"), answer("said")]
             episode = await play(tools, template, task, turns)
+            as_gold = await play(tools, template, twin, turns, seed=8)
+            less = await play(tools, template, twin, turns[1:], seed=9)
+    assert (as_gold.reward, less.reward) == (1.0, 0.0), as_gold.error
     assert episode.outcome is Outcome.ANSWERED
     assert episode.reward == pytest.approx(0.8), "0.1 for each letter"

@@ -56,6 +56,7 @@ def paint(color: Color, mood: Mood = Mood.GOOD) -> str:
 def move(point: Point, points: list[Point] = []) -> str:
     return f"{point!r} {points!r}"
 def live(at: Address) -> str: return at["street"]
+def stay(at: Address | int) -> str: return repr(at)
 def between(pair: Pair) -> str: return repr(pair)
 def when(day: datetime.date, at: datetime.datetime | None = None) -> str: return f"{day!r} {at!r}"
 def spend(amount: decimal.Decimal, who: uuid.UUID) -> str: return f"{amount!r} {who.version}"
@@ -64,6 +65,10 @@ def corner(at: tuple[int, str], many: tuple[int, ...] = (), bag: set[str] = froz
     return f"{at!r} {many!r} {sorted(bag)!r}"
 def sign(of: Literal[-1, 1, 0.5]) -> str: return repr(of)
 def free(a: int, **rest: int) -> str: return f"{a!r} {sorted(rest.items())!r}"
+def join(first: str, /, by: str = "-", *more: Color, end: str = ".") -> str:
+    return by.join([first, *(f"{each!r}" for each in more)]) + end
+def only(a: int, b: int = 2, /, **rest: int) -> str: return f"{a!r} {b!r} {rest!r}"
+def sums(*numbers: int) -> int: return sum(numbers)
 def later(n: int, log: Callable = print):
     for i in range(n): yield i
 async def slowly(n: int):
@@ -104,6 +109,7 @@ CALLS: list[tuple[str, Row, str]] = [
         "Point(x=1, y=2.0, inner=None) [",
     ),
     ("live", {"at": {"street": "s"}}, "s"),
+    ("stay", {"at": {"street": "s"}}, "{'street': 's'}"),
     ("between", {"pair": {"low": 1}}, "Pair(low=1, high=9)"),
     ("when", {"day": "2026-02-03"}, "datetime.date(2026, 2, 3) None"),
     ("when", {"day": "2026-02-03", "at": "2026-02-03T04:05:06Z"}, "datetime.date(2026, 2, 3) date"),
@@ -116,6 +122,12 @@ CALLS: list[tuple[str, Row, str]] = [
     ("corner", {"at": [1, "b"], "many": [1, 2], "bag": ["z", "y"]}, "(1, 'b') (1, 2) ['y', 'z']"),
     ("sign", {"of": -1}, "-1"),
     ("free", {"a": 1, "b": 2.0}, "1 [('b', 2)]"),
+    ("join", {"first": "a", "more": ["red", 2]}, "a-<Color.RED: 'red'>-<Color.DARK: 2>."),
+    ("join", {"more": [], "end": "!", "first": "a", "by": "+"}, "a!"),
+    ("only", {"a": 1.0}, "1 2 {}"),
+    ("only", {"b": 3, "a": 1, "c": 4.0}, "1 3 {'c': 4}"),
+    ("sums", {}, "0"),
+    ("sums", {"numbers": [1, 2.0]}, "3"),
     ("later", {"n": 3}, "[0, 1, 2]"),
     ("slowly", {"n": 2}, '[{"i": 0}, {"i": 1}]'),
     (

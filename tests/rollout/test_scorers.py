@@ -79,6 +79,65 @@ async def test_gold_calls_compare_the_states(
     assert (await play(tools, template, task, [half, half, answer("ok")])).reward == 1.0
 
 
+def an_api(name: str) -> str:
+    """Return a document with one collection."""
+    note = {"type": "object", "properties": {"text": {"type": "string"}}}
+
+    def said(schema: Row) -> Row:
+        return {"200": {"content": {"application/json": {"schema": schema}}}}
+
+    listed = {"operationId": name, "responses": said({"type": "array", "items": note})}
+    add = {
+        "operationId": f"add_{name}",
+        "requestBody": {"content": {"application/json": {"schema": note}}},
+        "responses": said(note),
+    }
+    paths = {f"/{name}": {"get": listed, "post": add}}
+    return json.dumps({"openapi": "3.1.0", "paths": paths})
+
+
+async def test_gold_calls_compare_every_source_of_a_task(
+    tools: ToolService, template: ChatTemplate, folder: Path
+) -> None:
+    gold = [{"name": f"add_{name}", "arguments": {"text": "x"}} for name in ("notes", "visits")]
+    apis: list[Row] = []
+    for name in ("notes", "visits"):
+        (folder / f"{name}.json").write_text(an_api(name))
+        (folder / f"{name}_fixtures.json").write_text(json.dumps({f"/{name}": []}))
+        apis.append({"openapi": f"{name}.json", "fixtures": f"{name}_fixtures.json"})
+    (folder / "see.py").write_text("def score(state): return {k: 0 for k in state} | {'score': 1}")
+    rows: list[Row] = [
+        {"tools": [apis[0], TOOLS, apis[1]], "scorers": [{"gold": gold}]},
+        {"tools": [apis[0], TOOLS, apis[1]], "scorers": [{"function": "see.py"}]},
+    ]
+    task, seen = tasks_in(folder, rows)
+    notes, visits = (call(f"add_{name}", text="x") for name in ("notes", "visits"))
+    for turns, reward in (
+        ([notes, visits, answer("ok")], 1.0),
+        ([notes, answer("ok")], 0.0),
+        ([visits, answer("ok")], 0.0),
+    ):
+        episode = await play(tools, template, task, turns)
+        assert episode.reward == reward, episode.error
+    parts = (await play(tools, template, seen, [answer("ok")])).reward_parts
+    names = ("Simulation", "Bank", "Simulation_2")
+    assert all(f"function.{name}" in parts for name in names), parts
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"python": "other.py"},
+        {"python": "bank.py", "arguments": {"accounts": {}}, "include": ["balance"]},
+    ],
+)
+async def test_states_that_could_not_be_told_apart_are_refused(folder: Path, second: Row) -> None:
+    (folder / "other.py").write_text("class Bank:\n    def close(self): ...\n")
+    first = {**TOOLS, "include": ["transfer"]}
+    with pytest.raises(DataFileError, match=r"a class 'Bank' that differs.*rename one"):
+        tasks_in(folder, [{"tools": [first, second], "answer": "x"}])
+
+
 async def test_what_was_done_in_trials_counts_for_nothing(
     tools: ToolService, template: ChatTemplate, folder: Path
 ) -> None:

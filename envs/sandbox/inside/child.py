@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable
 
 from envs.sandbox.inside.awaiting import Awaiter
-from envs.sandbox.inside.fitting import fitted
+from envs.sandbox.inside.fitting import invoked
 from envs.sandbox.inside.frames import FAILED, OK, REPLY, REQUEST, TRUNCATED
 from envs.sandbox.inside.modules import ToolModules, compiled, error_text
 from envs.sandbox.inside.values import as_text, state_text
@@ -90,8 +90,7 @@ class SessionChild:
     def _text(self, tool: int, arguments: dict[str, object]) -> str:
         if tool == STATE:
             return state_text(self._tools.state())
-        function = self._tools.find(tool)
-        found = function(**fitted(function, arguments))
+        found = invoked(self._tools.find(tool), arguments)
         if inspect.isawaitable(found):
             found = self._awaiter.result(_awaited(found))
         if inspect.isasyncgen(found):

@@ -44,39 +44,90 @@ _LISTS: dict[object, Callable[[Sequence[object]], object]] = {
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
-def fitted(function: Callable[..., object], arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return `arguments` as the annotations of `function` want them: members of an Enum, objects of
-    dataclasses, dates, tuples, whole numbers for 1.0.
+class _Plan(typing.NamedTuple):
+    """How the arguments of a function are given."""
+
+    hints: dict[str, typing.Any]
+    """Annotations by name."""
+    only: tuple[tuple[str, object], ...] = ()
+    """Names and defaults of those that are given by position only."""
+    either: tuple[tuple[str, object], ...] = ()
+    """Names and defaults of those that may be given by position or name."""
+    known: frozenset[str] = frozenset()
+    many: str = ""
+    """Name of `*many`, empty without one."""
+    rest: str = ""
+    """Name of `**rest`, empty without one."""
+
+
+def invoked(function: Callable[..., object], arguments: Mapping[str, object]) -> object:
+    """Call `function` with `arguments` as its annotations want them: members of an Enum, objects of
+    dataclasses, dates, tuples, whole numbers for 1.0. The items of `*many` come as one list.
 
     What has no annotation, or one that says nothing about JSON, stays as it is. Raises ValueError
-    or TypeError for a value that its type does not have.
+    or TypeError for a value that its type does not have, and what the function raises.
     """
     target = inspect.unwrap(getattr(function, "__func__", function))
+    is_bound = hasattr(function, "__func__")
     if not isinstance(target, types.FunctionType | type):
-        target = type(target).__call__  # the object may have no hash of its own
-    hints, known, rest = _plan(target)
-    if not hints:
-        return dict(arguments)
-    found: dict[str, object] = {}
-    for name, value in arguments.items():
-        hint = hints.get(name if name in known else rest)
-        try:
-            found[name] = value if hint is None else _fit(hint, value, _MAX_DEPTH)
-        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-            raise ValueError(f"argument {name!r}: {error}") from error
-    return found
+        target, is_bound = type(target).__call__, True  # the object may have no hash of its own
+    plan = _plan(target, is_bound)
+    given = {name: _fitted(plan, name, value) for name, value in arguments.items()}
+    return function(*_positional(plan, given), **given)
+
+
+def _fitted(plan: _Plan, name: str, value: object) -> object:
+    hint = plan.hints.get(name if name in plan.known else plan.rest)
+    if hint is None:
+        return value
+    try:
+        if name == plan.many and isinstance(value, list):
+            return [_fit(hint, item, _MAX_DEPTH) for item in value]
+        return _fit(hint, value, _MAX_DEPTH)
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise ValueError(f"argument {name!r}: {error}") from error
+
+
+def _positional(plan: _Plan, given: dict[str, object]) -> list[object]:
+    """Take from `given` what has to be given by position; return it in order."""
+    many = given.pop(plan.many, ()) if plan.many else ()
+    if not isinstance(many, list | tuple):
+        raise TypeError(f"argument {plan.many!r}: expected a list, found {many!r}")
+    before = [*plan.only, *(plan.either if many else ())]
+    while before and not many and before[-1][0] not in given:
+        before.pop()  # its default counts, or Python says that it is missing
+    values: list[object] = []
+    for name, default in before:
+        if name not in given and default is inspect.Parameter.empty:
+            raise TypeError(f"missing argument {name!r}")
+        values.append(given.pop(name, default))
+    return [*values, *many]
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(function: Callable[..., object]) -> tuple[dict[str, typing.Any], frozenset[str], str]:
-    """Return the annotations of a function, the names of its arguments, and that of its `**`."""
+def _plan(function: Callable[..., object], is_bound: bool) -> _Plan:
+    """Return how to give arguments; `is_bound`: the first one is given already."""
     of = function.__init__ if isinstance(function, type) else function
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = list(inspect.signature(function).parameters.values())
     except (ValueError, TypeError):
-        return {}, frozenset(), ""
-    rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), "")
-    return _hints_of(of), frozenset(parameters) - {rest}, rest
+        return _Plan({})
+    kind = inspect.Parameter
+    if is_bound and parameters and parameters[0].kind is not kind.VAR_POSITIONAL:
+        del parameters[0]
+
+    def those(*kinds: object) -> tuple[tuple[str, object], ...]:
+        return tuple((p.name, p.default) for p in parameters if p.kind in kinds)
+
+    rest = "".join(name for name, _ in those(kind.VAR_KEYWORD))
+    return _Plan(
+        hints=_hints_of(of),
+        only=those(kind.POSITIONAL_ONLY),
+        either=those(kind.POSITIONAL_OR_KEYWORD),
+        known=frozenset(p.name for p in parameters) - {rest},
+        many="".join(name for name, _ in those(kind.VAR_POSITIONAL)),
+        rest=rest,
+    )
 
 
 def _hints_of(function: object) -> dict[str, typing.Any]:
@@ -125,7 +176,7 @@ def _of_union(inner: Sequence[typing.Any], value: object, depth: int) -> object:
             found = _fit(arm, value, depth - 1)
         except (ValueError, TypeError, KeyError, ArithmeticError):
             continue
-        plain = typing.get_origin(arm) or arm
+        plain = dict if typing.is_typeddict(arm) else typing.get_origin(arm) or arm
         if not isinstance(plain, type) or isinstance(found, plain):
             return found
     return value

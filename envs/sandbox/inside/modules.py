@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-from envs.sandbox.inside.fitting import fitted
+from envs.sandbox.inside.fitting import invoked
 from envs.sandbox.inside.frames import FAILED, OK
 from envs.sandbox.inside.siblings import add_finder, place_files
 
@@ -91,8 +91,8 @@ class ToolModules:
             made = getattr(self._module(module), class_name, None)
             if not callable(made):
                 raise NameError(f"the tool's source defines no class {class_name}")
-            given = fitted(made, self._setup.get(class_name, {}))
-            self._objects[module, class_name] = made(**given)
+            given = self._setup.get(class_name, {})
+            self._objects[module, class_name] = invoked(made, given)
         return self._objects[module, class_name]
 
     def _module(self, number: int) -> types.ModuleType:

@@ -29,18 +29,19 @@ def simulated_tool_set(
     operations: Sequence[str] | None = None,
     fixtures: str = "",
     seed: int = 0,
+    name: str = "Simulation",
 ) -> ToolSet:
     """Return a tool set with one tool per operation of an OpenAPI document (JSON or YAML text).
 
     A simulation in the sandbox answers. Its state at the start is that of `fixtures` (JSON text: a
     value for each path), or is sampled with `seed`; it is the same in every session. `operations`
     selects by `operationId` or as `GET /path`; None means all that can be served. The others are in
-    `left_out`. Raises DataFileError.
+    `left_out`. `name` is that of its state among those of a session. Raises DataFileError.
     """
     parsed = parse_document(document)
     found = operations_of(parsed, operations, Security(parsed, None), simulated=True)
     state = read_fixtures(fixtures, found.served) if fixtures else {}
-    source, functions = simulation_source(found.served, state, seed)
+    source, functions = simulation_source(found.served, state, seed, name)
     check_set(source, len(functions))
     return ToolSet(
         tools=tuple(operation.spec for operation in found.served),

@@ -235,9 +235,15 @@ class TaskRow(_Row):
 
     @model_validator(mode="after")
     def _asks_something(self) -> "TaskRow":
-        worlds = [each for each in self.tools if isinstance(each, OpenEnvServerTools)]
-        if not self.question and not any(each.openenv.world for each in worlds):
+        servers = [each for each in self.tools if isinstance(each, OpenEnvServerTools)]
+        worlds = [each for each in servers if each.openenv.world]
+        if not self.question and not worlds:
             raise ValueError("expected a `question`, found none")
+        if len(worlds) > 1:
+            raise ValueError(
+                f"expected at most one OpenEnv environment with `world`, found {len(worlds)}: only "
+                "one can give the rewards and end the episode"
+            )
         return self
 
     @field_validator("answer", mode="before")

@@ -47,11 +47,18 @@ class ToolLoader:
             f"{named} {type(source).__name__} {source.model_dump_json()}" for source in sources
         )
         if key not in self._made:
-            self._made[key] = combined([self._chosen(source, named) for source in sources])
+            simulated = [isinstance(each, OpenApiTools) and not each.real for each in sources]
+            self._made[key] = combined(
+                [
+                    self._chosen(source, named, sum(simulated[:number]))
+                    for number, source in enumerate(sources)
+                ]
+            )
         return self._made[key]
 
-    def _chosen(self, source: ToolSource, named: bool) -> ToolSet:
-        tool_set = self._loaded(source, named)
+    def _chosen(self, source: ToolSource, named: bool, simulations: int) -> ToolSet:
+        """Return the tools of a source; `simulations` is how many the sources before it have."""
+        tool_set = self._loaded(source, named, simulations)
         if source.include is None and not source.exclude:
             return tool_set
         include, exclude = source.include, source.exclude
@@ -64,14 +71,15 @@ class ToolLoader:
             include = include or None
         return chosen(tool_set, include, exclude or (), given=source)
 
-    def _loaded(self, source: ToolSource, named: bool) -> ToolSet:
+    def _loaded(self, source: ToolSource, named: bool, simulations: int) -> ToolSet:
         match source:
             case PythonTools(python=name):
                 return self._python(name, source, named)
             case FunctionTools(functions=name):
                 return self._python(name, source, named)
             case OpenApiTools():
-                return self._openapi(source)
+                name = f"Simulation_{simulations + 1}" if simulations else "Simulation"
+                return self._openapi(source, name)
             case McpServerTools(mcp=place):
                 wanted = {"include": source.include, "exclude": source.exclude}
                 wanted = wanted if self._outside.is_record else {}
@@ -81,7 +89,7 @@ class ToolLoader:
                 endpoint = OpenEnvEndpoint(url=place.url, world=place.world, reset=place.reset)
                 return self._outside.list_tools(endpoint)
 
-    def _openapi(self, source: OpenApiTools) -> ToolSet:
+    def _openapi(self, source: OpenApiTools, name: str) -> ToolSet:
         path = self._folder / source.openapi
         text, fixtures = read_text(path), ""
         if source.fixtures:
@@ -90,7 +98,11 @@ class ToolLoader:
             if source.real is not None:
                 return real_tool_set(text, source.real, operations=source.operations)
             return simulated_tool_set(
-                text, operations=source.operations, fixtures=fixtures, seed=source.seed
+                text,
+                operations=source.operations,
+                fixtures=fixtures,
+                seed=source.seed,
+                name=name,
             )
         except DataFileError as error:
             raise DataFileError(f"{path}: {error}") from error

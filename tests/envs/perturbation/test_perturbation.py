@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from envs.argument_check import check_arguments
 from envs.config import PerturbationLevel
 from envs.endpoints import HttpEndpoint, HttpOperation
 from envs.errors import ConfigError
 from envs.perturbation.docs import noisy_text
 from envs.perturbation.names import new_names
 from envs.perturbation.perturb import PerturbedEnvironment, perturb
-from envs.perturbation.type_drift import drifted
 from envs.services.adapted import AdaptedTools, FaultSchedule
 from envs.services.scripted import ScriptedTools
 from envs.tasksets.catalog.environment import CatalogEnvironment
 from envs.tasksets.toolhop.config import ToolHopEnvConfig
 from envs.tasksets.toolhop.environment import ToolHopEnvironment
 from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall, ToolSet, ToolSpec
+from tests.envs.perturbation.written_calls import as_the_policy_writes_it, calm, properties_of
+from tests.random_examples import examples
 
 LEVELS: tuple[PerturbationLevel, ...] = ("slight", "medium", "heavy", "union")
 TOOLHOP = ToolHopEnvironment(ToolHopEnvConfig())
@@ -84,11 +84,6 @@ def a_value(schema: JsonValue, draw: Random) -> JsonValue:
     return draw.choice(["", "007", "true", "None", "Ünïcode 'quoted' \u2028"])
 
 
-def properties_of(tool: ToolSpec) -> JsonObject:
-    properties = tool.parameters.get("properties")
-    return properties if isinstance(properties, dict) else {}
-
-
 def base_calls(tool_set: ToolSet, draw: Random) -> list[ToolCall]:
     return [
         ToolCall(
@@ -99,36 +94,11 @@ def base_calls(tool_set: ToolSet, draw: Random) -> list[ToolCall]:
     ]
 
 
-def as_the_policy_writes_it(adapted: ToolSet, call: ToolCall) -> ToolCall:
-    """The call of the adapted set that means `call`, made from the adapted schema alone."""
-    assert adapted.adaptation is not None
-    rules = zip(adapted.tools, adapted.adaptation.rules, strict=True)
-    tool, rule = next(pair for pair in rules if pair[1].target == call.name)
-    arguments: JsonObject = {}
-    for name, item in properties_of(tool).items():
-        if not rule.parameters[name]:
-            arguments[name] = "any text"
-            continue
-        value = call.arguments[rule.parameters[name]]
-        kind = item["type"] if isinstance(item, dict) else ""
-        arguments[name] = drifted(value, kind) if name in rule.types else value  # pyright: ignore[reportArgumentType]
-    assert check_arguments(tool, arguments) is None
-    return ToolCall(name=tool.name, arguments=arguments)
-
-
-def calm(tool_set: ToolSet) -> ToolSet:
-    assert tool_set.adaptation is not None
-    weather = {"fault_rate": 0.0, "slow_rate": 0.0}
-    return tool_set.model_copy(
-        update={"adaptation": tool_set.adaptation.model_copy(update=weather)}
-    )
-
-
 def echo(call: ToolCall, before: list[ToolCall]) -> ToolAnswer:
     return ToolAnswer(status=AnswerStatus.OK, text=f"{len(before)}", seconds=0.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     which=st.integers(0, len(TOOL_SETS) - 1),
     level=st.sampled_from(LEVELS),
@@ -153,7 +123,7 @@ async def test_every_call_reaches_the_right_tool_with_the_right_arguments(
     ]  # 1 is not 1.0 is not True
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     which=st.integers(0, len(TOOL_SETS) - 1),
     level=st.sampled_from(LEVELS),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -18,7 +19,7 @@ from envs.tools import (
     ToolSet,
     ToolSpec,
 )
-from tests.envs.remote.counted_api import api, response
+from tests.envs.remote.counted_api import Asked, api, response
 
 CONFIG = ToolServerConfig(call_timeout_s=1.0, reply_limit_bytes=1000)
 OK, TOOL, INFRA = AnswerStatus.OK, AnswerStatus.TOOL_ERROR, AnswerStatus.INFRA_ERROR
@@ -156,6 +157,27 @@ async def test_reads_are_tried_again_and_writes_are_not() -> None:
         answer = await ask(tool_set(served.port, POST))
     assert answer.status is INFRA
     assert len(served.asked) == 1
+
+
+async def test_an_api_that_asks_to_wait_is_left_alone_for_that_time() -> None:
+    asked_at: list[float] = []
+
+    def busy_once(_: Asked) -> bytes:
+        asked_at.append(time.monotonic())
+        return response(429, Retry_After="0.6") if len(asked_at) == 1 else response(200, "fine")
+
+    async with api(busy_once) as served:
+        assert (await ask(tool_set(served.port, GET))).text == "fine"
+    assert asked_at[1] - asked_at[0] >= 0.6
+
+
+@pytest.mark.parametrize("wait", ["86400", "inf", "Wed, 21 Oct 2099 07:28:00 GMT"])
+async def test_a_wait_beyond_the_calls_time_is_no_time_out_of_the_policys(wait: str) -> None:
+    async with api(lambda _: response(503, "down", Retry_After=wait)) as served:
+        answer = await ask(tool_set(served.port, GET))
+    assert (answer.status, len(served.asked)) == (INFRA, 1)
+    assert answer.seconds < 0.9
+    assert "503 Word: down" in answer.text
 
 
 async def test_a_server_that_is_not_there_is_the_worlds_business() -> None:

@@ -7,8 +7,9 @@ from pydantic import JsonValue
 from envs.remote.last_words import LastWords
 from envs.remote.mcp_content import text_of
 from envs.remote.mcp_listing import read_listing
+from tests.random_examples import examples
 
-QUICK = settings(max_examples=300, deadline=None)
+QUICK = settings(max_examples=examples(300), deadline=None)
 KEYS = st.sampled_from(
     ["type", "text", "data", "resource", "uri", "name", "blob", "size", "result", "inputSchema"]
 )

@@ -193,6 +193,49 @@ async def test_what_a_server_said_before_it_hung_up_is_heard() -> None:
     assert "evicted for a guest" in answered.text
 
 
+@asynccontextmanager
+async def with_room_for_one() -> AsyncIterator[ToolSet]:
+    """Serve one session at a time, and refuse others as OpenEnv does."""
+    taken = asyncio.Lock()
+
+    async def answer(socket: ServerConnection) -> None:
+        if taken.locked():
+            data = {"code": "CAPACITY_REACHED", "message": "1/1 sessions active"}
+            await socket.send(json.dumps({"type": "error", "data": data}))
+            return
+        async with taken:
+            async for text in socket:
+                kind = json.loads(text)["type"]
+                await socket.send(RESET if kind == "reset" else json.dumps({"type": kind}))
+
+    async with serve(answer, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        spec = ToolSpec(name="look", description="", parameters={})
+        endpoint = OpenEnvEndpoint(url=f"http://127.0.0.1:{port}")
+        yield ToolSet(tools=(spec,), endpoint=endpoint)
+
+
+async def test_sessions_wait_for_each_other_where_a_server_is_full() -> None:
+    open_now, most = 0, 0
+
+    async def one(tool_set: ToolSet) -> None:
+        nonlocal open_now, most
+        async with opened(tool_set):
+            open_now += 1
+            most = max(most, open_now)
+            await asyncio.sleep(0)
+            open_now -= 1
+
+    async with with_room_for_one() as tool_set:
+        await asyncio.gather(*(one(tool_set) for _ in range(4)))
+        async with opened(tool_set):
+            impatient = CONFIG.model_copy(update={"open_wait_s": 0.3})
+            with pytest.raises(ToolServerError, match=r"1/1 sessions.*room for as many sessions"):
+                async with opened(tool_set, impatient):
+                    pytest.fail("it was full")
+    assert most == 1
+
+
 async def test_calls_and_results_are_wrapped_as_mcp_wraps_them() -> None:
     seen: list[JsonObject] = []
 

@@ -1,6 +1,7 @@
 """Tool sets of every kind through one service, an adapted foreign server among them."""
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from envs.config import ToolServerConfig
 from envs.endpoints import HttpEndpoint, HttpOperation, McpStdioEndpoint, OpenEnvEndpoint
 from envs.errors import ConfigError, ToolServerError
+from envs.evidence import READ_STATE
+from envs.services.composite import CompositeTools
 from envs.services.router import ToolRouter, listed_tools
 from envs.services.scripted import ScriptedTools
 from envs.tools import (
@@ -97,3 +100,19 @@ async def test_an_openenv_environment_goes_to_its_service() -> None:
 
 async def test_servers_that_list_their_tools_are_asked() -> None:
     assert len((await listed_tools(RAW, CONFIG, {})).tools) == 10
+
+
+async def test_states_of_equal_names_are_numbered() -> None:
+    answered = iter(['{"openenv": {"n": 1}, "bag": 2}', '{"openenv": {"n": 3}}'])
+    inner = ScriptedTools(
+        lambda call, _: ToolAnswer(status=AnswerStatus.OK, text=next(answered), seconds=0.0)
+    )
+    places = [OpenEnvEndpoint(url=f"http://127.0.0.1:{port}") for port in (1, 2)]
+    parts = [
+        ToolSet(tools=(spec(name),), endpoint=place)
+        for name, place in zip("ab", places, strict=True)
+    ]
+    both = ToolSet(tools=(*parts[0].tools, *parts[1].tools), parts=tuple(parts))
+    session = await CompositeTools(inner).open_session(both, 1, "execution")
+    [answer] = await session.call([READ_STATE])
+    assert json.loads(answer.text) == {"openenv": {"n": 1}, "bag": 2, "openenv_2": {"n": 3}}

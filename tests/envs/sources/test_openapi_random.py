@@ -16,6 +16,7 @@ from envs.sources.openapi.options import RealApi
 from envs.sources.openapi.tool_set import real_tool_set, simulated_tool_set
 from envs.tools import JsonObject, ToolSet
 from tests.envs.sources.simulating import simulation
+from tests.random_examples import examples
 
 WORDS = st.sampled_from(["id", "name", "status", "tags", "a b", "ü", "self", "$top", "x[y]"])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -144,7 +145,7 @@ API = RealApi(base_url="http://h.local/v1", token_variable="T")
 
 @given(DOCUMENTS, st.randoms(use_true_random=False))
 @settings(
-    max_examples=100,
+    max_examples=examples(100),
     deadline=None,
     suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
 )

@@ -16,6 +16,7 @@ from envs.sources.openapi.options import RealApi
 from envs.sources.openapi.tool_set import real_tool_set, simulated_tool_set
 from envs.tools import JsonObject, ToolSet
 from tests.envs.sources.simulating import Calls, simulation
+from tests.random_examples import examples
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = (HERE.parent / "documents" / "library.json").read_text(encoding="utf-8")
@@ -185,7 +186,7 @@ JUNK = (None, 3, "x", [], {}, True, [{}], {"$ref": "#/x"}, {"$ref": 5}, {"type":
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(JUNK))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_a_damaged_document_is_read_or_explained(rng: random.Random, junk: object) -> None:
     document = json.loads(LIBRARY)
     node, depth = document, rng.randint(1, 9)

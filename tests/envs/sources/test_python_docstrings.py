@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from envs.sources.python import tool_set_of_functions
 from envs.sources.python_docstrings import parse_docstring
+from tests.random_examples import examples
 
 GOOGLE = """Move money.
 
@@ -174,7 +175,7 @@ def written(style: str, about: list[str], texts: dict[str, str]) -> str:
     return "\n".join(["\n\n".join(about), *lines])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     style=st.sampled_from(["google", "numpy", "sphinx", "epydoc"]),
     about=st.lists(SENTENCE, min_size=1, max_size=3),
@@ -215,7 +216,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=examples(700), deadline=None)
 @given(lines=st.lists(PIECES | st.text(max_size=12), max_size=9))
 def test_no_docstring_is_refused(lines: list[str]) -> None:
     text = inspect.cleandoc("\n".join(lines))

@@ -1,5 +1,7 @@
 """Tool sets from Python source: what the policy is told, and what cannot be a tool."""
 
+import sys
+
 import pytest
 
 from envs.errors import DataFileError
@@ -109,12 +111,11 @@ def test_the_source_is_not_run() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("def f(*names): ...", r"f, line 1.*`\*names`"),
-        ("def f(a, /): ...", "positional-only a"),
+        ("def f(*names: ndarray): ...", "argument `names`.*found `ndarray`"),
         ("def f(a: ndarray): ...", "argument `a`.*found `ndarray`"),
         ("def f(a: dict[float, str]): ...", r"found `dict\[float, str\]`"),
         ("class A: ...\ndef f(a: A): ...", "found `A`"),
-        ("def f(:", "line 1.*Python source"),
+        ("def f(:", "line 1.*source of Python 3"),
         ("x = 1", "at least one public function"),
         ("def f(a: T): ...\nT = 'T'", "argument `a`"),
     ],
@@ -122,6 +123,62 @@ def test_the_source_is_not_run() -> None:
 def test_what_cannot_be_a_tool_is_named(source: str, message: str) -> None:
     with pytest.raises(DataFileError, match=message):
         tool_set_of_functions(source)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python takes the syntax")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def first[T](items: list[T]) -> T: ...",
+        "class Store[T]:\n    def put(self, item: T): ...",
+        "x = 1\nasync  def f [T: int](a: T): ...",
+        "type Names = list[str]\ndef f(names: Names): ...",
+    ],
+)
+def test_the_syntax_of_a_later_python_is_named(source: str) -> None:
+    with pytest.raises(DataFileError, match=r"line \d.*of Python 3.11, found type param.*TypeVar"):
+        tool_set_of_functions(source)
+
+
+def test_arguments_without_a_name_have_one_in_the_schema() -> None:
+    source = """
+def add(first: int, /, second: int = 2, *more: float, mark: str = ""):
+    '''Add.
+
+    Args:
+        first: Where to begin.
+        *more: Further numbers.
+    '''
+def any_of(*things): ...
+class Bag:
+    def __init__(self, size, /, *things: str): ...
+    def put(self, /, *things: str, **by: int): ...
+    def every(*args): ...
+"""
+    add, any_of = tool_set_of_functions(source).tools
+    assert add.parameters == {
+        "type": "object",
+        "properties": {
+            "first": {"type": "integer", "description": "Where to begin."},
+            "second": {"type": "integer", "default": 2},
+            "mark": {"type": "string", "default": ""},
+            "more": {
+                "type": "array",
+                "items": {"type": "number"},
+                "description": "Further numbers.",
+            },
+        },
+        "required": ["first"],
+        "additionalProperties": False,
+    }
+    assert any_of.parameters["properties"] == {"things": {"type": "array"}}
+    put, every = tool_set_of_class(source, setup={"size": 1, "things": ["a"]}).tools
+    assert put.parameters["additionalProperties"] == {"type": "integer"}
+    texts = {"type": "array", "items": {"type": "string"}}
+    assert put.parameters["properties"] == {"things": texts}
+    assert every.parameters["properties"] == {"args": {"type": "array"}}
+    with pytest.raises(DataFileError, match="none for size"):
+        tool_set_of_class(source, setup={"things": []})
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,12 @@ def test_servers_are_asked_for_their_tools_once(folder: Path) -> None:
         (row(id="b", tools={"python": "x", "mcp": {}}), "field `tools`: .*exactly one"),
         (row(id="b", tools={"python": "bank.py", "klass": "Bank"}), "field `tools.klass`"),
         (row(id="b", tools={"mcp": {}}), "field `tools.mcp`: .*either `command` or `url`"),
+        (
+            row(
+                id="b", tools=[{"openenv": {"url": f"http://h:{n}", "world": True}} for n in (1, 2)]
+            ),
+            "at most one OpenEnv environment with `world`, found 2",
+        ),
         (row(id="b", tools={"functions": "bank.py"}), r"field `tools`: .*bank.py: .*function"),
         (row(id="b", tools={"python": "bank.py", "class": "Shop"}), "expected a class Shop"),
     ],

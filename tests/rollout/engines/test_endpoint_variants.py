@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from envs.errors import ConfigError, EngineError, TeacherError
+from envs.remote.http_reply import retry_after_s
 from envs.remote.tokens import check_header, endpoint_token
-from rollout.engines import openai_client
 from rollout.engines.openai_client import MAX_RETRY_AFTER_S, ChatClient, Spending
 from rollout.engines.openai_wire import ChatReply, may_be_listed_as, read_reply
 from tests.rollout.engines.fake_endpoint import KEY, PROMPT, Answer, FakeEndpoint, fails, says
@@ -92,7 +92,7 @@ def test_retry_after_is_seconds_or_a_date_within_bounds(
     header: str, expected: float | None
 ) -> None:
     response = httpx.Response(429, headers={"retry-after": header} if header else {})
-    assert openai_client._retry_after(response) == expected
+    assert retry_after_s(response, MAX_RETRY_AFTER_S) == expected
 
 
 async def test_retry_after_zero_does_not_replace_the_backoff() -> None:

@@ -72,6 +72,25 @@ def test_a_drafted_call_that_quotes_a_mark_is_thought(tools: ToolSet) -> None:
     assert (turn.answer, turn.calls) == ("42", ())
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "calls"),
+    [
+        ("<think>\nIt is <answer>41</answer>, but try.\n</think>\n\nLet me check.", None, 0),
+        (f"<think>perhaps {CALL}</think>{DONE}", "42", 0),
+        (f"<think>no</think>{CALL}<think>{DONE}</think>{CALL}", None, 1),
+        (f"{DONE} I closed </think> what I never opened", "42", 0),
+        (f"<think>never closed {DONE}", "42", 0),
+        (f"</think>{DONE}<think>", "42", 0),
+        (QUOTED.replace("</think> and <think>", "<think> and </think>"), None, 1),
+    ],
+)
+def test_a_model_without_marks_thinks_between_a_pair_of_the_usual_ones(
+    text: str, answer: str | None, calls: int, tools: ToolSet
+) -> None:
+    turn = parsed(text, tools, TurnFormat(HERMES.tools), opened=False)
+    assert (turn.answer, len(turn.calls)) == (answer, calls)
+
+
 @pytest.mark.parametrize("marks", FAMILIES, ids=lambda marks: marks.opening)
 def test_every_family_has_its_marks(marks: object, tools: ToolSet) -> None:
     format = TurnFormat(HERMES.tools, marks)  # pyright: ignore[reportArgumentType]

@@ -18,11 +18,11 @@ _WIDTH = 96
 
 
 def simulation_source(
-    operations: Sequence[ApiOperation], fixtures: JsonObject, seed: int
+    operations: Sequence[ApiOperation], fixtures: JsonObject, seed: int, name: str
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the source, and for each operation the method that serves it.
+    """Return the source of a class `name`, and for each operation the method that serves it.
 
-    Methods are called `Simulation.operation_0` and so on, in the order of `operations`.
+    Methods are called `name.operation_0` and so on, in the order of `operations`.
     """
     facts = {
         "operations": [_facts(operation) for operation in operations],
@@ -42,14 +42,14 @@ def simulation_source(
         ")",
         "",
         "",
-        "class Simulation(SimulatedApi):",
+        f"class {name}(SimulatedApi):",
         "    def __init__(self):",
         "        super().__init__(**json.loads(zlib.decompress(base64.b85decode(_FACTS))))",
     ]
     for index, method in enumerate(methods):
         lines += ["", f"    def {method}(self, /, **arguments):"]
         lines += [f"        return self.answer({index}, arguments)"]
-    return "\n".join([*lines, ""]), tuple(f"Simulation.{method}" for method in methods)
+    return "\n".join([*lines, ""]), tuple(f"{name}.{method}" for method in methods)
 
 
 def _without_own_imports(name: str) -> str:
