@@ -19,6 +19,8 @@ from envs.tools import (
 )
 
 READ_STATE = ToolCall(name=STATE_CALL, arguments={})
+_UNREADABLE = "the state of the tools"
+"""Start of the reasons, which no JSON text has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +72,19 @@ class Evidence:
 
     @property
     def state(self) -> JsonValue:
-        """The final state."""
+        """The final state. Raises ScoringError if it cannot be read."""
+        if self.unreadable:
+            raise ScoringError(self.unreadable)
         return json.loads(self.states[-1])
+
+    @property
+    def unreadable(self) -> str:
+        """Why a state cannot be read, empty if each can: a scorer that needs it then gives 0.
+
+        No failure of the scoring, which would have the episode run again: what a policy does to
+        its tools, or they do themselves, must not buy a second attempt.
+        """
+        return next((state for state in self.states if state.startswith(_UNREADABLE)), "")
 
     async def run(self, tool_set: ToolSet, calls: Sequence[ToolCall]) -> tuple[ToolAnswer, ...]:
         """Return the answers of `tool_set` to `calls` in a session of its own.
@@ -90,21 +103,26 @@ class Evidence:
 
 
 async def read_state(session: ToolSession) -> str:
-    """Return the state of `session` as JSON text.
+    """Return the state of `session` as JSON text, or why it cannot be read (`Evidence.unreadable`).
 
-    Raises ToolServerError, SandboxError, DeadlineError; ScoringError if it cannot be read.
+    Raises ToolServerError, SandboxError, DeadlineError; ScoringError for a fault of the machine.
     """
     [answer] = await session.call([READ_STATE])
-    return state_of(answer)
+    try:
+        return state_of(answer)
+    except ScoringError as error:
+        if answer.status is AnswerStatus.INFRA_ERROR:
+            raise
+        return str(error)
 
 
 def state_of(answer: ToolAnswer) -> str:
     """Return the state that `answer` holds. Raises ScoringError if it holds none."""
     if answer.status is not AnswerStatus.OK:
-        raise ScoringError(f"the state of the tools cannot be read: {answer.text}")
+        raise ScoringError(f"{_UNREADABLE} cannot be read: {answer.text}")
     if answer.truncated:
         raise ScoringError(
-            "the state of the tools is too long to be compared: give their class a method "
+            f"{_UNREADABLE} is too long to be compared: give their class a method "
             "`_state` that returns what counts"
         )
     return answer.text

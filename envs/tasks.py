@@ -100,6 +100,11 @@ async def score_episode(scorer: Scorer | EpisodeScorer, evidence: Evidence) -> S
     return scorer.score(evidence.answer)
 
 
+def without_state(evidence: Evidence) -> Score:
+    """Return the score of a scorer that needs a state which cannot be read."""
+    return Score(0.0, notes={"state": evidence.unreadable})
+
+
 def reads_state(scorer: Scorer | EpisodeScorer) -> bool:
     """Whether `scorer` needs the state of the tools."""
     return isinstance(scorer, EpisodeScorer) and scorer.reads_state

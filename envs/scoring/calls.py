@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from envs.errors import ScoringError
 from envs.evidence import READ_STATE, Evidence, state_of
 from envs.scoring.states import first_difference
-from envs.tasks import Score
+from envs.tasks import Score, without_state
 from envs.tools import AnswerStatus, JsonObject, ToolAnswer, ToolCall
 
 _SHOWN = 120
@@ -39,10 +39,14 @@ class GoldCalls:
     async def score_episode(self, evidence: Evidence) -> Score:
         """Return 1 or 0, and the share of the user's turns after which all was as it should be.
 
+        0 where the state that the policy left cannot be read.
+
         Raises ScoringError if a gold call fails.
         """
         if self.probes:
             return await self._by_probes(evidence)
+        if evidence.unreadable:
+            return without_state(evidence)
         turns = self.turns
         states = evidence.states if len(turns) > 1 else evidence.states[-1:]
         if len(states) != len(turns):

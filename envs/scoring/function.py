@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from envs.errors import ScoringError
 from envs.evidence import Evidence
-from envs.tasks import Score
+from envs.tasks import Score, without_state
 from envs.tools import AnswerStatus, JsonObject, ToolCall, ToolSet
 
 GIVEN = ("answer", "calls", "state", "answers", "question", "expected")
@@ -39,6 +39,8 @@ class FunctionScorer:
 
     async def score_episode(self, evidence: Evidence) -> Score:
         """Return what the function returns. Raises ScoringError where that is no score."""
+        if self.reads_state and evidence.unreadable:
+            return without_state(evidence)
         name = self.tools.tools[0].name
         arguments = given_to(self.takes, evidence, self.expected) | self.arguments
         [answer] = await evidence.run(self.tools, [ToolCall(name=name, arguments=arguments)])
@@ -76,6 +78,8 @@ class TrustedScorer:
 
     async def score_episode(self, evidence: Evidence) -> Score:
         """Return what the function returns. Raises ScoringError where that is no score."""
+        if self.reads_state and evidence.unreadable:
+            return without_state(evidence)
         arguments = given_to(self.takes, evidence, self.expected) | self.arguments
         loop = asyncio.get_running_loop()
         done: asyncio.Future[object] = loop.create_future()

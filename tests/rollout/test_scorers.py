@@ -124,6 +124,62 @@ async def test_gold_calls_compare_every_source_of_a_task(
     assert all(f"function.{name}" in parts for name in names), parts
 
 
+HIDES = """
+class Notes:
+    def __init__(self):
+        self._texts = []
+        self._spoilt = ""
+
+    def write(self, text: str, times: int) -> str:
+        \"\"\"Keep a text.\"\"\"
+        self._texts += [text * 1000] * times
+        return "kept"
+
+    def spoil(self, how: str) -> str:
+        \"\"\"Do something to the notes.\"\"\"
+        self._spoilt = how
+        return "spoilt"
+
+    def _state(self):
+        while self._spoilt == "hang":
+            pass
+        if self._spoilt:
+            raise ValueError("no state")
+        return self._texts
+"""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        call("write", text="0123456789", times=2000),
+        call("spoil", how="hang"),
+        call("spoil", how="raise"),
+    ],
+    ids=["too long", "hangs", "raises"],
+)
+@pytest.mark.parametrize("kind", ["gold", "function"])
+async def test_a_state_that_the_policy_made_unreadable_is_no_second_attempt(
+    tools: ToolService, template: ChatTemplate, folder: Path, made: str, kind: str
+) -> None:
+    """It has the score 0, and is not a failure of the machine, which is run again."""
+    (folder / "notes.py").write_text(HIDES)
+    (folder / "seen.py").write_text("def score(state): return 1.0")
+    scorer: Row = (
+        {"gold": [{"name": "write", "arguments": {"text": "a", "times": 1}}]}
+        if kind == "gold"
+        else {"function": "seen.py"}
+    )
+    [task] = tasks_in(folder, [{"tools": {"python": "notes.py"}, "scorers": [scorer]}])
+    honest = call("write", text="a", times=1)
+    right, wrong = [await play(tools, template, task, [one, answer("x")]) for one in (honest, made)]
+    assert (right.outcome, right.reward) == (Outcome.ANSWERED, 1.0)
+    assert (wrong.outcome, wrong.reward) == (Outcome.ANSWERED, 0.0)
+    assert [note.startswith("the state of the tools") for note in wrong.score_notes.values()] == [
+        True
+    ]
+
+
 @pytest.mark.parametrize(
     "second",
     [
