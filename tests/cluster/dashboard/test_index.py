@@ -11,6 +11,7 @@ from cluster.dashboard.index.library import Library
 from cluster.dashboard.index.run_index import RunIndex
 from rollout.episode_schema import to_batch
 from rollout.store.ledger_state import DropReason
+from rollout.store.line_checks import with_checksum
 from rollout.store.run_directory import RunDirectory
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout
 from tests.cluster.dashboard.conftest import Open
@@ -229,7 +230,8 @@ def test_lines_that_are_no_json_are_left_out_and_named(
         file.write(b'{"event": "finished", "episode": 3}\nnot json\n[1]\n\xff\xfe\n')
         file.write(b'{"event":"dropped","reason":"stale","episodes":["g000004-01"],"step":null}\n')
     with (path / "metrics" / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": "x"}\nnonsense\n{"step": 3, "reward": NaN}\n')
+        whole = with_checksum('{"step": 3, "reward": NaN}').encode()
+        file.write(b'{"step": "x"}\nnonsense\n' + whole + b"\n")
     found = open_dashboard(tmp_path / "runs")
     found.read()
     states = {row["episode"]: row["state"] for row in found.rows()}

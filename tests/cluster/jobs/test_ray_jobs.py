@@ -151,7 +151,11 @@ def test_the_log_of_a_run_of_a_terminal_is_in_its_directory(
         with pytest.raises(SystemExit):
             main()
         lines = capsys.readouterr().out.splitlines()
-        assert [line[20:] for line in lines] == ["step 1/2 [all of it]", "error: the disk is full"]
+        assert [line[20:] for line in lines] == [
+            "before the run is open",
+            "step 1/2 [all of it]",
+            "error: the disk is full",
+        ]
 
 
 def test_a_damaged_run_is_listed_as_such(

@@ -54,7 +54,7 @@ def test_shared_state_and_what_was_left_out_are_said(tmp_path: Path, perturbatio
     config = config_of(tmp_path, shared, own, said, perturbation=perturbation)
     notes = check_tools(config, training_sample(config, environment_of(config)))
     assert len(notes) == 2
-    assert "listing is shared: what one session changes, trials included" in notes[0]
+    assert "(+3 arguments) is shared: what one session changes, trials included" in notes[0]
     assert "{scratch}" in notes[0]
     assert "5 left out (no-schema, list-schema, number 4, ...)" in notes[1]
 
