@@ -21,6 +21,7 @@ from envs.tools import (
 READ_STATE = ToolCall(name=STATE_CALL, arguments={})
 _UNREADABLE = "the state of the tools"
 """Start of the reasons, which no JSON text has."""
+_DEEPEST = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,4 +126,27 @@ def state_of(answer: ToolAnswer) -> str:
             f"{_UNREADABLE} is too long to be compared: give their class a method "
             "`_state` that returns what counts"
         )
+    if not _can_be_walked(answer.text):
+        raise ScoringError(f"{_UNREADABLE} is no JSON, or nested more than {_DEEPEST} deep")
     return answer.text
+
+
+def _can_be_walked(text: str) -> bool:
+    """Whether a text is JSON, nested so little that whoever looks at it needs little stack.
+
+    What tools keep is written so; a tool that forges its process's reply may write anything.
+    """
+    try:
+        level = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return False
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return True
+    return False

@@ -173,6 +173,7 @@ class MirrorProcess:
         if self._finishing and not self._uploader.behind():
             self._uploader.clean()
             self._claim.release()
+            self._record("up to date")  # what another thread could not do before is done
             self._tell(MirrorNews(ended=True))
             os._exit(0)
 

@@ -225,14 +225,14 @@ def _alike(left: str, right: str) -> bool:
         return True
     try:
         return _is(left, json.loads(right))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _is(text: str, expected: JsonValue) -> bool:
     try:
         return _same(json.loads(text), expected)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -50,7 +50,7 @@ class FunctionScorer:
             raise ScoringError(f"expected a score from {name}, found a text that is too long")
         try:
             found = json.loads(answer.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = answer.text
         return score_from(found, name)
 

@@ -126,7 +126,13 @@ class CompositeSession:
             [answer] = await session.call([call])
             if answer.status is not AnswerStatus.OK or answer.truncated:
                 return answer
-            for name, state in json.loads(answer.text).items():
+            try:
+                found = json.loads(answer.text)
+            except RecursionError:
+                return answer.model_copy(
+                    update={"status": AnswerStatus.TOOL_ERROR, "text": "it is nested too deep"}
+                )
+            for name, state in found.items():
                 merged[_free(name, merged)] = state
             seconds += answer.seconds
         text = json.dumps(merged, ensure_ascii=False, sort_keys=True)

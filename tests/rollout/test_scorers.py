@@ -370,3 +370,20 @@ async def test_a_wrong_scorer_is_refused_by_name(folder: Path) -> None:
         tasks_in(folder, [{"tools": TOOLS}])
     (folder / "reward.py").write_text("def score(answer, budget): ...")
     refused({"function": "reward.py"}, "found budget")
+
+
+async def test_an_answer_that_is_nested_deep_is_only_a_wrong_one(
+    tools: ToolService, template: ChatTemplate, folder: Path
+) -> None:
+    """Whoever reads it as JSON runs out of stack."""
+    source = "class Lists:\n    def nest(self, depth: int) -> str:\n        'Nest.'\n"
+    (folder / "nest.py").write_text(source + "        return '[' * depth\n")
+    made = {"name": "nest", "arguments": {"depth": 90_000}}
+    probes = [{**made, "expect": "[[["}]
+    gold = {"gold": [made], "probes": [made]}
+    [task] = tasks_in(
+        folder, [{"tools": {"python": "nest.py"}, "scorers": [{"probes": probes}, gold]}]
+    )
+    found = await play(tools, template, task, [answer("x")])
+    assert (found.outcome, found.reward_parts["probes"]) == (Outcome.ANSWERED, 0.0)
+    assert found.reward_parts["gold"] == 1.0

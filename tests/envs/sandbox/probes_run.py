@@ -331,7 +331,7 @@ def _claims(answer: ToolAnswer) -> list[str]:
         return []
     try:
         value = json.loads(answer.text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no claim, but an answer that is to break its reader
         return []
     strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return value if strings else []
