@@ -1,0 +1,121 @@
+"""Tools of every source in one task, and every kind of scorer, through the commands.
+
+Three stateful classes, an MCP server with its state on disk, a simulated API, OpenEnv's own example
+and a judge, eight episodes at once. The calls of their trials would be seen in what the same calls
+of the execution are told.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rollout.episode import Episode, Outcome
+from rollout.store.run_reader import RunReader
+from tests.cluster.worlds.combined_world import (
+    FRESH,
+    POSITIONS,
+    models,
+    parrot,
+    write_model,
+    write_world,
+)
+
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
+
+COMMAND = (sys.executable, "-c", "from cluster.cli.main import main; main()")
+EPISODES = 8
+SOURCES = {"the sandbox": "sandbox", "mcp-stdio": "scratch", "openenv": "session"}
+"""What `check` says of whose state it is, by the first words of a source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """The folder of all runs, and what every command that takes a recipe is given."""
+
+    runs: Path
+    teacher: tuple[str, ...]
+    settings: tuple[str, ...]
+
+    def run(self, *arguments: str) -> str:
+        """Return the standard output of a command, which must succeed."""
+        ended = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=self.runs,
+            env={**os.environ, "RAY_worker_niceness": "0"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
+        return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, interop_bin: Path) -> Iterator[Together]:
+    folder = tmp_path_factory.mktemp("together")
+    runs = folder / "runs"
+    runs.mkdir()
+    model = write_model(folder / "model")
+    with models() as served, parrot(folder, interop_bin) as openenv:
+        world = write_world(folder / "world", openenv)
+        yield Together(
+            runs=runs,
+            teacher=("--base-url", served.base_url, "--model", "teacher"),
+            settings=(
+                *(f"env.path={world}", f"run.dir={runs}", f"model.path={model}"),
+                *("model.dtype=float32", f"model.max_model_len={POSITIONS}"),
+                *(f"judge.base_url={served.base_url}", "judge.model=judge"),
+                *("tools.isolation.required=seccomp", "tools.isolation.profile=files"),
+                *("tools.record=true", "episode.max_calls_per_turn=6"),
+                *("episode.trial.calls=8", "episode.execution.calls=8"),
+                *("episode.trial.tokens=1200", "episode.execution.tokens=1200"),
+                *("rollouts.workers=1", f"rollouts.episodes_per_worker={EPISODES}"),
+            ),
+        )
+
+
+@pytest.fixture(scope="module")
+def taught(together: Together) -> list[Episode]:
+    """What the teacher played, eight episodes at once."""
+    once = (f"collect.concurrency={EPISODES}", "collect.samples=2")
+    asked = (*once, "collect.endpoint.check_model=false")
+    source = ("--source", "endpoint", *together.teacher, "--out", str(together.runs / "teacher"))
+    together.run("collect", "file", *source, *together.settings, *asked)
+    reader = RunReader(together.runs / "teacher")
+    return [reader.episode(row.episode) for row in reader.episodes()]
+
+
+def test_check_loads_every_source_and_says_whose_state_it_is(together: Together) -> None:
+    said = together.run("check", "file", *together.settings)
+    assert "nothing is wrong" in said
+    for source, state in SOURCES.items():
+        (line, *_) = [line for line in said.splitlines() if line.startswith(source)]
+        assert f"state {state}; loads" in line
+
+
+def test_trials_leave_no_trace_and_every_scorer_sees_the_execution(taught: list[Episode]) -> None:
+    assert len(taught) == EPISODES
+    for episode in taught:
+        calls = [call for turn in episode.turns for call in turn.calls]
+        told = {
+            purpose: [call.result for call in calls if call.purpose == purpose]
+            for purpose in ("trial", "execution")
+        }
+        assert [len(results) for results in told.values()] == [6, 6]
+        assert told["execution"][: len(FRESH)] == list(FRESH)
+        assert (episode.outcome, episode.reward) == (Outcome.ANSWERED, 1.0)
+        parts = {name: episode.reward_parts[name] for name in ("function", "environment", "judge")}
+        assert set(parts.values()) == {1.0}
+        assert episode.reward_parts["gold"] == episode.reward_parts["probes"] == 1.0
+
+
+def test_replayed_episodes_are_equal(together: Together, taught: list[Episode]) -> None:
+    found = json.loads(together.run("episodes", "replay", str(together.runs / "teacher"), "--json"))
+    assert (found["episodes"], found["equal"]) == (EPISODES, EPISODES)
