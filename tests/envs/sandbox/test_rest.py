@@ -1,6 +1,7 @@
 """A tool that has answered and goes on computing is stopped until its next call."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -123,17 +124,28 @@ async def opened(pool: SandboxPool) -> SandboxSession:
     return session
 
 
+def is_now(process: psutil.Process, status: str) -> bool:
+    try:
+        return process.status() == status
+    except psutil.NoSuchProcess:  # it has ended since it was listed
+        return False
+
+
 def family(pool: SandboxPool) -> list[psutil.Process]:
     assert pool.zygote_pid
     return psutil.Process(pool.zygote_pid).children(recursive=True)
 
 
 def cpu_s(pool: SandboxPool) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in family(pool))
+    found = 0.0
+    for process in family(pool):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += sum(process.cpu_times()[:2])
+    return found
 
 
 def stopped(pool: SandboxPool) -> bool:
-    return any(process.status() == psutil.STATUS_STOPPED for process in family(pool))
+    return any(is_now(process, psutil.STATUS_STOPPED) for process in family(pool))
 
 
 async def still(pool: SandboxPool, for_s: float = 0.3) -> None:
@@ -207,5 +219,5 @@ async def test_without_isolation_threads_and_grandchildren_are_stopped_too(tool:
     await still(pool)
     assert (await session.call("pid", "{}")).status is AnswerStatus.OK
     session.close()
-    await until(lambda: not any(p.status() == psutil.STATUS_RUNNING for p in family(pool)))
+    await until(lambda: not any(is_now(p, psutil.STATUS_RUNNING) for p in family(pool)))
     await pool.close()
