@@ -16,7 +16,7 @@ from tests.project_tree import ORDER, Rule, broken, imported_names, project_modu
 
 FLOORS = {
     "envs": (
-        "answers errors config endpoints late_imports messages seeds whole_numbers",
+        "answers errors config endpoints late_imports messages process_watch seeds whole_numbers",
         "tools",
         "evidence",
         "tasks tool_schemas schema_repair",

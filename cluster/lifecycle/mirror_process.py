@@ -7,7 +7,6 @@ the consistent state that it was. Each line of its output is a MirrorNews.
 """
 
 import os
-import select
 import socket
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.errors import InfraError, StoreError
+from envs.process_watch import when_readable
 from rollout.mirror.address import parse_address
 from rollout.mirror.claim import Claim, ClaimRecord
 from rollout.mirror.download import read_file
@@ -284,21 +284,9 @@ def _tell(news: MirrorNews) -> None:
     sys.stdout.flush()
 
 
-def _end_with(parent: int) -> None:
-    """Exit when the parent process does."""
-    poll = select.poll()
-    poll.register(parent, select.POLLIN)
-
-    def watch() -> None:
-        poll.poll()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     """Mirror the run that the first line of the input describes."""
-    _end_with(os.pidfd_open(os.getppid()))
+    when_readable((os.pidfd_open(os.getppid()),), lambda: os._exit(1))
     threading.excepthook = _exit_on_error
     process = MirrorProcess(MirrorOrder.model_validate_json(sys.stdin.readline()), _tell)
 

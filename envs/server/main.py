@@ -14,11 +14,9 @@ import contextlib
 import ipaddress
 import os
 import resource
-import select
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pydantic import ValidationError
 
 from envs.config import ToolServerConfig
 from envs.errors import ConfigError, TrialrunError
+from envs.process_watch import when_readable
 from envs.sandbox.confine import use_short_time_slices
 from envs.server.app import create_app
 from envs.server.guard import hosts_of
@@ -112,15 +111,7 @@ def _address(listener: socket.socket) -> str:
 
 def _exit_with_parent() -> None:
     """Exit when the parent process dies or closes this process's standard input."""
-    poll = select.poll()
-    poll.register(os.pidfd_open(os.getppid()), select.POLLIN)
-    poll.register(0, select.POLLIN)
-
-    def watch() -> None:
-        poll.poll()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    when_readable((os.pidfd_open(os.getppid()), 0), lambda: os._exit(1))
 
 
 def _serve(options: argparse.Namespace) -> None:

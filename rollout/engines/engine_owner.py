@@ -6,11 +6,11 @@ it: the worker that replaces the killed one could not start there.
 """
 
 import os
-import select
 import signal
-import threading
 from contextlib import suppress
 from pathlib import Path
+
+from envs.process_watch import when_readable
 
 _OWNER = "TRIALRUN_ENGINE_OWNER"
 """The number of the owner's process; engine processes inherit it."""
@@ -35,10 +35,7 @@ def end_with_owner() -> None:
     except ProcessLookupError:
         _end(core)
     else:
-        watching = threading.Thread(
-            target=_wait, args=(owned, core), name="engine-owner", daemon=True
-        )
-        watching.start()
+        when_readable((owned,), lambda: _end(core))
 
 
 def _core(owner: int) -> int | None:
@@ -54,13 +51,6 @@ def _core(owner: int) -> int | None:
     except OSError:
         return None
     return found if f"{_OWNER}={owner}".encode() in variables else None
-
-
-def _wait(owner: int, core: int | None) -> None:
-    ended = select.poll()
-    ended.register(owner, select.POLLIN)
-    ended.poll()
-    _end(core)
 
 
 def _end(core: int | None) -> None:
