@@ -41,7 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envs.config import ToolServerConfig
 from envs.gateway.call_check import fault_of
-from envs.gateway.mcp_seats import McpSeats
+from envs.gateway.mcp_session_limit import McpSessionLimit
 from envs.gateway.rpc_body import NoJson, read_rpc
 from envs.server.guard import replayed
 from envs.server.incoming import BIG_BYTES
@@ -98,7 +98,7 @@ class McpGateway:
             session_idle_timeout=config.session_idle_s,
             max_sessions=config.max_sessions,
         )
-        self._seats = McpSeats(
+        self._session_limit = McpSessionLimit(
             self._manager.handle_request, config.max_sessions, config.session_idle_s
         )
         self.router = APIRouter()
@@ -145,10 +145,10 @@ class McpGateway:
             return
         mcp_id = request.headers.get(MCP_SESSION_ID_HEADER)
         if mcp_id is None:
-            await self._seats.make_room(self._sessions.keys())
-            send = self._seats.taking(send)
+            await self._session_limit.make_room(self._sessions.keys())
+            send = self._session_limit.taking(send)
         else:
-            self._seats.used(mcp_id)
+            self._session_limit.used(mcp_id)
         await self._manager.handle_request(scope, replayed(body, receive), send)
 
     def _refusal(self, request: Request) -> JSONResponse | None:
@@ -193,7 +193,7 @@ class McpGateway:
         return watched if request.method == "DELETE" else send
 
     def _end(self, mcp_id: str) -> None:
-        self._seats.left(mcp_id)
+        self._session_limit.left(mcp_id)
         self._tools.pop(mcp_id, None)
         opened = self._sessions.pop(mcp_id, None)
         if opened is not None and opened.done():

@@ -1,10 +1,10 @@
-"""The guard of a server's doors: one check of every request and WebSocket, before all routes.
+"""The guard of a server: one check of every request and WebSocket, before all routes.
 
 A page in the user's browser can reach a server on loopback: under a name of its own that resolves
 to 127.0.0.1 (DNS rebinding), or with a request that it cannot read the answer of. So the Host
 header must be a name of this server, an Origin must be its own, and a body must be of a type that
 no page can send without asking first. Then the token is checked, and the body is read, within
-limits of size and time that hold for all doors.
+limits of size and time that hold for all protocols.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from envs.server.visitors import HEAD_BYTES, VISITOR, Visitor
+from envs.server.connection_limits import CLIENT, HEAD_BYTES, ClientConnection
 from envs.server.wire import JSON, MSGPACK, STATUS_OF_ERROR, ErrorResponse, WireError, encode
 
 BODY_LIMIT_BYTES = 8 * 2**20
@@ -88,9 +88,9 @@ class DoorGuard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        visitor: Visitor | None = scope.get("state", {}).get(VISITOR)
+        client: ClientConnection | None = scope.get("state", {}).get(CLIENT)
         refused = self._refusal(scope, headers)
-        if refused is None and visitor is not None and not visitor.admit():
+        if refused is None and client is not None and not client.admit():
             message = "all connections that this server may have are in use; close some or wait"
             refused = WireError(kind="full", message=message, retry_after_s=1.0)
         if refused is not None:

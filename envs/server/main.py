@@ -28,13 +28,18 @@ from envs.errors import ConfigError, TrialrunError
 from envs.process_watch import when_readable
 from envs.sandbox.confine import use_short_time_slices
 from envs.server.app import create_app
+from envs.server.connection_limits import (
+    HEAD_BYTES,
+    ConnectionLimits,
+    LimitedWebSocket,
+    protocol_for,
+)
 from envs.server.guard import hosts_of
 from envs.server.metrics import ToolMetrics
 from envs.server.replay_host import ReplayHost
 from envs.server.session_host import SessionHost
 from envs.server.tool_host import ToolHost
 from envs.server.traffic import recorder_for
-from envs.server.visitors import HEAD_BYTES, DoorSocket, Lobby, protocol_for
 
 _KEEP_ALIVE_S = 900
 _PING_TIMEOUT_S = 60
@@ -180,11 +185,11 @@ def session_host(
         recorder.close()
 
 
-def server_settings(app: _App, lobby: Lobby | None = None) -> uvicorn.Config:
-    """Return uvicorn's settings for an app of this package; without a lobby, nobody is counted."""
+def server_settings(app: _App, limits: ConnectionLimits | None = None) -> uvicorn.Config:
+    """Return uvicorn's settings for an app of this package; without a limits, nobody is counted."""
     return uvicorn.Config(
         app,
-        http=protocol_for(lobby),
+        http=protocol_for(limits),
         h11_max_incomplete_event_size=HEAD_BYTES,
         proxy_headers=False,
         server_header=False,
@@ -193,7 +198,7 @@ def server_settings(app: _App, lobby: Lobby | None = None) -> uvicorn.Config:
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
-        ws=DoorSocket,
+        ws=LimitedWebSocket,
         ws_max_size=_FRAME_BYTES,
         ws_ping_timeout=_PING_TIMEOUT_S,
         ws_per_message_deflate=False,
@@ -217,8 +222,8 @@ async def serve(
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
-    lobby = None if listener.family == socket.AF_UNIX else Lobby(max(soft, hard))
-    server = _Server(server_settings(app, lobby))
+    limits = None if listener.family == socket.AF_UNIX else ConnectionLimits(max(soft, hard))
+    server = _Server(server_settings(app, limits))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, setattr, server, "should_exit", True)

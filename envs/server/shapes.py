@@ -1,4 +1,4 @@
-"""What a message of a stranger may look like, before pydantic reads it.
+"""What a message of an unknown client may look like, before pydantic reads it.
 
 Pydantic makes a list of all faults of a message, and so can take a hundred times as long for a
 wrong message as for a right one. So the number of values in a message is limited before it is

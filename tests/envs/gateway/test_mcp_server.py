@@ -152,7 +152,7 @@ async def test_one_client_cannot_keep_all_seats() -> None:
         Client(url) as first,
     ):
         await first.call_tool("echo", {"text": "a"})
-        for _ in range(20):  # each takes a seat, and none calls a tool
+        for _ in range(20):  # each opens a session, and none calls a tool
             assert (await client.post(url, json=rpc("initialize", **HELLO))).status_code == 200
         async with Client(url) as late:
             assert not (await late.call_tool("echo", {"text": "a"})).is_error

@@ -8,11 +8,11 @@ import uvicorn
 
 from envs.config import IsolationConfig, ToolServerConfig
 from envs.server.app import create_app
+from envs.server.connection_limits import ConnectionLimits
 from envs.server.guard import hosts_of
 from envs.server.main import bind_tcp, server_settings
 from envs.server.metrics import ToolMetrics
 from envs.server.tool_host import ToolHost
-from envs.server.visitors import Lobby
 from envs.server.wire import unpack_frame
 from envs.tools import ToolSet, ToolSpec
 
@@ -61,12 +61,12 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serving(
-    config: ToolServerConfig = CONFIG, lobby: Lobby | None = None
+    config: ToolServerConfig = CONFIG, limits: ConnectionLimits | None = None
 ) -> AsyncIterator[Served]:
     """Serve for as long as the context lasts."""
     served = Served(config)
     await served.host.start()
-    server = uvicorn.Server(server_settings(served, lobby))
+    server = uvicorn.Server(server_settings(served, limits))
     task = asyncio.create_task(server._serve([served.listener]))  # serve() would take the signals
     try:
         yield served

@@ -1,4 +1,4 @@
-"""Connections before the token: how long a head may be and take, and how many strangers fit."""
+"""Connections before the token: how long a head may be and take, and how many there may be."""
 
 import asyncio
 import contextlib
@@ -7,9 +7,9 @@ import httpx
 import psutil
 import pytest
 
-from envs.server import visitors
+from envs.server import connection_limits
 from envs.server.client import ToolClient
-from envs.server.visitors import HEAD_BYTES, Lobby
+from envs.server.connection_limits import HEAD_BYTES, ConnectionLimits
 from tests.envs.server.tool_serving import CONFIG, TOKEN, TOOLS, Served, serving
 
 DEADLINE_S = 20
@@ -59,8 +59,8 @@ async def test_a_head_that_is_too_long_is_refused_though_it_came_at_once() -> No
 async def test_a_head_that_does_not_come_ends_the_connection(
     sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visitors, "HEAD_S", 0.2)
-    async with serving(lobby=Lobby(1_000)) as served, asyncio.timeout(DEADLINE_S):
+    monkeypatch.setattr(connection_limits, "HEAD_S", 0.2)
+    async with serving(limits=ConnectionLimits(1_000)) as served, asyncio.timeout(DEADLINE_S):
         reader, writer = await dial(served)
         writer.write(sent)
         for _ in range(10):  # a byte now and then does not help
@@ -72,8 +72,8 @@ async def test_a_head_that_does_not_come_ends_the_connection(
 
 
 async def test_the_deadline_is_for_heads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visitors, "HEAD_S", 0.2)
-    async with serving(lobby=Lobby(1_000)) as served, asyncio.timeout(DEADLINE_S):
+    monkeypatch.setattr(connection_limits, "HEAD_S", 0.2)
+    async with serving(limits=ConnectionLimits(1_000)) as served, asyncio.timeout(DEADLINE_S):
         async with httpx.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}) as http:
             for _ in range(2):
                 assert (await http.get(f"{served.address}/health")).status_code == 200
@@ -87,46 +87,46 @@ async def test_the_deadline_is_for_heads_alone(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_strangers_make_way_for_clients() -> None:
-    lobby = Lobby(64)
-    async with serving(lobby=lobby) as served, asyncio.timeout(DEADLINE_S):
+    limits = ConnectionLimits(64)
+    async with serving(limits=limits) as served, asyncio.timeout(DEADLINE_S):
         client = ToolClient(served.address, CONFIG, TOKEN)
         early = await client.open_session(TOOLS, 1, "trial")
         idle = [await dial(served) for _ in range(200)]
         late = ToolClient(served.address, CONFIG, TOKEN)
         session = await late.open_session(TOOLS, 2, "trial")
-        gone = [ended(reader) for reader, _ in idle[: 200 - lobby.most_strangers]]
+        gone = [ended(reader) for reader, _ in idle[: 200 - limits.most_unknown]]
         assert set(await asyncio.gather(*gone)) == {b""}
-        assert lobby.known == 2
+        assert limits.known == 2
         for each in (early, session):
             await each.close()
         for each in (client, late):
             await each.close()
         for _, writer in idle:
             writer.close()
-        while lobby.known:
+        while limits.known:
             await asyncio.sleep(0.01)
 
 
 async def test_descriptors_are_kept_back_from_clients_too() -> None:
-    lobby = Lobby(8)
-    assert (lobby.most_strangers, lobby.most_known) == (2, 4)
-    async with serving(lobby=lobby) as served, asyncio.timeout(DEADLINE_S):
-        limits = httpx.Limits(max_keepalive_connections=1, max_connections=1)
+    limits = ConnectionLimits(8)
+    assert (limits.most_unknown, limits.most_known) == (2, 4)
+    async with serving(limits=limits) as served, asyncio.timeout(DEADLINE_S):
+        one = httpx.Limits(max_keepalive_connections=1, max_connections=1)
         headers = {"authorization": f"Bearer {TOKEN}"}
-        clients = [httpx.AsyncClient(headers=headers, limits=limits) for _ in range(5)]
+        clients = [httpx.AsyncClient(headers=headers, limits=one) for _ in range(5)]
         answers = [await client.get(f"{served.address}/health") for client in clients]
         assert [answer.status_code for answer in answers] == [200] * 4 + [503]
         assert answers[4].headers["retry-after"] == "1"
         await clients[0].aclose()
-        while lobby.known == 4:
+        while limits.known == 4:
             await asyncio.sleep(0.01)
         assert (await clients[4].get(f"{served.address}/health")).status_code == 200
         for client in clients:
             await client.aclose()
 
 
-async def test_a_refused_stranger_cannot_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(lobby=Lobby(1_000)) as served, asyncio.timeout(DEADLINE_S):
+async def test_a_refused_client_cannot_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(limits=ConnectionLimits(1_000)) as served, asyncio.timeout(DEADLINE_S):
         reader, writer = await dial(served)
         head = "POST /calls HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: 100\r\n\r\n".encode())

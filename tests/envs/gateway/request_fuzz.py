@@ -1,8 +1,8 @@
-"""Hostile requests at each door of a server that serves tasks, beside a session that goes on.
+"""Hostile requests at each protocol that a server of tasks speaks, beside a session that goes on.
 
-    python -m tests.envs.gateway.door_fuzz [--door native] [--requests 10000] [--seed 1]
+    python -m tests.envs.gateway.request_fuzz [--protocol native] [--requests 10000] [--seed 1]
 
-Prints for each door how many requests there were, how much the server's memory grew, and the
+Prints for each protocol how many requests there were, how much the server's memory grew, and the
 latency of another session's calls before and while they came.
 """
 
@@ -40,13 +40,13 @@ CONFIG = ToolServerConfig(
     open_wait_s=0.01,
     session_idle_s=20,
 )
-DOORS = ("native", "stream", "mcp", "openenv")
+PROTOCOLS = ("native", "stream", "mcp", "openenv")
 ANSWER_S = 60.0
 SERVER = """
 import asyncio, sys
 from envs.gateway.serve import ServedTasks, serve_tasks
 from envs.server.main import bind_tcp
-from tests.envs.gateway.door_fuzz import CONFIG, TOKEN
+from tests.envs.gateway.request_fuzz import CONFIG, TOKEN
 from tests.envs.server.scripted_host import task
 
 listener = bind_tcp("127.0.0.1", 0, TOKEN)
@@ -93,9 +93,9 @@ GOOD: dict[str, list[tuple[str, object]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What came of the requests at one door; latencies are seconds."""
+    """What came of the requests at one protocol; latencies are seconds."""
 
-    door: str
+    protocol: str
     requests: int
     grown_mib: float
     before_s: list[float]
@@ -106,8 +106,8 @@ class Found:
         """Return the figures as one line."""
         before, during = _p99(self.before_s), _p99(self.during_s)
         return (
-            f"{self.door:8} {self.requests:6} requests, memory {self.grown_mib:+.0f} MiB, p99 of "
-            f"another session {before * 1e3:.1f} -> {during * 1e3:.1f} ms "
+            f"{self.protocol:8} {self.requests:6} requests, memory {self.grown_mib:+.0f} MiB, "
+            f"p99 of another session {before * 1e3:.1f} -> {during * 1e3:.1f} ms "
             f"({during / before:.2f}x, {len(self.during_s)} calls), {len(self.errors)} errors"
         )
 
@@ -125,24 +125,24 @@ def server() -> Iterator[tuple[psutil.Process, int]]:
             process.terminate()
 
 
-async def fuzzed(door: str, count: int, seed: int, pid: psutil.Process, port: int) -> Found:
-    """Send `count` requests to a door from another process, while a session calls a tool all the
-    time.
+async def fuzzed(protocol: str, count: int, seed: int, pid: psutil.Process, port: int) -> Found:
+    """Send `count` requests to a protocol from another process, while a session
+    calls a tool all the time.
     """
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
-        await loop.run_in_executor(others, sent, door, 1, seed, port)  # imports, and a first answer
+        await loop.run_in_executor(others, sent, protocol, 1, seed, port)
         client = ToolClient(f"http://127.0.0.1:{port}", CONFIG, TOKEN)
         session = await client.open_session(TOOLS, 1, "trial")
         before_s = await _calls(session, pid, lambda times: len(times[0]) >= 300)
         held = pid.memory_info().rss
-        sending = loop.run_in_executor(others, sent, door, count, seed, port)
+        sending = loop.run_in_executor(others, sent, protocol, count, seed, port)
         during_s = await _calls(session, pid, lambda _: sending.done())
         errors = await sending
     await session.close()
     await client.close()
     return Found(
-        door=door,
+        protocol=protocol,
         requests=count,
         grown_mib=(max(during_s[1]) - held) / 2**20,
         before_s=before_s[0],
@@ -151,16 +151,16 @@ async def fuzzed(door: str, count: int, seed: int, pid: psutil.Process, port: in
     )
 
 
-def sent(door: str, count: int, seed: int, port: int) -> list[str]:
-    """Send `count` requests to a door; return what is wrong with their answers."""
+def sent(protocol: str, count: int, seed: int, port: int) -> list[str]:
+    """Send `count` requests to a protocol; return what is wrong with their answers."""
 
     async def send() -> list[str]:
         rng = random.Random(seed)
         errors = []
         for _ in range(count):
             async with asyncio.timeout(ANSWER_S):
-                ask = _frame if door == "stream" else _request
-                errors.append(await ask(door, rng, port))
+                ask = _frame if protocol == "stream" else _request
+                errors.append(await ask(protocol, rng, port))
         return list(filter(None, errors))
 
     return asyncio.run(send())
@@ -184,12 +184,12 @@ async def _calls(
     return found
 
 
-async def _request(door: str, rng: random.Random, port: int) -> str:
+async def _request(protocol: str, rng: random.Random, port: int) -> str:
     """Send one request; return what is wrong with its answer, or nothing."""
-    path, good = rng.choice(GOOD[door])
+    path, good = rng.choice(GOOD[protocol])
     if path == "/ws":
         return await _messages(good, rng, port)
-    headers, body = _headers(door, rng), _body(good, rng)
+    headers, body = _headers(protocol, rng), _body(good, rng)
     if rng.random() < 0.3:
         body = _packed(_wrong(good, rng))
         headers["content-type"] = "application/msgpack"
@@ -262,11 +262,11 @@ async def _spoken(uri: str, message: bytes) -> str:
     return ""
 
 
-def _headers(door: str, rng: random.Random) -> dict[str, str]:
+def _headers(protocol: str, rng: random.Random) -> dict[str, str]:
     headers = {"host": "localhost", "authorization": f"Bearer {TOKEN}"}
     headers["content-type"] = "application/json"
     headers["connection"] = "close"
-    if door == "mcp":
+    if protocol == "mcp":
         headers["accept"] = "application/json, text/event-stream"
         headers["mcp-session-id"] = rng.choice(["x", "", "\xff", "0" * 32])
         if rng.random() < 0.5:
@@ -362,15 +362,15 @@ def _p99(times_s: list[float]) -> float:
 
 
 def main() -> None:
-    """Run the doors and print a line for each."""
+    """Run the protocols and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--door", action="append", choices=DOORS)
+    parser.add_argument("--protocol", action="append", choices=PROTOCOLS)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    for door in options.door or DOORS:
+    for protocol in options.protocol or PROTOCOLS:
         with server() as (pid, port):
-            found = asyncio.run(fuzzed(door, options.requests, options.seed, pid, port))
+            found = asyncio.run(fuzzed(protocol, options.requests, options.seed, pid, port))
         sys.stdout.write(f"{found.line()}\n")
         sys.stdout.writelines(f"  {error}\n" for error in found.errors[:20])
         sys.stdout.flush()

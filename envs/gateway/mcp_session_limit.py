@@ -1,4 +1,4 @@
-"""Seats of MCP sessions: one that has called no tool makes room when all are taken.
+"""The limit of MCP sessions: where it is reached, one that has called no tool is ended.
 
 Otherwise one client could take them all by `initialize`, which costs it nothing.
 """
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 _ID = b"mcp-session-id"
 
 
-class McpSeats:
+class McpSessionLimit:
     """When each MCP session was used last, by its id; `app` is the library's, which keeps them."""
 
     def __init__(self, app: ASGIApp, most: int, idle_s: float) -> None:
@@ -43,7 +43,7 @@ class McpSeats:
 
     async def make_room(self, calling: Collection[str]) -> None:
         """End the session that was unused for longest and is not among those `calling` tools, if
-        all seats are taken.
+        the limit is reached.
         """
         self._forget_idle()
         if len(self._used_at) < self._most:

@@ -1,4 +1,4 @@
-"""Who gets through the doors of a tool server: hosts, origins, types of bodies, and the token."""
+"""Which requests a tool server admits: hosts, origins, types of bodies, and the token."""
 
 import base64
 import socket
