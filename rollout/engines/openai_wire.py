@@ -210,7 +210,7 @@ def _call_text(function: ChatFunction) -> str:
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return _tagged(f'{{"name": {_dump(function.name or "")}, "arguments": {arguments}}}')
     return _tagged(_dump({"name": function.name or "", "arguments": arguments or {}}))
 
@@ -305,7 +305,7 @@ def _native_calls(text: str, turn: int) -> dict[str, JsonValue]:
     for index, block in enumerate(_CALL.findall(text)):
         try:
             value = json.loads(block)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             return {}

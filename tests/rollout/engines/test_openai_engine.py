@@ -213,12 +213,17 @@ def test_content_in_parts_is_joined() -> None:
     assert read_reply(reply(parts), "drop").text == "ab"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [('{"x": 3', "malformed_json"), ('{"x": ' + "[" * 1_100, "too_long")],
+    ids=["cut", "nested"],
+)
 async def test_broken_arguments_are_the_teachers_mistake_and_it_may_mend_them(
-    stage: Stage,
+    stage: Stage, arguments: str, error: str
 ) -> None:
-    broken = says(None, **native_call("double", '{"x": 3'))
+    broken = says(None, **native_call("double", arguments))
     episode = await stage.play(FakeEndpoint([broken, *GOOD_NATIVE]), NATIVE)
-    assert episode.turns[0].policy_error == "malformed_json"
+    assert episode.turns[0].policy_error == error
     assert (episode.outcome, episode.reward_parts["answer"]) == (Outcome.ANSWERED, 1.0)
 
 
