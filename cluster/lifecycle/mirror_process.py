@@ -173,7 +173,8 @@ class MirrorProcess:
         if self._finishing and not self._uploader.behind():
             self._uploader.clean()
             self._claim.release()
-            self._record("up to date")  # what another thread could not do before is done
+            self._failing.clear()  # what another thread could not do before is done
+            self._record("")
             self._tell(MirrorNews(ended=True))
             os._exit(0)
 

@@ -14,7 +14,13 @@ from cluster.cli.main import app
 from cluster.cli.path_checks import check_model, check_unmirrored
 from cluster.config.places import absolute_place
 from cluster.config.run_config import RunConfig
-from cluster.lifecycle.mirror_process import MirrorState, Throttle, read_state
+from cluster.lifecycle.mirror_process import (
+    MirrorOrder,
+    MirrorProcess,
+    MirrorState,
+    Throttle,
+    read_state,
+)
 from cluster.lifecycle.mirroring import mirror_address
 from cluster.lifecycle.opening import Resume, open_run, prepare_run
 from cluster.lifecycle.retention import newest_checkpoint
@@ -55,6 +61,42 @@ def start(config: RunConfig) -> RunDirectory:
 
 def place_of(config: RunConfig) -> Place:
     return Place(mirror_address(config, config.path))
+
+
+def test_the_end_forgets_a_failure_that_was_made_good(
+    recipe_in: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread would have noticed later that the storage answers again."""
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    config = recipe_in("here", "mirror.url=''")
+    with start(config) as run:
+        go_on(run, 2)
+        order = MirrorOrder(
+            run_dir=config.path,
+            address=f"file://{tmp_path}/s/run",
+            endpoint="",
+            region="",
+            interval_s=1.0,
+            max_mib_per_s=0.0,
+            lease_s=60.0,
+            token="this one",
+            own_claim="",
+        )
+        process = MirrorProcess(order, lambda news: None)
+        process._start()
+        process._send_bundles()
+        process._note_failure("bundles", "the storage does not answer")
+        assert state_of(config).state == "failing"
+        process.finish()
+        with pytest.raises(SystemExit):
+            for _ in range(3):
+                process._commit()
+        found = state_of(config)
+    assert (found.state, found.problem) == ("up to date", "")
 
 
 def test_a_run_goes_on_elsewhere_from_its_mirror(recipe_in: Recipe) -> None:
