@@ -23,7 +23,7 @@ from cluster.lifecycle.resume_check import differences
 from cluster.lifecycle.resume_rules import check_unchanged
 from cluster.lifecycle.retention import newest_checkpoint
 from cluster.lifecycle.stored_config import stored_config
-from cluster.lifecycle.trust import check_resumable, is_own, seal_run
+from cluster.lifecycle.trust import check_resumable, is_own, sign_run
 from cluster.lifecycle.writer import record_writer
 from cluster.progress import Progress
 from envs.errors import ConfigError, MissingError, StoreError
@@ -100,7 +100,7 @@ class Opening:
                 run.restart(to_toml(self.config), _info(self.config, self.kind))
             elif self.found is _Found.RUN:
                 self._resume(run, progress)
-            seal_run(run.layout, progress, accept=self.accepts)
+            sign_run(run.layout, progress, accept=self.accepts)
             if self.kind is not RunKind.TEACHER:  # it is part of its SFT run
                 start_mirror(run, self.config, progress)
         except BaseException:

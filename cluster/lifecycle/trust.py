@@ -14,7 +14,13 @@ from cluster.progress import Progress
 from envs.errors import ConfigError, StoreError
 from learner.signing import UNSIGNED, Signing
 from rollout.store.run_layout import RunLayout, read_run_info
-from rollout.store.seal import Origin, origin_of, read_seal, vouches_for, write_seal
+from rollout.store.run_signature import (
+    Origin,
+    origin_of,
+    read_signature,
+    vouches_for,
+    write_signature,
+)
 
 TRUST = "--trust-run"
 _RECIPE = re.compile(r"config(-until-\d+)?\.toml")
@@ -48,13 +54,14 @@ def knows_writer(layout: RunLayout) -> bool:
         return False
 
 
-def seal_run(layout: RunLayout, progress: Progress, *, accept: bool) -> None:
-    """Sign a run that is open for writing; `accept` as for `write_seal`. Says so if there is no
-    key. Raises StoreError.
+def sign_run(layout: RunLayout, progress: Progress, *, accept: bool) -> None:
+    """Sign a run that is open for writing; `accept` as for `write_signature`.
+
+    Says so if there is no key. Raises StoreError.
     """
     keys = keys_of(layout)
     if keys:
-        write_seal(layout, keys, accept=accept)
+        write_signature(layout, keys, accept=accept)
         return
     progress.say(
         f"the run is not signed, so other users' rules hold for it: {no_key_reason(os.environ)}"
@@ -66,8 +73,10 @@ def signing_of(layout: RunLayout) -> Signing:
     are loaded. Raises StoreError, ConfigError.
     """
     keys = keys_of(layout)
-    seal = read_seal(layout, keys)
-    accepted = frozenset(seal.checkpoints.values()) if seal is not None else frozenset[str]()
+    signature = read_signature(layout, keys)
+    accepted = (
+        frozenset(signature.checkpoints.values()) if signature is not None else frozenset[str]()
+    )
     return Signing(tuple(keys), accepted)
 
 
@@ -79,7 +88,9 @@ def check_resumable(layout: RunLayout, *, trusted: bool) -> bool:
     """
     if trusted or origin(layout) is Origin.UNSIGNED:
         return True
-    signed = read_seal(layout, keys_of(layout)) is not None  # then each checkpoint is looked at
+    signed = (
+        read_signature(layout, keys_of(layout)) is not None
+    )  # then each checkpoint is looked at
     if not signed and next(layout.checkpoints.glob("*/complete"), None):
         raise _foreign_checkpoints(layout)
     return False
@@ -152,7 +163,7 @@ def reading_of(
     if not owns_recipe(layout, recipe, config):
         used = ("learner", "model", "run.models_dir", "cluster.shm_dir")
         check_harmless(layout, config, only=used, plays=False)
-    if read_seal(layout, keys_of(layout)) is not None:
+    if read_signature(layout, keys_of(layout)) is not None:
         return signing_of(layout)
     if checkpoint is not None and origin(layout) is not Origin.UNSIGNED:
         raise _foreign_checkpoints(layout)
@@ -185,7 +196,7 @@ def _foreign_checkpoints(layout: RunLayout) -> StoreError:
 
 def _what_is_wrong(layout: RunLayout) -> str:
     """Return in words why a run does not count as the user's."""
-    if not (layout.seal.exists() or layout.seal.is_symlink()):
+    if not (layout.signature.exists() or layout.signature.is_symlink()):
         return "has no signature of yours: it is of an older version, or of somebody else"
     try:
         keys = keys_of(layout)
@@ -193,7 +204,7 @@ def _what_is_wrong(layout: RunLayout) -> str:
         keys = []
     if not keys:
         return f"has a signature that cannot be checked ({no_key_reason(os.environ)})"
-    if read_seal(layout, keys) is None:
+    if read_signature(layout, keys) is None:
         return "is signed with another key than yours"
     return "was changed after you signed it"
 

@@ -1,4 +1,4 @@
-"""The secret with which this user's run directories are signed (`rollout/store/seal.py`).
+"""The secret with which this user's run directories are signed (`rollout/store/run_signature.py`).
 
 It is a file of the user, made when it is first needed: `$XDG_CONFIG_HOME/trialrun/key`, or the file
 that TRIALRUN_KEY_FILE names. Each run is signed with a key of its own, derived from the secret and

@@ -95,9 +95,9 @@ class RunLayout:
         return self.root / "writer.json"
 
     @property
-    def seal(self) -> Path:
+    def signature(self) -> Path:
         """Signature of the user whose run it is; absent in older directories."""
-        return self.root / "seal.json"
+        return self.root / "signature.json"
 
     @property
     def log(self) -> Path:

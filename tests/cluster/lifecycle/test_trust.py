@@ -24,7 +24,7 @@ from cluster.progress import QUIET, Progress
 from envs.errors import ConfigError, DeadlineError, MissingError, StoreError
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_lock import take_lock
-from rollout.store.seal import Origin, origin_of, read_seal
+from rollout.store.run_signature import Origin, origin_of, read_signature
 
 MCP = {"mcp": {"command": ["sh", "-c", "touch PWNED"]}}
 TASK = {"id": "t", "question": "q", "answer": "1", "split": "heldout"}
@@ -108,7 +108,7 @@ def test_a_run_without_a_key_says_so_and_can_be_resumed(
     with open_run(RunKind.TRAIN, config.path, config, Resume.NO, Progress()) as run:
         run.record_metrics(1, {"loss": 1.0})
     assert KEY_FILE in capsys.readouterr().err
-    assert not RunLayout(config.path).seal.exists()
+    assert not RunLayout(config.path).signature.exists()
     assert check_run(RunKind.TRAIN, config.path, config, Resume.REQUIRED).resumes
 
 
@@ -143,7 +143,7 @@ def test_a_recipe_of_somebody_else_may_start_nothing(
     layout = made(tmp_path)
     with_tasks_inside(layout, MCP)
     if how == "unsigned":
-        layout.seal.unlink()
+        layout.signature.unlink()
     if how == "another key":
         become_somebody_else(monkeypatch, tmp_path)
     recipe = str(layout.config_toml)
@@ -203,7 +203,7 @@ RISKS = {
 @pytest.mark.parametrize("key", RISKS)
 def test_every_way_out_of_the_directory_is_refused_by_its_key(key: str, tmp_path: Path) -> None:
     layout = made(tmp_path)
-    layout.seal.unlink()
+    layout.signature.unlink()
     config = load_config("catalog", [f'run.dir="{tmp_path / "runs"}"', "run.name=r", *RISKS[key]])
     found = recipe_risks.risks_of(config, layout.root, Path("models"))
     assert key in {risk.key for risk in found}, found
@@ -234,7 +234,7 @@ def test_tools_of_tasks_in_the_directory_are_looked_at(
 
 def test_harmless_runs_of_older_versions_need_no_flag(tmp_path: Path) -> None:
     layout = made(tmp_path)
-    layout.seal.unlink()
+    layout.signature.unlink()
     folder = {"model.path": str(tmp_path)}
     (tmp_path / "config.json").write_text("{}")
     layout.config_toml.write_text(
@@ -312,7 +312,7 @@ def test_checkpoints_of_somebody_else_are_not_resumed_from(
 def test_a_run_of_an_older_version_is_signed_when_it_is_resumed(tmp_path: Path) -> None:
     layout = made(tmp_path)
     checkpoint(layout)
-    layout.seal.unlink()
+    layout.signature.unlink()
     config = load_config(str(layout.config_toml))
     opening = check_run(RunKind.TRAIN, layout.root, config, Resume.REQUIRED)
     opening.open(QUIET).close()
@@ -336,10 +336,10 @@ def test_a_foreign_run_that_is_resumed_with_ones_own_recipe_launders_nothing(
     evil.write_text(to_toml(load_config(str(layout.config_toml), ['learner.loss="evil:loss"'])))
     become_somebody_else(monkeypatch, tmp_path)
     check_run(RunKind.TRAIN, layout.root, config, Resume.REQUIRED).open(QUIET).close()
-    seal = read_seal(layout, keys_of(layout))
-    assert seal is not None
-    assert "config.toml" in seal.files
-    assert evil.name not in seal.files
+    signature = read_signature(layout, keys_of(layout))
+    assert signature is not None
+    assert "config.toml" in signature.files
+    assert evil.name not in signature.files
     with pytest.raises(ConfigError, match=r"learner\.loss"):
         reading_of(layout, evil, load_config(str(evil)), None, trusted=False)
 

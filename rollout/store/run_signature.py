@@ -1,4 +1,4 @@
-"""`seal.json`: whether a run directory is the work of this user, or came from somebody else.
+"""`signature.json`: whether a run directory is the work of this user, or came from somebody else.
 
 A recipe can start programs, and a checkpoint is a pickle. So whoever opens a run signs, with a
 secret key of their own, what later commands take from the directory: its recipes, its description,
@@ -35,8 +35,8 @@ class Origin(StrEnum):
     """Signed with another key, changed since, or another user's files."""
 
 
-class Seal(BaseModel):
-    """Content of `seal.json`."""
+class RunSignature(BaseModel):
+    """Content of `signature.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,20 +48,20 @@ class Seal(BaseModel):
     mac: str = ""
     """HMAC-SHA-256 of all the others."""
 
-    def signature(self, key: bytes) -> str:
-        """Return the HMAC of the seal under `key`."""
+    def mac_under(self, key: bytes) -> str:
+        """Return the HMAC of the signature under `key`."""
         content = self.model_dump(exclude={"mac"})
         text = _CONTEXT + json.dumps(content, sort_keys=True).encode()
         return hmac.new(key, text, hashlib.sha256).hexdigest()
 
 
-def write_seal(layout: RunLayout, keys: Sequence[bytes], *, accept: bool) -> None:
+def write_signature(layout: RunLayout, keys: Sequence[bytes], *, accept: bool) -> None:
     """Sign the run with the first of `keys`.
 
     `accept` says that the user answers for all recipes and checkpoints that are there; otherwise
     only `config.toml`, and what was signed before, is signed. Raises StoreError, OSError.
     """
-    before = read_seal(layout, keys)
+    before = read_signature(layout, keys)
     known = set(before.files.values()) if before is not None else set[str]()
     files = {
         path.name: digest
@@ -76,29 +76,29 @@ def write_seal(layout: RunLayout, keys: Sequence[bytes], *, accept: bool) -> Non
             for marker in sorted(layout.checkpoints.glob("*/complete"))
             if (digest := digest_of(marker))
         }
-    seal = Seal(files=files, checkpoints=checkpoints)
-    signed = seal.model_copy(update={"mac": seal.signature(keys[0])})
-    replace_file(layout.seal, signed.model_dump_json(indent=1).encode())
+    signature = RunSignature(files=files, checkpoints=checkpoints)
+    signed = signature.model_copy(update={"mac": signature.mac_under(keys[0])})
+    replace_file(layout.signature, signed.model_dump_json(indent=1).encode())
 
 
-def read_seal(layout: RunLayout, keys: Sequence[bytes]) -> Seal | None:
-    """Return the seal that one of `keys` has signed; None where there is none such."""
+def read_signature(layout: RunLayout, keys: Sequence[bytes]) -> RunSignature | None:
+    """Return the signature of a run that was made with one of `keys`; None where there is none."""
     try:
-        seal = Seal.model_validate_json(read_bytes(layout.seal))
+        signature = RunSignature.model_validate_json(read_bytes(layout.signature))
     except (OSError, ValidationError):
         return None
-    made = [seal.signature(key) for key in keys]
-    return seal if any(hmac.compare_digest(seal.mac, mac) for mac in made) else None
+    made = [signature.mac_under(key) for key in keys]
+    return signature if any(hmac.compare_digest(signature.mac, mac) for mac in made) else None
 
 
 def origin_of(layout: RunLayout, keys: Sequence[bytes]) -> Origin:
     """Return whose run a directory holds; `keys` are those of this user for this run."""
-    seal = read_seal(layout, keys)
-    if seal is not None:
+    signature = read_signature(layout, keys)
+    if signature is not None:
         signed = (layout.config_toml, layout.run_json)
-        whole = all(seal.files.get(path.name) == digest_of(path) for path in signed)
+        whole = all(signature.files.get(path.name) == digest_of(path) for path in signed)
         return Origin.OWN if whole else Origin.FOREIGN
-    if layout.seal.exists() or layout.seal.is_symlink():
+    if layout.signature.exists() or layout.signature.is_symlink():
         return Origin.FOREIGN
     try:
         owners = {path.lstat().st_uid for path in (layout.root, layout.run_json)}
@@ -109,8 +109,8 @@ def origin_of(layout: RunLayout, keys: Sequence[bytes]) -> Origin:
 
 def vouches_for(layout: RunLayout, keys: Sequence[bytes], path: Path) -> bool:
     """Whether one of `keys` has signed the file `path` of a run as it is now."""
-    seal = read_seal(layout, keys)
-    return seal is not None and seal.files.get(path.name) == digest_of(path)
+    signature = read_signature(layout, keys)
+    return signature is not None and signature.files.get(path.name) == digest_of(path)
 
 
 def digest_of(path: Path) -> str:
