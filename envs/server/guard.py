@@ -30,7 +30,7 @@ from envs.server.wire import JSON, MSGPACK, STATUS_OF_ERROR, ErrorResponse, Wire
 BODY_LIMIT_BYTES = 8 * 2**20
 _BODY_S = 60.0
 _LINGER_BYTES, _LINGER_S = 256 * 2**20, 30.0
-_STRANGERS_LINGER_BYTES, _STRANGERS_LINGER_S = 16 * 2**20, 5.0
+_UNKNOWN_LINGER_BYTES, _UNKNOWN_LINGER_S = 16 * 2**20, 5.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d{1,5})?")
@@ -237,7 +237,7 @@ def error_response(error: WireError) -> Response:
 
 def refusal_of_stranger(error: WireError) -> Response:
     """Return the HTTP response for `error`, after which the connection ends."""
-    return _Farewell(error, _STRANGERS_LINGER_BYTES, _STRANGERS_LINGER_S)
+    return _Farewell(error, _UNKNOWN_LINGER_BYTES, _UNKNOWN_LINGER_S)
 
 
 def _text(error: WireError) -> bytes:
