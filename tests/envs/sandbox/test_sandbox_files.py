@@ -238,7 +238,7 @@ asyncio.run(main())
     )
     folder = Path((await server.communicate())[0].decode().strip())
     assert server.returncode == -signal.SIGKILL
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while list(folder.iterdir()):
             await asyncio.sleep(0.02)
     folder.rmdir()
