@@ -5,12 +5,15 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from envs.errors import WeightSyncError
 
-_PREFIX = "trialrun-weights-"
+_FOLDER = "trialrun-weights-"
+"""Of the folder of a user, followed by the user's number."""
+_PREFIX = "policy-"
 
 
 class WeightFile:
@@ -43,13 +46,14 @@ class WeightFile:
 
 
 class WeightFiles:
-    """Two files of `nbytes` in `directory` (a tmpfs such as /dev/shm).
+    """Two files of `nbytes` in a folder of this user's below `directory` (a tmpfs, as /dev/shm).
 
     Each is locked while its writer is running, so a new writer recognises and removes the files
-    of a killed run. Raises WeightSyncError if the folder has too little room.
+    of a killed run. Raises WeightSyncError if the folder has too little room or is not this user's.
     """
 
     def __init__(self, directory: Path, nbytes: int) -> None:
+        directory = _own_folder(directory)
         _reclaim(directory)
         run = secrets.token_hex(8)
         self._files: list[WeightFile] = []
@@ -83,6 +87,27 @@ class WeightFiles:
         for file in self._files:
             file.close()
         self._files.clear()
+
+
+def _own_folder(directory: Path) -> Path:
+    """Return the folder of this user's, which is made where it is not there.
+
+    Everybody may write to /dev/shm, so another user may have made something under its name.
+    """
+    folder = directory / f"{_FOLDER}{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise WeightSyncError(
+                f"expected {folder} to be a folder of user {os.getuid()}, found something of user "
+                f"{found.st_uid}: remove it, or set cluster.shm_dir to another folder in memory"
+            )
+        if found.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise WeightSyncError(f"expected a folder {folder}, found: {error}") from error
+    return folder
 
 
 def _reclaim(directory: Path) -> None:
