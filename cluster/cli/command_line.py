@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from cluster.fleet.ray_environment import prepare_environment
@@ -21,6 +22,7 @@ from cluster.progress import Progress
 from envs.errors import ConfigError, TrialrunError
 from envs.late_imports import import_late
 from envs.tools import JsonObject
+from rollout.transcript import inert
 
 
 def version() -> str:
@@ -123,7 +125,7 @@ def report(result: JsonObject, *, as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in result.items():
-        table.add_row(key.replace("_", " "), _cell(value))
+        table.add_row(Text(inert(key.replace("_", " "))), Text(inert(_cell(value))))
     Console().print(table)
 
 

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
+from cluster.evaluation.text_table import cell
 from envs.errors import MissingError
 from envs.tools import JsonObject
 from rollout.episode import Episode, Phase
@@ -31,12 +32,11 @@ def list_episodes(run: Path, outcome: str, limit: int, *, as_json: bool) -> None
     if as_json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n")
         return
-    table = Table(
-        "episode", "task", "outcome", "reward", title=f"{len(rows)} newest episodes of {run}"
-    )
+    title = cell(f"{len(rows)} newest episodes of {run}")
+    table = Table("episode", "task", "outcome", "reward", title=title)
     for row in rows:
         reward = "-" if row.reward is None else f"{row.reward:.2f}"
-        table.add_row(row.episode, row.task, row.outcome, reward)
+        table.add_row(*map(cell, (row.episode, row.task, row.outcome, reward)))
     Console().print(table)
 
 

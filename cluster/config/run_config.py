@@ -338,7 +338,7 @@ def _read(path: Path) -> dict[str, JsonValue]:
     try:
         # utf-8-sig: some editors start a file with a byte-order mark
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of too many digits, deep nesting
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -369,5 +369,5 @@ def _value(text: str) -> JsonValue:
     """Read `text` as a TOML value; text that is not TOML is taken as a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

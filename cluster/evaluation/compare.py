@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from cluster.evaluation.text_table import TextTable, figure, with_interval
+from cluster.evaluation.text_table import TextTable, figure, markdown_text, with_interval
 from envs.errors import ConfigError, MissingError, StoreError
 from envs.tools import JsonObject
 from rollout.evaluation.compare import Comparison, PairRow, Side, compare
@@ -52,8 +52,8 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the tables and the notes as Markdown."""
     names = " and ".join(side.name for side in comparison.sides)
-    parts = [f"# Comparison of {names}\n"]
-    parts += [f"- {note}.\n" for note in comparison.notes]
+    parts = [f"# Comparison of {markdown_text(names)}\n"]
+    parts += [f"- {markdown_text(note)}.\n" for note in comparison.notes]
     parts += [table.markdown() for table in comparison_tables(comparison)]
     return "\n".join(parts)
 

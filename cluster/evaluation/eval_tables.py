@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from cluster.evaluation.text_table import TextTable, figure
+from cluster.evaluation.text_table import TextTable, figure, markdown_text
 from rollout.evaluation.report import ALL, EvalReport, ReportRow
 
 SCALE = "[95 % interval], tasks are the unit"
@@ -18,8 +18,8 @@ def evaluation_tables(report: EvalReport) -> list[TextTable]:
 def evaluation_markdown(report: EvalReport, name: str, setting: Mapping[str, JsonValue]) -> str:
     """Return the complete report as Markdown; `setting` is listed under the heading."""
     settings = ", ".join(f"{key} {value}" for key, value in setting.items())
-    parts = [f"# Evaluation {name}\n", f"{settings}.\n"]
-    parts += [f"- {note}.\n" for note in report.notes]
+    parts = [f"# Evaluation {markdown_text(name)}\n", f"{markdown_text(settings)}.\n"]
+    parts += [f"- {markdown_text(note)}.\n" for note in report.notes]
     parts += [table.markdown() for table in evaluation_tables(report)]
     return "\n".join(parts)
 

@@ -4,10 +4,7 @@ Reads the run alone: drawing a plot of stored episodes needs neither torch nor R
 """
 
 import json
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -18,6 +15,7 @@ from rollout.evaluation.reader import read_rows
 from rollout.evaluation.report import EvalReport, evaluation_report
 from rollout.store.journal import replace_file
 from rollout.store.run_reader import RunReader
+from rollout.store.stored_recipe import Recipe, names_in
 
 _SETTING = {
     "model": ("model", "path"),
@@ -38,10 +36,10 @@ def report_on(path: Path) -> EvalReport:
     The recipe in the run is only quoted, so one that this version would refuse is no obstacle.
     """
     reader = RunReader(path)
-    recipe = tomllib.loads(reader.config_toml)
+    recipe = reader.recipe
     report = evaluation_report(
         read_rows(path),
-        recipe.get("eval", {}).get("by", ()),
+        names_in(recipe, "eval", "by", str(reader.layout.config_toml)),
         lost_attempts((row.task, row.outcome) for row in reader.episodes()),
     )
     setting = _setting(recipe)
@@ -53,7 +51,7 @@ def report_on(path: Path) -> EvalReport:
     return report
 
 
-def _setting(recipe: Mapping[str, Any]) -> dict[str, JsonValue]:
+def _setting(recipe: Recipe) -> dict[str, JsonValue]:
     """Return the main settings of an evaluation; those that the recipe lacks are left out."""
     return {
         name: recipe[section][key]

@@ -1,6 +1,5 @@
 """Run directories: found by name, and what each says about its run. Needs no cluster."""
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,8 +61,9 @@ def status_of(path: Path) -> RunStatus:
     layout, kind = reader.layout, reader.kind
     rows = reader.metrics()
     last = rows[-1] if rows else None
-    recipe = tomllib.loads(reader.config_toml)
-    steps = recipe.get("run", {}).get("steps") if kind is RunKind.TRAIN else None
+    steps = reader.recipe.get("run", {}).get("steps") if kind is RunKind.TRAIN else None
+    if not isinstance(steps, int):
+        steps = None
     checkpoint = newest_checkpoint(layout.checkpoints) if layout.checkpoints.is_dir() else None
     mirror, mirror_state = _mirror_of(layout)
     return RunStatus(

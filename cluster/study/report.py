@@ -7,7 +7,7 @@ from typing import cast
 from rich.console import Group
 from rich.table import Table
 
-from cluster.evaluation.text_table import with_interval
+from cluster.evaluation.text_table import cell, markdown_text, with_interval
 from cluster.study.recipe import Study
 from cluster.study.results import CeilingResult, ModelResult
 from cluster.study.statistics import Cell, Difference, Row, differences_of, rows_of
@@ -218,15 +218,15 @@ def _error_words(report: StudyReport) -> str:
 
 
 def _markdown(grid: Grid) -> list[str]:
-    head, *rows = [f"| {' | '.join(row)} |" for row in grid]
+    head, *rows = [f"| {' | '.join(map(markdown_text, row))} |" for row in grid]
     ruler = "|---" + "|---:" * (len(grid[0]) - 1) + "|"
     return [head, ruler, *rows]
 
 
 def _table(title: str, grid: Grid) -> Table:
-    table = Table(title=title)
+    table = Table(title=cell(title))
     for index, name in enumerate(grid[0]):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(cell(name), justify="left" if index == 0 else "right")
     for row in grid[1:]:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     return table

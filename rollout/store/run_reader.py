@@ -17,6 +17,7 @@ from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, existing_run, read_run_info
 from rollout.store.segments import EpisodeRow, SegmentReader
 from rollout.store.shared_files import read_bytes
+from rollout.store.stored_recipe import Recipe, parse_recipe
 
 _LARGEST = 2**1000
 """Of a number that floats can hold; a larger integer is no metric."""
@@ -68,14 +69,15 @@ class RunReader:
         return kind_of(self.layout)
 
     @property
-    def config_toml(self) -> str:
-        """The run's current or last recipe, as TOML. Raises MissingError, StoreError."""
-        if not self.layout.config_toml.exists():
+    def recipe(self) -> Recipe:
+        """The run's current or last recipe. Raises MissingError, StoreError."""
+        path = self.layout.config_toml
+        if not path.exists():
             raise MissingError(f"expected config.toml, found none in {self.layout.root}")
         try:
-            return read_bytes(self.layout.config_toml).decode()
+            return parse_recipe(read_bytes(path).decode(), str(path))
         except UnicodeDecodeError as error:
-            raise StoreError(f"{self.layout.config_toml}: expected UTF-8, found {error}") from error
+            raise StoreError(f"{path}: expected UTF-8, found {error}") from error
 
     def ledger(self) -> LedgerState:
         """Return the current state of every scheduled episode."""

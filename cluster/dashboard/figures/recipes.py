@@ -54,7 +54,7 @@ def _attempt(first: int, last: int | None, text: str) -> ConfigAttempt:
 def _parsed(text: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
 
 

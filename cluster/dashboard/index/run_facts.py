@@ -6,7 +6,6 @@ empty answer and an entry in `damage`.
 
 import json
 import math
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from rollout.store.run_kind import kind_of
 from rollout.store.run_layout import RunInfo, RunKind, RunLayout, read_run_info
 from rollout.store.run_lock import is_written
 from rollout.store.shared_files import read_bytes
+from rollout.store.stored_recipe import Recipe, parse_recipe
 
 Found = TypeVar("Found")
 _Mark = tuple[int, int]
@@ -83,12 +83,12 @@ class RunFacts:
         """Return the recipe as TOML; empty where there is none."""
         return self._cached("config", self.layout.config_toml, self._read_config)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Recipe:
         """Return the recipe; empty where it is no TOML."""
         try:
-            return tomllib.loads(self.config_text())
-        except tomllib.TOMLDecodeError as error:
-            self._note("config.toml", f"no TOML: {error}", "the recipe is shown as text")
+            return parse_recipe(self.config_text(), "config.toml")
+        except StoreError as error:
+            self._note("config.toml", str(error), "the recipe is shown as text")
             return {}
 
     def setting(self, section: str, key: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.cli.episode_views import check_step, episode_json
+from cluster.cli.episode_views import check_step, episode_json, list_episodes
 from cluster.cli.main import main
 from envs.errors import MissingError
 from rollout.episode import Lease, Outcome, RolloutKind
@@ -92,3 +92,48 @@ def test_a_step_that_was_not_trained_is_refused_by_its_number(
     assert f"{run} has trained (1 to 2), found 99" in capsys.readouterr().err
     with pytest.raises(MissingError, match="found 0"):
         check_step(run, 0)
+
+
+@pytest.mark.parametrize("text", ["[run", "steps = 1\n[run]\nsteps = 'x'", "x = " + "[" * 5_000])
+def test_a_recipe_that_is_no_toml_ends_no_command_with_a_traceback(
+    run: Path,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"kind": "train"}))
+    (run / "config.toml").write_text(text)
+    valid = "steps" in text
+    assert command(monkeypatch, "status", str(run)) == (0 if valid else 1)
+    error = capsys.readouterr().err
+    assert valid or (error.count("error:") == 1 and "config.toml: expected a recipe" in error)
+    assert command(monkeypatch, "runs", str(run.parent), "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["runs"]
+    assert valid or row["state"] == "unreadable"
+    assert command(monkeypatch, "episodes", str(run)) == 0
+
+
+def test_a_name_in_a_list_of_episodes_is_no_markup(
+    tmp_path: Path, fleet: Any, numbered: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = numbered.tasks("train", 0, 1)[0]
+    name = "[bold]a[/] \x1b[31m\u202eb\nc"
+    lease = Lease(
+        run="unit",
+        episode="[red]e[/]",
+        kind=RolloutKind.TRAIN,
+        group="g",
+        group_number=0,
+        task=name,
+        sample_index=0,
+        attempt=0,
+        seed=3,
+    )
+    episode = fleet.play(lease, task, 0, "w")
+    with RunDirectory.create(tmp_path / "run", "", RunInfo(run="unit", seed=0, created_at=0)) as it:
+        it.append(to_batch([episode]))
+    list_episodes(tmp_path / "run", "", 5, as_json=False)
+    shown = capsys.readouterr().out
+    assert "[red]e[/]" in shown and "[bold]a[/] \\x1b[31m\\u202eb c" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown

@@ -1,11 +1,12 @@
 """What tables print at the edge: an interval, or why there is none, and never `± 0.00`."""
 
 import math
+import re
 
 import pytest
 
 from cluster.evaluation.eval_tables import evaluation_markdown
-from cluster.evaluation.text_table import figure, with_interval
+from cluster.evaluation.text_table import TextTable, figure, print_tables, with_interval
 from rollout.episode import Outcome
 from rollout.evaluation.intervals import NO_INTERVAL
 from rollout.evaluation.report import evaluation_report
@@ -101,3 +102,20 @@ def test_a_rate_whose_calls_are_nearly_all_missing() -> None:
     assert behaviour.split(" | ")[2] == "0.000 (n = 1)"
     _, behaviour = page([row(name, 1.0, calls=0) for name in "abc"])
     assert behaviour.split(" | ")[2] == "-"
+
+
+HOSTILE = "a|b [red]c[/] <img src=x> `d` [e](http://f) \x1b[31m\u202eg\n| h | \\| i"
+
+
+def test_a_name_is_no_markup_of_a_terminal_or_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    table = TextTable(HOSTILE, ("", HOSTILE), [(HOSTILE, "1")])
+    print_tables([table], [HOSTILE])
+    shown = capsys.readouterr().out
+    assert "[red]c[/]" in shown and "\\x1b[31m\\u202eg" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown
+    title, _, head, _, line, *rest = table.markdown().split("\n")
+    assert rest == [""]
+    for text in (title, head, line):
+        bare = re.sub(r"\\.", "", text)  # without what is escaped
+        assert not any(mark in bare for mark in ("<", "`", "]("))
+    assert len(re.sub(r"\\.", "", line).split("|")) == 4, "the row has two cells"

@@ -47,7 +47,7 @@ def test_what_was_written_is_read_back(path: Path, episode_with: MakeEpisode) ->
         directory.annotate(3, pa.table({"episode": ["e1"], "advantage": [0.5]}))
         directory.record_control(ControlEvent(at=2.0, actor="cli", request=ScaleRequest(workers=4)))
     reader = RunReader(path)
-    assert (reader.info, reader.config_toml) == (RUN, "[env]\n")
+    assert (reader.info, reader.recipe) == (RUN, {"env": {}})
     rows = reader.episodes()
     assert [(row.episode, row.tokens, row.row) for row in rows] == [
         (f"e{i}", 8 + i, i % 8 if i < 16 else i - 16 if i < 17 else i - 17) for i in range(20)

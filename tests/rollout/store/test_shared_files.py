@@ -50,7 +50,7 @@ def test_a_stale_handle_is_opened_again_wherever_a_run_is_read(
             reader.metrics,
             reader.ledger,
             lambda: reader.info,
-            lambda: reader.config_toml,
+            lambda: reader.recipe,
         ):
             stale[0] = 2
             read()
