@@ -176,10 +176,18 @@ def _of_union(inner: Sequence[typing.Any], value: object, depth: int) -> object:
             found = _fit(arm, value, depth - 1)
         except (ValueError, TypeError, KeyError, ArithmeticError):
             continue
-        plain = dict if typing.is_typeddict(arm) else typing.get_origin(arm) or arm
-        if not isinstance(plain, type) or isinstance(found, plain):
+        if _is_of(arm, found):
             return found
     return value
+
+
+def _is_of(arm: typing.Any, found: object) -> bool:
+    """Whether `found` is of an arm of a union; True where that cannot be told."""
+    plain = dict if typing.is_typeddict(arm) else typing.get_origin(arm) or arm
+    try:
+        return not isinstance(plain, type) or isinstance(found, plain)
+    except TypeError:  # Any and protocols are classes of which nothing is an instance
+        return True
 
 
 def _of_list(kind: object, inner: Sequence[object], value: list[object], depth: int) -> object:
@@ -192,7 +200,11 @@ def _of_list(kind: object, inner: Sequence[object], value: list[object], depth: 
         return tuple(_maybe(h, item, depth) for h, item in zip(hints, value, strict=True))
     if kind in _LISTS:
         item_hint = inner[0] if inner else None
-        return _LISTS[kind]([_maybe(item_hint, item, depth) for item in value])
+        items = [_maybe(item_hint, item, depth) for item in value]
+        try:
+            return _LISTS[kind](items)
+        except TypeError as error:
+            raise ValueError(f"a set cannot hold this: {error}; use a list, or freeze it") from None
     fields = getattr(kind, "_fields", None)  # NamedTuple
     if isinstance(kind, type) and fields:
         return _of_class(kind, dict(zip(fields, value, strict=True)), depth)
