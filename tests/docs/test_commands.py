@@ -21,7 +21,7 @@ RUNNING = {
     for page, found in groupby([block for block in BLOCKS if block.runs], lambda b: b.page)
 }
 _TAKES_RECIPES = {"sft", "train", "eval", "collect", "serve", "audit", "estimate"}
-_LONG_PAGES = ("docs/quickstart.md",)
+_LONG_PAGES = ("docs/mcp.md", "docs/quickstart.md")
 _PLACEHOLDERS = ("RECIPE", "MODEL", "ENV")
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.cluster.dashboard.process import DashboardProcess
 from tests.cluster.dashboard.sample_run import write_sample_run
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.long]
 EXCLUDED = ",".join(
     (
         # No schema can say which filters, cursors, ids and regular expressions are right.

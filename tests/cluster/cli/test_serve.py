@@ -151,14 +151,14 @@ async def test_the_printed_commands_work_as_they_are(option: str) -> None:
 
 
 @pytest.mark.real
-async def test_perturbed_tools_are_served_and_a_token_guards_every_door(tmp_path: Path) -> None:
+async def test_perturbed_tools_are_served_and_a_token_guards_every_protocol(tmp_path: Path) -> None:
     environ = os.environ | {"TRIALRUN_TOKEN": "secret"}
     command = [*MAIN, "serve", "catalog", "--tasks", "2", "--set", "env.perturbation=union"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, bufsize=0) as process:
         try:
             url = await asyncio.wait_for(asyncio.to_thread(_ready, process), 90)
             async with asyncio.timeout(30):
-                await _try_doors(url)
+                await _try_every_protocol(url)
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(15) == 0
@@ -175,7 +175,7 @@ def _ready(process: subprocess.Popen[bytes], lines: list[str] | None = None) -> 
     raise AssertionError("the server ended")
 
 
-async def _try_doors(url: str) -> None:
+async def _try_every_protocol(url: str) -> None:
     for path in ("/health", "/schema", "/metadata", "/mcp"):
         assert httpx.get(f"{url}{path}").status_code == 401, path
     socket_url = url.replace("http", "ws", 1) + "/ws"

@@ -18,7 +18,7 @@ class FarEngine(ScriptedEngine):
 
     async def load_weights(self, manifest: WeightManifest) -> None:
         path = Path(manifest.path)
-        if path.parent.name != FOLDER:
+        if path.parent.parent.name != FOLDER:
             raise WeightSyncError(f"expected a file in {FOLDER}, found {path}")
         try:
             found = checksum(memoryview(path.read_bytes()))

@@ -5,21 +5,29 @@ and a judge, eight episodes at once. The calls of their trials would be seen in 
 of the execution are told.
 """
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from rollout.episode import Episode, Outcome
 from rollout.store.run_reader import RunReader
 from tests.cluster.worlds.combined_world import (
+    ANSWER,
+    EXECUTION,
     FRESH,
     POSITIONS,
+    TOOLS,
+    TRIAL,
     models,
     parrot,
     write_model,
@@ -119,3 +127,92 @@ def test_trials_leave_no_trace_and_every_scorer_sees_the_execution(taught: list[
 def test_replayed_episodes_are_equal(together: Together, taught: list[Episode]) -> None:
     found = json.loads(together.run("episodes", "replay", str(together.runs / "teacher"), "--json"))
     assert (found["episodes"], found["equal"]) == (EPISODES, EPISODES)
+
+
+@pytest.fixture(scope="module")
+def trained(together: Together, taught: list[Episode]) -> Path:
+    """The run of two steps from a model that learnt the episodes of the teacher by heart."""
+    del taught
+    lessons = ("run.name=taught", "sft.epochs=60", "sft.lr=3e-3", "sft.batch_tokens=4096")
+    demonstrations = ("--from", str(together.runs / "teacher"))
+    together.run("sft", "file", *demonstrations, *together.settings, *lessons)
+    steps = ("run.name=trained", "run.steps=2", "rollouts.groups_per_step=2")
+    sizes = ("rollouts.group_size=4", "rollouts.max_refills=1", "run.checkpoint_every=2")
+    model = f"model.path={together.runs / 'taught' / 'model'}"
+    together.run("train", "file", *together.settings, model, *steps, *sizes)
+    return together.runs / "trained"
+
+
+def test_a_policy_calls_every_source_in_training(trained: Path) -> None:
+    reader = RunReader(trained)
+    assert [row.step for row in reader.metrics()] == [1, 2]
+    rows = reader.episodes()
+    assert len(rows) >= 2 * EPISODES
+    assert not [row for row in rows if row.outcome == Outcome.INFRA_FAILED]
+    episodes = [reader.episode(row.episode) for row in rows]
+    answered = [call for episode in episodes for turn in episode.turns for call in turn.calls]
+    assert {call.name for call in answered if call.status == "ok"} == {*TOOLS}
+    assert any(episode.reward == 1.0 for episode in episodes)
+
+
+def test_an_evaluation_scores_it_and_its_episodes_are_replayed(
+    together: Together, trained: Path
+) -> None:
+    model = f"model.path={trained / 'model'}"
+    run = str(together.runs / "measured")
+    asked = ("--run", run, "eval.split=train", "eval.tasks=4", "eval.samples=2", "--json")
+    found = json.loads(together.run("eval", "file", *together.settings, model, *asked))
+    assert (found["episodes"], found["counted"]) == (EPISODES, EPISODES)
+    assert found["accuracy"] > 0
+    again = json.loads(together.run("episodes", "replay", run, "--json"))
+    assert (again["episodes"], again["equal"]) == (EPISODES, EPISODES)
+
+
+async def test_it_is_served_to_eight_clients_at_once(together: Together) -> None:
+    environ = os.environ | {"TRIALRUN_TOKEN": "secret"}
+    command = [*COMMAND, "serve", "file", *together.settings]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            url = await asyncio.wait_for(asyncio.to_thread(_address, process), 90)
+            async with asyncio.timeout(120):
+                found = await asyncio.gather(*(_episode(url) for _ in range(EPISODES)))
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+    assert found == [(list(FRESH), 1.0)] * EPISODES
+
+
+def _address(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(b"ready "):
+            return line.split()[1].decode()
+    raise AssertionError("the server ended")
+
+
+async def _episode(url: str) -> tuple[list[str], float]:
+    """Play an episode over OpenEnv; return what its execution was told, and its reward."""
+    socket_url = url.replace("http", "ws", 1) + "/ws"
+    bearer = {"authorization": "Bearer secret"}
+    async with connect(socket_url, additional_headers=bearer, open_timeout=60) as socket:
+
+        async def ask(kind: str, **content: object) -> dict[str, Any]:
+            await socket.send(json.dumps({"type": kind, "data": content}))
+            reply = json.loads(await socket.recv())
+            assert reply["type"] != "error", reply
+            return reply["data"]
+
+        async def tell(calls: list[dict[str, Any]]) -> list[str]:
+            told = []
+            for call in calls:
+                action = {"tool_name": call["name"], "arguments": call["arguments"]}
+                reply = await ask("step", type="call_tool", **action)
+                told.append(reply["observation"]["result"])
+            return told
+
+        await ask("reset", mode="trial", seed=1)
+        await tell(TRIAL)
+        await ask("step", type="begin_execution")
+        told = await tell(EXECUTION)
+        last = await ask("step", type="answer", text=ANSWER)
+        return told[: len(FRESH)], last["reward"]

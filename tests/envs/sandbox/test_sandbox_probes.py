@@ -7,6 +7,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -39,16 +40,25 @@ MATRIX: list[tuple[str, SandboxProfile, list[str]]] = [
 ]
 """Setting, profile, and names of probes: none means all."""
 IDS = [f"{setting}, {profile}" for setting, profile, _ in MATRIX]
+_SHORT = ("user, compute", "container user, files")
+"""The settings of `make test`; `make long` tries the others as well."""
 
 
 @pytest.fixture(scope="module")
-def sweeps() -> Iterator[dict[str, Future[Sweep]]]:
-    """Two at a time: half of a sweep is waiting for time limits."""
+def sweeps(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Sweep]]]:
+    """Those of the chosen tests, two at a time: half of a sweep is waiting for time limits."""
+    wanted = {case for item in request.session.items if (case := _case(item)) is not None}
     with ThreadPoolExecutor(2) as threads:
         yield {
             key: threads.submit(run, BY_NAME[setting], profile, names)
-            for key, (setting, profile, names) in zip(IDS, MATRIX, strict=True)
+            for case, (key, (setting, profile, names)) in enumerate(zip(IDS, MATRIX, strict=True))
+            if case in wanted
         }
+
+
+def _case(item: pytest.Item) -> int | None:
+    call = getattr(item, "callspec", None)
+    return call.params.get("case") if call and item.path == Path(__file__) else None
 
 
 def check(sweep: Sweep, expected: int) -> None:
@@ -77,7 +87,13 @@ def test_quick_probes_at_the_default_level() -> None:
 
 @pytest.mark.real
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("case", range(len(MATRIX)), ids=IDS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name in _SHORT else pytest.mark.long)
+        for case, name in enumerate(IDS)
+    ],
+)
 def test_all_is_contained_but_what_is_stated(sweeps: dict[str, Future[Sweep]], case: int) -> None:
     setting, profile, names = MATRIX[case]
     check(sweeps[IDS[case]].result(), len(chosen(BY_NAME[setting], profile, names)))

@@ -125,7 +125,7 @@ def test_a_process_without_an_owner_goes_on(
 
 @pytest.mark.real
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("parallel", ["1", "2"])
+@pytest.mark.parametrize("parallel", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_vllms_processes_end_with_a_killed_client(
     started: list[subprocess.Popen[str]], tmp_path: Path, parallel: str
 ) -> None:
