@@ -65,6 +65,26 @@ class LineChecks:
         )
 
 
+def all_are_whole(lines: bytes) -> bool:
+    """Whether each of the lines has a checksum, and that of its content; also for no line.
+
+    It takes a third of the time of looking at the lines one by one, which for a million is seconds.
+    """
+    crc32 = zlib.crc32
+    content, *others = lines.split(_KEY)
+    if lines.count(b"\n") != len(others):
+        return False
+    try:
+        for other in others:
+            found = crc32(b"}", crc32(content))
+            if other[8:11] != b'"}\n' or int(other[:8], 16) != found:
+                return False
+            content = other[11:]
+    except ValueError:  # no digits
+        return False
+    return not content
+
+
 def is_damaged(line: bytes) -> bool:
     """Whether a line has a checksum, and that of other content."""
     found = _split(line.rstrip(b"\r\n"))

@@ -13,7 +13,13 @@ import pyarrow as pa
 from cluster.dashboard.index.schema import EPISODE_COLUMNS
 
 STAGED = "staged_episodes"
-"""Table for the rows of episodes between `load_begin` and `load_end`."""
+"""Table for the rows of episodes between `load_begin` and `load_end`. A row without a `uid` gets
+its place in the table.
+"""
+EVENTS = "ledger_events"
+"""Table or view of the events that are being taken, with the line of each."""
+RAW_EVENTS = "raw_events"
+"""Table of the events of a whole ledger, which DuckDB reads by itself."""
 _CLOSED = "('finished', 'trained', 'dropped')"
 _ALL_EVENTS = """
 SELECT line, event AS kind, s.episode AS episode, s.attempt AS attempt, NULL::INTEGER AS step,
@@ -82,9 +88,7 @@ class Ledger:
         run = self.cursor.execute
         for part, rolled_back in _parts(events, lines):
             self._register(part)
-            run(f"INSERT INTO leased_as {_LEASED}")
-            run(f"INSERT INTO closings {_CLOSINGS}")
-            run(f"INSERT INTO marks {_MARKS}")
+            self.load_events()
             if rolled_back is not None:
                 line, step = rolled_back
                 run(
@@ -94,6 +98,12 @@ class Ledger:
                 )
                 run("DELETE FROM marks WHERE kind = 'dropped' AND step > ?", [step])
                 self._note_roll_back(line, step)
+
+    def load_events(self) -> None:
+        """Take the events in EVENTS, among which is no roll-back."""
+        self.cursor.execute(f"INSERT INTO leased_as {_LEASED}")
+        self.cursor.execute(f"INSERT INTO closings {_CLOSINGS}")
+        self.cursor.execute(f"INSERT INTO marks {_MARKS}")
 
     def load_end(self) -> None:
         """Fill `episodes`, `leases` and `drops` from what was taken."""
@@ -119,18 +129,21 @@ class Ledger:
             "coalesce(l.task, ''), m.episode, m.shown_step FROM marks m "
             "LEFT JOIN leased_as l USING (episode)"
         )
-        self.cursor.unregister("ledger_events")
+        self.cursor.unregister(EVENTS)
         for table in ("closings", "closed", "released", "marks", "leased_as", STAGED):
             run(f"DROP TABLE {table}")
+        run(f"DROP VIEW IF EXISTS {EVENTS}")
+        run(f"DROP TABLE IF EXISTS {RAW_EVENTS}")
 
     def _join_episodes(self) -> None:
         """Fill `episodes` with the staged rows and what the ledger says of each."""
         columns = ", ".join(f"e.{name}" for name in EPISODE_COLUMNS)
         kinds = f"['finished', 'trained', 'dropped'][1 + (c.key & {_KINDS - 1})]"
         retried = "coalesce(e.attempt < r.attempt, FALSE)"
+        first = first_row(self.cursor, STAGED)
         open_again = f"(c.key IS NULL OR coalesce(c.key // {_PER_LINE} < r.line, FALSE))"
         self.cursor.execute(
-            f"INSERT INTO episodes SELECT e.uid, {columns}, "
+            f"INSERT INTO episodes SELECT coalesce(e.uid, e.rowid - {first}), {columns}, "
             f"CASE WHEN {retried} THEN 'retried' WHEN {open_again} THEN 'stored' ELSE {kinds} END, "
             f"CASE WHEN {retried} THEN r.why WHEN {open_again} THEN '' "
             "ELSE coalesce(m.reason, '') END, "
@@ -216,7 +229,13 @@ class Ledger:
         )
 
     def _register(self, events: pa.Table) -> None:
-        self.cursor.register("ledger_events", events)
+        self.cursor.register(EVENTS, events)
+
+
+def first_row(cursor: duckdb.DuckDBPyConnection, table: str) -> int:
+    """Return the `rowid` of the first row of a table; those of a transaction begin anywhere."""
+    found = cursor.execute(f"SELECT coalesce(min(rowid), 0) FROM {table}").fetchone()
+    return found[0] if found else 0
 
 
 def _parts(events: pa.Table, lines: pa.Array) -> list[tuple[pa.Table, tuple[int, int] | None]]:

@@ -19,10 +19,12 @@ import pyarrow as pa
 from cluster.dashboard.index.annotations import add_annotations
 from cluster.dashboard.index.database import Database, Identity, Row, rows_of
 from cluster.dashboard.index.detail_queue import DetailQueue
+from cluster.dashboard.index.index_lines import lines_of, listed_lines
 from cluster.dashboard.index.ledger_rows import STAGED, Ledger
 from cluster.dashboard.index.schema import EPISODE_COLUMNS, INDEX_LINE, LEDGER_LINE
 from cluster.dashboard.index.segment_files import SegmentFiles
 from cluster.dashboard.index.tail import Piece, Position, ahead, pieces, size_of, table_of
+from cluster.dashboard.index.whole_files import Unusual, take_closed, take_ledger
 from cluster.dashboard.models.shared import Coverage, Damage
 from envs.errors import StoreError
 from rollout.store.run_layout import RunLayout
@@ -49,19 +51,6 @@ class _Known:
     end: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """Some index lines of a segment; without a piece, all of them were read."""
-
-    segment: str
-    name: str
-    piece: Piece | None
-    whole: pa.Table
-    """The rows before the first line that is none."""
-    size: int
-    """Of the segment, after the lines were read."""
-
-
 class RunIndex:
     """The index of the run at `layout`; `refresh` and `read_details` are for one thread."""
 
@@ -76,6 +65,8 @@ class RunIndex:
         self._alias = database.attach(identity.key, identity.mark)
         self._damage: dict[tuple[str, str], Damage] = {}
         self._behind_since: dict[str, float] = {}
+        self._directly = True
+        """Whether DuckDB may read the lines of closed segments by itself, if it is a first time."""
         self._into = "episodes"
         self._waiting: list[pa.Table] = []
         """Rows of episodes that `_flush` inserts."""
@@ -127,6 +118,20 @@ class RunIndex:
             self._database.reset(self._alias, self.identity.key, self.identity.mark)
             self._damage.clear()
             self._read_state()
+        try:
+            changed = self._refresh_at_once()
+        except (Unusual, duckdb.Error, OSError):
+            if not self._directly:
+                raise
+            self._directly = False
+            self._damage.clear()
+            self._read_state()
+            changed = self._refresh_at_once()
+        self.loaded.set()
+        return changed
+
+    def _refresh_at_once(self) -> bool:
+        """Refresh in one transaction."""
         with self.cursor() as cursor:
             cursor.execute("BEGIN")
             try:
@@ -136,7 +141,6 @@ class RunIndex:
                 cursor.execute("ROLLBACK")
                 self._read_state()
                 raise
-        self.loaded.set()
         return changed
 
     def read_details(self, most: int, *, shared_sessions: bool) -> bool:
@@ -177,76 +181,87 @@ class RunIndex:
 
     def _refresh(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         first = _LEDGER not in self._positions
-        before = self._next_uid
+        before, positions = self._next_uid, dict(self._positions)
         # Read before the index lines: an episode is stored before the ledger names it.
         events = self._ledger_pieces(cursor)
         if first:
-            ledger = Ledger(cursor)
-            ledger.load_begin()
-            moved = [ledger.load_piece(*piece) for piece in events]
-            self._into = STAGED
-            try:
-                self._take_rows(cursor)
-            finally:
-                self._into = "episodes"
-            ledger.load_end()
-            free_memory()
-            self._positions.setdefault(_LEDGER, Position())
-            self._store_position(cursor, _LEDGER)
+            self._load(cursor, events)
         else:
             waiting = list(events)
             self._take_rows(cursor)
-            moved = [Ledger(cursor).follow(*piece) for piece in waiting]
+            for piece in waiting:
+                Ledger(cursor).follow(*piece)
+        self._store_positions(cursor, positions)
         annotated = add_annotations(cursor, self.layout, self._note)
         self._details.extend(self._next_uid)
-        return bool(moved) or annotated or self._next_uid > before
+        moved = self._positions[_LEDGER] != positions.get(_LEDGER, Position())
+        return moved or annotated or self._next_uid > before
+
+    def _load(
+        self, cursor: duckdb.DuckDBPyConnection, events: Iterator[tuple[pa.Table, pa.Array]]
+    ) -> None:
+        """Read the whole run."""
+        ledger = Ledger(cursor)
+        ledger.load_begin()
+        if not self._take_ledger(cursor, ledger):
+            for piece in events:
+                ledger.load_piece(*piece)
+        self._into = STAGED
+        try:
+            if self._directly:
+                self._take_closed(cursor)
+            self._take_rows(cursor)
+        finally:
+            self._into = "episodes"
+        ledger.load_end()
+        free_memory()
+        self._positions.setdefault(_LEDGER, Position())
 
     def _ledger_pieces(
         self, cursor: duckdb.DuckDBPyConnection
     ) -> Iterator[tuple[pa.Table, pa.Array]]:
         position = self._positions.get(_LEDGER, Position())
-        parsed = (
-            (piece, *table_of(piece, LEDGER_LINE, _LEDGER))
-            for piece in pieces(self.layout.ledger, position)
-        )
-        for piece, table, numbers, damage in ahead(parsed):
+
+        def parsed(piece: Piece) -> tuple[Piece, pa.Table, pa.Array | None, list[Damage]]:
+            return piece, *table_of(piece, LEDGER_LINE, _LEDGER)
+
+        for piece, table, numbers, damage in ahead(pieces(self.layout.ledger, position), parsed):
             for found in damage:
                 self._note(found, cursor)
             if numbers is None:
                 start = piece.start.lines + 1
                 numbers = pa.array(np.arange(start, start + table.num_rows))
             self._positions[_LEDGER] = piece.end
-            self._store_position(cursor, _LEDGER)
             yield table, numbers
 
+    def _take_ledger(self, cursor: duckdb.DuckDBPyConnection, ledger: Ledger) -> bool:
+        """Take the whole ledger at once, if that can be done."""
+        position = take_ledger(cursor, self.layout.ledger) if self._directly else None
+        if position is None:
+            return False
+        ledger.load_events()
+        self._positions[_LEDGER] = position
+        return True
+
+    def _take_closed(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        for segment, taken in take_closed(cursor, self.layout).items():
+            self._positions[lines_of(segment)] = taken.position
+            self._known[segment] = _Known(taken.offset, taken.row, taken.end)
+            self._next_uid += taken.position.lines
+
     def _take_rows(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        for found in ahead(self._listed()):
+        for found in listed_lines(self.layout, dict(self._positions)):
             segment, name = found.segment, found.name
             if found.piece is None:
                 self._take_unlisted(cursor, segment, size_of(self.files.path(segment)))
                 continue
             self._positions[name] = found.piece.end
-            self._store_position(cursor, name)
             self._insert(cursor, self._whole(found.whole, segment, found.size))
             read = found.piece.start.lines + found.whole.num_rows
             if read < found.piece.end.lines:
                 self._note_gap(name, read + 1, cursor)
                 self._scan(cursor, segment, found.size)
         self._flush(cursor)
-
-    def _listed(self) -> Iterator["_Listed"]:
-        """Yield the new index lines of every segment, and after those of each one without any."""
-        nothing = INDEX_LINE.empty_table()
-        for segment in self.layout.segments():
-            name = f"index/{segment}.jsonl"
-            position = self._positions.get(name, Position())
-            for piece in pieces(self.layout.root / name, position):
-                # Looked at after its index lines, which are written after the episodes.
-                size = size_of(self.files.path(segment))
-                table, numbers, _ = table_of(piece, INDEX_LINE, name)
-                whole = _before_a_gap(table, numbers, piece.start.lines)
-                yield _Listed(segment, name, piece, whole, size)
-            yield _Listed(segment, name, None, nothing, 0)
 
     def _whole(self, table: pa.Table, segment: str, size: int) -> pa.Table:
         """Return the rows that are new and whose message is whole in the segment."""
@@ -358,10 +373,14 @@ class RunIndex:
             )
         )
 
-    def _store_position(self, cursor: duckdb.DuckDBPyConnection, name: str) -> None:
-        position = self._positions[name]
-        cursor.execute("DELETE FROM files WHERE name = ?", [name])
-        cursor.execute("INSERT INTO files VALUES (?, ?, ?)", [name, position.bytes, position.lines])
+    def _store_positions(
+        self, cursor: duckdb.DuckDBPyConnection, before: dict[str, Position]
+    ) -> None:
+        moved = {n: at for n, at in self._positions.items() if before.get(n) != at}
+        if moved:
+            cursor.execute("DELETE FROM files WHERE list_contains(?, name)", [[*moved]])
+            rows = [[name, at.bytes, at.lines] for name, at in moved.items()]
+            cursor.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
 
     def _note(self, found: Damage, cursor: duckdb.DuckDBPyConnection | None = None) -> None:
         """Keep what was found; with `cursor` also for the next start, which does not read it."""
@@ -371,18 +390,3 @@ class RunIndex:
         if cursor is not None:
             values = [found.where, found.what, found.fix, found.severity]
             cursor.execute("INSERT INTO damage VALUES (?, ?, ?, ?)", values)
-
-
-def _before_a_gap(table: pa.Table, numbers: pa.Array | None, read: int) -> pa.Table:
-    """Return the rows before the first line that is none or lacks a field.
-
-    `numbers` are the lines of the rows where some were left out, after `read` earlier lines. Only
-    a reward may be missing.
-    """
-    present = np.ones(table.num_rows, bool)
-    if numbers is not None:
-        present &= numbers.to_numpy() == np.arange(read + 1, read + 1 + table.num_rows)
-    for name in table.column_names:
-        if name != "reward" and table[name].null_count:
-            present &= table[name].is_valid().to_numpy()
-    return table if present.all() else table.slice(0, int(np.argmin(present)))

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,13 +14,16 @@ import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from cluster.dashboard.models.shared import Damage
-from rollout.store.line_checks import is_damaged
+from rollout.store.line_checks import all_are_whole, is_damaged
 from rollout.store.regular_files import reading
 
 T = TypeVar("T")
+R = TypeVar("R")
 PIECE_BYTES = 8 << 20
 _BLOCK_BYTES = 2 << 20
 _SHOWN = 80
+_AHEAD = 2
+"""Pieces that are parsed at once: parsing uses one core, and the index is made on two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,23 @@ def pieces(path: Path, position: Position, most: int = PIECE_BYTES) -> Iterator[
             position = end
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield `items`, of which a thread makes the next one while this one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="dashboard-ahead") as one:
-        coming = one.submit(next, items, None)
+def ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
+    """Yield what `work` makes of each of `items`, in order, of which threads make the next ones
+    while this one is used.
+    """
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="dashboard-read") as reader,
+        ThreadPoolExecutor(_AHEAD, thread_name_prefix="dashboard-ahead") as workers,
+    ):
+        made: deque[Future[R]] = deque()
+        coming = reader.submit(next, items, None)
         while (item := coming.result()) is not None:
-            coming = one.submit(next, items, None)
-            yield item
+            coming = reader.submit(next, items, None)
+            made.append(workers.submit(work, item))
+            if len(made) > _AHEAD:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
 
 
 def table_of(
@@ -85,7 +99,7 @@ def table_of(
     The array has the number of each row's line, from 1; it is None where all lines are whole, so
     that they count up from `piece.start.lines + 1`. Keys that the schema lacks are left out.
     """
-    if any(map(is_damaged, piece.content.splitlines())):
+    if not all_are_whole(piece.content) and any(map(is_damaged, piece.content.splitlines())):
         return _line_by_line(piece, schema, where)
     try:
         table = _parse(piece.content, schema)
@@ -103,7 +117,7 @@ def _parse(content: bytes, schema: pa.Schema, block: int = _BLOCK_BYTES) -> pa.T
     try:
         return arrow_json.read_json(
             BytesIO(content),
-            read_options=arrow_json.ReadOptions(block_size=block, use_threads=True),
+            read_options=arrow_json.ReadOptions(block_size=block, use_threads=False),
             parse_options=options,
         ).select(schema.names)
     except pa.ArrowInvalid:
