@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 
+from cluster.dashboard.companion import CompanionOrder
 from tests.benchmarks.big_run import NEEDLE, Sizes, write_big_run
 
 _START_S = 60.0
@@ -61,8 +62,7 @@ class Served:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of the process so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self.process.pid)
 
     def peak_mb(self) -> float:
         """Return the largest resident memory so far in MiB."""
@@ -70,17 +70,35 @@ class Served:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def dashboard(folder: Path, cache: Path) -> Iterator[Served]:
-    """Start a dashboard over `folder` and yield it when it is ready."""
-    command = "from cluster.cli.main import main; main()"
-    arguments = ["dashboard", str(folder), "--port", "0", "--cache", str(cache), "--json"]
+def dashboard(folder: Path, cache: Path, *, beside: bool = False) -> Iterator[Served]:
+    """Start a dashboard over `folder` and yield it when it is ready.
+
+    `beside`: as `trialrun train` starts it, with its lower priority.
+    """
     started = time.perf_counter()
+    environ = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    command = "from cluster.cli.main import main; main()"
+    arguments = ["-c", command, "dashboard", str(folder), "--port", "0", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-c", command, *arguments], stdout=subprocess.PIPE, bufsize=0
+        [sys.executable, *(["-m", "cluster.dashboard.companion"] if beside else arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=environ,
+        start_new_session=beside,
     )
     try:
-        assert process.stdout is not None
+        assert process.stdout is not None and process.stdin is not None
+        if beside:
+            order = CompanionOrder(root=folder, parent=os.getpid(), user="bench", version="0")
+            process.stdin.write(order.model_dump_json().encode() + b"\n")
         if not select.select([process.stdout], [], [], _START_S)[0]:
             raise SystemExit(f"the dashboard did not start within {_START_S:g} s")
         ready = json.loads(process.stdout.readline())

@@ -73,6 +73,8 @@ def test_it_shows_a_run_that_begins_after_it_and_ends_with_the_command(
         expect_within(20, lambda: names() == ["first"])
         (companion,) = companions()
         assert companion.nice() > psutil.Process().nice()
+        group = Path(f"/proc/{companion.pid}/autogroup")
+        assert not group.exists() or group.read_text().endswith("nice 19\n")
     assert not companion.is_running() and companions() == []
     assert "goes on without it" not in said.text
 
