@@ -24,7 +24,7 @@ from cluster.dashboard.index.ledger_rows import STAGED, Ledger
 from cluster.dashboard.index.schema import EPISODE_COLUMNS, INDEX_LINE, LEDGER_LINE
 from cluster.dashboard.index.segment_files import SegmentFiles
 from cluster.dashboard.index.tail import Piece, Position, ahead, pieces, size_of, table_of
-from cluster.dashboard.index.whole_files import Unusual, take_closed, take_ledger
+from cluster.dashboard.index.whole_files import Unusual, take_whole
 from cluster.dashboard.models.shared import Coverage, Damage
 from envs.errors import StoreError
 from rollout.store.run_layout import RunLayout
@@ -203,13 +203,11 @@ class RunIndex:
         """Read the whole run."""
         ledger = Ledger(cursor)
         ledger.load_begin()
-        if not self._take_ledger(cursor, ledger):
+        if not self._take_whole(ledger):
             for piece in events:
                 ledger.load_piece(*piece)
         self._into = STAGED
         try:
-            if self._directly:
-                self._take_closed(cursor)
             self._take_rows(cursor)
         finally:
             self._into = "episodes"
@@ -234,20 +232,17 @@ class RunIndex:
             self._positions[_LEDGER] = piece.end
             yield table, numbers
 
-    def _take_ledger(self, cursor: duckdb.DuckDBPyConnection, ledger: Ledger) -> bool:
-        """Take the whole ledger at once, if that can be done."""
-        position = take_ledger(cursor, self.layout.ledger) if self._directly else None
-        if position is None:
+    def _take_whole(self, ledger: Ledger) -> bool:
+        """Take most of the run at once, if that can be done."""
+        if not self._directly:
             return False
-        ledger.load_events()
-        self._positions[_LEDGER] = position
-        return True
-
-    def _take_closed(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        for segment, taken in take_closed(cursor, self.layout).items():
+        whole = take_whole(ledger, self.layout)
+        self._positions[_LEDGER] = whole.ledger
+        for segment, taken in whole.segments.items():
             self._positions[lines_of(segment)] = taken.position
             self._known[segment] = _Known(taken.offset, taken.row, taken.end)
             self._next_uid += taken.position.lines
+        return True
 
     def _take_rows(self, cursor: duckdb.DuckDBPyConnection) -> None:
         for found in listed_lines(self.layout, dict(self._positions)):

@@ -4,7 +4,6 @@ That costs half of reading them through Arrow. It is only done where every line 
 checksum; anything unusual is `Unusual`, and all files are then read in the way that bears it.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from cluster.dashboard.index.ledger_rows import EVENTS, RAW_EVENTS, STAGED, first_row
+from cluster.dashboard.index.index_lines import lines_of
+from cluster.dashboard.index.ledger_rows import EVENTS, RAW_EVENTS, STAGED, Ledger, first_row
 from cluster.dashboard.index.schema import EPISODE_COLUMNS, INDEX_LINE, LEDGER_LINE
-from cluster.dashboard.index.tail import PIECE_BYTES, Position, ahead, size_of
+from cluster.dashboard.index.tail import PIECE_BYTES, Position, size_of
 from rollout.store.line_checks import all_are_whole
 from rollout.store.regular_files import plain, reading
 from rollout.store.run_layout import RunLayout
 
-_FILES_AT_ONCE = 6
 _TYPES = {
     pa.string(): "VARCHAR",
     pa.int32(): "INTEGER",
@@ -32,6 +31,7 @@ _LISTS = {"samples": _SAMPLES, "episodes": "VARCHAR[]"}
 _EVENT = ", ".join(
     f"'{field.name}': '{_LISTS.get(field.name) or _TYPES[field.type]}'" for field in LEDGER_LINE
 )
+_COLUMNS = ", ".join(EPISODE_COLUMNS)
 _NAMES = ", ".join(f'"{name}"' for name in INDEX_LINE.names)
 _NEEDED = " OR ".join(
     f"{name} IS NULL"
@@ -55,32 +55,52 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """What was read of a run: the position in its ledger, and the lines of closed segments."""
+
+    ledger: Position
+    segments: dict[str, Taken]
+
+
+@dataclass(frozen=True, slots=True)
 class _Lines:
-    segment: str
-    path: Path
     position: Position
     size: int
     """Of the segment, looked at after its lines."""
 
 
-def take_ledger(cursor: duckdb.DuckDBPyConnection, path: Path) -> Position | None:
-    """Make the table EVENTS of all whole lines of a ledger; None where that cannot be done.
+def take_whole(ledger: Ledger, layout: RunLayout) -> Whole:
+    """Take the whole lines of the ledger, and the rows of all segments but the newest.
 
-    Raises Unusual and duckdb.Error, after which the transaction must be rolled back.
+    The table STAGED must be empty. Raises Unusual, duckdb.Error and OSError, after which the
+    transaction must be rolled back.
     """
-    size = size_of(path)
-    if size == 0:
-        return None
-    with ThreadPoolExecutor(1, thread_name_prefix="dashboard-check") as one:
-        checking = one.submit(_checked_lines, path, size)
+    cursor = ledger.cursor
+    # Checksums are checked by one core, while DuckDB works on the other.
+    with ThreadPoolExecutor(1, thread_name_prefix="dashboard-check") as checker:
+        checking = checker.submit(_checked_lines, layout.ledger, size_of(layout.ledger))
         cursor.execute(
             f"CREATE OR REPLACE TEMP TABLE {RAW_EVENTS} AS FROM read_json("
             f"?, format = 'newline_delimited', columns = {{{_EVENT}}})",
-            [plain(path)],
+            [plain(layout.ledger)],
         )
         position = checking.result()
-    if position is None:
-        raise Unusual(path)
+        _show_events(cursor, position)
+        # After the ledger: an episode is stored before the ledger names it.
+        closed = layout.segments()[:-1]
+        paths = [plain(layout.root / lines_of(segment)) for segment in closed]
+        listing = checker.submit(_whole_files, layout, closed)
+        ledger.load_events()
+        if paths:
+            cursor.execute(
+                f"INSERT INTO {STAGED} ({_COLUMNS}, state, reason) SELECT {_NAMES}, 'stored', '' "
+                f"FROM read_json(?, format = 'newline_delimited', columns = {{{_LINE}}})",
+                [paths],
+            )
+        return Whole(position, _checked(cursor, listing.result()))
+
+
+def _show_events(cursor: duckdb.DuckDBPyConnection, position: Position) -> None:
     first = first_row(cursor, RAW_EVENTS)
     cursor.execute(
         f"CREATE OR REPLACE TEMP VIEW {EVENTS} AS SELECT rowid - {first} + 1 AS line, * "
@@ -92,59 +112,39 @@ def take_ledger(cursor: duckdb.DuckDBPyConnection, path: Path) -> Position | Non
         f"FROM {EVENTS}"
     ).fetchone()
     if found != (position.lines, 0):  # after a roll-back, the order of reading matters
-        raise Unusual(path)
-    return position
+        raise Unusual(EVENTS)
 
 
-def _checked_lines(path: Path, size: int) -> Position | None:
-    """Return where the whole lines in the first `size` bytes end; None if one is damaged."""
+def _checked_lines(path: Path, size: int) -> Position:
+    """Return where the first `size` bytes of a journal end. Raises Unusual unless they are whole
+    lines.
+    """
     position, rest = Position(), b""
     with reading(path) as file:
         while position.bytes + len(rest) < size:
             block = file.read(min(PIECE_BYTES, size - position.bytes - len(rest)))
             if not block:
-                return None
+                raise Unusual(path)
             rest += block
             cut = rest.rfind(b"\n") + 1
             lines, rest = rest[:cut], rest[cut:]
             if not all_are_whole(lines):
-                return None
+                raise Unusual(path)
             position = Position(position.bytes + cut, position.lines + lines.count(b"\n"))
-    return position if not rest else None
+    if rest or position.lines == 0:
+        raise Unusual(path)
+    return position
 
 
-def take_closed(cursor: duckdb.DuckDBPyConnection, layout: RunLayout) -> dict[str, Taken]:
-    """Put the rows of all segments but the newest into the empty table for rows, in order.
-
-    Returns what was taken by segment. Raises Unusual, duckdb.Error and OSError, after which the
-    transaction must be rolled back.
-    """
-    closed = layout.segments()[:-1]
-    chunks = (
-        closed[start : start + _FILES_AT_ONCE] for start in range(0, len(closed), _FILES_AT_ONCE)
-    )
-    expected: dict[str, _Lines] = {}
-    columns = ", ".join(EPISODE_COLUMNS)
-    for found in ahead(iter(chunks), lambda names: [*_whole_files(layout, names)]):
-        expected |= {lines.segment: lines for lines in found}
-        cursor.execute(
-            f"INSERT INTO {STAGED} ({columns}, state, reason) SELECT {_NAMES}, 'stored', '' FROM "
-            f"read_json(?, format = 'newline_delimited', columns = {{{_LINE}}})",
-            [[plain(lines.path) for lines in found]],
-        )
-    return _checked(cursor, expected)
-
-
-def _whole_files(layout: RunLayout, segments: list[str]) -> Iterator[_Lines]:
+def _whole_files(layout: RunLayout, segments: list[str]) -> dict[str, _Lines]:
+    """Look at the lines of segments. Raises Unusual."""
+    found = {}
     for segment in segments:
-        path = layout.root / "index" / f"{segment}.jsonl"
-        with reading(path) as file:
-            content = file.read()
-        if not content or not all_are_whole(content):
-            raise Unusual(path)
-        position = Position(len(content), content.count(b"\n"))
+        path = layout.root / lines_of(segment)
+        position = _checked_lines(path, size_of(path))
         size = size_of(layout.episodes / f"{segment}.arrows")
-        yield _Lines(segment, path, position, size)
+        found[segment] = _Lines(position, size)
+    return found
 
 
 def _checked(cursor: duckdb.DuckDBPyConnection, expected: dict[str, _Lines]) -> dict[str, Taken]:

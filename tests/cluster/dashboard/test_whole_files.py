@@ -109,7 +109,7 @@ def test_the_index_is_the_same_and_what_is_unusual_is_read_piece_by_piece(
     def refuse(*arguments: Any) -> None:
         raise Unusual
 
-    monkeypatch.setattr(run_index, "take_ledger", refuse)
+    monkeypatch.setattr(run_index, "take_whole", refuse)
     slow = index_of(run, tmp_path / "slow")
     assert not slow._directly
     for sql in ROWS:
