@@ -34,7 +34,7 @@ from tests.cluster.worlds.combined_world import (
     write_world,
 )
 
-pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(1200)]
 
 COMMAND = (sys.executable, "-c", "from cluster.cli.main import main; main()")
 EPISODES = 8
@@ -58,7 +58,7 @@ class Together:
             env={**os.environ, "RAY_worker_niceness": "0"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
@@ -81,7 +81,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, interop_bin: Path) -> Ite
                 *("model.dtype=float32", f"model.max_model_len={POSITIONS}"),
                 *(f"judge.base_url={served.base_url}", "judge.model=judge"),
                 *("tools.isolation.required=seccomp", "tools.isolation.profile=files"),
-                *("tools.record=true", "episode.max_calls_per_turn=6"),
+                *("tools.record=true", "episode.max_calls_per_turn=6", "episode.prompt=compact"),
                 *("episode.trial.calls=8", "episode.execution.calls=8"),
                 *("episode.trial.tokens=1200", "episode.execution.tokens=1200"),
                 *("rollouts.workers=1", f"rollouts.episodes_per_worker={EPISODES}"),
@@ -131,9 +131,9 @@ def test_replayed_episodes_are_equal(together: Together, taught: list[Episode]) 
 
 @pytest.fixture(scope="module")
 def trained(together: Together, taught: list[Episode]) -> Path:
-    """The run of two steps from a model that learnt the episodes of the teacher by heart."""
+    """The run of two steps from a model that learnt what the teacher did nearly by heart."""
     del taught
-    lessons = ("run.name=taught", "sft.epochs=60", "sft.lr=3e-3", "sft.batch_tokens=4096")
+    lessons = ("run.name=taught", "sft.epochs=80", "sft.lr=6e-3")
     demonstrations = ("--from", str(together.runs / "teacher"))
     together.run("sft", "file", *demonstrations, *together.settings, *lessons)
     steps = ("run.name=trained", "run.steps=2", "rollouts.groups_per_step=2")
@@ -161,7 +161,8 @@ def test_an_evaluation_scores_it_and_its_episodes_are_replayed(
     model = f"model.path={trained / 'model'}"
     run = str(together.runs / "measured")
     asked = ("--run", run, "eval.split=train", "eval.tasks=4", "eval.samples=2", "--json")
-    found = json.loads(together.run("eval", "file", *together.settings, model, *asked))
+    said = together.run("eval", "file", *together.settings, model, *asked)
+    found = json.loads(said.splitlines()[-1])  # Ray prints there that a worker was lost
     assert (found["episodes"], found["counted"]) == (EPISODES, EPISODES)
     assert found["accuracy"] > 0
     again = json.loads(together.run("episodes", "replay", run, "--json"))
