@@ -137,3 +137,37 @@ def _cell(value: object) -> str:
     if isinstance(value, list):
         return "; ".join(_cell(inner) for inner in value) or "-"
     return "-" if value is None else str(value)
+
+
+@contextmanager
+def own_output() -> Iterator[None]:
+    """Send to standard error what threads of libraries print while the block lasts.
+
+    Ray prints to standard output, in a thread of its own, that a worker died
+    (`listen_error_messages` in its `_private/worker.py`). A program that reads the JSON of `--json`
+    there could not parse it.
+    """
+    before = sys.stdout
+    sys.stdout = _MainThreadOutput(before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+class _MainThreadOutput:
+    def __init__(self, out: Any) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        return self._of_thread().write(text)
+
+    def writelines(self, lines: Any) -> None:
+        self._of_thread().writelines(lines)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def _of_thread(self) -> Any:
+        mine = threading.current_thread() is threading.main_thread()
+        return self._out if mine else sys.stderr

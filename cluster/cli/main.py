@@ -33,7 +33,15 @@ from cluster.cli.arguments import (
     typed_keys,
 )
 from cluster.cli.beside import DashboardOption, dashboard_beside
-from cluster.cli.command_line import Commands, JsonOption, Stopped, report, stack, version
+from cluster.cli.command_line import (
+    Commands,
+    JsonOption,
+    Stopped,
+    own_output,
+    report,
+    stack,
+    version,
+)
 from cluster.cli.mirrors import local_source
 from cluster.cli.path_checks import (
     check_inputs,
@@ -48,6 +56,7 @@ from cluster.lifecycle.trust import check_recipe
 from cluster.study.recipe import load_study, read_seeds
 from envs.errors import TrialrunError
 from rollout.engines.openai_config import ToolFormat
+from rollout.transcript import inert
 
 app = typer.Typer(
     cls=Commands,
@@ -335,7 +344,8 @@ def main() -> None:
     # Losses and environments of the user are modules in the folder in which trialrun starts.
     sys.path.append(str(Path.cwd()))
     try:
-        app()
+        with own_output():
+            app()
     except Stopped as stopped:
         console.print(_plain(stopped), soft_wrap=True)
         raise SystemExit(stopped.exit_code) from None
@@ -345,7 +355,7 @@ def main() -> None:
 
 
 def _plain(error: TrialrunError) -> str:
-    return str(error).replace("[", "\\[")
+    return inert(str(error)).replace("[", "\\[")
 
 
 if __name__ == "__main__":

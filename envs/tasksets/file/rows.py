@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -315,5 +316,7 @@ def _fault(error: ValidationError | RecursionError, row: object = None) -> str:
     if first["type"] == "missing":
         return f"{named}: expected this field, found none: add it"
     if first["type"] == "extra_forbidden":
-        return f"{named}: unknown field: remove it or correct its name"
+        near = get_close_matches(place, TaskRow.model_fields, 1)
+        meant = f"; did you mean `{near[0]}`?" if near else ""
+        return f"{named}: unknown field: remove it or correct its name{meant}"
     return f"{named}: {first['msg']}, found {json.dumps(first['input'], default=str)[:_SHOWN]}"
