@@ -13,6 +13,7 @@ from cluster.fleet.health.heartbeat import NoAnswer, Patience, await_answer
 from cluster.fleet.health.kept_warnings import KeptWarnings, say_for
 from cluster.fleet.health.losses import WorkerLost
 from cluster.fleet.health.node_guard import NodeGuards
+from cluster.fleet.health.stacks import write_stacks_on_request
 from cluster.fleet.health.vitals import Vital
 from cluster.fleet.placement.worker_place import WorkerPlace
 from cluster.fleet.pool_worker import WorkerReport
@@ -43,6 +44,7 @@ class RolloutActor:
 
     def __init__(self, name: str, spec: WorkerSpec, access: ToolAccess, keep_s: float) -> None:
         """`keep_s` is how long it lasts without a driver; 0 where Ray ends it with its driver."""
+        write_stacks_on_request()
         self._warnings = KeptWarnings()
         tools = access.tools_for(name, spec.tools)
         self._worker = RolloutWorker(name, spec, tools, import_late(spec.engine_factory))

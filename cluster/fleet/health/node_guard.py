@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.fleet.health.stacks import request_stacks
 from cluster.fleet.health.vitals import GONE, Sign, Vital, vital_of
 
 logger = logging.getLogger("trialrun")
@@ -41,9 +42,14 @@ class GuardActor:
         ]
 
     def end(self, pid: int) -> None:
-        """Kill a process that was looked at before: a stopped one does not end when Ray asks."""
+        """Kill a process that was looked at before: a stopped one does not end when Ray asks.
+
+        One that is not stopped writes its stacks to its log first.
+        """
         vital = vital_of(pid)
         if vital.sign is not Sign.GONE and self._started.get(pid) == vital.started:
+            if vital.sign is Sign.ALIVE:
+                request_stacks(pid)
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self._started.pop(pid, None)
