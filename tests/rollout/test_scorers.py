@@ -303,7 +303,7 @@ async def test_a_trusted_scorer_runs_here_and_has_a_limit(
     (folder / "reward.py").write_text(
         "import os, time\n"
         "def score(answer, question, hang=False):\n"
-        "    while hang: time.sleep(0.05)\n"
+        "    if hang: time.sleep(2)\n"
         "    return float(int(answer) == os.getpid())\n"
     )
     row: Row = {"tools": TOOLS, "scorers": [{"function": "reward.py", "trusted": True}]}

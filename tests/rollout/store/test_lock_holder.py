@@ -6,7 +6,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,16 @@ def test_a_shared_filesystem_is_known_by_its_type(tmp_path: Path, on_nfs: None) 
     assert not on_shared_filesystem(Path("/"))
 
 
+def instead_of_sleep(monkeypatch: pytest.MonkeyPatch, does: Callable[[float], object]) -> None:
+    """Let `does` stand for every sleep of this thread; others sleep as they did."""
+    really, here = time.sleep, threading.current_thread()
+
+    def sleep(seconds: float) -> None:
+        (does if threading.current_thread() is here else really)(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
 @pytest.mark.usefixtures("on_nfs")
 def test_flock_that_works_is_not_relied_on_between_nodes(layout: RunLayout) -> None:
     """NFS with `nolock` or `local_lock=flock` gives every node its own lock."""
@@ -94,7 +106,7 @@ def test_a_writer_on_another_node_that_lives_is_refused_at_its_next_sign(
     def touched(seconds: float) -> None:
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
 
-    monkeypatch.setattr(time, "sleep", touched)
+    instead_of_sleep(monkeypatch, touched)
     with pytest.raises(StoreError, match="found process 7 on elsewhere: stop it or wait for it"):
         take_lock(layout)
     assert wait_for_silent_writer(layout)
@@ -111,7 +123,7 @@ def test_a_writer_on_another_node_that_fell_silent_is_replaced_after_its_lease(
     monkeypatch.setattr(
         lock_holder, "_server_now_ns", lambda folder: now(folder) + 20 * 10**9 * len(waited)
     )
-    monkeypatch.setattr(time, "sleep", waited.append)
+    instead_of_sleep(monkeypatch, waited.append)
     lock = take_lock(layout)
     assert 3 <= len(waited) <= 4
     assert layout.lock_holders() == [2]
