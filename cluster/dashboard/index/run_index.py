@@ -121,7 +121,7 @@ class RunIndex:
         try:
             changed = self._refresh_at_once()
         except (Unusual, duckdb.Error, OSError):
-            if not self._directly:
+            if not self._directly or _LEDGER in self._positions:  # it was not a first time
                 raise
             self._directly = False
             self._damage.clear()
