@@ -170,7 +170,7 @@ def test_an_evaluation_scores_it_and_its_episodes_are_replayed(
 
 async def test_it_is_served_to_eight_clients_at_once(together: Together) -> None:
     environ = os.environ | {"TRIALRUN_TOKEN": "secret"}
-    command = [*COMMAND, "serve", "file", *together.settings]
+    command = [*COMMAND, "serve", "file", *together.settings, "tools.record=false"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, bufsize=0) as process:
         try:
             url = await asyncio.wait_for(asyncio.to_thread(_address, process), 90)
