@@ -212,8 +212,16 @@ def collect(
     source: Annotated[
         CollectSource | None,
         typer.Option(
-            help="Source of the episodes: the environment's scripted teacher, a chat endpoint, or "
-            "the recipe's model. Default: the recipe's collect.source."
+            help="Source of the episodes: the environment's scripted teacher, a chat endpoint, the "
+            "recipe's model, or turns that you wrote. Default: the recipe's collect.source."
+        ),
+    ] = None,
+    turns: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Collect the turns that you wrote in this JSON file: a task's name with a list of "
+            "its turns, each a text or a call. It is --source turns.",
         ),
     ] = None,
     base_url: Annotated[
@@ -245,6 +253,9 @@ def collect(
     }
     values = [f"collect.endpoint.{k}={json.dumps(v)}" for k, v in endpoint.items() if v is not None]
     values += [f"collect.source={source}"] if source else []
+    if turns is not None:
+        values += [f"collect.turns={json.dumps(str(turns))}"]
+        values += [] if source else ["collect.source=turns"]
     values += overrides or []
     config = read_config(recipe, assignments, values, "catalog", trusted=trust_run)
     stop_if_dry(config, dry_run=dry_run)

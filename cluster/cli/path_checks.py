@@ -17,9 +17,14 @@ _DEPTH = 2
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise MissingError where the model's folder or the file of tasks does not exist."""
+    """Raise MissingError where the model's folder, or a file of tasks or turns, does not exist."""
     check_model(config.model.path)
     check_tasks(config)
+    turns = config.collect.turns
+    if turns and not Path(turns).expanduser().is_file():
+        raise MissingError(
+            f"expected a JSON file at collect.turns (--turns) = {turns!r}, found none"
+        )
 
 
 def check_model(ref: str) -> None:

@@ -81,7 +81,7 @@ def with_absolute_places(config: RunConfig, environ: Mapping[str, str]) -> RunCo
 
 
 def with_absolute_inputs(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
-    """Return `config` with absolute paths of model, chat template and tasks.
+    """Return `config` with absolute paths of model, chat template, tasks and written turns.
 
     They are looked for in the working folder, and then below TRIALRUN_HOME; a value that names
     nothing there stays as it is: the name of a model or of a template, or an error found later.
@@ -93,6 +93,9 @@ def with_absolute_inputs(config: RunConfig, environ: Mapping[str, str]) -> RunCo
     changes: dict[str, Section] = {"model": model.model_copy(update=found)}
     if tasks:
         changes["env"] = config.env.model_copy(update={"path": _found(tasks, environ)})
+    if config.collect.turns:
+        turns = _found(config.collect.turns, environ)
+        changes["collect"] = config.collect.model_copy(update={"turns": turns})
     return config.model_copy(update=changes)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from cluster.progress import Progress
 from cluster.scheduling.prompt_check import prompt_tokens
 from cluster.scheduling.tool_check import LoadedSet, load_sets, notes_on, sets_of
 from envs.errors import ConfigError, MissingError
-from envs.messages import Message
+from envs.messages import Reply
 from envs.services.router import ToolRouter
 from envs.tasks import Environment, Task
 from envs.tools import JsonObject
 from rollout.chat.template import ChatTemplate
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.engines.student_format import StudentFormat
+from rollout.engines.written_turns import Turns, names_of, read_turns, reply_of
 from rollout.episode import Episode, Lease, RolloutKind
 from rollout.language import Language, format_of
 from rollout.prompts import make_prompts, tool_schemas
@@ -32,8 +33,6 @@ GENERATED = 4
 """Tasks that are looked at of an environment that generates them without end."""
 _LAST_EXPERIENCE = "<experience>the script has ended</experience>"
 _LAST_ANSWER = "<answer>the script has ended</answer>"
-
-Script = Sequence[str | JsonObject]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def run_check(config: RunConfig, options: Options, progress: Progress) -> JsonOb
     environment, inputs, without_model = resolve_available(config)
     tasks = _tasks_of(environment, config)
     shown = _chosen(tasks, options.task)
-    scripts = _scripts(options.play, tasks) if options.play else {}
+    scripts = read_turns("--play", options.play, tasks) if options.play else {}
     loaded = load_sets(sets_of(tasks), config)
     faults = [f"task {each.tasks[0]}: {each.error}" for each in loaded if each.error]
     prompts = _prompts(inputs, tasks)
@@ -87,18 +86,13 @@ def _tasks_of(environment: Environment, config: RunConfig) -> Sequence[Task]:
 def _chosen(tasks: Sequence[Task], name: str) -> Task:
     if not name:
         return tasks[0]
-    found = [task for task in tasks if name in _names(task)]
+    found = [task for task in tasks if name in names_of(task)]
     if not found:
         raise ConfigError(
             f"expected a task named {name!r}, found none among {len(tasks)}: the first is "
             f"{tasks[0].id}"
         )
     return found[0]
-
-
-def _names(task: Task) -> tuple[str, str]:
-    """Return the names by which a user may call a task: its id, also without the environment's."""
-    return task.id, task.id.removeprefix(f"{task.environment}-")
 
 
 def _set_report(loaded: LoadedSet) -> JsonObject:
@@ -156,32 +150,8 @@ def _shown(task: Task, inputs: RunInputs | None, config: RunConfig) -> JsonObjec
     return {**found, "tokens": len(ids), "tokens_by_tool": by_tool, "prompt": template.decode(ids)}
 
 
-# Scripted turns
-
-
-def _scripts(path: Path, tasks: Sequence[Task]) -> dict[str, Script]:
-    """Read a JSON file that maps tasks to turns: texts, or calls as objects. Raises ConfigError."""
-    try:
-        given = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--play {path}: expected a JSON file, found {error}") from error
-    known = {name: task.id for task in tasks for name in _names(task)}
-    if not isinstance(given, dict) or not all(isinstance(each, list) for each in given.values()):
-        raise ConfigError(f"--play {path}: expected an object that maps a task to a list of turns")
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ConfigError(f"--play {path}: no task {unknown[0]!r}; the first is {tasks[0].id}")
-    return {known[name]: turns for name, turns in given.items()}
-
-
-def _text_of(turn: str | JsonObject) -> str:
-    if isinstance(turn, str):
-        return turn
-    return f"<tool_call>\n{json.dumps(turn, ensure_ascii=False)}\n</tool_call>"
-
-
 async def _play(
-    inputs: RunInputs, tasks: Sequence[Task], scripts: Mapping[str, Script]
+    inputs: RunInputs, tasks: Sequence[Task], scripts: Mapping[str, Turns]
 ) -> list[Episode]:
     config = inputs.config
     template = ChatTemplate.load(inputs.model, config.model)
@@ -207,18 +177,11 @@ async def _play(
         await tools.close()
 
 
-def _reply(script: Script, *, tried: bool) -> Callable[[Sequence[Message], int], str]:
+def _reply(turns: Turns, *, tried: bool) -> Reply:
     """Return a policy that writes the turns of a script, and ends the episode after them."""
-    turns = [*map(_text_of, script)]
     if tried and not any("<experience>" in turn for turn in turns):
-        turns.append(_LAST_EXPERIENCE)
-
-    def reply(messages: Sequence[Message], seed: int) -> str:
-        del seed
-        made = sum(message.role == "assistant" for message in messages)
-        return turns[made] if made < len(turns) else _LAST_ANSWER
-
-    return reply
+        turns = (*turns, _LAST_EXPERIENCE)
+    return reply_of(turns, lambda: _LAST_ANSWER)
 
 
 def _lease(task: Task) -> Lease:

@@ -56,6 +56,8 @@ def _files(config: RunConfig) -> Iterator[tuple[str, Path]]:
         path = path / "tasks.jsonl" if path.is_dir() else path
         yield "env.path", path
         yield from ((f"env.path/{name}", path.parent / name) for name in sorted(_beside(path)))
+    if config.collect.turns:
+        yield "collect.turns", Path(config.collect.turns)
 
 
 def _beside(tasks: Path) -> set[str]:

@@ -210,6 +210,9 @@ def _places(config: RunConfig, inside: _Inside, models: Path) -> Iterator[Risk]:
     cache, builds = Path(config.run.models_dir).expanduser(), _builds_model(config)
     if builds and not inside.holds(cache) and cache.resolve() != models.resolve():
         yield Risk("run.models_dir", config.run.models_dir, "gets a model that is built or loaded")
+    turns = config.collect.turns
+    if turns and not inside.holds(turns):
+        yield Risk("collect.turns", turns, "is read outside of the run directory")
     record = config.tools.record_dir
     if config.tools.record and record and not inside.holds(record):
         yield Risk("tools.record_dir", record, "is written to, outside of the run directory")

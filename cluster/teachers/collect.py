@@ -1,5 +1,5 @@
-"""`trialrun collect`: demonstrations of a scripted teacher, a chat endpoint, or the policy itself,
-filtered for `trialrun sft --from`.
+"""`trialrun collect`: demonstrations of a scripted teacher, a chat endpoint, the policy itself, or
+turns that somebody wrote, filtered for `trialrun sft --from`.
 """
 
 import os
@@ -26,10 +26,20 @@ from cluster.running import run_async
 from cluster.scheduling.collection import Collection, CollectionSize
 from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
 from cluster.scheduling.prompt_check import check_some_prompts
-from cluster.scheduling.task_sources import collection_size, collection_tasks
+from cluster.scheduling.task_sources import (
+    collection_size,
+    demonstrated_tasks,
+    written_turns,
+)
 from cluster.scheduling.tool_check import say_of_tools, training_sample
 from cluster.teachers.selection_file import SelectionFile, episodes_of, select_episodes
-from cluster.teachers.teacher import EndpointTeacher, check_teacher, open_host, scripted_teacher
+from cluster.teachers.teacher import (
+    EndpointTeacher,
+    WrittenTeacher,
+    check_teacher,
+    open_host,
+    scripted_teacher,
+)
 from envs.errors import ConfigError
 from envs.remote.tokens import check_header
 from envs.tools import JsonObject
@@ -73,7 +83,7 @@ def run_collect(
         progress.say("no episode is missing")
     else:
         _check_source(inputs, progress)
-        if warning := check_some_prompts(inputs, collection_tasks(config, inputs.environment)):
+        if warning := check_some_prompts(inputs, demonstrated_tasks(config, inputs.environment)):
             progress.say(warning)
         say_of_tools(config, training_sample(config, inputs.environment), progress)
         with ray_session(config) if section.source == "policy" else nullcontext():
@@ -131,7 +141,7 @@ async def _collect(
                 source.client.spent.add(_spent(run.path))
             episode = config.episode.model_copy(update={"temperature": config.collect.temperature})
             dispatcher = Dispatcher(source.workers, run, retry_section(config), episode)
-            tasks = collection_tasks(config, inputs.environment)
+            tasks = demonstrated_tasks(config, inputs.environment)
             collection = Collection(run, tasks, dispatcher, size, source.affordable)
             await collection.run_all(progress)
             return not run.ledger.open_leases() and len(run.ledger.groups) >= size.tasks
@@ -166,6 +176,11 @@ async def _open_source(inputs: RunInputs, out: Path) -> AsyncIterator[_Source]:
     if section.source == "scripted":
         async with open_host(inputs, out) as host:
             yield _Source(scripted_teacher(inputs, host))
+        return
+    if section.source == "turns":
+        turns = written_turns(inputs.config, inputs.environment)
+        async with open_host(inputs, out) as host:
+            yield _Source(WrittenTeacher(host, turns))
         return
     endpoint = section.endpoint
     async with open_http(endpoint) as http:

@@ -1,5 +1,5 @@
-"""Teachers in this process: a scripted policy or a chat endpoint, with the same runner and the same
-sandboxed tools as the policy that is trained on their episodes.
+"""Teachers in this process: a scripted policy, turns that somebody wrote, or a chat endpoint, with
+the same runner and the same sandboxed tools as the policy that is trained on their episodes.
 """
 
 import os
@@ -17,7 +17,7 @@ from cluster.progress import QUIET, Progress
 from cluster.scheduling.collection import Collection, CollectionSize
 from cluster.scheduling.dispatcher import Dispatcher, EpisodeWorkers
 from cluster.scheduling.task_sources import collection_tasks
-from envs.errors import ConfigError
+from envs.errors import ConfigError, TeacherError
 from envs.messages import Reply
 from envs.services.router import ToolRouter
 from envs.tasks import Task
@@ -29,6 +29,7 @@ from rollout.engines.openai_config import EndpointConfig
 from rollout.engines.openai_engine import OpenAIEngine, TeacherTask
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.engines.student_format import StudentFormat
+from rollout.engines.written_turns import Turns, reply_of
 from rollout.episode import ANSWER_PART, Lease, is_correct
 from rollout.episode_schema import to_batch
 from rollout.language import format_of
@@ -109,6 +110,32 @@ class ScriptedTeacher:
             lease, task, config.model_copy(update={"trial": trial})
         )
         return to_batch([episode]), prefer
+
+
+class WrittenTeacher:
+    """Turns that somebody wrote, by the id of their task. An episode that goes on after them is
+    `infra_failed`: nothing of the policy's was wrong.
+    """
+
+    def __init__(self, host: TeacherHost, turns: Mapping[str, Turns]) -> None:
+        self._host = host
+        self._turns = turns
+
+    async def run_episode(
+        self, lease: Lease, task: Task, config: EpisodeConfig, prefer: str = ""
+    ) -> tuple[pa.RecordBatch, str]:
+        host, turns = self._host, self._turns[task.id]
+
+        def ended() -> str:
+            raise TeacherError(
+                f"the turns that were written for task {task.id} have ended, and the "
+                "episode has not: let the last one give the <answer>, and in a mode with trials an "
+                "earlier one the <experience>"
+            )
+
+        engine = ScriptedEngine(reply_of(turns, ended), host.template, host.student)
+        runner = EpisodeRunner(engine, host.tools, host.template, host.identity("turns"))
+        return to_batch([await runner.run_episode(lease, task, config)]), prefer
 
 
 class EndpointTeacher:

@@ -24,6 +24,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
         "model.path/generation_config.json": model / "generation_config.json",
         "env.path": tmp_path / "tasks.jsonl",
         "env.path/tools.py": tmp_path / "tools.py",
+        "collect.turns": tmp_path / "turns.json",
     }
     for path in found.values():
         path.write_text("{}")
@@ -36,7 +37,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def config(tmp_path: Path, files: dict[str, Path]) -> RunConfig:
     places = (f"run.dir={tmp_path / 'runs'}", f"model.path={tmp_path / 'model'}")
     template = f"model.chat_template={files['model.chat_template']}"
-    return load_config("file", [*places, template, f"env.path={tmp_path}"])
+    turns = ("collect.source=turns", f"collect.turns={files['collect.turns']}")
+    return load_config("file", [*places, template, f"env.path={tmp_path}", *turns])
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ RISKS = {
     "judge.base_url": ['judge.model="m"', "judge.key_variable=AWS_SECRET_ACCESS_KEY"],
     "simulated_user.base_url": ['simulated_user.model="m"'],
     "collect.endpoint.base_url": ["collect.source=endpoint", 'collect.endpoint.model="m"'],
+    "collect.turns": ["collect.source=turns", 'collect.turns="/etc/passwd"'],
     "mirror.url": ['mirror.url="s3://bucket/runs"'],
     "metrics.sinks": [
         'metrics.sinks=["mlflow"]',
