@@ -1,8 +1,14 @@
-"""The world that docs/environments.md builds: its files, played in a real sandbox."""
+"""The world that docs/environments.md builds: its files, played in a real sandbox; and its
+commands, which end with a trained policy.
+"""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from envs.gateway.gateway_host import InProcessTools
 from envs.server.tool_host import ToolHost
@@ -11,18 +17,26 @@ from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment
 from learner.pretrained.tiny_model import build_tokenizer
 from rollout.chat.template import ChatTemplate
+from tests.docs.documents import blocks
 from tests.project_tree import ROOT
 from tests.rollout.own_world import TOOLS, answer, call, nowhere, play
 
-PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+PATH = ROOT / "docs" / "environments.md"
+PAGE = PATH.read_text(encoding="utf-8")
 _FILE = re.compile(r"`mine/(?P<name>[a-z.]+)`[^\n]*\n\n```\w+\n(?P<text>.*?)^```$", re.M | re.S)
 
 
-async def test_the_page_builds_a_world_with_a_reward_of_its_own(tmp_path: Path) -> None:
+def write_files(folder: Path) -> dict[str, str]:
+    """Write the files of the page, and return their texts by name."""
     files = {found["name"]: found["text"] for found in _FILE.finditer(PAGE)}
-    assert sorted(files) == ["reward.py", "tasks.jsonl", "tools.py", "turns.json"]
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (folder / name).write_text(text)
+    return files
+
+
+async def test_the_page_builds_a_world_with_a_reward_of_its_own(tmp_path: Path) -> None:
+    files = write_files(tmp_path)
+    assert sorted(files) == ["reward.py", "tasks.jsonl", "tools.py", "turns.json"]
     tasks = FileEnvironment(FileEnvConfig(path=str(tmp_path)), nowhere()).all_tasks()
     assert len(tasks) == 5
     host = ToolHost(TOOLS)
@@ -43,3 +57,28 @@ async def test_the_page_builds_a_world_with_a_reward_of_its_own(tmp_path: Path) 
     rewards = [episode.reward for episode in (right, partly, guessed)]
     assert [round(reward or 0, 6) for reward in rewards] == [1.0, 0.7, 0.3], right.error
     assert right.reward_parts["function.basket"] == 0.5
+
+
+@pytest.mark.real
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_the_commands_of_the_page_end_with_a_trained_policy(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    write_files(tmp_path / "mine")
+    mark = "needs: the folder above"
+    found = [each for each in blocks() if each.page.name == PATH.name and mark in each.mark]
+    programs = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-xc", "\n".join(["set -euo pipefail", *(block.text for block in found)])],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": programs},
+        capture_output=True,
+        text=True,
+        timeout=2340,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-8000:]
+    assert ended.stdout.count("answered, reward 1.0") == 3  # the turns, played by `check`
+    for run in ("after-sft", "after-rl"):
+        report = json.loads((tmp_path / "runs" / run / "eval.json").read_text())
+        assert report["accuracy"] >= 0.4, run  # without demonstrations it is 0

@@ -1,4 +1,4 @@
-"""Demonstrations that a person wrote: played in the sandbox, filtered, and refused with a reason."""
+"""Demonstrations that a person wrote: played in the sandbox, filtered, refused with a reason."""
 
 import asyncio
 import json
