@@ -1,8 +1,9 @@
 """Arguments that several commands share, and how a recipe is read from them."""
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,14 @@ TrustOption = Annotated[
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration as TOML and exit.")
+]
+TurnsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Collect the turns that you wrote in this JSON file: a task's name with a list of its "
+        "turns, each a text or a call. It is --source turns.",
+    ),
 ]
 
 
@@ -131,6 +140,13 @@ def read_config(
     config = with_absolute_paths(load_config(recipe, values), os.environ)
     check_recipe(Path(recipe), config, trusted=trusted, given=typed_keys(values))
     return config
+
+
+def given_keys(section: str, values: Mapping[str, str | None]) -> list[str]:
+    """Return `section.key=value` texts of the options that were given."""
+    return [
+        f"{section}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None
+    ]
 
 
 def typed_keys(values: Sequence[str]) -> list[str]:

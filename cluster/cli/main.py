@@ -27,6 +27,8 @@ from cluster.cli.arguments import (
     RequeueOption,
     SetOption,
     TrustOption,
+    TurnsOption,
+    given_keys,
     read_config,
     recipe_and_overrides,
     stop_if_dry,
@@ -216,14 +218,7 @@ def collect(
             "recipe's model, or turns that you wrote. Default: the recipe's collect.source."
         ),
     ] = None,
-    turns: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Collect the turns that you wrote in this JSON file: a task's name with a list of "
-            "its turns, each a text or a call. It is --source turns.",
-        ),
-    ] = None,
+    turns: TurnsOption = None,
     base_url: Annotated[
         str | None, typer.Option(help="Address of the endpoint, such as https://HOST/v1.")
     ] = None,
@@ -251,11 +246,8 @@ def collect(
         "key_variable": key_variable,
         "tool_format": tool_format,
     }
-    values = [f"collect.endpoint.{k}={json.dumps(v)}" for k, v in endpoint.items() if v is not None]
-    values += [f"collect.source={source}"] if source else []
-    if turns is not None:
-        values += [f"collect.turns={json.dumps(str(turns))}"]
-        values += [] if source else ["collect.source=turns"]
+    own = {"source": source or ("turns" if turns else None), "turns": turns and str(turns)}
+    values = [*given_keys("collect.endpoint", endpoint), *given_keys("collect", own)]
     values += overrides or []
     config = read_config(recipe, assignments, values, "catalog", trusted=trust_run)
     stop_if_dry(config, dry_run=dry_run)
