@@ -53,14 +53,14 @@ class Metric:
     label: str = ""
     """Name in a line about a step; empty stands for `title` or `name`."""
     title: str = ""
-    """Name above a plot; empty stands for `label` or `name`."""
+    """Name above a plot; empty stands for `label`, or for the words of `name`."""
     form: str = ".3g"
     """How a line shows it: a format of `format`, and a suffix behind a blank, as `.1f s`."""
 
     @property
     def heading(self) -> str:
         """Return what a plot calls the metric."""
-        return self.title or self.label or self.name
+        return self.title or self.label or self.name.replace("_", " ")
 
     def text(self, value: float) -> str:
         """Return `value` as a line shows it; a number that is not finite is `-`."""
@@ -107,7 +107,8 @@ def _played() -> Iterable[Metric]:
     shown = {"label": "replaced", "title": "groups replaced (equal rewards)", "form": ".0f"}
     yield _metric("replaced_groups", "groups", PLAYED, "count", about, **shown)
     about = "Groups that were dropped because they arrived too old (`rollouts.max_staleness`)."
-    yield _metric("stale_groups", "groups", PLAYED, "count", about, form=".0f")
+    shown = {"title": "groups dropped as too old", "form": ".0f"}
+    yield _metric("stale_groups", "groups", PLAYED, "count", about, **shown)
     about = "Share of groups whose rewards are all equal: nothing can be learned from them."
     shown = {"label": "equal", "title": "share of groups with equal rewards", "form": ".0%"}
     yield _metric("zero_variance", "share", PLAYED, "mean", about, **shown)
@@ -115,9 +116,11 @@ def _played() -> Iterable[Metric]:
     shown = {"label": "truncated", "title": "share of truncated episodes", "form": ".0%"}
     yield _metric("truncated", "share", PLAYED, "mean", about, **shown)
     about = "Groups of which every episode is right: its answer is worth more than 0.5."
-    yield _metric("all_right_groups", "groups", PLAYED, "count", about, form=".0f")
+    shown = {"title": "groups with every answer right", "form": ".0f"}
+    yield _metric("all_right_groups", "groups", PLAYED, "count", about, **shown)
     about = "Groups of which no episode is right."
-    yield _metric("all_wrong_groups", "groups", PLAYED, "count", about, form=".0f")
+    shown = {"title": "groups with no answer right", "form": ".0f"}
+    yield _metric("all_wrong_groups", "groups", PLAYED, "count", about, **shown)
     about = "Trial calls of an episode."
     shown = {"label": "trials", "title": "trial calls per episode", "form": ".1f"}
     yield _metric("trial_calls", "calls per episode", PLAYED, "mean", about, **shown)
@@ -156,7 +159,7 @@ def _given() -> Iterable[Metric]:
     about += "sampled token do not count."
     shown = {"title": "staleness (versions)", "form": ".2f"}
     yield _metric("staleness_mean", "versions", GIVEN, "mean", about, **shown)
-    shown = {"label": "stale", "form": ".0f"}
+    shown = {"label": "stale", "title": "largest staleness (versions)", "form": ".0f"}
     yield _metric("staleness_max", "versions", GIVEN, "maximum", about, **shown)
     about = "Price of trial calls that the learner subtracted from the reward."
     yield _metric("trial_cost_charged", "reward", COMPARED, "mean", about)

@@ -39,17 +39,16 @@ def resolve_inputs(config: RunConfig, outside: Outside | None = None) -> RunInpu
     return RunInputs(_with_tool_format(config, model), model, environment)
 
 
-def resolve_available(config: RunConfig) -> tuple[Environment, RunInputs | None, str]:
-    """Return the environment of a recipe, and its inputs; or none, and why it has no model.
+def available_inputs(config: RunConfig, environment: Environment) -> tuple[RunInputs | None, str]:
+    """Return the inputs of a recipe whose environment is made; or none, and why it has no model.
 
     Raises as `resolve_inputs` does for anything but a model that is not there.
     """
-    environment = environment_of(config)
     try:
         model = find_model(config)
     except MissingError as error:
-        return environment, None, str(error)
-    return environment, RunInputs(_with_tool_format(config, model), model, environment), ""
+        return None, str(error)
+    return RunInputs(_with_tool_format(config, model), model, environment), ""
 
 
 def find_model(config: RunConfig) -> Path:

@@ -157,6 +157,7 @@ def test_lines_and_curves_are_of_registered_metrics() -> None:
     assert line_of({"loss": 0.5, "unknown": 1.0}, SFT_LINE) == "loss 0.500"
     assert METRICS["mismatch"].label == "mismatch"
     assert all(len(METRICS[name].heading) <= 34 for name in CURVES), "a panel is no wider"
+    assert not any("_" in metric.heading for metric in METRICS.values()), "legends have words"
     assert not any(metric.name.startswith("kl") for metric in METRICS.values())
 
 
