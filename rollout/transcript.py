@@ -61,7 +61,7 @@ def render(episode: Episode) -> str:
     for message in takewhile(lambda message: message.role == "system", episode.messages):
         lines += ["", "Instructions", *_block(message.content)]
     lines += ["", "Question", *_block(episode.question)]
-    observations = _observations(episode)
+    observations = observations_of(episode)
     numbered = list(enumerate(episode.turns, start=1))
     for phase, turns in groupby(numbered, key=lambda pair: pair[1].phase):
         lines += ["", _rule(_TITLES.get(phase, phase.name.capitalize()))]
@@ -128,7 +128,7 @@ def _result(episode: Episode) -> Iterator[str]:
     )
 
 
-def _observations(episode: Episode) -> list[list[Message]]:
+def observations_of(episode: Episode) -> list[list[Message]]:
     """Return the messages to the policy after each turn, without the answers of tools."""
     after: list[list[Message]] = []
     for assistant, messages in groupby(episode.messages, lambda m: m.role == "assistant"):

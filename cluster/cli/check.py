@@ -100,8 +100,10 @@ def _print(found: Any) -> None:
     lines += _prompt_lines(found)
     for episode in found.get("played", ()):
         lines += _played_lines(episode)
+    lines += _summary(found.get("played", ()))
     lines += [f"fault: {fault}" for fault in found["faults"]]
-    lines.append(f"{len(found['faults'])} faults" if found["faults"] else "nothing is wrong")
+    well = "nothing is wrong with the environment"
+    lines.append(f"{len(found['faults'])} faults" if found["faults"] else well)
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -120,7 +122,7 @@ def _prompt_lines(found: Any) -> list[str]:
 def _played_lines(episode: Any) -> list[str]:
     lines = [
         "",
-        f"played {episode['task']}: {episode['outcome']}, reward {episode['reward']}, "
+        f"played {episode['task']}: {episode['outcome']}, reward {_reward(episode)}, "
         f"{episode['isolation'] or 'no tool was called'}"
         + (f"; {episode['error']}" if episode["error"] else ""),
     ]
@@ -128,7 +130,21 @@ def _played_lines(episode: Any) -> list[str]:
         error = f"  [policy error: {turn['policy_error']}]" if turn["policy_error"] else ""
         lines.append(f"  > {_short(turn['text'])}{error}")
         lines += [f"    {c['status']}: {_short(c['result'])}" for c in turn["calls"]]
-    return [*lines, ""]
+        if turn["policy_error"] and turn["told"]:
+            lines.append(f"    the policy is told: {_short(turn['told'])}")
+    return [*lines, *(f"  remark: {remark}" for remark in episode["remarks"]), ""]
+
+
+def _reward(episode: Any) -> str:
+    return "none" if episode["reward"] is None else f"{episode['reward']:.4g}"
+
+
+def _summary(played: Any) -> list[str]:
+    if not played:
+        return []
+    rewards = ", ".join(f"{episode['task']} {_reward(episode)}" for episode in played)
+    remarks = sum(map(len, (episode["remarks"] for episode in played)))
+    return [f"rewards: {rewards}; {remarks or 'no'} remark{'' if remarks == 1 else 's'}"]
 
 
 def _short(text: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from rollout.chat.template import ChatTemplate
 from rollout.engines.scripted_engine import ScriptedEngine
 from rollout.engines.student_format import StudentFormat
 from rollout.engines.written_turns import Turns, names_of, read_turns, reply_of
-from rollout.episode import Episode, Lease, RolloutKind
+from rollout.episode import Episode, Lease, Phase, RolloutKind
 from rollout.language import Language, format_of
 from rollout.prompts import make_prompts, tool_schemas
 from rollout.runner import EpisodeRunner, Identity
+from rollout.transcript import observations_of
 
 GENERATED = 4
 """Tasks that are looked at of an environment that generates them without end."""
@@ -77,7 +78,7 @@ def run_check(config: RunConfig, options: Options, progress: Progress) -> JsonOb
             raise MissingError(f"expected a model to play turns with: {without_model}")
         progress.phase("playing the turns")
         played = asyncio.run(_play(inputs, tasks, scripts))
-        report["played"] = [_played(episode) for episode in played]
+        report["played"] = [_played(episode, scripts[episode.lease.task]) for episode in played]
     return {**report, "faults": [*faults]}
 
 
@@ -182,7 +183,9 @@ async def _play(
 
 
 def _reply(turns: Turns, *, tried: bool) -> Reply:
-    """Return a policy that writes the turns of a script, and ends the episode after them."""
+    """Return a policy that writes the turns of a script, and ends the episode after them, so that
+    what was called is scored.
+    """
     if tried and not any("<experience>" in turn for turn in turns):
         turns = (*turns, _LAST_EXPERIENCE)
     return reply_of(turns, lambda: _LAST_ANSWER)
@@ -202,18 +205,20 @@ def _lease(task: Task) -> Lease:
     )
 
 
-def _played(episode: Episode) -> JsonObject:
+def _played(episode: Episode, script: Turns) -> JsonObject:
+    told = observations_of(episode)
     turns: list[JsonValue] = [
         {
             "text": turn.text,
             "phase": turn.phase.name.lower(),
             "policy_error": turn.policy_error,
+            "told": " ".join(message.content for message in told[number]),
             "calls": [
                 {"name": call.name, "status": call.status.value, "result": call.result}
                 for call in turn.calls
             ],
         }
-        for turn in episode.turns
+        for number, turn in enumerate(episode.turns)
     ]
     return {
         "task": episode.lease.task,
@@ -224,7 +229,24 @@ def _played(episode: Episode) -> JsonObject:
         "isolation": episode.isolation,
         "tokens": len(episode.token_ids_T),
         "turns": turns,
+        "remarks": [*_remarks(episode, script)],
     }
+
+
+def _remarks(episode: Episode, script: Turns) -> Iterator[str]:
+    """Yield what a reader of the turns may not have meant."""
+    for number, turn in enumerate(episode.turns[: len(script)], start=1):
+        if turn.policy_error and "<answer>" in turn.text and turn.phase is not Phase.EXECUTION:
+            yield (
+                f"turn {number} answers before the trials have ended: write an <experience> before "
+                "it, or set episode.mode=direct, which has no trials"
+            )
+        elif turn.policy_error:
+            yield f"turn {number} is not valid: {turn.policy_error.replace('_', ' ')}"
+    if len(episode.turns) > len(script):
+        yield "the turns end before the episode does: let the last one give an <answer>"
+    elif len(episode.turns) < len(script):
+        yield f"the episode ended after {len(episode.turns)} of {len(script)} turns"
 
 
 def _counted(names: Sequence[str]) -> dict[str, JsonValue]:

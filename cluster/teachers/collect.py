@@ -54,9 +54,10 @@ from rollout.store.ledger_state import State
 from rollout.store.run_layout import RunKind, RunLayout
 from rollout.store.run_reader import RunReader
 
-_APART = ("by_tag", "failures")
+_APART = ("by_tag", "failures", "examples")
 """Parts of the report that are shown apart from its numbers."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ATTEMPTS_OF_TURNS = 2
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -148,11 +149,15 @@ async def _collect(
 
 
 def retry_section(config: RunConfig) -> RolloutsSection:
-    """Return the limits of retries: an endpoint's own, since its tries cost money."""
+    """Return the limits of retries: an endpoint's own, since its tries cost money; and few for
+    written turns, which lead to the same every time.
+    """
     section, collect = config.rollouts, config.collect
-    if collect.source != "endpoint":
-        return section
-    return section.model_copy(update={"max_attempts": collect.endpoint.episode_attempts})
+    attempts = {
+        "endpoint": collect.endpoint.episode_attempts,
+        "turns": min(section.max_attempts, _ATTEMPTS_OF_TURNS),
+    }.get(collect.source, section.max_attempts)
+    return section.model_copy(update={"max_attempts": attempts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,4 +279,12 @@ def _show(file: SelectionFile, out: Path) -> None:
     assert isinstance(failures, dict)
     for error, count in failures.items():
         console.print(f"{count} x {error}", markup=False, soft_wrap=True)
+    examples = report["examples"]
+    assert isinstance(examples, list)
+    for example in examples:
+        console.print(f"for example {example}", markup=False, soft_wrap=True)
+    if not report["selected"]:
+        way = f"look at an episode with: trialrun episodes {out} EPISODE"
+        rules = "the rules are collect.filter (`trialrun keys`)"
+        console.print(f"nothing was selected: {way}; {rules}", markup=False, soft_wrap=True)
     console.print(f"the selection is in {RunLayout(out).selection}", soft_wrap=True)

@@ -94,6 +94,7 @@ def describe(candidates: Sequence[Candidate], selection: TeacherSelection) -> Js
         "selected": len(selected),
         "dropped": {reason.value: reasons[reason] for reason in Reason if reasons[reason]},
         "failures": dict(Counter(c.error[:_SHOWN] for c in candidates if c.error).most_common(3)),
+        "examples": [*_examples(candidates, selection)],
         "tasks_selected": len({c.task for c in selected}),
         "corrected": corrected,
         "corrected_share": corrected / len(selected) if selected else 0.0,
@@ -105,6 +106,17 @@ def describe(candidates: Sequence[Candidate], selection: TeacherSelection) -> Js
         "by_source": _counts([c.source for c in candidates], [c.source for c in selected]),
         "by_tag": _by_tag(candidates, selected),
     }
+
+
+def _examples(candidates: Sequence[Candidate], selection: TeacherSelection) -> Iterator[str]:
+    """Yield the first dropped episode of each reason; failures are told by their errors."""
+    seen = {Reason.NOT_FINISHED}
+    for each in candidates:
+        reason = selection.dropped.get(each.episode)
+        if reason is not None and reason not in seen:
+            seen.add(reason)
+            words = reason.value.replace("_", " ")
+            yield f"{each.episode} of {each.task}: {words}, reward {each.reward:.4g}"
 
 
 def _by_tag(candidates: Sequence[Candidate], selected: Sequence[Candidate]) -> JsonObject:

@@ -111,19 +111,27 @@ class RunReader:
         return list({row.episode: row for row in rows}.values())
 
     def episode(self, prefix: str) -> Episode:
-        """Return the newest attempt of the episode whose id starts with `prefix`.
+        """Return the newest attempt of the episode whose id starts with `prefix`; or of the only
+        episode of the task `prefix`, where several ids do, or none.
 
         Raises MissingError if no episode or more than one matches.
         """
-        rows = [row for row in self.episodes() if row.episode.startswith(prefix)]
-        exact = [row for row in rows if row.episode == prefix]
-        found = sorted({row.episode for row in exact or rows})
-        if len(found) != 1:
-            raise MissingError(
-                f"expected one episode whose id starts with {prefix!r}, found {len(found)}"
-                f"{': ' + ', '.join(found[:4]) if found else ''}. List them with: trialrun episodes"
-            )
-        return from_batch(self.batch([(exact or rows)[-1]]))[0]
+        rows = self.episodes()
+        choices = (
+            [row for row in rows if row.episode == prefix],
+            [row for row in rows if row.task == prefix],
+            [row for row in rows if row.episode.startswith(prefix)],
+        )
+        names = [sorted({row.episode for row in choice}) for choice in choices]
+        for choice, found in zip(choices, names, strict=True):
+            if len(found) == 1:
+                return from_batch(self.batch([choice[-1]]))[0]
+        found = max(names, key=len)
+        raise MissingError(
+            f"expected one episode whose id starts with {prefix!r}, or whose task that is, found "
+            f"{len(found)}{': ' + ', '.join(found[:4]) if found else ''}. List them with: trialrun "
+            "episodes"
+        )
 
     def batch(self, rows: list[EpisodeRow]) -> pa.RecordBatch:
         """Return the stored episodes of `rows` (at least one) as one batch, in the same order."""

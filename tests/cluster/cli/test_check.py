@@ -39,7 +39,9 @@ def world(tmp_path: Path) -> Path:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
     capsys.readouterr()
-    settings = ["model.path=tiny", "episode.mode=direct", "model.max_model_len=1024"]
+    settings = ["model.path=tiny", "model.max_model_len=1024"]
+    if not any(argument.startswith("episode.mode=") for argument in arguments):
+        settings.append("episode.mode=direct")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["trialrun", "check", *arguments, *settings])
         with pytest.raises(SystemExit) as ended:
@@ -62,6 +64,11 @@ def test_a_world_is_loaded_shown_and_played(
     assert (first["outcome"], first["reward"]) == ("answered", 1.0)
     assert [c["result"] for turn in second["turns"] for c in turn["calls"]] == ["did login", "42"]
 
+    assert first["remarks"] == []
+    assert second["remarks"] == [
+        "the turns end before the episode does: let the last one give an <answer>"
+    ]
+
     code, out = run(capsys, str(world / "tasks.jsonl"), "--task", "grow", models)
     assert code == 0
     assert "Log in before anything else." in out
@@ -81,6 +88,26 @@ def test_what_is_wrong_is_a_fault_and_an_exit_code(
     assert "file-sum" in found["faults"][0] and "nowhere" in found["faults"][0]
     assert "model.max_model_len is 1024" in found["faults"][1]
     assert not found["tool_sets"][0]["loads"]
+
+
+def test_turns_that_do_not_do_what_they_say_get_a_remark(
+    world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    right = {"name": "add", "arguments": {"a": 2, "b": 2}}
+    wrong = {"name": "add", "arguments": {"a": "two", "b": 2}}
+    play = ["--play", str(world / "turns.json"), f"run.models_dir={tmp_path / 'models'}"]
+    turns = {"sum": [wrong, right, "<answer>4</answer>", "<answer>5</answer>"]}
+    (world / "turns.json").write_text(json.dumps(turns))
+    code, out = run(capsys, str(world), *play)
+    assert code == 0
+    assert "remark: turn 1 is not valid: wrong arguments" in out
+    assert "the policy is told: " in out and "two" in out.partition("the policy is told: ")[2]
+    assert "remark: the episode ended after 3 of 4 turns" in out
+    assert "2 remarks" in out.rpartition("rewards: file-sum ")[2]
+
+    (world / "turns.json").write_text(json.dumps({"sum": [right, "<answer>4</answer>"]}))
+    code, out = run(capsys, str(world), *play, "episode.mode=trial")
+    assert "turn 2 answers before the trials have ended" in out
 
 
 def test_an_unknown_task_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

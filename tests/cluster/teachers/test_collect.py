@@ -161,12 +161,13 @@ async def test_one_failure_of_the_world_is_tried_again(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("source", "tries"), [("scripted", 7), ("policy", 7), ("endpoint", 2)])
+@pytest.mark.parametrize(
+    ("source", "tries"), [("scripted", 7), ("policy", 7), ("endpoint", 2), ("turns", 2)]
+)
 def test_at_an_endpoint_tries_are_paid_for_and_fewer(source: str, tries: int) -> None:
-    endpoint = "collect.endpoint.episode_attempts=2"
-    config = load_config(
-        "catalog", [f"collect.source={source}", "rollouts.max_attempts=7", endpoint]
-    )
+    turns = ["collect.turns=turns.json"] if source == "turns" else []
+    limits = ["rollouts.max_attempts=7", "collect.endpoint.episode_attempts=2"]
+    config = load_config("catalog", [f"collect.source={source}", *turns, *limits])
     assert retry_section(config).max_attempts == tries
 
 

@@ -94,6 +94,18 @@ def test_an_episode_that_goes_on_after_them_is_no_demonstration(world: Path) -> 
     assert (report["selected"], report["dropped"]) == (1, {"not_finished": 1})
 
 
+def test_what_was_not_selected_is_told_with_its_task(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = {"sum": [ADD, "<answer>41</answer>"]}
+    report, (episode,) = collected(world, recipe(world, turns, "episode.mode=direct"))
+    said = capsys.readouterr().err
+    assert "for example t000000-00 of file-sum: wrong, reward 0" in said
+    assert "nothing was selected: look at an episode with: trialrun episodes" in said
+    assert report["selected"] == 0
+    assert RunReader(world / "run").episode("file-sum").lease == episode.lease
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
