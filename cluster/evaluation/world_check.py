@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
 from cluster.fleet.balanced_tools import LocalTools
-from cluster.lifecycle.inputs import RunInputs, available_inputs
+from cluster.lifecycle.inputs import RunInputs, resolve_available
 from cluster.progress import Progress
 from cluster.scheduling.prompt_check import prompt_tokens
 from cluster.scheduling.tool_check import LoadedSet, load_sets, notes_on, sets_of
@@ -51,10 +50,7 @@ def run_check(config: RunConfig, options: Options, progress: Progress) -> JsonOb
     Raises what an environment raises that cannot be made, and ConfigError for an unknown task or a
     file of turns that is none.
     """
-    progress.phase("making the environment")
-    environment = environment_of(config)
-    progress.phase(f"preparing the model {config.model.path}")
-    inputs, without_model = available_inputs(config, environment)
+    environment, inputs, without_model = resolve_available(config, progress)
     tasks = _tasks_of(environment, config)
     shown = _chosen(tasks, options.task)
     scripts = read_turns("--play", options.play, tasks) if options.play else {}

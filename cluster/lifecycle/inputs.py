@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.config.environments import environment_of
 from cluster.config.run_config import RunConfig
+from cluster.progress import Progress
 from envs.errors import MissingError
 from envs.tasks import Environment
 from envs.tasksets.outside import Outside
@@ -39,16 +40,21 @@ def resolve_inputs(config: RunConfig, outside: Outside | None = None) -> RunInpu
     return RunInputs(_with_tool_format(config, model), model, environment)
 
 
-def available_inputs(config: RunConfig, environment: Environment) -> tuple[RunInputs | None, str]:
-    """Return the inputs of a recipe whose environment is made; or none, and why it has no model.
+def resolve_available(
+    config: RunConfig, progress: Progress
+) -> tuple[Environment, RunInputs | None, str]:
+    """Return the environment of a recipe, and its inputs; or none, and why it has no model.
 
     Raises as `resolve_inputs` does for anything but a model that is not there.
     """
+    progress.phase("making the environment")
+    environment = environment_of(config)
+    progress.phase(f"preparing the model {config.model.path}")
     try:
         model = find_model(config)
     except MissingError as error:
-        return None, str(error)
-    return RunInputs(_with_tool_format(config, model), model, environment), ""
+        return environment, None, str(error)
+    return environment, RunInputs(_with_tool_format(config, model), model, environment), ""
 
 
 def find_model(config: RunConfig) -> Path:
