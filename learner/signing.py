@@ -43,7 +43,9 @@ class Signing:
         """
         if not self.keys or hashlib.sha256(marker).hexdigest() in self.accepted:
             return
-        if any(hmac.compare_digest(_mac(key, text), signature) for key in self.keys):
+        # Of a text with other than ASCII characters, compare_digest raises TypeError.
+        given = signature.encode()
+        if any(hmac.compare_digest(_mac(key, text).encode(), given) for key in self.keys):
             return
         found = "another signature" if signature else "no signature"
         raise LearnerError(

@@ -87,8 +87,10 @@ def read_signature(layout: RunLayout, keys: Sequence[bytes]) -> RunSignature | N
         signature = RunSignature.model_validate_json(read_bytes(layout.signature))
     except (OSError, ValidationError):
         return None
-    made = [signature.mac_under(key) for key in keys]
-    return signature if any(hmac.compare_digest(signature.mac, mac) for mac in made) else None
+    # Of a text with other than ASCII characters, compare_digest raises TypeError.
+    given = signature.mac.encode()
+    made = [signature.mac_under(key).encode() for key in keys]
+    return signature if any(hmac.compare_digest(given, mac) for mac in made) else None
 
 
 def origin_of(layout: RunLayout, keys: Sequence[bytes]) -> Origin:

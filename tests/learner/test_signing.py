@@ -118,6 +118,14 @@ def test_a_forged_list_of_files_needs_the_key(saved: Path) -> None:
         load_checkpoint(backend, saved, MINE, KEY)
 
 
+@pytest.mark.parametrize("signature", ["\u00e9", "0" * 63 + "\u0660"])
+def test_a_signature_of_any_characters_is_another_one(saved: Path, signature: str) -> None:
+    marker = json.loads((saved / "complete").read_text())
+    (saved / "complete").write_text(json.dumps({**marker, "signature": signature}))
+    with pytest.raises(LearnerError, match="another signature"):
+        load(saved)
+
+
 def test_checkpoints_of_older_versions_have_no_digests(saved: Path) -> None:
     marker = json.loads((saved / "complete").read_text())
     del marker["files"], marker["signature"]

@@ -136,7 +136,7 @@ def test_ones_own_recipe_may_do_anything(tmp_path: Path) -> None:
     assert config.env.name == "file"
 
 
-@pytest.mark.parametrize("how", ["unsigned", "another key", "changed"])
+@pytest.mark.parametrize("how", ["unsigned", "another key", "odd letters", "changed"])
 def test_a_recipe_of_somebody_else_may_start_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -146,6 +146,9 @@ def test_a_recipe_of_somebody_else_may_start_nothing(
         layout.signature.unlink()
     if how == "another key":
         become_somebody_else(monkeypatch, tmp_path)
+    if how == "odd letters":
+        signature = json.loads(layout.signature.read_text())
+        layout.signature.write_text(json.dumps({**signature, "mac": "é" * 64}))
     recipe = str(layout.config_toml)
     with pytest.raises(ConfigError, match=r"starts a process.*--trust-run"):
         read_config(recipe, None, None)
