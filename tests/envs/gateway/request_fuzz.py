@@ -42,6 +42,7 @@ CONFIG = ToolServerConfig(
 )
 PROTOCOLS = ("native", "stream", "mcp", "openenv")
 ANSWER_S = 60.0
+FRAME_BYTES = 2**22
 SERVER = """
 import asyncio, sys
 from envs.gateway.serve import ServedTasks, serve_tasks
@@ -229,7 +230,10 @@ async def _frame(_: str, rng: random.Random, port: int) -> str:
     """Send one frame of a stream; it is answered, or the connection is closed with a code."""
     kind, good = rng.choice(GOOD["stream"])
     body = _wrong(good, rng)
-    messages: object = [[number, kind, body] for number in range(rng.choice([1, 1, 1, 2, 50]))]
+    # A server refuses what is far larger than a frame unread; here it would not fit into memory.
+    most = 50 if len(_packed(body)) < FRAME_BYTES else 1
+    copies = min(most, rng.choice([1, 1, 1, 2, 50]))
+    messages: object = [[number, kind, body] for number in range(copies)]
     if rng.random() < 0.1:
         messages = _wrong(messages, rng)
     frame = _packed(messages)
@@ -312,7 +316,8 @@ def _wrong(good: object, rng: random.Random) -> object:
         case 1 if isinstance(inside, dict):
             inside |= {f"k{number}": _odd(rng) for number in range(many)}
         case 2:
-            inside[key] = [_odd(rng)] * many
+            odd = _odd(rng)
+            inside[key] = [odd] * (min(many, 5_000) if isinstance(odd, str) else many)
         case _:
             inside[key] = {f"k{number}": 0 for number in range(many)}
     return content
