@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from envs.server.guard import EVERY_HOST, DoorGuard, Hosts, error_response
+from envs.server.guard import EVERY_HOST, Hosts, RequestGuard, error_response
 from envs.server.metrics import ToolMetrics
 from envs.server.routes import PROMETHEUS_TEXT, Refusal, ToolRoutes
 from envs.server.session_host import SessionHost
@@ -102,7 +102,7 @@ def create_app(
         app.include_router(router)
     app.add_exception_handler(Refusal, _refuse)
     app.add_exception_handler(HTTPException, _refuse_request)
-    app.add_middleware(DoorGuard, token=token, hosts=hosts)
+    app.add_middleware(RequestGuard, token=token, hosts=hosts)
     return app
 
 

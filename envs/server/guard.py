@@ -74,7 +74,7 @@ def hosts_of(listener: socket.socket, allowed: Sequence[str] = ()) -> Hosts:
     return Hosts(frozenset(names), addresses=address.is_unspecified)
 
 
-class DoorGuard:
+class RequestGuard:
     """ASGI middleware: refuses what does not come from a client of this server."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: Hosts) -> None:
@@ -94,7 +94,7 @@ class DoorGuard:
             message = "all connections that this server may have are in use; close some or wait"
             refused = WireError(kind="full", message=message, retry_after_s=1.0)
         if refused is not None:
-            await refusal_of_stranger(refused)(scope, receive, send)
+            await unidentified_refusal(refused)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] in _WITH_BODY:
             body = await _body(headers, receive)
@@ -235,7 +235,7 @@ def error_response(error: WireError) -> Response:
     return Response(_text(error), STATUS_OF_ERROR[error.kind], _headers(error), media_type=JSON)
 
 
-def refusal_of_stranger(error: WireError) -> Response:
+def unidentified_refusal(error: WireError) -> Response:
     """Return the HTTP response for `error`, after which the connection ends."""
     return _Farewell(error, _UNKNOWN_LINGER_BYTES, _UNKNOWN_LINGER_S)
 

@@ -236,7 +236,7 @@ def test_a_viewer_steers_nothing_and_a_wrong_token_opens_nothing(
     viewer.page.get_by_role("button", name="Export").click()
     assert viewer.page.get_by_role("link", name="Rows, JSONL").is_visible()
     assert viewer.page.get_by_text("Make an SFT set").count() == 0
-    stranger = visit(token="")
-    stranger.page.goto(f"{stranger.url}/runs#token=not-the-token-of-this-one")
-    stranger.page.get_by_label("Token").wait_for()
-    assert "token" not in stranger.page.url
+    unknown = visit(token="")
+    unknown.page.goto(f"{unknown.url}/runs#token=not-the-token-of-this-one")
+    unknown.page.get_by_label("Token").wait_for()
+    assert "token" not in unknown.page.url

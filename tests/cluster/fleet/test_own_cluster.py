@@ -41,7 +41,7 @@ def test_the_own_one_of_several_clusters_is_found(running: Running) -> None:
     assert own_cluster() == "10.0.0.2:6379"
 
 
-def test_a_strangers_cluster_is_named_and_not_joined(
+def test_a_cluster_of_others_is_named_and_not_joined(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running(("10.0.0.1:6379", THEIRS))

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout.store.ledger_state import State
+from rollout.store.ledger_state import DropReason, State
 from rollout.store.run_reader import RunReader
 
 pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
@@ -125,5 +125,6 @@ def test_a_killed_job_resumes_without_losing_or_repeating_a_group(tmp_path: Path
     )
     assert trained_before >= 2
     assert finished <= {row.episode for row in reader.episodes()}, "no finished episode was lost"
-    lost = [episode for episode in finished if state.entries[episode].state is not State.TRAINED]
-    assert lost == [], "every finished group was trained"
+    unused = [state.entries[e] for e in finished if state.entries[e].state is not State.TRAINED]
+    # An episode that waited for the rest of its group, over the kill, may be too old then.
+    assert {entry.reason for entry in unused} <= {DropReason.STALE}, unused

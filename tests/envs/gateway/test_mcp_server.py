@@ -141,7 +141,7 @@ def rpc(method: str, **params: object) -> dict[str, object]:
     return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
 
 
-async def test_one_client_cannot_keep_all_seats() -> None:
+async def test_one_client_cannot_keep_all_sessions() -> None:
     host = ScriptedHost()
     config = ToolServerConfig(max_sessions=4)
     headers = {"accept": "application/json, text/event-stream"}

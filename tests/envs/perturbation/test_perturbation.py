@@ -280,7 +280,7 @@ async def test_distractors_answer_without_the_base() -> None:
     assert tools.sessions[0].calls == []
 
 
-async def test_weather_is_drawn_from_the_seed_and_the_number_of_the_call() -> None:
+async def test_weather_is_sampled_from_the_seed_and_the_number_of_the_call() -> None:
     adapted = perturb(TYPED, "union", 2)
     assert adapted.adaptation is not None
     weather = FaultSchedule(adapted.adaptation, 7)

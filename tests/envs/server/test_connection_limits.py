@@ -86,7 +86,7 @@ async def test_the_deadline_is_for_heads_alone(monkeypatch: pytest.MonkeyPatch) 
         await client.close()
 
 
-async def test_strangers_make_way_for_clients() -> None:
+async def test_unknown_clients_make_way_for_known_ones() -> None:
     limits = ConnectionLimits(64)
     async with serving(limits=limits) as served, asyncio.timeout(DEADLINE_S):
         client = ToolClient(served.address, CONFIG, TOKEN)

@@ -60,7 +60,7 @@ EVIL = "evil.example"
         ({"x-padding": "x" * 20_000}, 431, "head_too_large"),
     ],
 )
-async def test_a_page_and_a_stranger_stay_out(
+async def test_pages_and_unknown_clients_stay_out(
     http: httpx.AsyncClient, path: str, headers: dict[str, str], status: int, kind: str
 ) -> None:
     refused = await http.get(path, headers=headers)

@@ -117,12 +117,12 @@ async def test_closing_the_client_ends_what_waits(served: Served) -> None:
 
 
 async def test_wrong_token_and_closed_client(served: Served) -> None:
-    stranger = ToolClient(served.address, CONFIG, "guess")
+    unknown = ToolClient(served.address, CONFIG, "guess")
     with pytest.raises(ToolServerError, match="unauthorized"):
-        await stranger.open_session(TOOLS, 1, "trial")
-    await stranger.close()
+        await unknown.open_session(TOOLS, 1, "trial")
+    await unknown.close()
     with pytest.raises(ToolServerError, match="was closed"):
-        await stranger.open_session(TOOLS, 1, "trial")
+        await unknown.open_session(TOOLS, 1, "trial")
 
 
 async def test_killed_server_is_a_typed_error_at_once(server: ToolServerProcess) -> None:

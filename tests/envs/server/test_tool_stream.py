@@ -128,7 +128,7 @@ async def test_frame_without_messages_ends_the_connection(
             await asyncio.sleep(0.01)
 
 
-async def test_strangers_and_browsers_stay_out(served: Served) -> None:
+async def test_unknown_clients_and_browsers_stay_out(served: Served) -> None:
     for headers in ({"authorization": "Bearer guess"}, {"origin": "http://evil.example"}):
         with pytest.raises(InvalidStatus) as refused:
             await dial(served, **headers)

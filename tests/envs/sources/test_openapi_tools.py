@@ -258,7 +258,7 @@ def test_wrong_arguments_are_unprocessable(
     assert library("addBook", **arguments) == f"422 Unprocessable Entity: {message}"
 
 
-def test_other_answers_are_examples_or_drawn_from_the_seed(library: Calls) -> None:
+def test_other_answers_are_examples_or_sampled_from_the_seed(library: Calls) -> None:
     example = {"reader": "ada", "mail": "ada@example.com", "fines": 1.5}
     assert library("getReader", reader="ada") == example
     drawn = library("getReader", reader="bob")

@@ -114,7 +114,7 @@ def test_an_answer_is_nowhere_in_what_the_sandbox_sees() -> None:
         assert named(operation).apply(value) not in "".join(task.tool_set.sources)
 
 
-def test_half_of_train_recurs_and_the_rest_is_redrawn() -> None:
+def test_half_of_train_recurs_and_the_rest_is_sampled_anew() -> None:
     recurrent = {tool.name for tool in recurrent_tools()}
     tasks = drawn("train", count=600)
     known = [names_in([task]) <= recurrent for task in tasks]

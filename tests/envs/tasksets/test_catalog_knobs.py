@@ -151,7 +151,7 @@ def test_the_same_seed_draws_the_same_tasks_whatever_the_knobs(name: str) -> Non
         assert drawn(CONFIGS[name], split) == drawn(CONFIGS[name], split, count=40)[:25]
 
 
-def test_levels_keep_their_depth_and_every_kind_is_drawn_and_tagged() -> None:
+def test_levels_keep_their_depth_and_every_kind_is_sampled_and_tagged() -> None:
     tasks = drawn(HARD, count=500)
     seen = Counter((task.tags["novelty"], task.tags["depth"]) for task in tasks)
     assert set(seen) == {
@@ -249,7 +249,7 @@ def test_duplicates_repeat_operations_and_say_so() -> None:
     assert "duplicates" not in drawn(HARD, count=1)[0].tags
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_what_cannot_be_sampled_is_refused() -> None:
     for fields, message in (
         ({"depths": {"1": 0.0}}, "weight above 0"),
         ({"depths": {"4": 1.0}}, "depths"),

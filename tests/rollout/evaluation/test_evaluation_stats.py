@@ -124,7 +124,7 @@ def test_many_pairs_draw_their_flips_by_the_seed_and_come_close() -> None:
     assert p == pytest.approx(brute_force_p(differences), abs=0.02)
 
 
-def test_drawn_p_values_are_uniform_where_nothing_differs() -> None:
+def test_sampled_p_values_are_uniform_where_nothing_differs() -> None:
     rng = np.random.default_rng(0)
     ps = [sign_flip_p(rng.normal(size=16).tolist(), seed=i)[0] for i in range(40)]
     assert 0.35 < sum(ps) / len(ps) < 0.65

@@ -139,8 +139,8 @@ def test_who_was_replaced_writes_nothing_more(tmp_path: Path) -> None:
     run.append(to_batch([make_episode("e0")]))
     layout = run.layout
     mine = seen(layout, 1).holder
-    stranger = Holder(host="elsewhere", pid=9, started="2", place="boot/ns", lease_s=60.0)
-    layout.lock_holder(2).write_text(stranger.text())
+    elsewhere = Holder(host="elsewhere", pid=9, started="2", place="boot/ns", lease_s=60.0)
+    layout.lock_holder(2).write_text(elsewhere.text())
     layout.lock_holder(1).unlink()
     run._lock.lease._touched_at -= 1_000  # type: ignore[union-attr]
     with pytest.raises(StoreError, match="was taken over by process 9 on elsewhere"):
@@ -150,7 +150,7 @@ def test_who_was_replaced_writes_nothing_more(tmp_path: Path) -> None:
     assert mine.pid == os.getpid()
     run.close()
     assert layout.lock_holders() == [2], "the file of the other stays"
-    assert seen(layout, 2).holder == stranger
+    assert seen(layout, 2).holder == elsewhere
 
 
 @pytest.mark.usefixtures("on_nfs")
