@@ -22,7 +22,8 @@ from rollout.store.run_reader import RunReader
 pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[3]
-STEPS = 5
+STEPS = 12
+"""So many that the kill comes long before the last one, on a quick machine too."""
 
 
 def command(folder: Path, models: Path, *more: str) -> list[str]:
