@@ -49,6 +49,7 @@ from cluster.cli.path_checks import (
     check_inputs,
     check_run_folder,
     check_sources,
+    check_turns,
     check_unmirrored,
     run_at,
 )
@@ -253,6 +254,7 @@ def collect(
     stop_if_dry(config, dry_run=dry_run)
     target = absolute_place("--out", out or config.path / "collected", os.environ)
     check_inputs(config)
+    check_turns(config)
     check_run_folder(target, resume=resume or requeue, elsewhere="choose another --out")
     found = stack("teachers.collect", slow=True).run_collect(
         config, target, resume=resume, requeue=requeue, trusted=trust_run

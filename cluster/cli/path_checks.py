@@ -17,9 +17,13 @@ _DEPTH = 2
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise MissingError where the model's folder, or a file of tasks or turns, does not exist."""
+    """Raise MissingError where the model's folder or the file of tasks does not exist."""
     check_model(config.model.path)
     check_tasks(config)
+
+
+def check_turns(config: RunConfig) -> None:
+    """Raise MissingError where `collect.turns` names a file that does not exist."""
     turns = config.collect.turns
     if turns and not Path(turns).expanduser().is_file():
         raise MissingError(

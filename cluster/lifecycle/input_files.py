@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from cluster.config.run_config import RunConfig
 from rollout.chat.shipped import CHAT_TEMPLATE_FILE, shipped_names, template_path
+from rollout.store.run_layout import RunKind
 
 _OF_MODEL = (
     "config.json",
@@ -20,17 +21,21 @@ _OF_MODEL = (
 )
 """Files of a model folder that decide which tokens a conversation becomes, and where it stops.
 Weights are left out: they are large, and a checkpoint replaces them."""
+_TURNS = "collect.turns"
+"""Key of a file that collections alone read."""
 _BLOCK = 1 << 20
 _LONGEST_NAME = 255
 """Bytes that a file name may have at most; a question is longer, or names no file."""
 
 
-def input_digests(config: RunConfig) -> dict[str, str]:
-    """Return the SHA-256, in hexadecimal, of every file that `config` names, by its key.
+def input_digests(config: RunConfig, kind: RunKind) -> dict[str, str]:
+    """Return the SHA-256, in hexadecimal, of every file that a run of `kind` reads of those that
+    `config` names, by its key.
 
     Files that are not there are left out: another check refuses them.
     """
-    return {where: _digest(path) for where, path in _files(config) if path.is_file()}
+    found = _digests(config)
+    return found if kind is RunKind.COLLECT else {w: d for w, d in found.items() if w != _TURNS}
 
 
 def edited_files(before: Mapping[str, str], config: RunConfig) -> list[str]:
@@ -39,8 +44,12 @@ def edited_files(before: Mapping[str, str], config: RunConfig) -> list[str]:
     A file that was not recorded, as in older run directories, is not compared. One that was
     recorded and is gone counts as edited.
     """
-    now = input_digests(config)
+    now = _digests(config)
     return [where for where, digest in before.items() if now.get(where) != digest]
+
+
+def _digests(config: RunConfig) -> dict[str, str]:
+    return {where: _digest(path) for where, path in _files(config) if path.is_file()}
 
 
 def _files(config: RunConfig) -> Iterator[tuple[str, Path]]:
@@ -57,7 +66,7 @@ def _files(config: RunConfig) -> Iterator[tuple[str, Path]]:
         yield "env.path", path
         yield from ((f"env.path/{name}", path.parent / name) for name in sorted(_beside(path)))
     if config.collect.turns:
-        yield "collect.turns", Path(config.collect.turns)
+        yield _TURNS, Path(config.collect.turns)
 
 
 def _beside(tasks: Path) -> set[str]:

@@ -235,5 +235,5 @@ def _info(config: RunConfig, kind: RunKind) -> RunInfo:
         created_at=time.time(),
         command=shlex.join(sys.argv),
         versions={name: version(name) for name in STACK},
-        input_digests=input_digests(config),
+        input_digests=input_digests(config, kind),
     )

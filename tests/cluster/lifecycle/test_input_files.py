@@ -47,15 +47,20 @@ def config(tmp_path: Path, files: dict[str, Path]) -> RunConfig:
 def test_an_edited_file_is_named_on_resume(
     config: RunConfig, files: dict[str, Path], change: Callable[[Path], object]
 ) -> None:
-    with new_run(config.path, config, RunKind.TRAIN) as run:
+    with new_run(config.path, config, RunKind.COLLECT) as run:
         run.record_metrics(1, {"loss": 0.5})
-    check_run(RunKind.TRAIN, config.path, config, Resume.REQUIRED)
+    check_run(RunKind.COLLECT, config.path, config, Resume.REQUIRED)
     for key, path in files.items():
         before = path.read_text()
         change(path)
         with pytest.raises(ConfigError, match=rf"other contents of .*{key}\b.*: restore"):
-            check_run(RunKind.TRAIN, config.path, config, Resume.REQUIRED)
+            check_run(RunKind.COLLECT, config.path, config, Resume.REQUIRED)
         path.write_text(before)
+
+
+def test_training_does_not_read_written_turns(config: RunConfig) -> None:
+    assert "collect.turns" in input_digests(config, RunKind.COLLECT)
+    assert "collect.turns" not in input_digests(config, RunKind.TRAIN)
 
 
 def test_what_was_not_recorded_is_not_compared(config: RunConfig) -> None:
@@ -64,4 +69,4 @@ def test_what_was_not_recorded_is_not_compared(config: RunConfig) -> None:
 
 def test_a_built_model_and_a_shipped_template_have_no_files() -> None:
     config = load_config("catalog", ["model.chat_template=chatml"])
-    assert input_digests(config) == {}
+    assert input_digests(config, RunKind.TRAIN) == {}
