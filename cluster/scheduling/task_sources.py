@@ -67,6 +67,12 @@ def written_tasks(config: RunConfig, environment: Environment) -> list[Task]:
     return training
 
 
+def unused_turns(config: RunConfig, environment: Environment) -> list[str]:
+    """Return the tasks whose turns somebody wrote, and which are not for training."""
+    used = {task.id for task in written_tasks(config, environment)}
+    return [name for name in written_turns(config, environment) if name not in used]
+
+
 def written_turns(config: RunConfig, environment: Environment) -> dict[str, Turns]:
     """Return the turns that somebody wrote, by the id of their task. Raises ConfigError."""
     if environment.endless:

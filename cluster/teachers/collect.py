@@ -29,6 +29,7 @@ from cluster.scheduling.prompt_check import check_some_prompts
 from cluster.scheduling.task_sources import (
     collection_size,
     demonstrated_tasks,
+    unused_turns,
     written_turns,
 )
 from cluster.scheduling.tool_check import say_of_tools, training_sample
@@ -58,6 +59,7 @@ _APART = ("by_tag", "failures", "examples")
 """Parts of the report that are shown apart from its numbers."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ATTEMPTS_OF_TURNS = 2
+"""A second one only for a tool server that was lost."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -86,6 +88,8 @@ def run_collect(
         _check_source(inputs, progress)
         if warning := check_some_prompts(inputs, demonstrated_tasks(config, inputs.environment)):
             progress.say(warning)
+        if section.source == "turns" and (left := unused_turns(config, inputs.environment)):
+            progress.say(f"turns of {', '.join(left)} are not used: they are no training tasks")
         say_of_tools(config, training_sample(config, inputs.environment), progress)
         with ray_session(config) if section.source == "policy" else nullcontext():
             affordable = run_async(_collect(inputs, opening, size, progress))

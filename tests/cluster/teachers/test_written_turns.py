@@ -59,10 +59,13 @@ def collected(world: Path, config: RunConfig, *, resume: bool = False) -> tuple[
     return report, from_batch(reader.batch(list(reader.last_attempts())))
 
 
-def test_turns_of_training_tasks_become_demonstrations(world: Path) -> None:
+def test_turns_of_training_tasks_become_demonstrations(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     turns = {"more": [ADD, ANSWER], "file-sum": [ADD, ANSWER], "held": [ADD, ANSWER]}
     config = recipe(world, turns, "episode.mode=direct", "tools.record=true")
     report, episodes = collected(world, config)
+    assert "turns of file-held are not used" in capsys.readouterr().err
     assert {episode.lease.task for episode in episodes} == {"file-sum", "file-more"}
     assert {(e.outcome, e.reward, e.source) for e in episodes} == {(Outcome.ANSWERED, 1.0, "turns")}
     assert report["episodes"] == 2
