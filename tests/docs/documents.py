@@ -1,8 +1,10 @@
 """Blocks of commands in README, CONTRIBUTING and docs/, and what is said about running them."""
 
+import os
 import re
 import shlex
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,23 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def run_blocks(found: Sequence[Block], folder: Path, limit_s: float) -> str:
+    """Run blocks in their order in `folder`, as a reader would, and return their output."""
+    script = "set -euo pipefail\n" + "\n".join(block.text for block in found)
+    programs = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-xc", script],
+        cwd=folder,
+        env={**os.environ, "PATH": programs},
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-8000:]
+    return ended.stdout
 
 
 def blocks() -> list[Block]:

@@ -1,7 +1,5 @@
 """Every command in the documentation runs here, or says what it needs and is at least accepted."""
 
-import os
-import subprocess
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import typer
 from cluster.cli.main import app
 from cluster.config.run_config import load_config
 from cluster.study.recipe import load_study
-from tests.docs.documents import Block, blocks
+from tests.docs.documents import Block, blocks, run_blocks
 from tests.project_tree import ROOT
 
 BLOCKS = blocks()
@@ -91,15 +89,4 @@ def _overrides(values: dict[str, object]) -> list[str]:
     [pytest.param(page, marks=pytest.mark.long if page in _LONG_PAGES else ()) for page in RUNNING],
 )
 def test_the_commands_of_a_page_run_in_their_order(page: str, tmp_path: Path) -> None:
-    script = "set -euo pipefail\n" + "\n".join(block.text for block in RUNNING[page])
-    programs = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    ended = subprocess.run(
-        ["bash", "-xc", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": programs},
-        capture_output=True,
-        text=True,
-        timeout=880,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-8000:]
+    run_blocks(RUNNING[page], tmp_path, 880)

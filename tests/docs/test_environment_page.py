@@ -3,9 +3,7 @@ commands, which end with a trained policy.
 """
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from envs.tasksets.file.config import FileEnvConfig
 from envs.tasksets.file.environment import FileEnvironment
 from learner.pretrained.tiny_model import build_tokenizer
 from rollout.chat.template import ChatTemplate
-from tests.docs.documents import blocks
+from tests.docs.documents import blocks, run_blocks
 from tests.project_tree import ROOT
 from tests.rollout.own_world import TOOLS, answer, call, nowhere, play
 
@@ -67,18 +65,8 @@ def test_the_commands_of_the_page_end_with_a_trained_policy(tmp_path: Path) -> N
     write_files(tmp_path / "mine")
     mark = "needs: the folder above"
     found = [each for each in blocks() if each.page.name == PATH.name and mark in each.mark]
-    programs = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    ended = subprocess.run(
-        ["bash", "-xc", "\n".join(["set -euo pipefail", *(block.text for block in found)])],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": programs},
-        capture_output=True,
-        text=True,
-        timeout=2340,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-8000:]
-    assert "rewards: file-1 1, file-2 1, file-4 1; no remarks" in ended.stdout
+    said = run_blocks(found, tmp_path, 2340)
+    assert "rewards: file-1 1, file-2 1, file-4 1; no remarks" in said
     for run in ("after-sft", "after-rl"):
         report = json.loads((tmp_path / "runs" / run / "eval.json").read_text())
         assert report["accuracy"] >= 0.4, run  # without demonstrations it is 0
