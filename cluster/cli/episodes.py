@@ -78,7 +78,8 @@ def replay(
 def show(
     run: RunArgument,
     episode: Annotated[
-        str | None, typer.Argument(help="Show this episode (its id, or a unique prefix).")
+        str | None,
+        typer.Argument(help="Show this episode: its id, a unique prefix, or its task's name."),
     ] = None,
     outcome: Annotated[
         Outcome | None, typer.Option(help="List only episodes with this outcome.")

@@ -94,7 +94,7 @@ class RequestGuard:
             message = "all connections that this server may have are in use; close some or wait"
             refused = WireError(kind="full", message=message, retry_after_s=1.0)
         if refused is not None:
-            await unidentified_refusal(refused)(scope, receive, send)
+            await final_refusal(refused)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] in _WITH_BODY:
             body = await _body(headers, receive)
@@ -235,7 +235,7 @@ def error_response(error: WireError) -> Response:
     return Response(_text(error), STATUS_OF_ERROR[error.kind], _headers(error), media_type=JSON)
 
 
-def unidentified_refusal(error: WireError) -> Response:
+def final_refusal(error: WireError) -> Response:
     """Return the HTTP response for `error`, after which the connection ends."""
     return _Farewell(error, _UNKNOWN_LINGER_BYTES, _UNKNOWN_LINGER_S)
 
